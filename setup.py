@@ -1,0 +1,37 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'vla_policy_node'
+
+
+def files(pattern):
+    return sorted(str(path) for path in Path().glob(pattern))
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (f'share/{NAME}', ['package.xml']),
+        (f'share/{NAME}/launch', files('launch/*.launch.py')),
+        (f'share/{NAME}/config', files('config/*')),
+    ],
+    install_requires=['setuptools'],
+    zip_safe=True,
+    maintainer='vla_policy_node maintainers',
+    maintainer_email='maintainers@vla-policy-node.invalid',
+    description='Serves accelerated vision-language-action policies to a robot.',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    entry_points={
+        'console_scripts': [
+            'vla = vla_policy_node.cli:main',
+            'policy_node = vla_policy_node.nodes.policy_node:main',
+            'visualizer_node = vla_policy_node.nodes.visualizer_node:main',
+            'world_node = vla_policy_node.nodes.world_node:main',
+        ],
+    },
+)
