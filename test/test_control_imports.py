@@ -1,0 +1,48 @@
+"""Layering: the control layer needs neither ROS nor torch; its codes are those of the message."""
+
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vla_policy_node.control as control
+from vla_policy_node.control.hold import Hold, HoldReason
+
+ROOT = Path(__file__).parents[1]
+MODULES = [f'{control.__name__}.{m.name}' for m in pkgutil.iter_modules(control.__path__)]
+
+
+def test_control_imports_neither_ros_nor_torch():
+    script = (
+        f'import importlib, sys; [importlib.import_module(name) for name in {MODULES}]; '
+        'print(*sorted({name.partition(".")[0] for name in sys.modules}))'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.split())
+    assert 'numpy' in loaded
+    assert not loaded & {'rclpy', 'torch', 'vla_msgs', 'sensor_msgs', 'mujoco', 'cv2'}
+
+
+def test_control_never_reads_a_clock():
+    for path in (ROOT / 'vla_policy_node' / 'control').glob('*.py'):
+        assert not re.search(r'^\s*(import|from) (time|datetime)\b', path.read_text(), re.M), path
+
+
+def test_hold_codes_are_those_of_the_message():
+    text = (ROOT / 'vla_msgs' / 'msg' / 'HoldReason.msg').read_text()
+    codes = {name: int(code) for name, code in re.findall(r'^uint8 (\w+)=(\d+)', text, re.M)}
+    assert {reason.name: reason.value for reason in HoldReason} == codes
+
+
+@pytest.mark.parametrize('code', HoldReason)
+def test_every_hold_is_one_sentence(code):
+    text = Hold(code, 'wrist').text
+    assert text.endswith('.') and '\n' not in text
+    if code.name.startswith('INPUT') or code in (HoldReason.CAMERA_SPREAD, HoldReason.CLOCK_JUMP):
+        assert 'wrist' in text
+        assert '{' not in Hold(code).text

@@ -1,0 +1,9 @@
+"""Everything between the sensors and the policy, and between the policy and the robot.
+
+`pairing` and `freeze` decide which observation may be used, `executors` (with `ensemble`) which
+action is due, `action_spec` and `rotations` what it means, `limits` how much of it may be sent,
+`hold` why nothing is sent, `latency` how long things took.
+
+Pure Python and numpy: neither ROS nor torch is imported here. Time is always integer nanoseconds
+on one clock that the caller supplies; nothing here reads a clock.
+"""

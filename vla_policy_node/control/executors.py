@@ -1,0 +1,238 @@
+"""Which action of which chunk is due now.
+
+Element i of a chunk is for the control period that ends at
+`observation_stamp + (i + 1) * period`. A tick at time T commands the period that ends at
+T + period, its target. So elements that became late during inference are skipped by counting
+time since the observation, never by estimating a delay, and a chunk is never restarted at 0
+(the robot would go back a few steps at every seam).
+"""
+
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_policy_node.control.action_spec import MOTION, checked_actions
+from vla_policy_node.control.ensemble import EnsembleSettings
+
+# After a pause this long the phase of the command timer means nothing any more.
+GAP_PERIODS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The action for one control period.
+
+    action: [7] in the units of the chunk, read-only.
+    chunk_step: its index in the newest chunk it comes from.
+    observation_stamp_ns: capture stamp of the observation behind that chunk.
+    target_time_ns: end of the control period, on the grid of earlier targets.
+    disagreement: RMS distance in action units, gripper excluded, of the averaged predictions to
+        their average; NaN when there is only one.
+    """
+
+    action: np.ndarray
+    chunk_step: int
+    observation_stamp_ns: int
+    target_time_ns: int
+    disagreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    actions: np.ndarray
+    stamp_ns: int
+
+
+class ChunkExecutor(ABC):
+    """Holds chunks and serves each target time at most once.
+
+    Targets increase strictly: one that falls on a period already served gives None. Targets snap
+    to the grid of the earlier ones, so that timer jitter below half a period neither skips nor
+    repeats an element; a pause of more than GAP_PERIODS starts a new grid. When the clock goes
+    back, call `reset`.
+
+    One lock covers everything: between looking at the chunks and changing them nothing happens.
+    """
+
+    def __init__(self, period_ns: int, depth: int):
+        if period_ns <= 0:
+            raise ValueError(f'The control period is {period_ns} ns; it must be positive.')
+        self._period_ns = period_ns
+        self._lock = threading.Lock()
+        self._chunks: deque[_Chunk] = deque(maxlen=depth)  # oldest first
+        self._last_target_ns: int | None = None
+        self._epoch = 0
+        self._counts: Counter[str] = Counter()
+
+    @abstractmethod
+    def needs_inference(self, target_time_ns: int) -> bool:
+        """Return whether a chunk should be computed now (worker thread)."""
+
+    def push(self, actions: np.ndarray, observation_stamp_ns: int, epoch: int) -> None:
+        """Add the chunk [K, 7] of one inference (worker thread).
+
+        `epoch` is the one the inference was started under; a chunk of another epoch, or one
+        that is not newer than the last, is discarded and counted. Raises HoldError
+        (ACTION_INVALID) for a non-finite chunk and ValueError for another shape.
+        """
+        chunk = _Chunk(checked_actions(actions), observation_stamp_ns)
+        with self._lock:
+            if epoch != self._epoch:
+                self._counts['chunks_of_other_epoch'] += 1
+            elif self._chunks and observation_stamp_ns <= self._chunks[-1].stamp_ns:
+                self._counts['chunks_out_of_order'] += 1
+            else:
+                self._counts['chunks'] += 1
+                if self._last_target_ns is not None:
+                    late = self._index(chunk, self._last_target_ns) + 1
+                    self._counts['late_elements'] += min(max(late, 0), len(chunk.actions))
+                self._chunks.append(chunk)
+
+    def pop(self, target_time_ns: int) -> Step | None:
+        """Return the action for the period that ends at target_time_ns (command timer thread).
+
+        None if no chunk covers it or its period was served before. Never waits for the worker.
+        """
+        with self._lock:
+            target_ns = self._snap(target_time_ns)
+            if target_ns is None:
+                self._counts['repeated_targets'] += 1
+                return None
+            self._last_target_ns = target_ns
+            self._drop_chunks_of_another_clock(target_ns)
+            covering = self._covering(target_ns)
+            if not covering:
+                return None
+            action, disagreement = self._merge([c.actions[i] for c, i in covering])
+            newest, index = covering[-1]
+            self._counts['actions'] += 1
+            return Step(action, index, newest.stamp_ns, target_ns, disagreement)
+
+    def reset(self, epoch: int) -> None:
+        """Forget all chunks; from now on only chunks of this epoch are accepted (any thread)."""
+        with self._lock:
+            self._epoch = epoch
+            self._chunks.clear()
+            self._last_target_ns = None
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether a chunk of the present epoch has arrived, used up or not (any thread)."""
+        with self._lock:
+            return bool(self._chunks)
+
+    def counts(self) -> dict[str, int]:
+        """Return chunks, actions and everything discarded, by name (any thread)."""
+        with self._lock:
+            return dict(self._counts)
+
+    # The rest runs with the lock held.
+
+    def _merge(self, candidates: list[np.ndarray]) -> tuple[np.ndarray, float]:
+        """Return the action [7] for candidates, oldest first, and their disagreement."""
+        return candidates[-1], math.nan
+
+    def _drop_chunks_of_another_clock(self, target_ns: int) -> None:
+        # An inference that was under way when the clock went back ends after `reset`. Its stamp
+        # lies in the future and would make every chunk that follows look out of order.
+        while self._chunks and (
+            self._chunks[-1].stamp_ns > target_ns + GAP_PERIODS * self._period_ns
+        ):
+            self._chunks.pop()
+            self._counts['chunks_from_the_future'] += 1
+
+    def _covering(self, target_ns: int) -> list[tuple[_Chunk, int]]:
+        indexed = [(chunk, self._index(chunk, target_ns)) for chunk in self._chunks]
+        return [(chunk, i) for chunk, i in indexed if 0 <= i < len(chunk.actions)]
+
+    def _index(self, chunk: _Chunk, target_ns: int) -> int:
+        return _rounded_ratio(target_ns - chunk.stamp_ns, self._period_ns) - 1
+
+    def _snap(self, target_ns: int) -> int | None:
+        if self._last_target_ns is None:
+            return target_ns
+        periods = _rounded_ratio(target_ns - self._last_target_ns, self._period_ns)
+        if periods < 1:
+            return None
+        if periods > GAP_PERIODS:
+            return target_ns
+        return self._last_target_ns + periods * self._period_ns
+
+
+class SyncExecutor(ChunkExecutor):
+    """Plays a chunk to its end, then asks for the next one; the robot holds meanwhile."""
+
+    def __init__(self, period_ns: int):
+        super().__init__(period_ns, depth=1)
+
+    def needs_inference(self, target_time_ns: int) -> bool:
+        """Return True once no element is left for the target, or for the next unserved one."""
+        with self._lock:
+            if self._last_target_ns is not None:
+                target_time_ns = max(target_time_ns, self._last_target_ns + self._period_ns)
+            return not self._covering(target_time_ns)
+
+
+class AsyncExecutor(ChunkExecutor):
+    """Infers all the time; every new chunk takes over at the element whose time has come."""
+
+    def __init__(self, period_ns: int):
+        # Two: until the first period of the newest chunk begins, the one before it serves. That
+        # is a tick away if the camera clock runs slightly ahead.
+        super().__init__(period_ns, depth=2)
+
+    def needs_inference(self, target_time_ns: int) -> bool:
+        """Return True: the next observation is always worth an inference."""
+        return True
+
+
+class TemporalEnsembleExecutor(ChunkExecutor):
+    """Averages what all recent chunks predict for the target (ACT, CogACT).
+
+    The gripper is never averaged, nor asked for agreement: half open is no grasp, so its value
+    is the newest chunk's.
+    """
+
+    def __init__(self, period_ns: int, settings: EnsembleSettings):
+        super().__init__(period_ns, depth=settings.horizon)
+        self._settings = settings
+
+    def needs_inference(self, target_time_ns: int) -> bool:
+        """Return True: every chunk adds a prediction."""
+        return True
+
+    def _merge(self, candidates: list[np.ndarray]) -> tuple[np.ndarray, float]:
+        motions = np.stack(candidates)[:, MOTION]
+        action = candidates[-1].copy()
+        action[MOTION] = self._settings.weights(motions) @ motions
+        action.setflags(write=False)
+        if len(candidates) == 1:
+            return action, math.nan
+        return action, float(np.sqrt(np.mean((motions - action[MOTION]) ** 2)))
+
+
+EXECUTION_MODES = ('sync', 'async', 'temporal_ensemble')
+
+
+def create_executor(
+    mode: str, period_ns: int, ensemble: EnsembleSettings | None = None
+) -> ChunkExecutor:
+    """Return the executor of one of EXECUTION_MODES; `ensemble` is for 'temporal_ensemble'."""
+    if mode == 'sync':
+        return SyncExecutor(period_ns)
+    if mode == 'async':
+        return AsyncExecutor(period_ns)
+    if mode == 'temporal_ensemble':
+        return TemporalEnsembleExecutor(period_ns, ensemble or EnsembleSettings())
+    raise ValueError(
+        f"Execution mode '{mode}' is unknown; use one of {', '.join(EXECUTION_MODES)}."
+    )
+
+
+def _rounded_ratio(numerator: int, denominator: int) -> int:
+    """Round to the nearest integer, halves up, in exact integer arithmetic."""
+    return (2 * numerator + denominator) // (2 * denominator)

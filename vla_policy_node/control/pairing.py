@@ -1,0 +1,237 @@
+"""One observation out of several streams, joined by capture stamp.
+
+Neither camera waits for the other and no callback waits for anything: subscriptions file a
+reference by its stamp, the worker takes the newest set that belongs together. Pairing by arrival
+("the latest of each topic") hides transport delay and serves a dead camera for ever.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vla_policy_node.control.hold import Hold, HoldReason
+
+# Frames that overtook each other on the way are this close; a clock that went back is not.
+REORDER_TOLERANCE_NS = 50_000_000
+# States are small and fast: enough of them for a 1 kHz stream and a camera 200 ms late.
+STATE_DEPTH = 256
+
+_Sample = tuple[int, object]  # capture stamp in ns, payload
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample of every stream, captured at nearly the same time.
+
+    stamp_ns: capture stamp of the first (third-person) camera; actions are counted from it.
+    spread_ns: largest minus smallest camera stamp.
+    payloads, stamps_ns: by stream name; payloads are what was filed, not copies.
+    """
+
+    stamp_ns: int
+    spread_ns: int
+    payloads: Mapping[str, object]
+    stamps_ns: Mapping[str, int]
+
+
+class ObservationPairer:
+    """Joins cameras and states by stamp; never hands out a partial, stale or repeated set.
+
+    cameras: stream names; a set is built around the frames of the first one.
+    states: names of the other streams, for instance the end-effector pose and the gripper.
+    max_spread_ns: largest difference between the camera stamps of one set.
+    max_age_ns: largest age of any sample, from its capture stamp to now.
+    future_tolerance_ns: how far a stamp may lie ahead of now before the clocks disagree.
+    depth: frames kept per camera, at least as many as one camera may lag behind the other.
+    state_tolerance_ns: largest difference between a state and the first camera, by default
+        max_spread_ns.
+
+    All stamps are integer nanoseconds on the clock of `now_ns`.
+    """
+
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        states: Sequence[str],
+        max_spread_ns: int,
+        max_age_ns: int,
+        future_tolerance_ns: int,
+        depth: int = 8,
+        state_tolerance_ns: int | None = None,
+    ):
+        if not cameras or len({*cameras, *states}) != len(cameras) + len(states):
+            raise ValueError(
+                f'Streams {[*cameras, *states]} are unusable; name at least one camera and '
+                'every stream once.'
+            )
+        if depth < 1 or max_age_ns <= 0 or max_spread_ns < 0 or future_tolerance_ns < 0:
+            raise ValueError(
+                f'Pairing bounds are unusable (depth {depth}, max_age {max_age_ns} ns, max_spread '
+                f'{max_spread_ns} ns, future tolerance {future_tolerance_ns} ns); depth and '
+                'max_age must be positive, the others not negative.'
+            )
+        self._cameras = tuple(cameras)
+        self._states = tuple(states)
+        self._max_spread_ns = max_spread_ns
+        self._max_age_ns = max_age_ns
+        self._future_tolerance_ns = future_tolerance_ns
+        self._state_tolerance_ns = (
+            max_spread_ns if state_tolerance_ns is None else state_tolerance_ns
+        )
+        self._samples: dict[str, deque[_Sample]] = {
+            **{camera: deque(maxlen=depth) for camera in self._cameras},
+            **{state: deque(maxlen=STATE_DEPTH) for state in self._states},
+        }
+        self._condition = threading.Condition()
+        self._counts: Counter[str] = Counter()
+        self._used_ns: dict[str, int] = {}  # per camera, stamp of the last frame taken
+        self._awaited = set(self._cameras)  # streams whose next sample may complete a set
+        self._arrived = False
+        self._jumped = ''
+
+    def file(self, stream: str, stamp_ns: int, payload: object) -> None:
+        """Keep a reference to one sample (subscription threads; constant time).
+
+        A repeated stamp and a frame that was overtaken are dropped and counted. A stamp that
+        went back further means that the clock did (a bag that loops): the older samples of the
+        stream are forgotten and `health` reports it once.
+        """
+        with self._condition:
+            samples = self._samples[stream]
+            behind_ns = samples[-1][0] - stamp_ns if samples else -1
+            if behind_ns > REORDER_TOLERANCE_NS:
+                self._counts[f'{stream}.backward'] += 1
+                samples.clear()
+                self._used_ns.pop(stream, None)
+                self._jumped = stream
+            elif behind_ns >= 0:
+                self._counts[f'{stream}.reordered' if behind_ns else f'{stream}.duplicate'] += 1
+                return
+            if stream in self._cameras and len(samples) == samples.maxlen:
+                self._count_unused(stream, samples[0][0], 'evicted')
+            samples.append((stamp_ns, payload))
+            if stream in self._awaited:
+                self._arrived = True
+                self._condition.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until a sample arrived that `take` has not seen (worker thread).
+
+        Returns False at the timeout. States wake the worker only when the last `take` lacked
+        one, so that a 1 kHz joint stream does not spin it.
+        """
+        with self._condition:
+            return self._condition.wait_for(lambda: self._arrived, timeout_s)
+
+    def take(self, now_ns: int) -> Pair | Hold:
+        """Return the newest complete set that was not taken before (worker thread).
+
+        A hold says what is lacking; its code is NONE when all is well and nothing is new.
+        """
+        with self._condition:
+            self._arrived = False
+            result = self._check_streams(now_ns)
+            if result is None:
+                result = self._match(now_ns, self._used_ns.get(self._cameras[0]))
+            self._awaited = set(self._cameras)
+            if isinstance(result, Hold):
+                self._awaited.add(result.stream)
+            else:
+                self._mark_used(result)
+            return result
+
+    def health(self, now_ns: int) -> Hold | None:
+        """Return why the inputs must not move the robot, or None (command timer only).
+
+        Looks at all that is kept, taken or not, so it notices a stream that stops while an
+        inference runs or a chunk plays. A backward stamp is reported by exactly one call: reset
+        whatever counts time from the old stamps then.
+        """
+        with self._condition:
+            if self._jumped:
+                jumped, self._jumped = self._jumped, ''
+                return Hold(HoldReason.CLOCK_JUMP, jumped)
+            hold = self._check_streams(now_ns)
+            if hold is not None:
+                return hold
+            match = self._match(now_ns, None)
+            return match if isinstance(match, Hold) else None
+
+    def ages_ns(self, now_ns: int) -> dict[str, int]:
+        """Return the age of the newest sample of each stream that has one (any thread)."""
+        with self._condition:
+            return {name: now_ns - s[-1][0] for name, s in self._samples.items() if s}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many samples were taken and dropped, by name (any thread)."""
+        with self._condition:
+            return dict(self._counts)
+
+    def reset(self) -> None:
+        """Forget all samples and wake the worker; the counts stay (any thread)."""
+        with self._condition:
+            for samples in self._samples.values():
+                samples.clear()
+            self._used_ns.clear()
+            self._jumped = ''
+            self._arrived = True
+            self._condition.notify_all()
+
+    # The rest runs with the lock held.
+
+    def _check_streams(self, now_ns: int) -> Hold | None:
+        for stream, samples in self._samples.items():
+            if not samples:
+                return Hold(HoldReason.INPUT_MISSING, stream)
+            if samples[-1][0] > now_ns + self._future_tolerance_ns:
+                return Hold(HoldReason.CLOCK_JUMP, stream)
+            if samples[-1][0] < now_ns - self._max_age_ns:
+                return Hold(HoldReason.INPUT_STALE, stream)
+        return None
+
+    def _match(self, now_ns: int, after_ns: int | None) -> Pair | Hold:
+        """Return the newest set whose first camera is newer than after_ns."""
+        oldest_ns = now_ns - self._max_age_ns
+        hold = Hold(HoldReason.NONE)
+        for reference in reversed(self._samples[self._cameras[0]]):
+            if after_ns is not None and reference[0] <= after_ns:
+                break
+            match = self._match_reference(reference, oldest_ns)
+            if isinstance(match, Pair):
+                return match
+            if hold.code is HoldReason.NONE:
+                hold = match  # what the newest frame lacks
+        return hold
+
+    def _match_reference(self, reference: _Sample, oldest_ns: int) -> Pair | Hold:
+        first, *others = self._cameras
+        chosen = {first: reference}
+        for stream in (*others, *self._states):
+            chosen[stream] = min(self._samples[stream], key=lambda s: abs(s[0] - reference[0]))
+        stamps_ns = {stream: sample[0] for stream, sample in chosen.items()}
+        camera_stamps_ns = [stamps_ns[camera] for camera in self._cameras]
+        spread_ns = max(camera_stamps_ns) - min(camera_stamps_ns)
+        if spread_ns > self._max_spread_ns:
+            furthest = max(others, key=lambda camera: abs(stamps_ns[camera] - reference[0]))
+            return Hold(HoldReason.CAMERA_SPREAD, furthest)
+        for state in self._states:
+            if abs(stamps_ns[state] - reference[0]) > self._state_tolerance_ns:
+                return Hold(HoldReason.INPUT_STALE, state)
+        oldest = min(stamps_ns, key=stamps_ns.__getitem__)
+        if stamps_ns[oldest] < oldest_ns:
+            return Hold(HoldReason.INPUT_STALE, oldest)
+        payloads = {stream: sample[1] for stream, sample in chosen.items()}
+        return Pair(reference[0], spread_ns, payloads, stamps_ns)
+
+    def _mark_used(self, pair: Pair) -> None:
+        self._counts['pairs'] += 1
+        for camera in self._cameras:
+            samples, used_ns = self._samples[camera], pair.stamps_ns[camera]
+            while samples[0][0] < used_ns:
+                self._count_unused(camera, samples.popleft()[0], 'superseded')
+            self._used_ns[camera] = used_ns
+
+    def _count_unused(self, camera: str, stamp_ns: int, why: str) -> None:
+        if stamp_ns > self._used_ns.get(camera, stamp_ns - 1):
+            self._counts[f'{camera}.{why}'] += 1
