@@ -1,0 +1,1 @@
+"""Thin ROS nodes: they translate messages and own threads; what to do is decided elsewhere."""

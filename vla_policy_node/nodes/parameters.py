@@ -1,0 +1,225 @@
+"""Parameters as frozen dataclasses: type, default, unit, bounds and description in one place.
+
+    @dataclass(frozen=True)
+    class MyParameters:
+        control_rate_hz: float = parameter(20.0, 'Rate of the command timer.', 'Hz', 1.0, 200.0)
+
+    store = ParameterStore(node, MyParameters, structural=True)
+    store.checked()        # MyParameters, or ParameterError with one sentence per problem
+
+A bad value in a file must neither crash the node nor be ignored: it is declared with its default,
+remembered as a problem, and `checked` refuses until somebody sets it right.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+_TYPES = {
+    bool: (Parameter.Type.BOOL, 'true or false'),
+    int: (Parameter.Type.INTEGER, 'a whole number'),
+    float: (Parameter.Type.DOUBLE, 'a number with a decimal point, for example 20.0'),
+    str: (Parameter.Type.STRING, 'a string'),
+}
+_ARRAYS = {
+    float: (Parameter.Type.DOUBLE_ARRAY, 'a list of numbers with decimal points'),
+    str: (Parameter.Type.STRING_ARRAY, 'a list of strings'),
+}
+# Declared by rclpy itself.
+_FOREIGN = ('use_sim_time', 'start_type_description_service')
+
+
+class ParameterError(ValueError):
+    """Parameters that cannot be used; one sentence per problem."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one parameter may be."""
+
+    description: str
+    unit: str = ''
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    tunable: bool = False
+
+
+def parameter(
+    default: Any,
+    description: str,
+    unit: str = '',
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+    tunable: bool = False,
+) -> Any:
+    """Return a dataclass field for a parameter.
+
+    low, high: inclusive bounds, also of each element of a list. tunable: may change while the
+    node is configured.
+    """
+    spec = Spec(description, unit, low, high, tuple(choices), tunable)
+    factory = (lambda: default) if isinstance(default, (list, tuple)) else MISSING
+    if factory is MISSING:
+        return field(default=default, metadata={'spec': spec})
+    return field(default_factory=factory, metadata={'spec': spec})
+
+
+class ParameterStore:
+    """Declares, checks and watches the parameters of one node.
+
+    cls: dataclass made with `parameter`. Its own `__post_init__` may raise ValueError for
+        combinations. is_configured: while it returns True only tunable parameters may change.
+    apply: called with the new dataclass after tunable parameters changed (parameter thread).
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        cls: type,
+        is_configured: Callable[[], bool] = lambda: False,
+        apply: Callable[[Any], None] = lambda values: None,
+    ):
+        self._node = node
+        self._cls = cls
+        self._is_configured = is_configured
+        self._apply = apply
+        self._fields = {f.name: f for f in fields(cls)}
+        self._problems = self._unknown_overrides()
+        for name in self._fields:
+            self._declare(name)
+        node.add_on_set_parameters_callback(self._validate)
+        node.add_post_set_parameters_callback(self._on_changed)
+
+    def checked(self) -> Any:
+        """Return the parameters as their dataclass. Raises ParameterError."""
+        if self._problems:
+            raise ParameterError(' '.join(self._problems.values()))
+        return self._build({})
+
+    def _build(self, changes: dict[str, Any]) -> Any:
+        values = {name: self._node.get_parameter(name).value for name in self._fields} | changes
+        values = {k: tuple(v) if isinstance(v, (list, tuple)) or hasattr(v, 'tolist') else v
+                  for k, v in values.items()}
+        try:
+            return self._cls(**values)
+        except ValueError as error:
+            raise ParameterError(str(error)) from error
+
+    def _declare(self, name: str) -> None:
+        default = self._default(name)
+        spec: Spec = self._fields[name].metadata['spec']
+        descriptor = _descriptor(spec, default)
+        override = self._overrides().get(name)
+        ignore = False
+        if override is not None and (problem := _problem(name, spec, default, override)):
+            self._problems[name] = problem
+            ignore = True
+        kind = _kind(default)[0]
+        self._node.declare_parameter(
+            name, Parameter(name, kind, default).value, descriptor, ignore_override=ignore
+        )
+
+    def _validate(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """Refuse what cannot be used; changes nothing (parameter thread)."""
+        changes = {}
+        for new in parameters:
+            if new.name not in self._fields:
+                continue
+            spec: Spec = self._fields[new.name].metadata['spec']
+            problem = _problem(new.name, spec, self._default(new.name), new)
+            if not problem and not spec.tunable and self._is_configured():
+                problem = f'{new.name} cannot change while the node is configured; clean up first.'
+            if problem:
+                return SetParametersResult(successful=False, reason=problem)
+            changes[new.name] = new.value
+        try:
+            self._build(changes)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_changed(self, parameters: Sequence[Parameter]) -> None:
+        """Apply what `_validate` let pass (parameter thread)."""
+        names = {new.name for new in parameters} & self._fields.keys()
+        for name in names:
+            self._problems.pop(name, None)
+        if names and self._is_configured():
+            self._apply(self._build({}))
+
+    def _default(self, name: str) -> Any:
+        f = self._fields[name]
+        value = f.default if f.default is not MISSING else f.default_factory()
+        return list(value) if isinstance(value, tuple) else value
+
+    def _overrides(self) -> dict[str, Parameter]:
+        # rclpy has no public access to overrides that were never declared.
+        return self._node._parameter_overrides
+
+    def _unknown_overrides(self) -> dict[str, str]:
+        problems = {}
+        for name in self._overrides():
+            if name in self._fields or name in _FOREIGN or name.startswith('qos_overrides.'):
+                continue
+            close = difflib.get_close_matches(name, self._fields, 1)
+            hint = f' did you mean {close[0]}?' if close else ' remove it.'
+            problems[name] = f'There is no parameter {name};{hint}'
+        return problems
+
+
+def _kind(default: Any) -> tuple[Parameter.Type, str]:
+    if isinstance(default, list):
+        return _ARRAYS[type(default[0]) if default else str]
+    return _TYPES[type(default)]
+
+
+def _descriptor(spec: Spec, default: Any) -> ParameterDescriptor:
+    unit = f' [{spec.unit}]' if spec.unit else ''
+    descriptor = ParameterDescriptor(description=spec.description + unit)
+    if spec.choices:
+        descriptor.additional_constraints = f'one of {", ".join(spec.choices)}'
+    if isinstance(default, float):
+        descriptor.floating_point_range = [FloatingPointRange(
+            from_value=-math.inf if spec.low is None else float(spec.low),
+            to_value=math.inf if spec.high is None else float(spec.high),
+        )]
+    elif type(default) is int:
+        descriptor.integer_range = [IntegerRange(
+            from_value=-(2**63) if spec.low is None else int(spec.low),
+            to_value=2**63 - 1 if spec.high is None else int(spec.high),
+            step=1,
+        )]
+    return descriptor
+
+
+def _problem(name: str, spec: Spec, default: Any, given: Parameter) -> str:
+    kind, words = _kind(default)
+    if given.type_ != kind:
+        # An empty list carries no type.
+        if isinstance(default, list) and given.value in (None, []):
+            return ''
+        return f'{name} is {given.value!r}; it must be {words}.'
+    values = given.value if isinstance(default, list) else [given.value]
+    for value in values:
+        if spec.choices and value not in spec.choices:
+            return f"{name} is '{value}'; it must be one of {', '.join(spec.choices)}."
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'{name} is {value}; it must be a finite number.'
+        low = -math.inf if spec.low is None else spec.low
+        high = math.inf if spec.high is None else spec.high
+        if not isinstance(value, (str, bool)) and not low <= value <= high:
+            unit = f' {spec.unit}' if spec.unit else ''
+            return f'{name} is {value}{unit}; it must lie between {low:g} and {high:g}{unit}.'
+    return ''

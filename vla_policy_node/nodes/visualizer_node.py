@@ -1,0 +1,186 @@
+"""The visualizer node: which visual tokens the policy kept, drawn on the very image it used.
+
+It costs next to nothing until somebody looks: images are filed undecoded, by stamp, and one is
+decoded only when a token selection names it and its overlay has a subscriber.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_msgs.msg import TokenSelection
+from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.images import (
+    decode_compressed,
+    decode_image,
+    stamp_of,
+    to_image_message,
+)
+from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
+from vla_policy_node.overlay import caption, draw_overlay
+
+CAMERAS = ('third_person', 'wrist')
+
+
+@dataclass(frozen=True)
+class VisualizerParameters:
+    """Parameters of the node `visualizer`; those marked tunable may change while it runs."""
+
+    compressed: bool = parameter(
+        False, 'Subscribe <camera>/image_raw/compressed instead of <camera>/image_raw.'
+    )
+    image_history: int = parameter(
+        60,
+        'Images kept per camera while their selection is computed; at least the camera rate '
+        'times the inference latency.',
+        low=1,
+        high=1000,
+        tunable=True,
+    )
+    max_rate_hz: float = parameter(
+        10.0,
+        'Most overlays per camera; selections in between are not drawn.',
+        'Hz',
+        0.1,
+        100.0,
+        tunable=True,
+    )
+
+
+@dataclass
+class _Camera:
+    """What is known of one camera."""
+
+    overlay: Publisher
+    frames: OrderedDict[int, bytes] = field(default_factory=OrderedDict)  # stamp ns -> serialised
+    waiting: TokenSelection | None = None  # came before its image
+    drawn_at_s: float = float('-inf')  # monotonic clock
+
+
+class VisualizerNode(Node):
+    """Pairs images and token selections by exact stamp and publishes overlays.
+
+    Subscribes `<camera>/image_raw` (or `<camera>/image_raw/compressed`) and `token_selection`;
+    publishes `<camera>/overlay`, with the header of the image. All callbacks run on the thread
+    that spins the node. Raises ParameterError if a parameter cannot be used.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__('visualizer', **options)
+        store = ParameterStore(self, VisualizerParameters, lambda: True, self._apply)
+        self._settings = store.checked()
+        if self._settings.compressed:
+            self._image_type, self._decode = CompressedImage, decode_compressed
+            topic = 'image_raw/compressed'
+        else:
+            self._image_type, self._decode = Image, decode_image
+            topic = 'image_raw'
+        self._cameras = {}
+        for name in CAMERAS:
+            self._cameras[name] = _Camera(
+                self.create_publisher(Image, f'{name}/overlay', qos.overlay_output())
+            )
+            self.create_subscription(
+                self._image_type,
+                f'{name}/{topic}',
+                partial(self._on_image, self._cameras[name]),
+                qos.camera_input(),
+                raw=True,
+            )
+        self.create_subscription(
+            TokenSelection, 'token_selection', self._on_selection, qos.event_output()
+        )
+
+    def _apply(self, settings: VisualizerParameters) -> None:
+        self._settings = settings
+
+    def _on_image(self, camera: _Camera, raw: bytes) -> None:
+        try:
+            stamp_ns = stamp_of(raw)
+        except ValueError as error:
+            self._complain(error)
+            return
+        camera.frames[stamp_ns] = raw
+        while len(camera.frames) > self._settings.image_history:
+            camera.frames.popitem(last=False)
+        if camera.waiting is not None and _stamp_ns(camera.waiting) == stamp_ns:
+            self._publish_overlay(camera, camera.waiting)
+
+    def _on_selection(self, selection: TokenSelection) -> None:
+        camera = self._cameras.get(selection.camera)
+        if camera is None:
+            known = ', '.join(self._cameras)
+            self._complain(f"No camera '{selection.camera}' is shown here, only {known}.")
+        elif camera.overlay.get_subscription_count() > 0:
+            camera.waiting = selection
+            if _stamp_ns(selection) in camera.frames:
+                self._publish_overlay(camera, selection)
+
+    def _publish_overlay(self, camera: _Camera, selection: TokenSelection) -> None:
+        """Draw and publish, unless the last overlay is too recent; the image must be filed."""
+        camera.waiting = None
+        now_s = monotonic()
+        if now_s - camera.drawn_at_s < 1 / self._settings.max_rate_hz:
+            return
+        camera.drawn_at_s = now_s
+        raw = camera.frames[_stamp_ns(selection)]
+        try:
+            image = self._decode(deserialize_message(raw, self._image_type))
+            picture = _draw(image, selection)
+        except ValueError as error:
+            self._complain(error)
+            return
+        camera.overlay.publish(to_image_message(picture, selection.header))
+
+    def _complain(self, reason: object) -> None:
+        self.get_logger().warning(str(reason), throttle_duration_sec=5.0)
+
+
+def _stamp_ns(selection: TokenSelection) -> int:
+    stamp = selection.header.stamp
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def _draw(image: np.ndarray, selection: TokenSelection) -> np.ndarray:
+    """Return the overlay; raises ValueError if the selection contradicts itself."""
+    grid = (selection.grid_height, selection.grid_width)
+    kept = np.array(selection.kept, bool)
+    scores = np.asarray(selection.scores, np.float32)
+    if kept.size == 0 or kept.size != grid[0] * grid[1] or scores.size not in (0, kept.size):
+        raise ValueError(
+            f'The token selection has {kept.size} tokens and {scores.size} scores '
+            f'for a grid of {grid[0]}x{grid[1]}.'
+        )
+    kept = kept.reshape(grid)
+    crop = (selection.crop_x, selection.crop_y, selection.crop_width, selection.crop_height)
+    lines = caption(
+        selection.camera, selection.method, kept, selection.inference_ms, selection.instruction
+    )
+    scores = scores.reshape(grid) if scores.size else None
+    return draw_overlay(image, kept, crop, selection.camera_transform, lines, scores)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node until it is interrupted."""
+    rclpy.init(args=args)
+    try:
+        rclpy.spin(VisualizerNode())
+    except ParameterError as error:
+        raise SystemExit(str(error)) from None
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()
