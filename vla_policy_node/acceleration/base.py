@@ -1,0 +1,67 @@
+"""The contract between the forward pass and a method that makes it cheaper.
+
+A forward pass has named stages (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses
+`Method`, overrides the stages it uses and inherits no-ops for the rest. Every method keeps to
+these rules, and its test says so:
+
+- Switched off, by its own setting or by not being listed, it changes no bit of the result in
+  float32.
+- Dropping tokens equals hiding them from attention: order and positions of the rest stay.
+- What it remembers from one step to the next is its own and is gone after `reset()`.
+- It reports what it did in the last pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a method did in the last forward pass.
+
+    kept: [V] bool over all visual tokens, camera by camera, row by row.
+    scores: [V] float32, what it ranked the tokens by, empty if it ranked none.
+    """
+
+    kept: np.ndarray
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+class Method:
+    """A method that does nothing; subclasses override the stages they use.
+
+    All calls come from the one thread that runs the policy, with batch size 1.
+
+    name: how configuration files and reports call the method.
+    action_rows: the rows the head should read if neither user nor checkpoint says,
+        '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
+    """
+
+    name: ClassVar[str] = ''
+    action_rows: ClassVar[str] = ''
+
+    def visual_features(self, features: Tensor) -> Tensor:
+        """Features of both towers before the projector, [1, V, features] -> same."""
+        return features
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Drop visual tokens before layer 0; called once per pass."""
+        return sequence
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Drop visual tokens, or change states, before layer `index` (1, 2, ...)."""
+        return sequence
+
+    def reset(self) -> None:
+        """Forget everything about past steps: a new episode or instruction begins."""
+
+    def report(self) -> Report | None:
+        """Say what the last pass did, None before the first and after `reset()`."""
+        return None

@@ -1,0 +1,95 @@
+"""What the robot delivers, checked and turned into the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.statistics import Statistics
+
+
+class InputEncoder:
+    """Encodes images, proprio and instruction for one checkpoint. Holds no state.
+
+    camera_transforms: camera -> name in `models.preprocess.TRANSFORMS`, in the order in which
+        the policy takes its cameras.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        prompt: PromptEncoder,
+        preprocessor: ImagePreprocessor,
+        statistics: Statistics,
+        camera_transforms: Mapping[str, str],
+    ):
+        self.camera_transforms = camera_transforms
+        self.preprocessor = preprocessor
+        self._prompt = prompt
+        self._statistics = statistics
+        self._context_rows = config.language_model.context_length
+        # Everything but the prompt: visual tokens, proprio, action slots and stop.
+        grid_rows, grid_columns = config.grid
+        visual_rows = len(camera_transforms) * grid_rows * grid_columns
+        self._fixed_rows = visual_rows + config.action_slots + 2
+
+    def encode(
+        self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pixels [1, cameras, 6, H, W], proprio [1, 8] and prompt ids [1, L].
+
+        ValueError with one sentence for whatever the policy cannot use.
+        """
+        checked = {camera: _checked_image(images, camera) for camera in self.camera_transforms}
+        normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
+        prompt_ids = self.encode_prompt(instruction)
+        pixels = [
+            self.preprocessor(image, self.camera_transforms[camera])
+            for camera, image in checked.items()
+        ]
+        return (
+            torch.stack(pixels)[None],
+            torch.from_numpy(normalised)[None],
+            torch.tensor(prompt_ids)[None],
+        )
+
+    def encode_prompt(self, instruction: str) -> list[int]:
+        """Prompt ids; ValueError if the instruction is empty or too long. Any thread."""
+        prompt_ids = self._prompt.encode(instruction)
+        rows = self._fixed_rows + len(prompt_ids)
+        if rows > self._context_rows:
+            raise ValueError(
+                f'The instruction is too long: it makes {rows} sequence rows, the policy takes '
+                f'{self._context_rows}.'
+            )
+        return prompt_ids
+
+
+def _checked_image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
+    if camera not in images:
+        raise ValueError(f'There is no image of the camera {camera!r}; the policy needs it.')
+    image = images[camera]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f'The image of camera {camera!r} must be uint8 with shape (height, width, 3), '
+            f'not {image.dtype} with shape {image.shape}.'
+        )
+    return image
+
+
+def _checked_proprio(proprio: np.ndarray) -> np.ndarray:
+    proprio = np.asarray(proprio, np.float64)
+    if proprio.shape != (PROPRIO_DIMENSION,):
+        raise ValueError(
+            f'Proprio must have shape ({PROPRIO_DIMENSION},): position, axis-angle and two '
+            f'finger positions, not {proprio.shape}.'
+        )
+    if not np.isfinite(proprio).all():
+        raise ValueError(f'Proprio must be finite, got {proprio.tolist()}.')
+    return proprio

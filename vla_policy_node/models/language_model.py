@@ -1,0 +1,147 @@
+"""The Llama decoder as OpenVLA-OFT runs it: every row attends to every row.
+
+OpenVLA-OFT decodes the whole chunk in one pass, which needs bidirectional attention over the
+whole sequence (openvla-oft issue 27). A causal mask loads and runs as well, and fails on the
+robot, hence there is none here to switch on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_policy_node.models.config import LanguageModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+BetweenLayers = Callable[[int, TokenSequence], TokenSequence]
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Rope:
+    """Rotary embedding for one set of positions (Su et al. 2021, halves rotated as in Llama)."""
+
+    def __init__(self, positions: Tensor, head_width: int, theta: float, dtype: torch.dtype):
+        steps = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
+        angles = positions[:, None, :, None] * theta ** (-steps / head_width)
+        angles = torch.cat([angles, angles], dim=-1)
+        self.cos, self.sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def __call__(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[B, heads, T, head_width], whose rows are `rows` of the sequence -> same, rotated."""
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return x * self.cos[:, :, rows] + turned * self.sin[:, :, rows]
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head attention."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
+        """[B, T, width] -> [B, rows, width]: only `rows` ask, all rows answer."""
+        query = rope(self._heads(self.q_proj(x[:, rows])), rows)
+        key = rope(self._heads(self.k_proj(x)))
+        value = self._heads(self.v_proj(x))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward layer."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm Llama layer."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.width, config.norm_eps)
+        self.self_attn = SelfAttention(config.width, config.heads)
+        self.post_attention_layernorm = RmsNorm(config.width, config.norm_eps)
+        self.mlp = SwiGlu(config.width, config.mlp_width)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
+        """[B, T, width] -> [B, rows, width]."""
+        x = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, rows)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """Embedding table, decoder layers and final norm; no vocabulary head, actions need none."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.norm = RmsNorm(config.width, config.norm_eps)
+
+    def forward(
+        self,
+        sequence: TokenSequence,
+        rows: slice = slice(None),
+        between_layers: BetweenLayers | None = None,
+    ) -> Tensor:
+        """Return the hidden states of `rows` after the final norm, [B, rows, width].
+
+        rows: counted from the end if rows may be dropped on the way.
+        between_layers: called with the index of the next layer (1, 2, ...) and its input.
+        """
+        rope, mask = self._rope(sequence), self._mask(sequence)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            if between_layers is not None and index > 0:
+                changed = between_layers(index, sequence)
+                if changed is not sequence:
+                    sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
+            asked = rows if index == last else slice(None)
+            states = layer(sequence.states, rope, mask, asked)
+            sequence = replace(sequence, states=states)
+        return self.norm(sequence.states)
+
+    def _rope(self, sequence: TokenSequence) -> Rope:
+        head_width = self.config.width // self.config.heads
+        return Rope(sequence.positions, head_width, self.config.rope_theta, sequence.states.dtype)
+
+    @staticmethod
+    def _mask(sequence: TokenSequence) -> Tensor | None:
+        bias = sequence.key_bias
+        return None if bias is None else bias[:, None, None, :].to(sequence.states.dtype)

@@ -1,0 +1,153 @@
+"""The shipped default: OpenVLA-OFT at a size for two CPU cores, with seeded random weights.
+
+Same classes, same files, same sequence layout as the public checkpoints. It shows every part of
+the runtime at work and cannot do a task; `config.json` says so (`"trained": false`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+
+from vla_policy_node.models.checkpoint import save_model
+from vla_policy_node.models.config import read_config
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.prompt import prompt_text
+
+SPECIAL_TOKENS = ('<unk>', '<s>', '</s>', '<empty>')
+VOCABULARY = 576
+
+TOWER = {
+    'embed_dim': 192,
+    'feature_block': 4,
+    'num_heads': 3,
+    'mlp_hidden': 768,
+    'patch_size': 14,
+    'img_size': 224,
+    'class_token': False,
+    'num_reg_tokens': 0,
+    'layer_scale': False,
+}
+
+CONFIG = {
+    'model_type': 'openvla',
+    'trained': False,
+    'action_rows': 'oft',
+    'vision_tiny': {
+        'featurizer': {**TOWER, 'class_token': True, 'num_reg_tokens': 4, 'layer_scale': True},
+        'fused_featurizer': TOWER,
+    },
+    'text_config': {
+        'hidden_size': 384,
+        'num_hidden_layers': 8,
+        'num_attention_heads': 6,
+        'intermediate_size': 896,
+        'vocab_size': VOCABULARY,
+    },
+    'llm_max_length': 2048,
+    'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3},
+}
+
+NORMALISATION = {
+    'tvf_normalize_params': [
+        {
+            'mean': [0.484375, 0.455078125, 0.40625],
+            'std': [0.228515625, 0.2236328125, 0.224609375],
+        },
+        {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]},
+    ],
+}
+
+# Motion stays within half of what the controller takes; the gripper is 0 to 1 as it is.
+# Proprio spans the reach of a table-top Panda in LIBERO.
+STATISTICS = {
+    'libero_small': {
+        'action': {
+            'q01': [-0.5] * 6 + [0.0],
+            'q99': [0.5] * 6 + [1.0],
+            'mask': [True] * 6 + [False],
+        },
+        'proprio': {
+            'q01': [-0.4, -0.4, 0.4, 1.8, -2.9, -1.2, 0.0, -0.04],
+            'q99': [0.2, 0.4, 1.3, 3.4, 2.8, 0.7, 0.04, 0.0],
+        },
+    },
+}
+
+# Words of household manipulation, so that an instruction takes about one token per word.
+WORDS = (
+    'pick up the put place it in on into of to from and between next from both open close turn '
+    'push pull front back left right middle top bottom center table stove cabinet drawer rack '
+    'basket plate bowl mug cup pan pot moka box book caddy tray microwave cookie ramekin wine '
+    'bottle cream cheese butter milk soup sauce tomato alphabet salad dressing bbq ketchup orange '
+    'juice chocolate pudding frying white black red yellow blue green compartment floor wooden '
+    'inside under robot gripper block cube'
+)
+
+
+def create_small_checkpoint(directory: Path | str, seed: int = 0) -> Path:
+    """Write the small checkpoint into `directory` (made if needed) and return its path.
+
+    Same seed, same bytes.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, document in (
+        ('config.json', CONFIG),
+        ('preprocessor_config.json', NORMALISATION),
+        ('dataset_statistics.json', STATISTICS),
+    ):
+        (directory / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+    _tokenizer().save(str(directory / 'tokenizer.json'))
+    save_model(directory, _random_model(seed).bfloat16())
+    return directory
+
+
+def _tokenizer() -> Tokenizer:
+    """Byte-level BPE: knows every byte, and the words above as whole tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([prompt_text(WORDS), prompt_text(WORDS)], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='<s> $A', special_tokens=[('<s>', SPECIAL_TOKENS.index('<s>'))]
+    )
+    return tokenizer
+
+
+@torch.no_grad()
+def _random_model(seed: int) -> OpenVlaOft:
+    """Weights that carry signals through at about unit size, so that images reach the actions.
+
+    Linear layers sum to zero over their inputs. Otherwise the positive mean of GELU and ReLU
+    becomes a direction all visual tokens share, and LightVLA's queries all vote for the same few.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = OpenVlaOft(read_config(CONFIG))
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=fan_in**-0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+        if isinstance(module, nn.Linear):
+            module.weight -= module.weight.mean(dim=1, keepdim=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith(('pos_embed', 'cls_token', 'reg_token')):
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+    last = model.action_head.fc2
+    last.weight *= 0.4  # normalised actions mostly within [-1, 1]
+    last.bias[-1] = 0.5  # the gripper between open and closed
+    return model

@@ -1,0 +1,293 @@
+"""The door between robot side and model side: an `Observation` in, an `ActionChunk` out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Method
+from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.config import ACTION_DIMENSION, read_config
+from vla_policy_node.models.inputs import InputEncoder
+from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
+from vla_policy_node.models.preprocess import TRANSFORMS, ImagePreprocessor
+from vla_policy_node.models.prompt import TEMPLATE, PromptEncoder
+from vla_policy_node.models.stage_clock import StageClock
+from vla_policy_node.models.statistics import Statistics, read_statistics
+
+CAMERAS = ('third_person', 'wrist')
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and is told at one instant.
+
+    images: camera name -> [H, W, 3] uint8 RGB, upright, any size.
+    proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
+    instruction: the task in plain words.
+    """
+
+    images: Mapping[str, np.ndarray]
+    proprio: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Which visual tokens of one camera the policy looked at.
+
+    kept: [grid_h, grid_w] bool.
+    scores: [grid_h, grid_w] float32 (LightVLA: number of votes), empty if nothing was scored.
+    crop: x, y, width, height of the grid as fractions of the transformed camera image.
+    camera_transform: 'none' | 'rotate_180' | 'mirror_horizontal', applied before the crop.
+    """
+
+    camera: str
+    kept: np.ndarray
+    scores: np.ndarray
+    crop: tuple[float, float, float, float]
+    camera_transform: str
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next K actions and how they came about.
+
+    actions: [K, 7] float64, un-normalised, in the units of the training data
+        (LIBERO: [-1, 1] per dimension, dimension 6 is the gripper, 1 open, 0 closed).
+    stage_ms: wall time of 'preprocess', 'vision', 'select', 'language_model' and 'head';
+        their sum is the whole inference.
+    method: names of the acceleration methods joined by '+', 'dense' if there are none.
+    """
+
+    actions: np.ndarray
+    selections: tuple[TokenSelection, ...]
+    stage_ms: dict[str, float]
+    method: str
+    tokens_kept: int
+    tokens_total: int
+
+
+@dataclass(frozen=True)
+class PolicyDescription:
+    """Everything that identifies a loaded policy, for logs, status messages and reports."""
+
+    checkpoint: str
+    sha256: str
+    trained: bool
+    architecture: str
+    parameters: int
+    device: str
+    dtype: str
+    versions: Mapping[str, str]
+    prompt_template: str
+    statistics_key: str
+    chunk_length: int
+    action_dimension: int
+    visual_tokens: int
+    grid: tuple[int, int]
+    methods: tuple[str, ...]
+    method_settings: Mapping[str, Mapping[str, object]]
+
+
+class Policy:
+    """A loaded checkpoint with its acceleration methods.
+
+    Not thread-safe: `infer` and `reset` belong to one worker thread. `description` never changes
+    and may be read by any.
+    """
+
+    def __init__(
+        self,
+        model: OpenVlaOft,
+        inputs: InputEncoder,
+        statistics: Statistics,
+        methods: Sequence[Method],
+        action_rows: str,
+        description: PolicyDescription,
+    ):
+        """Put loaded parts together; `load` does the loading."""
+        self.description = description
+        self._model = model
+        self._inputs = inputs
+        self._statistics = statistics
+        self._methods = tuple(methods)
+        self._action_rows = action_rows
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str,
+        methods: Sequence[str] = ('lightvla',),
+        device: str = 'cpu',
+        dtype: str = 'float32',
+        statistics_key: str = '',
+        camera_transforms: Mapping[str, str] | None = None,
+        threads: int = 0,
+        method_settings: Mapping[str, Mapping[str, object]] | None = None,
+        action_rows: str = '',
+    ) -> Policy:
+        """Load a local checkpoint directory (`models.checkpoint` describes the files).
+
+        methods: acceleration methods in the order they take their turns, () for none.
+        dtype: 'float32' or 'bfloat16'; few CPUs compute in bfloat16, on the others it is slow.
+        statistics_key: data set to un-normalise with, '' if the checkpoint has only one.
+        camera_transforms: camera -> how to turn its upright image into what training saw.
+        threads: CPU threads torch may use in this process, 0 to leave that alone.
+        action_rows: 'oft' or 'last56', '' for what the checkpoint says, else what the methods
+            wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
+        Raises ValueError with one sentence if anything does not fit.
+        """
+        directory = Path(checkpoint)
+        config = read_config(checkpoints.read_json(directory, 'config.json'))
+        statistics = read_statistics(
+            checkpoints.read_json(directory, 'dataset_statistics.json'), statistics_key
+        )
+        settings = _complete_settings(methods, method_settings or {})
+        chosen = [acceleration.create(name, **settings[name]) for name in methods]
+        action_rows = _choose_action_rows(action_rows, config.action_rows, chosen)
+        inputs = InputEncoder(
+            config,
+            PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
+            ImagePreprocessor(
+                checkpoints.read_json(directory, 'preprocessor_config.json'),
+                config.image_px,
+                config.center_crop,
+            ),
+            statistics,
+            _complete_transforms(camera_transforms or {}),
+        )
+        if threads:
+            torch.set_num_threads(threads)
+        model = checkpoints.load_model(directory, config, device, dtype)
+        description = PolicyDescription(
+            checkpoint=str(directory),
+            sha256=checkpoints.fingerprint(directory),
+            trained=config.trained,
+            architecture=config.architecture,
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            device=device,
+            dtype=dtype,
+            versions=_versions(),
+            prompt_template=TEMPLATE,
+            statistics_key=statistics.key,
+            chunk_length=config.chunk_length,
+            action_dimension=ACTION_DIMENSION,
+            visual_tokens=len(CAMERAS) * config.grid[0] * config.grid[1],
+            grid=config.grid,
+            methods=tuple(methods),
+            method_settings=settings,
+        )
+        return cls(model, inputs, statistics, chosen, action_rows, description)
+
+    @torch.inference_mode()
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Predict the next chunk; ValueError with one sentence for an unusable observation.
+
+        Worker thread only. Nothing of one call reaches the next, except what a method keeps
+        until `reset`.
+        """
+        weight = next(self._model.parameters())
+        clock = StageClock(weight.device)
+        pixels, proprio, prompt_ids = self._inputs.encode(
+            observation.images, observation.proprio, observation.instruction
+        )
+        pixels = pixels.to(weight.device, weight.dtype)
+        proprio = proprio.to(weight.device, weight.dtype)
+        prompt_ids = prompt_ids.to(weight.device)
+        clock.mark('preprocess')
+        normalised = self._model(
+            pixels, proprio, prompt_ids, self._methods, self._action_rows, clock.mark
+        )
+        actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
+        clock.mark('head')
+        if not np.isfinite(actions).all():
+            raise ValueError('The policy computed actions that are not finite; check its weights.')
+        selections = self._selections()
+        return ActionChunk(
+            actions=actions,
+            selections=selections,
+            stage_ms=clock.stage_ms,
+            method='+'.join(method.name for method in self._methods) or 'dense',
+            tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
+            tokens_total=self.description.visual_tokens,
+        )
+
+    def reset(self) -> None:
+        """Begin a new episode or instruction: methods forget past steps. Worker thread only."""
+        for method in self._methods:
+            method.reset()
+
+    def check_instruction(self, instruction: str) -> None:
+        """Raise the ValueError with which `infer` would refuse the instruction. Any thread."""
+        self._inputs.encode_prompt(instruction)
+
+    def close(self) -> None:
+        """Free the model and its device memory; the policy is of no use afterwards."""
+        del self._model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _selections(self) -> tuple[TokenSelection, ...]:
+        """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
+        kept = np.ones(self.description.visual_tokens, bool)
+        scores = np.empty(0, np.float32)
+        for report in (method.report() for method in self._methods):
+            if report is not None:
+                kept = kept & report.kept
+                scores = report.scores if report.scores.size else scores
+        grid = (len(CAMERAS), *self.description.grid)
+        return tuple(
+            TokenSelection(
+                camera=camera,
+                kept=kept.reshape(grid)[index],
+                scores=scores.reshape(grid)[index] if scores.size else scores,
+                crop=self._inputs.preprocessor.crop,
+                camera_transform=self._inputs.camera_transforms[camera],
+            )
+            for index, camera in enumerate(CAMERAS)
+        )
+
+
+def _complete_settings(
+    methods: Sequence[str], chosen: Mapping[str, Mapping[str, object]]
+) -> dict[str, dict[str, object]]:
+    for name in chosen.keys() - set(methods):
+        raise ValueError(f'There are settings for the method {name!r}, which is not in use.')
+    return {name: {**acceleration.settings(name), **chosen.get(name, {})} for name in methods}
+
+
+def _choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:
+    wishes = [method.action_rows for method in methods if method.action_rows]
+    rows = asked or checkpoint or next(iter(wishes), 'oft')
+    if rows not in ACTION_ROWS:
+        raise ValueError(f'action_rows must be one of {", ".join(ACTION_ROWS)}, not {rows!r}.')
+    return rows
+
+
+def _complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:
+    for camera, transform in chosen.items():
+        if camera not in CAMERAS:
+            raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(CAMERAS)}.')
+        if transform not in TRANSFORMS:
+            raise ValueError(
+                f'Camera {camera!r} cannot be transformed by {transform!r}; choose from '
+                f'{", ".join(TRANSFORMS)}.'
+            )
+    return {**dict.fromkeys(CAMERAS, 'none'), **chosen}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+        'tokenizers': tokenizers.__version__,
+    }
