@@ -141,6 +141,13 @@ class ObservationPairer:
                 self._mark_used(result)
             return result
 
+    def rearm(self) -> None:
+        """Let `take` return the newest set once more, for a goal that begins now (any thread)."""
+        with self._condition:
+            self._used_ns.clear()
+            self._arrived = True
+            self._condition.notify_all()
+
     def health(self, now_ns: int) -> Hold | None:
         """Return why the inputs must not move the robot, or None (command timer only).
 

@@ -23,6 +23,21 @@ def command_output() -> QoSProfile:
     return _profile(1, ReliabilityPolicy.RELIABLE)
 
 
+def command_input() -> QoSProfile:
+    """Commands we obey, in the simulated world: the newest one, and every one is asked for."""
+    return _profile(1, ReliabilityPolicy.RELIABLE)
+
+
+def observation_output() -> QoSProfile:
+    """Images and state of the simulated world: reliable, so that every kind of reader matches."""
+    return _profile(2, ReliabilityPolicy.RELIABLE)
+
+
+def clock_output() -> QoSProfile:
+    """/clock: reliable, so that every kind of reader matches; only the newest time matters."""
+    return _profile(1, ReliabilityPolicy.RELIABLE)
+
+
 def latched() -> QoSProfile:
     """Descriptions and instructions: whoever joins late still gets the last one.
 

@@ -1,0 +1,151 @@
+"""A robot without a robot: feeds the policy node over real DDS and records what it sends."""
+
+import copy
+import threading
+from functools import partial
+
+import cv2
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.action import ActionClient
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
+from vla_msgs.srv import StartInstruction
+from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.images import to_image_message
+from vla_policy_node.nodes.messages import to_ns, to_time
+from vla_policy_node.policy import CAMERAS
+
+TIMEOUT_S = 20.0  # a busy machine is slow; nothing here passes because it waited
+STREAMS = (*CAMERAS, 'ee_pose', 'gripper_state')
+
+
+class RobotDouble(Node):
+    """Two best-effort cameras, a pose and a gripper; a list for every topic of the policy node.
+
+    alter: stream -> function that changes a message before it is sent, or returns None to lose it.
+    """
+
+    def __init__(self, compressed=False):
+        super().__init__('robot')
+        self._compressed = compressed
+        self.changed = threading.Condition()
+        self.alter = {}
+        self.filed = 0
+        self._frame = 0
+        sensor = qos_profile_sensor_data
+        kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
+        self.inputs = {
+            **{c: self.create_publisher(kind, f'{c}/image_raw{suffix}', sensor) for c in CAMERAS},
+            'ee_pose': self.create_publisher(PoseStamped, 'ee_pose', sensor),
+            'gripper_state': self.create_publisher(JointState, 'gripper_state', sensor),
+        }
+        self.clock_publisher = self.create_publisher(Clock, '/clock', qos.clock_output())
+        self.commands = self._record(EndEffectorCommand, 'command', qos.command_output())
+        self.twists = self._record(TwistStamped, 'twist_command', qos.command_output())
+        self.statuses = self._record(PolicyStatus, 'policy_status', qos.event_output())
+        self.chunks = self._record(ActionChunk, 'action_chunk', qos.event_output())
+        self.diagnostics = self._record(DiagnosticArray, '/diagnostics', qos.event_output())
+        self.action = ActionClient(self, ExecuteInstruction, 'execute_instruction')
+        self._callers = {
+            'start': self.create_client(StartInstruction, 'policy/start'),
+            **{
+                name: self.create_client(Trigger, f'policy/{name}')
+                for name in ('cancel', 'estop', 'reset_estop')
+            },
+        }
+
+    def _record(self, message_type, topic, profile):
+        messages = []
+
+        def add(message):
+            with self.changed:
+                messages.append(message)
+                self.changed.notify_all()
+
+        self.create_subscription(message_type, topic, add, profile)
+        return messages
+
+    def count_filed(self):
+        with self.changed:
+            self.filed += 1
+            self.changed.notify_all()
+
+    def wait(self, predicate, what):
+        with self.changed:
+            # The interval is for predicates that look at more than messages, as discovery.
+            for _ in range(int(TIMEOUT_S / 0.05)):
+                if value := predicate():
+                    return value
+                self.changed.wait(0.05)
+        raise AssertionError(f'waited in vain for {what}')
+
+    def finish(self, future):
+        """Result of a future that the robot's executor will complete."""
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(TIMEOUT_S), 'no answer'
+        return future.result()
+
+    def call(self, name, **request):
+        client = self._callers[name]
+        assert client.wait_for_service(TIMEOUT_S)
+        return self.finish(client.call_async(client.srv_type.Request(**request)))
+
+    def observe(self, stamp_ns, streams=STREAMS):
+        """Publish one sample per stream; return how many were sent."""
+        self._frame += 1
+        header = Header(stamp=to_time(stamp_ns), frame_id='base_link')
+        sent = 0
+        for stream in streams:
+            message = self._make(stream, copy.deepcopy(header))
+            message = self.alter.get(stream, lambda same: same)(message)
+            if message is not None:
+                self.inputs[stream].publish(message)
+                sent += 1
+        return sent
+
+    def _make(self, stream, header):
+        if stream == 'ee_pose':
+            message = PoseStamped(header=header)
+            message.pose.position.z = 0.5
+            message.pose.orientation.w = 1.0
+            return message
+        if stream == 'gripper_state':
+            return JointState(header=header, name=['left', 'right'], position=[0.02, -0.02])
+        pixels = np.full((24, 32, 3), self._frame % 256, np.uint8)
+        if self._compressed:
+            data = cv2.imencode('.png', pixels)[1].tobytes()
+            return CompressedImage(header=header, format='png', data=data)
+        return to_image_message(pixels, header)
+
+
+def stamp(message):
+    return to_ns(message.header.stamp)
+
+
+def lose(message):
+    """An alteration: the message never leaves."""
+
+
+def change(**fields):
+    """Return an alteration that sets fields of a message; 'a.b' goes by the name 'a__b'."""
+    return partial(_change, fields)
+
+
+def _change(fields, message):
+    for path, value in fields.items():
+        *parents, name = path.split('__')
+        target = message
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, name, value)
+    return message

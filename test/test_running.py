@@ -1,0 +1,111 @@
+"""The policy node as a process, on the clock of the wall: it never ends in the middle of a motion.
+
+Regressions pinned: the signal handlers of rclpy close the context before the last hold is sent;
+an exception in a callback ends the process with the robot moving.
+"""
+
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from node_bench import checkpoint
+from rclpy.executors import ShutdownException, SingleThreadedExecutor
+from robot_double import TIMEOUT_S, RobotDouble
+from ros_testing import ros
+
+from vla_msgs.msg import HoldReason
+
+MODULE = 'vla_policy_node.nodes.policy_node'
+BROKEN = f'''
+from {MODULE} import PolicyNode, main
+
+def explode(node):
+    raise RuntimeError('diagnostics are broken')
+
+PolicyNode._publish_diagnostics = explode
+main()
+'''
+
+
+@pytest.fixture
+def robot(ros):
+    made = RobotDouble()
+    made.create_timer(0.05, lambda: made.observe(made.get_clock().now().nanoseconds))
+    executor = SingleThreadedExecutor()
+    executor.add_node(made)
+
+    def spin():
+        with contextlib.suppress(ShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    yield made
+    executor.shutdown()
+    thread.join()
+    made.destroy_node()
+
+
+@pytest.fixture
+def start_process(checkpoint):
+    processes = []
+
+    def start(*code, autostart=True):
+        parameters = {
+            'checkpoint': checkpoint,
+            'autostart': str(autostart).lower(),
+            'warmup_inferences': 1,
+            'threads': 1,
+            'max_age_s': 2.0,  # of a busy machine
+        }
+        arguments = [part for k, v in parameters.items() for part in ('-p', f'{k}:={v}')]
+        command = [sys.executable, *code, '--ros-args', *arguments]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def end(process):
+    """Exit code and log."""
+    _, log = process.communicate(timeout=3 * TIMEOUT_S)
+    return process.returncode, log
+
+
+def test_sigterm_while_moving_ends_with_a_hold(start_process, robot):
+    process = start_process('-m', MODULE)
+    robot.wait(lambda: robot.commands, 'the first command')
+    assert robot.call('start', instruction='pick up the bowl').success
+    robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
+    process.send_signal(signal.SIGTERM)
+    code, log = end(process)
+    assert code == 0, log
+    last = robot.wait(lambda: robot.commands[-1].hold and robot.commands[-1], 'the last hold')
+    assert last.hold_reason.code == HoldReason.INACTIVE
+    assert 'Traceback' not in log
+
+
+def test_sigint_before_configure_ends_quietly(start_process, robot):
+    process = start_process('-m', MODULE, autostart=False)
+    robot.wait(lambda: robot.count_publishers('command'), 'the node')
+    process.send_signal(signal.SIGINT)
+    code, log = end(process)
+    assert code == 0, log
+    assert 'Traceback' not in log
+
+
+def test_an_exception_in_a_callback_ends_with_a_hold_and_an_error(start_process, robot):
+    process = start_process('-c', BROKEN)
+    code, log = end(process)
+    assert code != 0
+    assert 'diagnostics are broken' in log
+    assert robot.wait(lambda: robot.commands and robot.commands[-1].hold, 'the last hold')
+    assert robot.commands[-1].hold_reason.code == HoldReason.INACTIVE

@@ -1,0 +1,225 @@
+"""What to send in this control period: an action within the limits, or a hold and its reason."""
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
+from vla_policy_node.control.executors import ChunkExecutor
+from vla_policy_node.control.freeze import FreezeDetector
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.limits import CommandLimiter
+from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.control.session import Goal, Outcome, Session
+
+NO_HOLD = Hold(HoldReason.NONE)
+# Inputs went bad: what the policy planned from them must not go on when they come back.
+_INPUT_HOLDS = frozenset({
+    HoldReason.INPUT_MISSING,
+    HoldReason.INPUT_STALE,
+    HoldReason.INPUT_FROZEN,
+    HoldReason.CAMERA_SPREAD,
+    HoldReason.CLOCK_JUMP,
+    HoldReason.INPUT_INVALID,
+})
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """What one control period sends.
+
+    delta: zero while holding; the gripper then keeps its last commanded opening, NaN before any.
+    hold: its code is NONE when the policy moves the robot.
+    observation_stamp_ns: capture stamp behind the action, 0 on a hold; chunk_step likewise -1.
+    """
+
+    delta: EndEffectorDelta
+    hold: Hold
+    target_time_ns: int
+    observation_stamp_ns: int
+    chunk_step: int
+    epoch: int
+    disagreement: float
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CommanderParts:
+    """What tunable parameters make; replaced as a whole, between two ticks."""
+
+    pairer: ObservationPairer
+    freeze: FreezeDetector
+    executor: ChunkExecutor
+    limiter: CommandLimiter
+    latch: GripperLatch
+    input_timeout_ns: int
+
+
+class Commander:
+    """Decides each control period from parts that each know one thing.
+
+    `tick` belongs to the command thread. `begin`, `end` and `fault` may be called from any.
+    The order of the checks is the order of importance: stops first, then inputs, then the plan.
+    """
+
+    def __init__(self, spec: ActionSpec, session: Session, parts: CommanderParts):
+        self.spec = spec
+        self.session = session
+        self.parts = parts
+        self._lock = threading.Lock()
+        self._fault: Hold | None = None
+        self._gripper = math.nan  # nobody said yet; opening the hand could drop something
+        self._bad_since_ns: int | None = None
+        self._last_tick_ns: int | None = None
+        self._elapsed_ns = 0  # of the goal; a clock that goes back does not give time back
+        self._counts: Counter[str] = Counter()
+        self.steps = 0  # actions sent since the goal began
+
+    def begin(self, instruction: str, duration_ns: int) -> Goal:
+        """Start following an instruction. Raises GoalRefusedError."""
+        with self._lock:
+            goal = self.session.begin(instruction, duration_ns)
+            self.parts.executor.reset(goal.epoch)
+            self._fault = None
+            self._bad_since_ns = None
+            self._last_tick_ns = None
+            self._elapsed_ns = 0
+            self.steps = 0
+            # The goal begins with what the cameras show already; a world in lock-step shows
+            # nothing new before it gets a command.
+            self.parts.pairer.rearm()
+            return goal
+
+    def end(self, outcome: Outcome, epoch: int | None = None) -> bool:
+        """Stop following the instruction, or only the one of `epoch`; False if it had ended.
+
+        Results still being computed will be discarded.
+        """
+        with self._lock:
+            return self._end(outcome, epoch)
+
+    def estop(self) -> None:
+        """Latch the emergency stop; the next tick holds, whatever the model is doing."""
+        with self._lock:
+            self.session.estop()
+            self.parts.executor.reset(self.session.epoch)
+
+    def fault(self, hold: Hold | None, epoch: int) -> None:
+        """Hold for a reason the worker found, until it reports None (worker thread).
+
+        `epoch` is that of the goal it worked for: trouble with an old one is no reason to hold.
+        """
+        with self._lock:
+            if epoch == self.session.epoch:
+                self._fault = hold
+
+    def replace(self, parts: CommanderParts) -> None:
+        """Exchange the parts that parameters tune (parameter thread)."""
+        with self._lock:
+            parts.executor.reset(self.session.epoch)
+            if not math.isnan(self._gripper):
+                parts.latch.update(self._gripper)  # other limits are no reason to open the hand
+            self.parts = parts
+
+    def counts(self) -> dict[str, int]:
+        """Return ticks by hold reason, 'command' for those with an action (any thread)."""
+        return dict(self._counts)
+
+    def tick(
+        self, now_ns: int, target_time_ns: int, position_m: Callable[[], np.ndarray]
+    ) -> Command:
+        """Return the command for the control period that ends at target_time_ns.
+
+        position_m: gives the measured end-effector position [3] in the frame of the deltas; only
+            asked for when there is an action. Never waits for an inference.
+        """
+        with self._lock:
+            self._end_in_time(now_ns)
+            hold = self._find_hold(now_ns)
+            if hold is None:
+                try:
+                    command = self._act(target_time_ns, position_m)
+                except HoldError as error:
+                    self.parts.executor.reset(self.session.epoch)
+                    hold = error.hold
+                else:
+                    if isinstance(command, Command):
+                        self._bad_since_ns = None
+                        self._counts['command'] += 1
+                        self.steps += 1
+                        return command
+                    hold = command
+            return self._stand_still(hold, now_ns, target_time_ns)
+
+    # The rest runs with the lock held.
+
+    def _end_in_time(self, now_ns: int) -> None:
+        if self._last_tick_ns is not None:
+            self._elapsed_ns += max(0, now_ns - self._last_tick_ns)
+        self._last_tick_ns = now_ns
+        goal = self.session.goal
+        if goal is not None and self._elapsed_ns >= goal.duration_ns:
+            self._end(Outcome.SUCCEEDED_DURATION, goal.epoch)
+
+    def _end(self, outcome: Outcome, epoch: int | None = None) -> bool:
+        ended = self.session.end(outcome, epoch)
+        if ended:
+            self.parts.executor.reset(self.session.epoch)
+        return ended
+
+    def _find_hold(self, now_ns: int) -> Hold | None:
+        parts = self.parts
+        stopped = self.session.hold()
+        # The clock check must see every tick, or it would report a jump long past.
+        inputs = parts.pairer.health(now_ns) or parts.freeze.health()
+        if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
+            parts.freeze.reset()
+        return stopped or inputs or self._fault
+
+    def _act(self, target_time_ns: int, position_m: Callable[[], np.ndarray]) -> Command | Hold:
+        parts = self.parts
+        step = parts.executor.pop(target_time_ns)
+        if step is None:
+            exhausted = parts.executor.has_chunk
+            return Hold(
+                HoldReason.CHUNK_EXHAUSTED if exhausted else HoldReason.AWAITING_INFERENCE
+            )
+        limited = parts.limiter.apply(self.spec.to_command(step.action), position_m())
+        self._gripper = parts.latch.update(limited.delta.gripper)
+        return Command(
+            EndEffectorDelta(
+                limited.delta.translation_m, limited.delta.rotation_rad, self._gripper
+            ),
+            NO_HOLD,
+            step.target_time_ns,
+            step.observation_stamp_ns,
+            step.chunk_step,
+            self.session.epoch,
+            step.disagreement,
+            limited.rules,
+        )
+
+    def _stand_still(self, hold: Hold, now_ns: int, target_time_ns: int) -> Command:
+        parts = self.parts
+        parts.limiter.reset()
+        if hold.code in _INPUT_HOLDS:
+            parts.executor.reset(self.session.epoch)
+            self._end_if_lost(now_ns)
+        else:
+            self._bad_since_ns = None
+        self._counts[hold.code.name.lower()] += 1
+        delta = EndEffectorDelta(np.zeros(3), np.zeros(3), self._gripper)
+        return Command(
+            delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, ()
+        )
+
+    def _end_if_lost(self, now_ns: int) -> None:
+        if self._bad_since_ns is None or now_ns < self._bad_since_ns:
+            self._bad_since_ns = now_ns
+        timeout_ns = self.parts.input_timeout_ns
+        if timeout_ns and now_ns - self._bad_since_ns >= timeout_ns:
+            self._end(Outcome.INPUT_LOST)

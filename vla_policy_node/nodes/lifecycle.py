@@ -1,0 +1,52 @@
+"""What rclpy's lifecycle leaves out: logged exceptions and the name of the present state."""
+
+import functools
+import time
+import traceback
+from collections.abc import Callable
+
+from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
+
+# The states that a node can be shut down from; in the others a transition is under way.
+_RESTING = ('unconfigured', 'inactive', 'active')
+
+
+def transition(method: Callable) -> Callable:
+    """Log what a transition raises, whole, and fail it.
+
+    rclpy turns every exception into ERROR and drops the traceback. ValueErrors are the user's to
+    mend: they fail the transition with their sentence, and the node stays in its state.
+    """
+
+    @functools.wraps(method)
+    def guarded(node: LifecycleNode, state: State) -> TransitionCallbackReturn:
+        try:
+            method(node, state)
+        except ValueError as error:
+            node.get_logger().error(f'{method.__name__[3:]} refused: {error}')
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            node.get_logger().fatal(f'{method.__name__[3:]} failed:\n{traceback.format_exc()}')
+            return TransitionCallbackReturn.ERROR
+        return TransitionCallbackReturn.SUCCESS
+
+    return guarded
+
+
+def state_label(node: LifecycleNode) -> str:
+    """Return 'unconfigured', 'inactive', 'active' or 'finalized'."""
+    # rclpy has no public access to the present state.
+    return node._state_machine.current_state[1]
+
+
+def shut_down(node: LifecycleNode, timeout_s: float = 5.0) -> None:
+    """Finalize a node, from any state; first let a transition in another thread end.
+
+    After the timeout (a large model that is still being loaded) it stays as it is.
+    """
+    deadline = time.monotonic() + timeout_s
+    while state_label(node) != 'finalized' and time.monotonic() < deadline:
+        if state_label(node) in _RESTING:
+            node.trigger_shutdown()
+        else:
+            time.sleep(0.01)

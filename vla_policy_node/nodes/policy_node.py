@@ -1,0 +1,347 @@
+"""The policy node: two cameras and the robot's state in, bounded 7-DoF commands out.
+
+Two threads. The executor's: subscription callbacks only file bytes by stamp, the command timer
+pops the action whose time is now, nothing there waits. The worker's: decodes, infers, publishes
+results. What to send is decided in `control.commander`, this file only connects it to ROS.
+"""
+
+import gc
+import os
+import threading
+from collections import Counter
+from functools import partial
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
+from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.pairing import Pair
+from vla_policy_node.control.session import Session
+from vla_policy_node.nodes import messages, qos
+from vla_policy_node.nodes.goals import GoalServer
+from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.lifecycle import state_label, transition
+from vla_policy_node.nodes.observations import decode_pose
+from vla_policy_node.nodes.parameters import ParameterStore
+from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
+from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
+from vla_policy_node.nodes.reporting import make_diagnostics, make_status
+from vla_policy_node.nodes.running import run
+from vla_policy_node.policy import CAMERAS, Observation, Policy
+
+WARMUP_INSTRUCTION = 'warm up'
+# How long a stop waits for its hold to arrive at readers that do not answer.
+HOLD_DELIVERY_S = 0.5
+
+
+class PolicyNode(LifecycleNode):
+    """Managed node `policy`.
+
+    configure validates every parameter, loads the policy and warms it up; activate starts the
+    worker and the command timer; deactivate stops them and then sends a hold; cleanup frees the
+    model. A parameter that cannot be used fails configure with a sentence and the node stays up.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__('policy', **kwargs)
+        self._configured = self._active = False
+        self._store = ParameterStore(
+            self, PolicyParameters, lambda: self._configured, self._apply_parameters)
+        self._session = Session()
+        self._counts: Counter[str] = Counter()
+        self._inputs = []
+        self._running_timers = []
+        self._policy: Policy | None = None
+        self._goals: GoalServer | None = None
+        self._worker: PolicyWorker | None = None
+        # From deciding to publishing: an action must not overtake the hold that follows it.
+        self._command_lock = threading.Lock()
+        # Not created at configure: the last hold must stay deliverable after cleanup.
+        self._create_publishers()
+
+    # --- transitions: executor thread ---
+
+    @transition
+    def on_configure(self, state: State):
+        """Validate, load, warm up, create everything that talks."""
+        parameters = self._settings = self._store.checked()
+        try:
+            self._load(parameters)
+        except ValueError:
+            self._release()
+            raise
+        spec = parameters.action_spec()
+        self._commander = Commander(spec, self._session, parameters.make_parts())
+        lock_step = parameters.pacing == 'observation'
+        self._worker = PolicyWorker(
+            self._policy, self._commander, parameters.period_ns, parameters.compressed,
+            self._now_ns, self._publish_result,
+            self._command_for_pair if lock_step else lambda pair: None,
+            parameters.latency_window, self.get_logger(),
+        )
+        self._pose_raw = b''
+        self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
+        self._create_subscriptions(parameters)
+        self._goals = GoalServer(
+            self, self._commander, self._policy.check_instruction,
+            lambda: round(self._settings.default_duration_s * 1e9),
+            self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
+        )
+        self._publish_info()
+        self._configured = True
+
+    @transition
+    def on_activate(self, state: State):
+        """Start to listen, to think and to command."""
+        self._active = True
+        self._commander.parts.pairer.reset()
+        self._session.activate()
+        self._worker.start()
+        self._running_timers = [
+            self.create_timer(1.0 / self._settings.status_rate_hz, self._publish_status),
+            self.create_timer(1.0, self._publish_diagnostics),
+        ]
+        if self._settings.pacing == 'timer':
+            self._running_timers.append(
+                self.create_timer(self._settings.period_ns / 1e9, self._command_now))
+
+    @transition
+    def on_deactivate(self, state: State):
+        """Stop, then hold: the last message on the wire must not be an action."""
+        self._stop()
+
+    @transition
+    def on_cleanup(self, state: State):
+        """Free the model and everything that talks."""
+        self._release()
+
+    @transition
+    def on_shutdown(self, state: State):
+        """Stop, hold and free, from any state."""
+        self._stop()
+        self._release()
+
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        """Fall back to unconfigured after an exception in a transition."""
+        self._stop()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _stop(self) -> None:
+        if not self._active:
+            return
+        self._active = False
+        self._session.deactivate()
+        self._command_now()  # the worker may take as long as an inference
+        self._worker.stop()
+        for timer in self._running_timers:
+            self.destroy_timer(timer)
+        self._running_timers = []
+        self._command_now()
+        self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
+        self._publish_status()
+
+    def _release(self) -> None:
+        self._configured = False
+        if self._goals is not None:
+            self._goals.destroy()
+            self._goals = None
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+        if self._policy is not None:
+            self._policy.close()
+        self._policy = self._worker = None
+        gc.collect()
+
+    # --- configure ---
+
+    def _load(self, parameters: PolicyParameters) -> None:
+        if not parameters.checkpoint:
+            raise ValueError('checkpoint is empty; name a checkpoint directory, or make one with '
+                             '`vla new-checkpoint DIR`.')
+        self.get_logger().info(f'Loading {parameters.checkpoint} ...')
+        self._policy = Policy.load(
+            parameters.checkpoint,
+            methods=parameters.method_names,
+            device=parameters.device,
+            dtype=parameters.dtype,
+            statistics_key=parameters.statistics_key,
+            camera_transforms=parameters.camera_transforms,
+            threads=parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            method_settings=parameters.settings_by_method(),
+            action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
+        )
+        grey = np.full((256, 256, 3), 128, np.uint8)
+        observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), WARMUP_INSTRUCTION)
+        for _ in range(parameters.warmup_inferences):
+            chunk = self._policy.infer(observation)
+        self._policy.reset()
+        description = self._policy.description
+        self.get_logger().info(
+            f'{description.architecture}, {description.parameters / 1e6:.1f} M parameters, '
+            f'{chunk.method}, {sum(chunk.stage_ms.values()):.0f} ms after warm-up'
+            + ('' if description.trained else '; UNTRAINED random weights')
+        )
+
+    def _create_publishers(self) -> None:
+        self._command_publisher = self.create_publisher(
+            EndEffectorCommand, 'command', qos.command_output())
+        self._twist_publisher = self.create_publisher(
+            TwistStamped, 'twist_command', qos.command_output())
+        self._chunk_publisher = self.create_publisher(
+            ActionChunk, 'action_chunk', qos.event_output())
+        self._selection_publisher = self.create_publisher(
+            TokenSelection, 'token_selection', qos.event_output())
+        self._status_publisher = self.create_publisher(
+            PolicyStatus, 'policy_status', qos.event_output())
+        self._info_publisher = self.create_publisher(PolicyInfo, 'policy_info', qos.latched())
+        self._diagnostics_publisher = self.create_publisher(
+            DiagnosticArray, '/diagnostics', qos.event_output())
+
+    def _create_subscriptions(self, parameters: PolicyParameters) -> None:
+        kind, suffix = (CompressedImage, '/compressed') if parameters.compressed else (Image, '')
+        streams = [(camera, kind, f'{camera}/image_raw{suffix}', qos.camera_input())
+                   for camera in CAMERAS]
+        streams += [(POSE, PoseStamped, POSE, qos.state_input()),
+                    (GRIPPER, JointState, GRIPPER, qos.state_input())]
+        for stream, message_type, topic, profile in streams:
+            events = SubscriptionEventCallbacks(
+                incompatible_qos=partial(self._on_incompatible_qos, topic))
+            self._inputs.append(self.create_subscription(
+                message_type, topic, partial(self._file, stream), profile,
+                event_callbacks=events, raw=True,
+            ))
+
+    # --- inputs: executor thread ---
+
+    def _file(self, stream: str, raw: bytes) -> None:
+        """File the bytes by stamp; nothing is decoded here."""
+        try:
+            stamp_ns = stamp_of(raw)
+        except ImageError as error:
+            self._count_and_warn(f'{stream}.unreadable', str(error))
+            return
+        if stream == POSE:
+            self._pose_raw = raw
+        self._commander.parts.pairer.file(stream, stamp_ns, raw)
+
+    def _on_incompatible_qos(self, topic: str, event) -> None:
+        self._count_and_warn(
+            f'{topic}.incompatible_qos',
+            f"A publisher on '{topic}' offers quality of service that this node cannot use.")
+
+    def _count_and_warn(self, name: str, text: str) -> None:
+        if not self._counts[name]:
+            self.get_logger().warning(text)
+        self._counts[name] += 1
+
+    # --- commands: executor thread, or the worker in lock-step ---
+
+    def _command_now(self) -> None:
+        self._command(self._now_ns() + self._settings.period_ns)
+
+    def _command_for_pair(self, pair: Pair) -> None:
+        self._command(pair.stamp_ns + self._settings.period_ns)
+
+    def _command(self, target_time_ns: int) -> None:
+        with self._command_lock:
+            now_ns = self._now_ns()
+            command = self._commander.tick(now_ns, target_time_ns, self._position_m)
+            msg = messages.to_command(command, now_ns, self._settings.frame_id)
+            self._command_publisher.publish(msg)
+            if self._settings.publish_twist:
+                self._twist_publisher.publish(
+                    messages.to_twist(msg, self._settings.period_ns / 1e9))
+            changed = command.hold != self._hold
+            self._hold = command.hold
+        if changed:
+            self._log_hold(command.hold)
+            self._publish_status()
+
+    def _log_hold(self, hold: Hold) -> None:
+        # Between chunks a hold comes and goes many times a second; the counters tell.
+        if hold.code in (HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED):
+            return
+        if hold != self._logged_hold:
+            self._logged_hold = hold
+            self.get_logger().info(
+                'Moving.' if hold.code is HoldReason.NONE else f'Holding: {hold.text}')
+
+    def _position_m(self) -> np.ndarray:
+        return decode_pose(self._pose_raw, self._settings.frame_id)[:3]
+
+    # --- results: worker thread ---
+
+    def _publish_result(self, result: Result) -> None:
+        chunk, goal = result.chunk, result.goal
+        for selection in chunk.selections:
+            self._selection_publisher.publish(messages.to_selection(
+                selection, chunk, result.headers[selection.camera], goal.instruction))
+        self._chunk_publisher.publish(messages.to_chunk(
+            chunk, result.headers[CAMERAS[0]], goal.instruction, result.sequence, goal.epoch,
+            self._settings.period_ns, result.observation_age_ns, result.pair.spread_ns,
+        ))
+
+    # --- reports: executor thread ---
+
+    def _make_status(self, worker: PolicyWorker) -> PolicyStatus:
+        return make_status(
+            state_label(self), self._settings, self._commander, worker,
+            self._hold, self._counts, self._now_ns())
+
+    def _publish_status(self) -> None:
+        if worker := self._worker:  # none: this timer fired while the node was cleaned up
+            self._status_publisher.publish(self._make_status(worker))
+
+    def _publish_diagnostics(self) -> None:
+        if worker := self._worker:
+            description = worker.description
+            self._diagnostics_publisher.publish(make_diagnostics(
+                self.get_fully_qualified_name(), self._make_status(worker),
+                description.checkpoint,
+                description.chunk_length * self._settings.period_ns / 1e6))
+
+    def _publish_info(self) -> None:
+        parameters = self._settings
+        self._info_publisher.publish(messages.to_info(
+            self._policy.description, parameters.action_spec(), parameters.execution_mode,
+            parameters.camera_transforms, parameters.period_ns, self._now_ns(),
+        ))
+
+    def _fill_feedback(self, feedback: ExecuteInstruction.Feedback) -> None:
+        last = self._worker.last
+        feedback.step = self._commander.steps
+        feedback.hold = messages.to_hold(self._hold)
+        if last is not None:
+            feedback.inference_ms = float(sum(last.chunk.stage_ms.values()))
+            feedback.tokens_kept = last.chunk.tokens_kept
+            feedback.tokens_total = last.chunk.tokens_total
+            feedback.camera_spread_ms = last.pair.spread_ns / 1e6
+
+    # --- parameters: executor thread ---
+
+    def _apply_parameters(self, parameters: PolicyParameters) -> None:
+        self._settings = parameters
+        self._commander.replace(parameters.make_parts())
+        self._publish_info()
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+
+def main(args=None):
+    """Run the node until SIGINT or SIGTERM; it then stops, holds and frees."""
+    run(PolicyNode, args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,208 @@
+"""Every parameter of the policy node, and the parts that are made from them."""
+
+from dataclasses import dataclass
+
+import yaml
+
+from vla_policy_node.control.action_spec import ROTATION_FORMS, ActionSpec, GripperLatch
+from vla_policy_node.control.commander import CommanderParts
+from vla_policy_node.control.ensemble import EnsembleSettings
+from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
+from vla_policy_node.control.freeze import FreezeDetector
+from vla_policy_node.control.limits import CommandLimiter, Limits
+from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.nodes.parameters import parameter
+from vla_policy_node.policy import CAMERAS
+
+POSE, GRIPPER = 'ee_pose', 'gripper_state'
+_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of the node `policy`; those marked tunable may change while it runs."""
+
+    # --- model ---
+    checkpoint: str = parameter('', 'Checkpoint directory, public OpenVLA-OFT layout.')
+    methods: tuple = parameter(
+        ['lightvla'], "Acceleration methods in order; ['dense'] for none.")
+    method_settings: tuple = parameter(
+        [''], "Settings as 'method.setting=value', for example 'lightvla.multiplicity_bias=true'.")
+    action_rows: str = parameter(
+        'auto', 'Rows the action head reads; auto: what checkpoint and methods expect.',
+        choices=('auto', 'oft', 'last56'))
+    statistics_key: str = parameter(
+        '', 'Data set to un-normalise with; may be empty if the checkpoint has only one.')
+    device: str = parameter('cpu', "Torch device, for example 'cpu' or 'cuda:0'.")
+    dtype: str = parameter(
+        'float32', 'Arithmetic of the networks.', choices=('float32', 'bfloat16'))
+    threads: int = parameter(
+        0, 'CPU threads torch may use; 0: all but the one that commands and subscriptions need.',
+        '', 0, 1024)
+    warmup_inferences: int = parameter(
+        2, 'Inferences on grey images at configure; not in any statistics.', '', 1, 100)
+    third_person_transform: str = parameter(
+        'none', 'What turns the upright picture into what training saw.', choices=_TRANSFORMS)
+    wrist_transform: str = parameter(
+        'none', 'What turns the upright picture into what training saw.', choices=_TRANSFORMS)
+
+    # --- inputs ---
+    compressed: bool = parameter(
+        False, "Subscribe sensor_msgs/CompressedImage on '<topic>/compressed'.")
+    max_age_s: float = parameter(
+        0.3, 'Largest age of any input, from capture stamp to now.', 's', 0.001, 10.0,
+        tunable=True)
+    max_spread_s: float = parameter(
+        0.04, 'Largest difference between the capture stamps of the two cameras.', 's', 0.0, 1.0,
+        tunable=True)
+    state_tolerance_s: float = parameter(
+        0.05, 'Largest difference between a state and the third-person picture.', 's', 0.0, 1.0,
+        tunable=True)
+    future_tolerance_s: float = parameter(
+        0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
+        tunable=True)
+    max_identical_frames: int = parameter(
+        0, 'Identical pictures in a row that mean a frozen camera; 0: do not look. '
+        'A real camera never repeats a picture; a simulator of a still scene does.',
+        '', 0, 10000, tunable=True)
+    input_timeout_s: float = parameter(
+        0.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
+        '0: hold, and go on when they are good again.', 's', 0.0, 3600.0, tunable=True)
+
+    # --- execution ---
+    control_rate_hz: float = parameter(
+        20.0, 'Rate of commands; one chunk element per period.', 'Hz', 1.0, 200.0)
+    pacing: str = parameter(
+        'timer', 'timer: a command each control period. observation: one command per observation, '
+        'after its inference, for lock-step simulation.', choices=('timer', 'observation'))
+    execution_mode: str = parameter(
+        'async', 'sync: play a chunk to its end, then infer. async: infer all the time, newest '
+        'chunk wins. temporal_ensemble: average what recent chunks say.',
+        choices=EXECUTION_MODES, tunable=True)
+    ensemble_weighting: str = parameter(
+        'act', 'act: exp(-m i), oldest first (ACT). adaptive: exp(a cos) to the newest (CogACT).',
+        choices=('act', 'adaptive'), tunable=True)
+    ensemble_decay: float = parameter(
+        0.01, 'm of the act weights; above 0 favours old chunks.', '', -10.0, 10.0, tunable=True)
+    ensemble_alpha: float = parameter(
+        0.1, 'a of the adaptive weights.', '', 0.0, 100.0, tunable=True)
+    ensemble_horizon: int = parameter(
+        8, 'Chunks averaged at most.', '', 1, 64, tunable=True)
+    default_duration_s: float = parameter(
+        60.0, 'Duration of a goal that does not say.', 's', 0.1, 86400.0, tunable=True)
+
+    # --- action specification: what the numbers of the policy mean on this robot ---
+    frame_id: str = parameter('base_link', 'Frame of the commanded deltas.')
+    rotation_form: str = parameter(
+        'axis_angle', "Rotation of the policy's actions.", choices=ROTATION_FORMS)
+    translation_scale_m: float = parameter(
+        0.05, 'Metres per action unit.', 'm', 1e-6, 10.0)
+    rotation_scale_rad: float = parameter(
+        0.5, 'Radians per action unit.', 'rad', 1e-6, 10.0)
+    gripper_open: float = parameter(1.0, 'Action value that means open.', '', -1e3, 1e3)
+    gripper_closed: float = parameter(0.0, 'Action value that means closed.', '', -1e3, 1e3)
+    gripper_threshold: float = parameter(
+        0.5, 'Opening above which the gripper is told to open.', '', 0.0, 1.0, tunable=True)
+    gripper_dead_band: float = parameter(
+        0.2, 'Width of the band round the threshold in which nothing changes.', '', 0.0, 1.0,
+        tunable=True)
+
+    # --- limits, on by default ---
+    max_step_translation_m: float = parameter(
+        0.05, 'Largest translation per control period.', 'm', 1e-6, 1.0, tunable=True)
+    max_step_rotation_rad: float = parameter(
+        0.25, 'Largest rotation per control period.', 'rad', 1e-6, 3.2, tunable=True)
+    max_linear_velocity_m_s: float = parameter(
+        1.0, 'Largest linear velocity.', 'm/s', 1e-6, 10.0, tunable=True)
+    max_angular_velocity_rad_s: float = parameter(
+        5.0, 'Largest angular velocity.', 'rad/s', 1e-6, 50.0, tunable=True)
+    max_linear_acceleration_m_s2: float = parameter(
+        20.0, 'Largest linear acceleration.', 'm/s^2', 1e-6, 1e3, tunable=True)
+    max_angular_acceleration_rad_s2: float = parameter(
+        100.0, 'Largest angular acceleration.', 'rad/s^2', 1e-6, 1e4, tunable=True)
+    workspace_min_m: tuple = parameter(
+        [-1.0, -1.0, 0.0], 'Smallest x, y, z of the end effector in frame_id.', 'm', -100.0,
+        100.0, tunable=True)
+    workspace_max_m: tuple = parameter(
+        [1.0, 1.0, 2.0], 'Largest x, y, z of the end effector in frame_id.', 'm', -100.0, 100.0,
+        tunable=True)
+
+    # --- start and outputs ---
+    autostart: bool = parameter(
+        False, 'Configure and activate at start, without a lifecycle manager.')
+    publish_twist: bool = parameter(
+        False, 'Also publish geometry_msgs/TwistStamped for MoveIt Servo (speed units).')
+    status_rate_hz: float = parameter(
+        5.0, 'Rate of status messages; diagnostics come once a second.', 'Hz', 0.1, 50.0)
+    latency_window: int = parameter(
+        200, 'Inferences in the latency statistics.', '', 1, 100000)
+
+    def __post_init__(self) -> None:
+        """Make what tunable parameters make, so that a bad combination is refused here."""
+        self.make_parts()
+        self.action_spec()
+        self.settings_by_method()
+
+    @property
+    def period_ns(self) -> int:
+        """Control period."""
+        return _ns(1.0 / self.control_rate_hz)
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Acceleration methods; `dense` is the absence of one."""
+        return tuple(name for name in self.methods if name not in ('', 'dense'))
+
+    @property
+    def camera_transforms(self) -> dict[str, str]:
+        """Transform of each camera's picture."""
+        return dict(zip(CAMERAS, (self.third_person_transform, self.wrist_transform),
+                        strict=True))
+
+    def settings_by_method(self) -> dict[str, dict[str, object]]:
+        """Parse method_settings. Raises ValueError for an entry of another form."""
+        settings: dict[str, dict[str, object]] = {}
+        for entry in filter(None, self.method_settings):
+            key, equals, value = entry.partition('=')
+            method, dot, name = key.strip().partition('.')
+            if not (equals and dot and method and name):
+                raise ValueError(
+                    f"method_settings has '{entry}'; write it as 'method.setting=value'."
+                )
+            settings.setdefault(method, {})[name] = yaml.safe_load(value)
+        return settings
+
+    def action_spec(self) -> ActionSpec:
+        """Return what the policy's actions mean. Raises ValueError."""
+        return ActionSpec(
+            self.frame_id, self.rotation_form, self.translation_scale_m, self.rotation_scale_rad,
+            self.gripper_open, self.gripper_closed,
+        )
+
+    def make_parts(self) -> CommanderParts:
+        """Make everything the tunable parameters decide. Raises ValueError."""
+        limits = Limits(
+            self.max_step_translation_m, self.max_step_rotation_rad,
+            self.max_linear_velocity_m_s, self.max_angular_velocity_rad_s,
+            self.max_linear_acceleration_m_s2, self.max_angular_acceleration_rad_s2,
+            self.workspace_min_m, self.workspace_max_m,
+        )
+        ensemble = EnsembleSettings(
+            self.ensemble_weighting, self.ensemble_decay, self.ensemble_alpha,
+            self.ensemble_horizon,
+        )
+        return CommanderParts(
+            ObservationPairer(
+                CAMERAS, (POSE, GRIPPER), _ns(self.max_spread_s), _ns(self.max_age_s),
+                _ns(self.future_tolerance_s), state_tolerance_ns=_ns(self.state_tolerance_s),
+            ),
+            FreezeDetector(self.max_identical_frames),
+            create_executor(self.execution_mode, self.period_ns, ensemble),
+            CommandLimiter(limits, self.period_ns / 1e9),
+            GripperLatch(self.gripper_threshold, self.gripper_dead_band),
+            _ns(self.input_timeout_s),
+        )

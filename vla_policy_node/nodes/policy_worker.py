@@ -1,0 +1,154 @@
+"""The one thread that looks, thinks and publishes what it thought."""
+
+import logging
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from std_msgs.msg import Header
+
+from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.latency import LatencyStats
+from vla_policy_node.control.pairing import Pair
+from vla_policy_node.control.session import Goal, Outcome
+from vla_policy_node.nodes.observations import decode_pair
+from vla_policy_node.policy import ActionChunk, Policy
+
+# How long the worker may sleep before it looks whether it should stop.
+WAIT_S = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One inference: the chunk and where it came from."""
+
+    chunk: ActionChunk
+    pair: Pair
+    headers: dict[str, Header]
+    goal: Goal
+    sequence: int
+    observation_age_ns: int  # capture stamp to start of work
+
+
+class PolicyWorker:
+    """Takes pairs, decodes, infers, hands the chunk to the executor, then publishes the result.
+
+    One observation is in flight at a time and the newest wins. The chunk goes to the executor
+    before anything is published: the robot must not wait for the paperwork.
+
+    now_ns: the node's clock. publish: called with each Result (worker thread).
+    on_pair: called after each pair was dealt with; paces the robot in lock-step (worker thread).
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        commander: Commander,
+        period_ns: int,
+        compressed: bool,
+        now_ns: Callable[[], int],
+        publish: Callable[[Result], None],
+        on_pair: Callable[[Pair], None] = lambda pair: None,
+        latency_window: int = 200,
+        logger: logging.Logger | None = None,
+    ):
+        self._policy = policy
+        self._commander = commander
+        self._period_ns = period_ns
+        self._compressed = compressed
+        self._now_ns = now_ns
+        self._publish = publish
+        self._on_pair = on_pair
+        self._logger = logger or logging.getLogger(__name__)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._epoch = -1
+        self._reported = ''  # trouble that was logged and is not over
+        self._sequence = 0
+        self._counts: Counter[str] = Counter()
+        self.latency = LatencyStats(latency_window)
+        self.tokens_kept = LatencyStats(latency_window)
+        self.last: Result | None = None
+        self.description = policy.description
+
+    def start(self) -> None:
+        """Begin to work, and to count from zero (lifecycle thread)."""
+        self._stop.clear()
+        self._sequence = 0
+        self._counts.clear()
+        self.latency.reset()
+        self.tokens_kept.reset()
+        self.last = None
+        self._thread = threading.Thread(target=self._run, name='policy_worker', daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and join; returns when no inference runs any more (lifecycle thread)."""
+        self._stop.set()
+        self._commander.parts.pairer.reset()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def counts(self) -> dict[str, int]:
+        """Return inferences and what came to nothing, by name (any thread)."""
+        return dict(self._counts)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            pairer = self._commander.parts.pairer
+            if not pairer.wait(WAIT_S) or self._stop.is_set():
+                continue
+            pair = pairer.take(self._now_ns())
+            if isinstance(pair, Hold):
+                continue
+            goal = self._commander.session.goal
+            if goal is not None:
+                self._follow(goal, pair)
+            self._on_pair(pair)
+
+    def _follow(self, goal: Goal, pair: Pair) -> None:
+        try:
+            self._work(goal, pair)
+        except HoldError as error:
+            self._report(error.hold, str(error), goal)
+        except Exception:
+            self._report(Hold(HoldReason.INFERENCE_FAILED), traceback.format_exc(), goal)
+            self._commander.end(Outcome.INFERENCE_FAILED, goal.epoch)
+
+    def _work(self, goal: Goal, pair: Pair) -> None:
+        executor = self._commander.parts.executor
+        if not executor.needs_inference(pair.stamp_ns + self._period_ns):
+            return
+        if goal.epoch != self._epoch:
+            self._policy.reset()
+            self._epoch = goal.epoch
+        age_ns = self._now_ns() - pair.stamp_ns
+        started = time.perf_counter()
+        observation, headers = decode_pair(
+            pair, goal.instruction, self._commander.spec.frame_id, self._compressed,
+            self._commander.parts.freeze,
+        )
+        decode_ms = (time.perf_counter() - started) * 1e3
+        chunk = self._policy.infer(observation)
+        chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})
+        executor.push(chunk.actions, pair.stamp_ns, goal.epoch)
+        self._commander.fault(None, goal.epoch)
+        self._reported = ''
+        self._sequence += 1
+        self._counts['inferences'] += 1
+        self.latency.add(sum(chunk.stage_ms.values()))
+        self.tokens_kept.add(chunk.tokens_kept)
+        self.last = Result(chunk, pair, headers, goal, self._sequence, age_ns)
+        self._publish(self.last)
+
+    def _report(self, hold: Hold, text: str, goal: Goal) -> None:
+        if text != self._reported:  # a bad camera sends the same picture 30 times a second
+            self._reported = text
+            self._logger.error(text)
+        self._counts[hold.code.name.lower()] += 1
+        self._commander.fault(hold, goal.epoch)

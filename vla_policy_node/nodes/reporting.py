@@ -1,0 +1,117 @@
+"""Status and diagnostics of the policy node, from what its parts count."""
+
+from collections.abc import Mapping
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from vla_msgs.msg import PolicyStatus
+from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.nodes.messages import finite_or_zero, to_hold, to_time
+from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
+from vla_policy_node.nodes.policy_worker import PolicyWorker
+
+# Standing still for these reasons is as it should be.
+_CALM = frozenset({
+    HoldReason.NONE, HoldReason.INACTIVE, HoldReason.NO_INSTRUCTION, HoldReason.GOAL_FINISHED,
+    HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED,
+})
+
+
+def counters(
+    commander: Commander, worker: PolicyWorker, others: Mapping[str, int]
+) -> dict[str, int]:
+    """Return every count of every part under 'part.name'."""
+    parts = commander.parts
+    groups = {
+        'tick': commander.counts(),
+        'input': parts.pairer.counts(),
+        'executor': parts.executor.counts(),
+        'limit': parts.limiter.counts(),
+        'worker': worker.counts(),
+        'node': others,
+    }
+    return {f'{group}.{name}': count for group, counts in groups.items()
+            for name, count in sorted(counts.items())}
+
+
+def make_status(
+    lifecycle_state: str,
+    parameters: PolicyParameters,
+    commander: Commander,
+    worker: PolicyWorker,
+    hold: Hold,
+    others: Mapping[str, int],
+    now_ns: int,
+) -> PolicyStatus:
+    """Return the state of the node; `hold` is that of the last command."""
+    goal = commander.session.goal
+    latency = worker.latency.summary()
+    last = worker.last
+    ages_ms = {name: age / 1e6 for name, age in commander.parts.pairer.ages_ns(now_ns).items()}
+    counts = counters(commander, worker, others)
+    return PolicyStatus(
+        header=Header(stamp=to_time(now_ns), frame_id=parameters.frame_id),
+        lifecycle_state=lifecycle_state,
+        goal_active=goal is not None,
+        instruction=goal.instruction if goal else '',
+        epoch=commander.session.epoch,
+        hold=to_hold(hold),
+        execution_mode=parameters.execution_mode,
+        steps=commander.steps,
+        inferences=worker.counts().get('inferences', 0),
+        inference_p50_ms=finite_or_zero(latency.p50_ms),
+        inference_p95_ms=finite_or_zero(latency.p95_ms),
+        tokens_kept_mean=finite_or_zero(worker.tokens_kept.summary().mean_ms),
+        tokens_total=last.chunk.tokens_total if last else 0,
+        camera_spread_ms=last.pair.spread_ns / 1e6 if last else 0.0,
+        third_person_age_ms=ages_ms.get('third_person', 0.0),
+        wrist_age_ms=ages_ms.get('wrist', 0.0),
+        state_age_ms=max(ages_ms.get(POSE, 0.0), ages_ms.get(GRIPPER, 0.0)),
+        counter_names=list(counts),
+        counter_values=list(counts.values()),
+    )
+
+
+def make_diagnostics(
+    name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float
+) -> DiagnosticArray:
+    """Return /diagnostics: one entry for the commands, one for the inference.
+
+    chunk_ms: how long the robot can go on with one chunk.
+    """
+    code = HoldReason(status.hold.code)
+    if code in _CALM:
+        level, message = DiagnosticStatus.OK, status.hold.text
+    elif code is HoldReason.ESTOP:
+        level, message = DiagnosticStatus.WARN, status.hold.text
+    else:
+        level, message = DiagnosticStatus.ERROR, status.hold.text
+    commands = DiagnosticStatus(
+        level=level, name=f'{name}: commands', message=message, hardware_id=hardware_id)
+    commands.values = [KeyValue(key=key, value=str(value)) for key, value in (
+        ('hold reason', code.name), ('stream', status.hold.stream),
+        ('third_person age ms', f'{status.third_person_age_ms:.1f}'),
+        ('wrist age ms', f'{status.wrist_age_ms:.1f}'),
+        ('state age ms', f'{status.state_age_ms:.1f}'),
+        ('camera spread ms', f'{status.camera_spread_ms:.1f}'),
+        *zip(status.counter_names, map(str, status.counter_values), strict=True),
+    )]
+    slow = status.inference_p95_ms > chunk_ms
+    inference = DiagnosticStatus(
+        level=DiagnosticStatus.WARN if slow else DiagnosticStatus.OK,
+        name=f'{name}: inference',
+        message='Inference takes longer than a chunk lasts.' if slow else 'Inference keeps up.',
+        hardware_id=hardware_id,
+    )
+    kept = status.tokens_kept_mean / status.tokens_total if status.tokens_total else 1.0
+    inference.values = [KeyValue(key=key, value=value) for key, value in (
+        ('inferences', str(status.inferences)),
+        ('p50 ms', f'{status.inference_p50_ms:.1f}'),
+        ('p95 ms', f'{status.inference_p95_ms:.1f}'),
+        ('tokens kept', f'{status.tokens_kept_mean:.1f} of {status.tokens_total}'),
+        ('kept ratio', f'{kept:.3f}'),
+        ('execution mode', status.execution_mode),
+    )]
+    return DiagnosticArray(header=status.header, status=[commands, inference])

@@ -1,0 +1,66 @@
+"""Running one node as a process."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import rclpy
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from vla_policy_node.nodes.lifecycle import shut_down, state_label
+
+# How long a stop lets goals that it ended tell their clients so.
+FAREWELL_S = 0.5
+# Python hands the interpreter lock over after this time; its default of 5 ms would be most of the
+# jitter of the command timer.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def run(make_node: Callable[[], Node], args: list[str] | None = None) -> None:
+    """Run a node until SIGINT or SIGTERM, then shut it down in order.
+
+    rclpy's own signal handlers would close the context at once, and the last hold command could
+    not be published. A lifecycle node with `autostart` is configured and activated first.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node = make_node()
+    # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
+    # the processor time per message, which the policy and the command timer lack.
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
+        executor.create_task(_start, node, stop)
+    try:
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.2)
+        _say_goodbye(node, executor)
+    finally:  # also when a callback raised: the robot must be told to stand still
+        if isinstance(node, LifecycleNode):
+            shut_down(node)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _say_goodbye(node: Node, executor: Executor) -> None:
+    """Deactivate the node, then let the goals that this ended tell their clients."""
+    if not isinstance(node, LifecycleNode) or state_label(node) != 'active':
+        return
+    node.trigger_deactivate()
+    deadline = time.monotonic() + FAREWELL_S
+    while time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.05)
+
+
+def _start(node: LifecycleNode, stop: threading.Event) -> None:
+    if node.trigger_configure() == TransitionCallbackReturn.SUCCESS and not stop.is_set():
+        node.trigger_activate()
