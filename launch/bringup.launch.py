@@ -1,0 +1,57 @@
+"""Start the policy, the visualizer and, if asked, the simulated world and RViz.
+
+    ros2 launch vla_policy_node bringup.launch.py checkpoint:=/path/to/checkpoint
+    ros2 launch vla_policy_node bringup.launch.py world:=true rviz:=true
+    ros2 launch vla_policy_node bringup.launch.py --show-args
+
+What is started is described in vla_policy_node/system.py.
+"""
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchDescription
+from vla_policy_node.system import ARGUMENTS, describe, share_directory
+
+
+def declare(argument):
+    value = argument.default
+    return DeclareLaunchArgument(
+        argument.name,
+        default_value=str(value).lower() if isinstance(value, bool) else value,
+        description=argument.description,
+        choices=list(argument.choices) or None,
+    )
+
+
+def start(context):
+    given = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
+    return [
+        Node(
+            package=node.package,
+            executable=node.executable,
+            name=node.name,
+            ros_arguments=node.ros_arguments(),
+            output='screen',
+            emulate_tty=True,
+            on_exit=Shutdown(reason=f'{node.name} ended'),
+        )
+        for node in describe(given)
+    ]
+
+
+def generate_launch_description():
+    rviz = Node(
+        package='rviz2',
+        executable='rviz2',
+        arguments=['-d', str(share_directory() / 'config' / 'vla.rviz')],
+        condition=IfCondition(LaunchConfiguration('rviz')),
+    )
+    return LaunchDescription([
+        *(declare(argument) for argument in ARGUMENTS),
+        DeclareLaunchArgument('rviz', default_value='false', description='Start RViz.'),
+        OpaqueFunction(function=start),
+        rviz,
+    ])

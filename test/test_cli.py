@@ -1,0 +1,203 @@
+"""The command line: it starts quickly, refuses with a sentence, and says how things went."""
+
+import _thread
+import subprocess
+import sys
+import threading
+
+import pytest
+import rclpy
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.context import Context
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.node import Node
+from ros_testing import ros  # noqa: F401  (sets the domain)
+from typer.testing import CliRunner
+
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import HoldReason
+from vla_policy_node import cli
+from vla_policy_node.commands import doctor
+from vla_policy_node.commands.doctor import Finding
+from vla_policy_node.system import ARGUMENTS
+
+
+@pytest.fixture
+def vla():
+    """Run the command in this process; returns its result (exit_code, output)."""
+    return lambda *arguments: CliRunner().invoke(cli.app, list(map(str, arguments)))
+
+
+def test_help_names_every_command_and_an_example(vla):
+    output = vla('--help').output
+    for command in ('bringup', 'instruct', 'tasks', 'new-checkpoint', 'doctor'):
+        assert command in output
+    assert 'Try it' in output
+
+
+def test_the_command_line_loads_nothing_heavy():
+    code = ('import sys, vla_policy_node.cli; '
+            "assert not {'rclpy', 'torch', 'mujoco', 'numpy'} & set(sys.modules)")
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+class TestBringup:
+    @pytest.fixture(autouse=True)
+    def _described(self, monkeypatch):
+        self.arguments = {}
+
+        def describe(arguments):
+            self.arguments = arguments
+            return ()
+
+        monkeypatch.setattr('vla_policy_node.system.describe', describe)
+        monkeypatch.setattr('vla_policy_node.bringup.run', lambda nodes: 7)
+
+    def test_its_options_are_the_arguments_of_the_system(self, vla):
+        result = vla('bringup', '--world', '--no-visualizer', '--wrist-topic', '/hand')
+        expected = {argument.name: argument.default for argument in ARGUMENTS}
+        assert self.arguments == {
+            **expected, 'world': True, 'visualizer': False, 'wrist_topic': '/hand'}
+        assert result.exit_code == 7
+
+
+def test_bringup_refuses_with_one_sentence(vla):
+    result = vla('bringup', '--config', '/no/such.yaml')
+    assert result.exit_code == 2
+    assert "'/no/such.yaml' cannot be read" in result.output
+    assert 'Traceback' not in result.output
+
+
+def test_tasks_of_a_suite_or_a_refusal(vla):
+    result = vla('tasks', 'libero_goal')
+    assert 'open the middle drawer of the cabinet' in result.output
+    assert 'libero_object' not in result.output
+    result = vla('tasks', 'libero_90')
+    assert result.exit_code == 2
+    assert 'There is no suite' in result.output
+
+
+def test_a_new_checkpoint_spares_what_is_there(vla, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint',
+                        lambda directory, seed: made.append((directory, seed)))
+    result = vla('new-checkpoint', tmp_path / 'new', '--seed', 3)
+    assert made == [(tmp_path / 'new', 3)]
+    assert 'untrained' in result.output
+    (tmp_path / 'weights').touch()
+    result = vla('new-checkpoint', tmp_path)
+    assert result.exit_code == 2
+    assert 'not empty' in result.output
+    assert len(made) == 1
+
+
+class TestDoctor:
+    def test_it_fails_only_if_something_needed_is_missing(self, vla, monkeypatch):
+        found, absent = Finding('bread', 'in the box'), Finding('wine', '', 'buy it', needed=False)
+        monkeypatch.setattr(doctor, 'CHECKS', [lambda: found, lambda: absent])
+        result = vla('doctor')
+        assert result.exit_code == 0
+        assert 'buy it' in result.output
+        monkeypatch.setattr(doctor, 'CHECKS', [lambda: Finding('water', '', 'dig')])
+        result = vla('doctor')
+        assert result.exit_code == 1
+        assert 'dig' in result.output
+
+    @pytest.mark.parametrize('check', doctor.CHECKS, ids=lambda check: check.__name__)
+    def test_every_check_finds_something_or_says_how_to_get_it(self, check):
+        finding = check()
+        assert finding.name
+        assert finding.found or finding.remedy
+
+    def test_a_broken_gl_back_end_is_found_out(self, monkeypatch):
+        monkeypatch.setenv('MUJOCO_GL', 'no-such-back-end')
+        assert doctor.check_rendering().found == ''
+
+
+class PolicyDouble:
+    """An action server that does as told, in a context and threads of its own."""
+
+    def __init__(self, code=0, accept=True, until_cancelled=False):
+        self.requests = []
+        self._code, self._until_cancelled = code, until_cancelled
+        self._cancelled = threading.Event()
+        self._context = Context()
+        rclpy.init(args=[], context=self._context)
+        self._node = Node('policy', context=self._context)
+        response = GoalResponse.ACCEPT if accept else GoalResponse.REJECT
+        self._server = ActionServer(
+            self._node, ExecuteInstruction, 'execute_instruction', self._execute,
+            goal_callback=lambda request: response, cancel_callback=self._cancel,
+            callback_group=ReentrantCallbackGroup())
+        self._executor = MultiThreadedExecutor(3, context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def _cancel(self, handle):
+        self._cancelled.set()
+        return CancelResponse.ACCEPT
+
+    def _execute(self, handle):
+        self.requests.append(handle.request)
+        handle.publish_feedback(ExecuteInstruction.Feedback(
+            step=5, hold=HoldReason(code=HoldReason.INPUT_STALE, text='Too old.')))
+        if self._until_cancelled:
+            _thread.interrupt_main()  # what Ctrl-C does
+            assert self._cancelled.wait(10.0)
+            handle.canceled()
+        else:
+            handle.succeed()
+        return ExecuteInstruction.Result(code=self._code, text='It ended.', steps=9, inferences=4)
+
+    def close(self):
+        self._executor.shutdown()
+        self._server.destroy()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+        self._thread.join()
+
+
+class TestInstruct:
+    @pytest.fixture
+    def policy(self):
+        made = []
+
+        def make(**settings):
+            made.append(PolicyDouble(**settings))
+            return made[-1]
+
+        yield make
+        for double in made:
+            double.close()
+
+    def test_it_follows_to_the_end_and_says_how_it_ended(self, vla, policy):
+        double = policy()
+        result = vla('instruct', 'open the drawer', '--duration', 2.5)
+        assert result.exit_code == 0
+        assert 'It ended. 9 steps, 4 inferences.' in result.output
+        (request,) = double.requests
+        assert request.instruction == 'open the drawer'
+        assert (request.max_duration.sec, request.max_duration.nanosec) == (2, 500_000_000)
+
+    def test_any_other_end_is_a_failure(self, vla, policy):
+        policy(code=ExecuteInstruction.Result.ESTOPPED)
+        assert vla('instruct', 'open the drawer').exit_code == 1
+
+    def test_ctrl_c_cancels_the_goal(self, vla, policy):
+        policy(code=ExecuteInstruction.Result.CANCELLED, until_cancelled=True)
+        result = vla('instruct', 'open the drawer')
+        assert result.exit_code == 130
+        assert 'It ended.' in result.output
+
+    def test_a_refusal_is_said(self, vla, policy):
+        policy(accept=False)
+        result = vla('instruct', 'open the drawer')
+        assert result.exit_code == 1
+        assert 'refused' in result.output
+
+    def test_without_a_node_it_says_how_to_start_one(self, vla):
+        result = vla('instruct', 'open the drawer', '--wait', 0.1)
+        assert result.exit_code == 1
+        assert 'vla bringup' in result.output

@@ -1,0 +1,144 @@
+"""Starts the nodes of a system as processes, without `ros2`.
+
+    with System(describe({'world': True})) as system:
+        system.wait()
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
+
+from vla_policy_node.system import NodeSpec
+
+# Time for a node to end an inference, send its hold and free its model.
+GRACE_S = 10.0
+_COLOURS = (36, 33, 35, 32)
+
+
+class NodeDiedError(RuntimeError):
+    """A node ended that should have run on; the message says which one."""
+
+
+class System:
+    """A set of nodes, each a process of its own; a context manager that starts and stops them.
+
+    Every line a node prints goes to `output` with its name in front; on a terminal, in colour.
+    env: environment variables on top of this process's, for example ROS_DOMAIN_ID.
+    Use it from one thread, which must outlive it: the nodes are interrupted when it ends, even
+    if it is killed.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeSpec],
+        env: Mapping[str, str] | None = None,
+        output: TextIO | None = None,
+        grace_s: float = GRACE_S,
+    ):
+        self._nodes = tuple(nodes)
+        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})}
+        self._output = output or sys.stdout
+        self._grace_s = grace_s
+        self._processes: dict[str, subprocess.Popen] = {}
+        self._readers: list[threading.Thread] = []
+
+    def __enter__(self) -> 'System':
+        """Start all nodes."""
+        width = max(len(node.name) for node in self._nodes)
+        for node, colour in zip(self._nodes, itertools.cycle(_COLOURS)):
+            process = subprocess.Popen(
+                [*_leash(), *command_line(node)], env=self._env, text=True, errors='replace',
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                # Ctrl-C reaches only the parent, which stops its children in its own way.
+                start_new_session=True,
+            )
+            self._processes[node.name] = process
+            prefix = f'{node.name:<{width}} | '
+            if self._output.isatty():
+                prefix = f'\x1b[{colour}m{prefix}\x1b[0m'
+            reader = threading.Thread(target=self._forward, args=(process, prefix), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Stop all nodes."""
+        self.stop()
+
+    def _forward(self, process: subprocess.Popen, prefix: str) -> None:
+        for line in process.stdout:
+            self._output.write(f'{prefix}{line}')
+            self._output.flush()
+
+    def check(self) -> None:
+        """Raise NodeDiedError if a node has ended."""
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                raise NodeDiedError(
+                    f"Node '{name}' ended by itself ({_describe_exit(code)}); its last messages "
+                    'say why.')
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a node."""
+        return self._processes[name].pid
+
+    def wait(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Return when `until()` is true, looked at ten times a second; else as `check`."""
+        while not until():
+            time.sleep(0.1)
+            self.check()
+
+    def stop(self) -> None:
+        """Interrupt the nodes in reverse order, wait for them, and kill what will not end."""
+        running = [p for p in reversed(self._processes.values()) if p.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(self._grace_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for reader in self._readers:
+            reader.join(1.0)
+
+
+def command_line(node: NodeSpec) -> list[str]:
+    """Return the command that runs one node."""
+    return [sys.executable, '-m', node.module, '--ros-args', '-r', f'__node:={node.name}',
+            *node.ros_arguments()]
+
+
+def _leash() -> list[str]:
+    """Return what has the kernel interrupt a node whose supervisor was killed.
+
+    A robot must not move on with nobody left to stop it.
+    """
+    setpriv = shutil.which('setpriv')  # part of util-linux
+    return [setpriv, '--pdeathsig', 'INT', '--'] if setpriv else []
+
+
+def run(nodes: Sequence[NodeSpec]) -> int:
+    """Run a system until SIGINT, SIGTERM, SIGHUP or the death of a node; return the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with System(nodes) as system:
+            system.wait(stop.is_set)
+    except NodeDiedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _describe_exit(code: int) -> str:
+    return f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'

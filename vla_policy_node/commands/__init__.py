@@ -1,0 +1,1 @@
+"""The longer commands of `vla`, one per file."""

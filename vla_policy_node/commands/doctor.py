@@ -1,0 +1,185 @@
+"""`vla doctor`: what is installed, what is missing, and how to get it."""
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+SETUP = 'run `make setup`'
+# Draws a red ball and looks at the middle of the picture: an import alone proves nothing.
+_RENDER = '''
+import os
+import vla_policy_node.world
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom size="1" rgba="1 0 0 1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+red, green, blue = renderer.render()[16, 16]
+assert red > 2 * max(int(green), 1)
+print(os.environ['MUJOCO_GL'])
+'''
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; remedy says how to get what is missing.
+
+    found: what is there, empty if it is missing. needed: without it the package does not work.
+    """
+
+    name: str
+    found: str
+    remedy: str = ''
+    needed: bool = True
+
+
+def report() -> int:
+    """Print the table; return 1 if something needed is missing, else 0."""
+    table = Table('', 'what', 'found', 'how to get it')
+    table.columns[2].overflow = 'fold'  # paths are cut otherwise
+    with Console().status('Looking ...'):
+        findings = [make() for make in CHECKS]
+    for finding in findings:
+        mark, remedy = '[green]ok', ''
+        if not finding.found:
+            mark = '[red]missing' if finding.needed else '[yellow]not there'
+            remedy = finding.remedy
+        table.add_row(mark, finding.name, finding.found, remedy)
+    Console().print(table)
+    return int(any(f.needed and not f.found for f in findings))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ''
+
+
+def check_python() -> Finding:
+    """Return the interpreter's version; 3.10 is the oldest that works."""
+    version = platform.python_version() if sys.version_info >= (3, 10) else ''
+    return Finding('Python', version, 'use Python 3.10 or newer')
+
+
+def check_torch() -> Finding:
+    """Return torch's version."""
+    return Finding('torch', _version('torch'), SETUP)
+
+
+def check_devices() -> Finding:
+    """Return the devices a policy can run on."""
+    if not importlib.util.find_spec('torch'):
+        return Finding('devices', '', SETUP)
+    import torch
+
+    names = [f'cpu ({os.cpu_count()} cores)']
+    names += [f'cuda:{i} ({torch.cuda.get_device_name(i)})'
+              for i in range(torch.cuda.device_count())]
+    return Finding('devices', ', '.join(names))
+
+
+def check_bfloat16() -> Finding:
+    """Return whether the processor multiplies bfloat16 itself."""
+    cpu_info = Path('/proc/cpuinfo')
+    flags = cpu_info.read_text(encoding='utf-8').split() if cpu_info.is_file() else []
+    found = ', '.join(flag for flag in ('avx512_bf16', 'amx_bf16', 'bf16') if flag in flags)
+    return Finding('fast bfloat16 (CPU)', found, 'keep `dtype: float32` on this CPU', needed=False)
+
+
+def check_rclpy() -> Finding:
+    """Return rclpy's version and the middleware it really loads."""
+    try:
+        from rclpy.utilities import get_rmw_implementation_identifier
+
+        middleware = get_rmw_implementation_identifier()
+    except ImportError:
+        return Finding('rclpy', '', f'source a ROS 2 installation, or {SETUP}')
+    return Finding('rclpy', f'{_version("rclpy") or _version("ros-rclpy")} on {middleware}')
+
+
+def check_environment() -> Finding:
+    """Return what decides who hears whom."""
+    names = ('ROS_DISTRO', 'ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'RMW_IMPLEMENTATION')
+    values = [f'{name}={os.environ[name]}' for name in names if os.environ.get(name)]
+    return Finding('ROS environment', ', '.join(values) or 'nothing set: domain 0, this subnet')
+
+
+def check_messages() -> Finding:
+    """Return whether the built messages can be imported."""
+    try:
+        from vla_msgs.msg import EndEffectorCommand
+
+        EndEffectorCommand()
+    except ImportError:
+        return Finding('vla_msgs', '', f'{SETUP}, or colcon build --base-paths . vla_msgs')
+    return Finding('vla_msgs', 'importable')
+
+
+def check_build_tools() -> Finding:
+    """Return the tools that build the messages."""
+    tools = {'colcon': shutil.which('colcon', path=_tool_path()),
+             'cmake': shutil.which('cmake'),
+             'g++': shutil.which('g++') or shutil.which('c++')}
+    missing = [name for name, path in tools.items() if not path]
+    found = '' if missing else ', '.join(tools)
+    return Finding('build tools', found, f'missing {", ".join(missing)}: {SETUP}', needed=False)
+
+
+def _tool_path() -> str:
+    # The virtual environment need not be activated.
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+
+
+def check_osmesa() -> Finding:
+    """Return the library for rendering without a GPU."""
+    return Finding('libOSMesa', ctypes.util.find_library('OSMesa') or '',
+                   'sudo apt-get install libosmesa6', needed=False)
+
+
+def check_rendering() -> Finding:
+    """Render a picture in a process of its own, as a broken driver may take it down."""
+    done = subprocess.run(
+        [sys.executable, '-c', _RENDER], capture_output=True, text=True, check=False)
+    found = f'MuJoCo {_version("mujoco")} renders with {done.stdout.strip()}'
+    return Finding('simulated cameras', '' if done.returncode else found,
+                   'install libosmesa6, or set MUJOCO_GL to egl or osmesa; needed for the '
+                   'simulated world only', needed=False)
+
+
+def check_world() -> Finding:
+    """Return where the generated assets of the simulated world are."""
+    from vla_policy_node.world.cache import cache_root
+
+    folders = sorted(cache_root().glob('world-*'))
+    return Finding('world assets', str(folders[-1]) if folders else '',
+                   'made at the first start of the world', needed=False)
+
+
+def check_checkpoint() -> Finding:
+    """Return where the small default checkpoint is."""
+    from vla_policy_node.system import default_checkpoint_path
+
+    path = default_checkpoint_path()
+    return Finding('default checkpoint', str(path) if path.is_dir() else '',
+                   'made at the first `vla bringup`', needed=False)
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_python, check_torch, check_devices, check_bfloat16, check_rclpy, check_environment,
+    check_messages, check_build_tools, check_osmesa, check_rendering, check_world,
+    check_checkpoint,
+)

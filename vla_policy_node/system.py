@@ -1,0 +1,256 @@
+"""The whole system in one place: which nodes run, with which parameters and topics.
+
+The launch files and `vla bringup` only render what `describe` returns, so that both start the
+same thing. Nothing here needs ROS.
+
+    nodes = describe({'world': True, 'device': 'cuda:0'})
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGE = 'vla_policy_node'
+# The file's sections, in the order in which nodes start.
+NODES = ('world', 'policy', 'visualizer')
+
+
+class SystemDescriptionError(ValueError):
+    """Arguments or a configuration file that describe no system; one sentence."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One thing to choose per deployment; all else is in the configuration file.
+
+    An empty string means: as the configuration file says.
+    """
+
+    name: str
+    default: str | bool
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+ARGUMENTS = (
+    Argument('config', '', 'Parameter file (YAML); empty: config/bringup.yaml of this package.'),
+    Argument('checkpoint', '', 'Checkpoint directory; empty: the one in the parameter file, or '
+             'else a small untrained default, created on first use.'),
+    Argument('device', '', "Torch device, for example 'cpu' or 'cuda:0'."),
+    Argument('policy', True, 'Start the policy node.'),
+    Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),
+    Argument('visualizer', True, 'Start the node that draws the selected tokens.'),
+    Argument('use_sim_time', False, 'Live on /clock; the world, if started, publishes it.'),
+    Argument('lock_step', False, 'The world waits for every action: episodes do not depend on '
+             'speed. Implies use_sim_time; needs the world.'),
+    Argument('autostart', True, 'Configure and activate the policy at once; otherwise a lifecycle '
+             'manager does.'),
+    Argument('third_person_topic', '', 'Images of the third-person camera; compressed ones are '
+             'expected on TOPIC/compressed.'),
+    Argument('wrist_topic', '', 'Images of the wrist camera, likewise.'),
+    Argument('ee_pose_topic', '', 'End-effector pose (geometry_msgs/PoseStamped).'),
+    Argument('gripper_state_topic', '', 'Two gripper joint positions (sensor_msgs/JointState).'),
+    Argument('command_topic', '', 'Where commands go (vla_msgs/EndEffectorCommand).'),
+    Argument('log_level', 'info', 'Least severe messages to show.',
+             ('debug', 'info', 'warn', 'error', 'fatal')),
+)
+
+_TOPICS = {
+    'third_person_topic': ('third_person/image_raw', '/compressed'),
+    'wrist_topic': ('wrist/image_raw', '/compressed'),
+    'ee_pose_topic': ('ee_pose',),
+    'gripper_state_topic': ('gripper_state',),
+    'command_topic': ('command',),
+}
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node to start.
+
+    executable: console script of the package; `module` is the same for `python -m`.
+    parameters: all of them, the configuration file's with the arguments' on top.
+    remappings: name in the node -> topic.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    remappings: Mapping[str, str] = field(default_factory=dict)
+    log_level: str = 'info'
+    package: str = PACKAGE
+
+    @property
+    def executable(self) -> str:
+        """Name of the console script."""
+        return f'{self.name}_node'
+
+    @property
+    def module(self) -> str:
+        """Python module that runs the node."""
+        return f'{self.package}.nodes.{self.executable}'
+
+    def ros_arguments(self) -> list[str]:
+        """Return what follows `--ros-args`, without the node's name.
+
+        Parameters are passed one by one: between a file's `policy:` and a wildcard, ROS
+        distributions disagree about which of the two wins.
+        """
+        arguments = []
+        for name, value in self.parameters.items():
+            arguments += ['-p', f'{name}:={json.dumps(value)}']
+        for name, topic in self.remappings.items():
+            arguments += ['-r', f'{name}:={topic}']
+        return [*arguments, '--log-level', f'{self.name}:={self.log_level}']
+
+
+def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    """Return every argument: those given, checked, and the defaults of the others.
+
+    Switches may also be strings ('true', 'false'), as launch hands them over.
+    Raises SystemDescriptionError.
+    """
+    values = {argument.name: argument.default for argument in ARGUMENTS}
+    if unknown := sorted(given.keys() - values.keys()):
+        raise SystemDescriptionError(
+            f'There is no argument {", ".join(unknown)}; there are {", ".join(values)}.')
+    for argument in ARGUMENTS:
+        if argument.name in given:
+            values[argument.name] = _checked(argument, given[argument.name])
+    if values['lock_step'] and not values['world']:
+        raise SystemDescriptionError('lock_step needs the world; start it with world:=true.')
+    values['use_sim_time'] = values['use_sim_time'] or values['lock_step']
+    return values
+
+
+def describe(
+    arguments: Mapping[str, str | bool] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[NodeSpec, ...]:
+    """Return the nodes to start, in order.
+
+    arguments: by name, see ARGUMENTS.
+    overrides: node -> parameter -> value, on top of everything.
+    Creates the default checkpoint if it is to be used and does not exist yet.
+    Raises SystemDescriptionError if something cannot be.
+    """
+    a = resolve(arguments or {})
+    parameters = read_config(a['config'] or default_config())
+    for name, value in _from_arguments(a, parameters['policy']).items():
+        parameters[name].update(value)
+    for name, value in (overrides or {}).items():
+        parameters[name].update(value)
+    remappings = {
+        f'{topic}{suffix}': f'{a[argument]}{suffix}'
+        for argument, (topic, *suffixes) in _TOPICS.items() if a[argument]
+        for suffix in ('', *suffixes)
+    }
+    return tuple(
+        NodeSpec(name, parameters[name], remappings, a['log_level'])
+        for name in NODES if a[name]
+    )
+
+
+def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:
+    """Return the parameters of each node that the arguments decide."""
+    sim_time = a['use_sim_time']
+    result = {
+        'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
+        'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
+        'visualizer': {'use_sim_time': sim_time},
+    }
+    if a['policy']:
+        checkpoint = a['checkpoint'] or policy.get('checkpoint') or default_checkpoint()
+        result['policy']['checkpoint'] = str(checkpoint)
+    if a['device']:
+        result['policy']['device'] = a['device']
+    if a['lock_step']:
+        result['policy']['pacing'] = 'observation'
+    return result
+
+
+def _checked(argument: Argument, value: str | bool) -> str | bool:
+    if isinstance(argument.default, bool) and not isinstance(value, bool):
+        switches = {'true': True, 'false': False}
+        if value.lower() not in switches:
+            raise SystemDescriptionError(f"{argument.name} is '{value}'; write true or false.")
+        return switches[value.lower()]
+    if argument.choices and value not in argument.choices:
+        raise SystemDescriptionError(
+            f"{argument.name} is '{value}'; choose one of {', '.join(argument.choices)}.")
+    return value
+
+
+def read_config(path: Path | str) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each node in a ROS 2 parameter file.
+
+    Sections are nodes, or `/**` for all of them; a node's own section wins.
+    Raises SystemDescriptionError if it is no such file.
+    """
+    path = Path(path).expanduser()
+    try:
+        document = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except OSError as error:
+        raise SystemDescriptionError(
+            f"The parameter file '{path}' cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise SystemDescriptionError(f"'{path}' is not YAML: {error}") from error
+    sections = {'/**': {}, **{name: {} for name in NODES}}
+    for key, section in document.items() if isinstance(document, dict) else [('', None)]:
+        name = key if key == '/**' else str(key).lstrip('/')
+        values = section.get('ros__parameters') if isinstance(section, dict) else None
+        if name not in sections or not isinstance(values, dict):
+            raise SystemDescriptionError(
+                f"'{path}' has a section '{key}'; sections are {', '.join(sections)}, each with "
+                "'ros__parameters:' and the parameters below it.")
+        sections[name] = values
+    shared = sections.pop('/**')
+    return {name: {**shared, **values} for name, values in sections.items()}
+
+
+def share_directory() -> Path:
+    """Return the directory with `config` and `launch`: the source tree, or where it is installed.
+
+    Raises SystemDescriptionError if there is neither.
+    """
+    source = Path(__file__).resolve().parents[1]
+    if (source / 'config' / 'bringup.yaml').is_file():
+        return source
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+    try:
+        return Path(get_package_share_directory(PACKAGE))
+    except PackageNotFoundError as error:
+        raise SystemDescriptionError(
+            f'{PACKAGE} is not installed in this environment; source install/setup.bash, or name '
+            'a parameter file with config.') from error
+
+
+def default_config() -> Path:
+    """Return the parameter file that is used when none is named."""
+    return share_directory() / 'config' / 'bringup.yaml'
+
+
+def default_checkpoint_path() -> Path:
+    """Return where the small default checkpoint is, or will be; it changes with its recipe."""
+    from vla_policy_node.world.cache import cache_root, digest
+
+    recipe = Path(__file__).with_name('models') / 'small.py'
+    return cache_root() / 'checkpoints' / f'small-seed0-{digest([recipe.read_bytes()])}'
+
+
+def default_checkpoint() -> Path:
+    """Return the small default checkpoint, created from seed 0 if it does not exist yet."""
+    from vla_policy_node.world.cache import build_once
+
+    def build(directory: Path) -> None:
+        from vla_policy_node.models.small import create_small_checkpoint
+
+        create_small_checkpoint(directory, seed=0)
+        print(f'Created the small default policy, UNTRAINED (random weights, seed 0): {target}')
+
+    target = default_checkpoint_path()
+    return build_once(target, build)
