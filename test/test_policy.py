@@ -144,7 +144,7 @@ def test_description(policy):
     description = policy.description
     assert not description.trained
     assert len(description.sha256) == 64
-    assert 15e6 < description.parameters < 22e6
+    assert 5e6 < description.parameters < 15e6
     assert (description.visual_tokens, description.grid) == (512, (16, 16))
     assert description.statistics_key == 'libero_small'
     assert description.methods == ('lightvla',)

@@ -7,6 +7,7 @@ the runtime at work and cannot do a task; `config.json` says so (`"trained": fal
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,10 +23,10 @@ SPECIAL_TOKENS = ('<unk>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576
 
 TOWER = {
-    'embed_dim': 192,
-    'feature_block': 4,
-    'num_heads': 3,
-    'mlp_hidden': 768,
+    'embed_dim': 128,
+    'feature_block': 2,
+    'num_heads': 2,
+    'mlp_hidden': 512,
     'patch_size': 14,
     'img_size': 224,
     'class_token': False,
@@ -42,10 +43,10 @@ CONFIG = {
         'fused_featurizer': TOWER,
     },
     'text_config': {
-        'hidden_size': 384,
+        'hidden_size': 256,
         'num_hidden_layers': 8,
-        'num_attention_heads': 6,
-        'intermediate_size': 896,
+        'num_attention_heads': 4,
+        'intermediate_size': 704,
         'vocab_size': VOCABULARY,
     },
     'llm_max_length': 2048,
@@ -89,21 +90,23 @@ WORDS = (
 )
 
 
-def create_small_checkpoint(directory: Path | str, seed: int = 0) -> Path:
+def create_small_checkpoint(
+    directory: Path | str, seed: int = 0, config: Mapping = CONFIG
+) -> Path:
     """Write the small checkpoint into `directory` (made if needed) and return its path.
 
-    Same seed, same bytes.
+    Same seed, same bytes. config: other sizes, in the form of CONFIG.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, document in (
-        ('config.json', CONFIG),
+        ('config.json', config),
         ('preprocessor_config.json', NORMALISATION),
         ('dataset_statistics.json', STATISTICS),
     ):
         (directory / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     _tokenizer().save(str(directory / 'tokenizer.json'))
-    save_model(directory, _random_model(seed).bfloat16())
+    save_model(directory, _random_model(config, seed).bfloat16())
     return directory
 
 
@@ -126,14 +129,14 @@ def _tokenizer() -> Tokenizer:
 
 
 @torch.no_grad()
-def _random_model(seed: int) -> OpenVlaOft:
+def _random_model(config: Mapping, seed: int) -> OpenVlaOft:
     """Weights that carry signals through at about unit size, so that images reach the actions.
 
     Linear layers sum to zero over their inputs. Otherwise the positive mean of GELU and ReLU
     becomes a direction all visual tokens share, and LightVLA's queries all vote for the same few.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = OpenVlaOft(read_config(CONFIG))
+    model = OpenVlaOft(read_config(config))
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()

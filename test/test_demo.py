@@ -1,0 +1,96 @@
+"""The whole system as `make demo` runs it, and what its report makes of an episode."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.demo import report
+from vla_policy_node.demo.recorder import Episode
+
+PERIOD_NS = 50_000_000
+
+
+def episode(moves=8, holds=2, applied=8):
+    reasons = [HoldReason.NONE] * moves + [HoldReason.CHUNK_EXHAUSTED] * holds
+    return Episode(
+        'pick up the bowl', 3,
+        commands=[(index * PERIOD_NS, reason) for index, reason in enumerate(reasons)],
+        inference_ms=[100.0, 120.0], tokens_kept=[60, 80], observation_age_ms=[150.0, 250.0],
+        stage_ms=[{'vision': 60.0}, {'vision': 80.0}], world_steps=10, applied=applied,
+    )
+
+
+def summarise(*episodes, real_time=True):
+    return report.summarise(episodes, 512, 50.0, real_time)
+
+
+def test_the_summary_counts_actions_and_holds_apart():
+    summary = summarise(episode(), episode())
+    assert summary['episodes'] == 2
+    assert summary['commands_sent'] == 16
+    assert summary['holds'] == {'chunk_exhausted': 4}
+    assert summary['tokens_kept_mean'] == 70.0
+    assert summary['inference_ms']['p50'] == 110.0
+    assert summary['observation_age_ms']['p50'] == 200.0
+    assert summary['stage_ms'] == {'vision': 70.0}
+
+
+def test_jitter_is_the_distance_from_the_period_and_does_not_span_episodes():
+    first, second = episode(), episode()
+    second.commands = [(stamp + 10**12 + (5_000_000 if index % 2 else 0), reason)
+                       for index, (stamp, reason) in enumerate(second.commands)]
+    assert summarise(first)['command_jitter_ms']['p99'] == 0.0
+    assert summarise(first, second)['command_jitter_ms']['p99'] == pytest.approx(5.0)
+    assert summarise(first)['command_rate_hz'] == pytest.approx(20.0)
+
+
+def test_lock_step_has_neither_jitter_nor_rate():
+    summary = summarise(episode(), real_time=False)
+    assert math.isnan(summary['command_rate_hz'])
+    assert math.isnan(summary['command_jitter_ms']['p50'])
+
+
+def test_an_episode_without_an_applied_action_is_a_problem():
+    assert report.problems(summarise(episode())) == []
+    problems = report.problems(summarise(episode(), episode(applied=0)))
+    assert problems == ["No action was applied in the episode 'pick up the bowl'."]
+    assert 'No inference finished.' in report.problems(summarise(Episode('move', 0)))
+
+
+def test_json_has_null_where_there_is_no_figure(tmp_path):
+    report.write_json(tmp_path / 'demo.json', summarise(Episode('move', 0)))
+    figures = json.loads((tmp_path / 'demo.json').read_text())
+    assert figures['inference_ms'] == {'p50': None, 'p95': None, 'p99': None}
+
+
+def test_the_demo_runs_three_processes_and_leaves_figures_and_pictures(tmp_path):
+    """World, policy and visualizer over DDS, in lock-step so that no machine is too slow."""
+    environment = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'vla_policy_node.cli', 'demo', '--episodes', '1', '--steps', '24',
+         '--pace', 'lock-step', '--out', str(tmp_path)],
+        capture_output=True, text=True, timeout=240, env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'untrained' in done.stdout
+    figures = json.loads((tmp_path / 'demo.json').read_text())
+    assert figures['episodes'] == 1
+    assert figures['tasks'][0]['instruction'] == (
+        'pick up the alphabet soup and place it in the basket')
+    assert figures['actions_applied'] >= 20
+    assert figures['commands_sent'] >= figures['actions_applied']
+    assert 0 < figures['tokens_kept_mean'] < figures['tokens_total'] == 512
+    assert figures['inference_ms']['p50'] > 0
+    for name in ('filmstrip_0.png', 'tokens_third_person.png', 'tokens_wrist.png'):
+        picture = np.asarray(Image.open(tmp_path / name))
+        assert picture.std() > 10, f'{name} is blank'
+    with Image.open(tmp_path / 'overlay.gif') as video:
+        assert video.n_frames > 1
+    assert (tmp_path / 'overlay.mp4').stat().st_size > 1000

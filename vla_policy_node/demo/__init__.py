@@ -1,0 +1,1 @@
+"""The whole system at work: episodes in the simulated world, figures and pictures of them."""

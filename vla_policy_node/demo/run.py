@@ -1,0 +1,238 @@
+"""Brings the system up, runs episodes of named instructions, reports. Behind `vla demo`."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import rclpy
+from action_msgs.msg import GoalStatus
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.task import Future
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import PolicyInfo
+from vla_msgs.srv import ResetWorld
+from vla_policy_node.bringup import System
+from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.demo import report
+from vla_policy_node.demo.recorder import DemoRecorder, Episode
+from vla_policy_node.system import describe
+
+PACES = ('auto', 'real-time', 'lock-step')
+START_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 60.0
+CONTROL_HZ = 20.0
+PROBE_STEPS = 60
+# A success is shown for this long before the next episode begins.
+LINGER_S = 0.5
+
+
+class DemoError(RuntimeError):
+    """The demo could not run; one sentence says why."""
+
+
+class TooSlowError(DemoError):
+    """The policy cannot keep up with the world in real time."""
+
+
+class Demo:
+    """Episodes in a running system (main thread); a thread of its own spins the recorder."""
+
+    def __init__(self, system: System):
+        self._system = system
+        self.recorder = DemoRecorder()
+        self._reset = self.recorder.create_client(ResetWorld, 'reset_world')
+        self._action = ActionClient(self.recorder, ExecuteInstruction, 'execute_instruction')
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.recorder)
+        self._thread = threading.Thread(target=self._executor.spin, name='demo', daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._executor.shutdown()
+        self._thread.join()
+        self.recorder.destroy_node()
+
+    def wait_ready(self) -> None:
+        """Block until the policy node is active and the world runs."""
+        recorder = self.recorder
+        self._wait(lambda: recorder.status is not None
+                   and recorder.status.lifecycle_state == 'active',
+                   START_TIMEOUT_S, 'the policy node to become active')
+        self._wait(lambda: recorder.world is not None and self._reset.service_is_ready()
+                   and self._action.server_is_ready(), START_TIMEOUT_S, 'the world to run')
+
+    def probe(self, suite: str, task_id: int) -> None:
+        """Raise TooSlowError if most control periods of a short episode have no action."""
+        episode = self.run_episode(suite, task_id, 0, PROBE_STEPS, lambda episode: None)
+        moving = sum(reason is HoldReason.NONE for _, reason in episode.commands)
+        if moving < len(episode.commands) / 2:
+            slow = f'{np.median(episode.inference_ms):.0f} ms' if episode.inference_ms else 'long'
+            raise TooSlowError(
+                f'This machine is too slow for real time: an inference takes {slow}.')
+
+    def run_episode(
+        self, suite: str, task_id: int, initial_state: int, steps: int,
+        on_step: Callable[[Episode], None],
+    ) -> Episode:
+        """Reset the world, follow its instruction for at most `steps` control steps."""
+        answer = self._await(self._reset.call_async(ResetWorld.Request(
+            suite=suite, task_id=task_id, initial_state=initial_state)), 'the world to reset')
+        if not answer.success:
+            raise DemoError(answer.message)
+        goal = ExecuteInstruction.Goal(instruction=answer.instruction)
+        goal.max_duration.sec, fraction = divmod(steps, round(CONTROL_HZ))
+        goal.max_duration.nanosec = round(fraction / CONTROL_HZ * 1e9)
+        episode = self.recorder.begin(answer.instruction, task_id)
+        handle = self._await(self._action.send_goal_async(goal), 'the goal to be accepted')
+        if not handle.accepted:
+            raise DemoError(f"The policy node rejected the goal '{answer.instruction}'.")
+        result = handle.get_result_async()
+        while not result.done():
+            self._system.check()
+            on_step(episode)
+            time.sleep(0.05)
+            if episode.success:
+                time.sleep(LINGER_S)
+                self._await(handle.cancel_goal_async(), 'the goal to be cancelled')
+                break
+        status = self._await(result, 'the goal to end').status
+        self.recorder.end()
+        if status == GoalStatus.STATUS_ABORTED:
+            raise DemoError(f'The goal was aborted: {result.result().result.text}')
+        on_step(episode)
+        return episode
+
+    def _await(self, future: Future, what: str):
+        self._wait(future.done, ANSWER_TIMEOUT_S, what)
+        return future.result()
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            self._system.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f'Waited {timeout_s:.0f} s for {what}; see nodes.log.')
+            time.sleep(0.02)
+
+
+def run_demo(
+    out: Path, episodes: int, suite: str, task_ids: Sequence[int], steps: int, pace: str,
+    arguments: dict[str, str | bool], console: Console,
+) -> int:
+    """Run the demo and write its files; return the exit code, 0 only if the system really ran.
+
+    pace: 'real-time', 'lock-step' (the world waits for every action) or 'auto': real time if
+        this machine infers fast enough, else lock-step.
+    arguments: for `system.describe`, for example checkpoint and config.
+    Raises DemoError, NodeDiedError or SystemDescriptionError with one sentence.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _isolate()
+    with (out / 'nodes.log').open('w') as log:
+        def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
+            return _record(lock_step, episodes, suite, task_ids, steps, arguments, log, console)
+
+        lock_step = pace == 'lock-step'
+        try:
+            recorded, recorder = record(lock_step)
+        except TooSlowError as error:
+            if pace != 'auto':
+                raise
+            console.print(f'{error} Going on in lock-step: the world waits for every action.')
+            lock_step = True
+            recorded, recorder = record(lock_step)
+    info = recorder.info
+    summary = report.summarise(
+        recorded, recorder.tokens_total, 1e3 / CONTROL_HZ, real_time=not lock_step)
+    summary |= {'suite': suite, 'checkpoint': info.checkpoint, 'trained': info.trained,
+                'methods': list(info.methods), 'execution_mode': info.execution_mode}
+    report.write_json(out / 'demo.json', summary)
+    with console.status('drawing ...'):
+        files = report.write_pictures(recorded, out)
+    console.print(report.table(summary))
+    if not info.trained:
+        console.print('The policy is [bold]untrained[/] (random weights from a seed): it reacts '
+                      'to what the cameras show, it cannot do the tasks.')
+    console.print('Look at:', *(f'  {path}' for path in [*files, out / 'demo.json']), sep='\n')
+    found = report.problems(summary)
+    for problem in found:
+        console.print(f'[red]{problem}[/]')
+    return 1 if found else 0
+
+
+def _record(
+    lock_step: bool, episodes: int, suite: str, task_ids: Sequence[int], steps: int,
+    arguments: dict[str, str | bool], log: TextIO, console: Console,
+) -> tuple[list[Episode], DemoRecorder]:
+    """Run the system once and return the episodes; TooSlowError if real time is out of reach."""
+    with console.status('building the world and the policy (once per machine) ...'):
+        # In lock-step time stands still while the policy thinks, so each chunk is played out.
+        overrides = {'policy': {'execution_mode': 'sync'}} if lock_step else {}
+        nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,
+                          'lock_step': lock_step}, overrides)
+    with System(nodes, output=log) as system:
+        rclpy.init(args=[])
+        demo = Demo(system)
+        try:
+            with console.status('starting world, policy and visualizer ...'):
+                demo.wait_ready()
+            if not lock_step:
+                with console.status('trying the pace of this machine ...'):
+                    demo.probe(suite, task_ids[0])
+            _introduce(demo.recorder.info, console)
+            recorded = _run_episodes(demo, episodes, suite, task_ids, steps, console)
+        finally:
+            demo.close()
+            rclpy.try_shutdown()
+    return recorded, demo.recorder
+
+
+def _run_episodes(
+    demo: Demo, episodes: int, suite: str, task_ids: Sequence[int], steps: int, console: Console
+) -> list[Episode]:
+    recorded = []
+    with _progress(console) as progress:
+        for number in range(episodes):
+            bar = progress.add_task(f'episode {number + 1}', total=steps)
+
+            def show(episode: Episode, bar=bar):
+                progress.update(bar, completed=min(episode.world_steps, steps),
+                                description=_describe(episode))
+
+            recorded.append(demo.run_episode(
+                suite, task_ids[number % len(task_ids)], number // len(task_ids), steps, show))
+    return recorded
+
+
+def _isolate() -> None:
+    """Keep off the network and out of other systems on this machine, unless told otherwise."""
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 101))
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+
+def _introduce(info: PolicyInfo, console: Console) -> None:
+    console.print(f'{info.architecture}, {info.parameters / 1e6:.1f} M parameters on '
+                  f'{info.device}, {"+".join(info.methods) or "dense"}, '
+                  f'{info.execution_mode}, ROS_DOMAIN_ID {os.environ["ROS_DOMAIN_ID"]}')
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+                    TextColumn('steps'), TimeElapsedColumn(), console=console)
+
+
+def _describe(episode: Episode) -> str:
+    last = ''
+    if episode.inference_ms:
+        last = f'  {episode.inference_ms[-1]:.0f} ms, {episode.tokens_kept[-1]} tokens'
+    mark = '[green]success[/] ' if episode.success else ''
+    return f'{mark}{episode.instruction}{last}'
