@@ -7,13 +7,18 @@
 What is started is described in vla_policy_node/system.py.
 """
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
-from vla_policy_node.system import ARGUMENTS, describe, share_directory
+from vla_policy_node.system import ARGUMENTS, describe, middleware_environment, share_directory
 
 
 def declare(argument):
@@ -52,6 +57,7 @@ def generate_launch_description():
     return LaunchDescription([
         *(declare(argument) for argument in ARGUMENTS),
         DeclareLaunchArgument('rviz', default_value='false', description='Start RViz.'),
+        *(SetEnvironmentVariable(*pair) for pair in middleware_environment().items()),
         OpaqueFunction(function=start),
         rviz,
     ])

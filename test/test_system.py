@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import (
     SystemDescriptionError,
     describe,
+    middleware_environment,
     read_config,
     resolve,
 )
@@ -298,3 +300,13 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
         else:
             pending = [*(entity.visit(context) or []), *pending]
     assert [name for name in nodes if name != 'rviz2'] == executables
+
+
+def test_nodes_get_shared_memory_for_images_unless_the_user_has_a_profile(monkeypatch):
+    for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
+        monkeypatch.delenv(name, raising=False)
+    (profile,) = middleware_environment().values()
+    segment = ElementTree.parse(profile).find('.//{*}segment_size')
+    assert int(segment.text) > 2 * 2 * 1920 * 1080 * 3  # two pictures of both cameras
+    monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', '/my/profile.xml')
+    assert middleware_environment() == {}

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from vla_policy_node.system import NodeSpec
+from vla_policy_node.system import NodeSpec, middleware_environment
 
 # Time for a node to end an inference, send its hold and free its model.
 GRACE_S = 10.0
@@ -43,7 +43,8 @@ class System:
         grace_s: float = GRACE_S,
     ):
         self._nodes = tuple(nodes)
-        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})}
+        self._env = {**os.environ, **middleware_environment(), 'PYTHONUNBUFFERED': '1',
+                     **(env or {})}
         self._output = output or sys.stdout
         self._grace_s = grace_s
         self._processes: dict[str, subprocess.Popen] = {}
@@ -109,6 +110,16 @@ class System:
                 process.wait()
         for reader in self._readers:
             reader.join(1.0)
+
+
+def enter_private_domain() -> None:
+    """Keep this process and its children to themselves, unless the environment says otherwise.
+
+    Off the network, in a domain that no other system on this machine is likely to use.
+    """
+    os.environ.update(middleware_environment())
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 101))
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 
 
 def command_line(node: NodeSpec) -> list[str]:

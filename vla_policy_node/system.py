@@ -7,6 +7,7 @@ same thing. Nothing here needs ROS.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,6 +233,17 @@ def share_directory() -> Path:
 def default_config() -> Path:
     """Return the parameter file that is used when none is named."""
     return share_directory() / 'config' / 'bringup.yaml'
+
+
+def middleware_environment() -> dict[str, str]:
+    """Return the environment variables that nodes need for large images, see config/fastdds.xml.
+
+    Empty if the user has a profile of their own.
+    """
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+    if any(os.environ.get(name) for name in names):
+        return {}
+    return {names[0]: str(share_directory() / 'config' / 'fastdds.xml')}
 
 
 def default_checkpoint_path() -> Path:

@@ -24,7 +24,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.bringup import System
+from vla_policy_node.bringup import System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
@@ -65,8 +65,7 @@ def measure(
     duration_s: float, arguments: dict[str, str | bool], out: Path, console: Console
 ) -> dict:
     """Run cameras and policy for duration_s and return the figures."""
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 101))
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    enter_private_domain()
     nodes = describe({**arguments, 'visualizer': False, 'autostart': True})
     with (out / 'nodes.log').open('w') as log, _cameras(), System(nodes, output=log) as system:
         rclpy.init(args=[])

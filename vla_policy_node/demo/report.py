@@ -19,6 +19,7 @@ from vla_policy_node.overlay import draw_overlay
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.video import OverlayVideo
 
+OVERLAY_RATE_HZ = 5
 GIF_FRAMES = 120
 
 
@@ -131,7 +132,7 @@ def _write_videos(overlays: Sequence[dict[str, np.ndarray]], out: Path) -> list[
     paths = [out / 'overlay.mp4', out / 'overlay.gif']
     step = math.ceil(len(overlays) / GIF_FRAMES)
     for path, every, shrink in ((paths[0], 1, 1), (paths[1], step, 2)):
-        with OverlayVideo(path, fps=8) as video:
+        with OverlayVideo(path, fps=OVERLAY_RATE_HZ) as video:
             for pair in overlays[::every]:
                 picture = np.hstack([pair[camera] for camera in CAMERAS])
                 video.add(picture[::shrink, ::shrink])
