@@ -4,6 +4,12 @@ PYTHON ?= python3
 READY := .venv/.ready
 SOURCES := $(wildcard requirements/* scripts/* vla_msgs/* vla_msgs/*/*) setup.py setup.cfg pyproject.toml
 
+# A sourced ROS 2 would hide the one in .venv.
+ifdef AMENT_PREFIX_PATH
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH \
+  RMW_IMPLEMENTATION
+endif
+
 .PHONY: setup demo test clean
 setup: $(READY)
 

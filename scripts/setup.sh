@@ -20,7 +20,9 @@ missing=()
 command -v cmake >/dev/null || missing+=(cmake)
 command -v make >/dev/null || missing+=(make)
 { command -v gcc && command -v g++; } >/dev/null || missing+=(build-essential)
-ldconfig -p | grep -q libOSMesa || missing+=(libosmesa6)
+# Not `ldconfig -p | grep -q`: ldconfig is not on every user's path, and grep ends before it.
+"$PYTHON" -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("OSMesa"))' \
+  || missing+=(libosmesa6)
 [ -f "$include/Python.h" ] || missing+=(python3-dev)
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then

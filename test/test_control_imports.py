@@ -1,4 +1,4 @@
-"""Layering: the control layer needs neither ROS nor torch; its codes are those of the message."""
+"""Layering: the control layer needs neither ROS nor torch; its codes are those of the messages."""
 
 import pkgutil
 import re
@@ -10,6 +10,7 @@ import pytest
 
 import vla_policy_node.control as control
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.session import OUTCOME_TEXTS, Outcome
 
 ROOT = Path(__file__).parents[1]
 MODULES = [f'{control.__name__}.{m.name}' for m in pkgutil.iter_modules(control.__path__)]
@@ -37,6 +38,13 @@ def test_hold_codes_are_those_of_the_message():
     text = (ROOT / 'vla_msgs' / 'msg' / 'HoldReason.msg').read_text()
     codes = {name: int(code) for name, code in re.findall(r'^uint8 (\w+)=(\d+)', text, re.M)}
     assert {reason.name: reason.value for reason in HoldReason} == codes
+
+
+def test_outcome_codes_are_those_of_the_action_and_each_has_a_text():
+    text = (ROOT / 'vla_msgs' / 'action' / 'ExecuteInstruction.action').read_text()
+    codes = {name: int(code) for name, code in re.findall(r'^uint8 (\w+)=(\d+)', text, re.M)}
+    assert {outcome.name: outcome.value for outcome in Outcome} == codes
+    assert set(OUTCOME_TEXTS) == set(Outcome)
 
 
 @pytest.mark.parametrize('code', HoldReason)

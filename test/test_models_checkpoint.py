@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config import TokenIds, read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.small import create_small_checkpoint
@@ -157,12 +157,26 @@ def test_a_pickle_with_code_is_not_run(directory, monkeypatch):
     [
         ('cpu', 'int8', "dtype must be one of float32, bfloat16, not 'int8'"),
         ('tpu9', 'float32', "no kind of device 'tpu9'"),
+        ('meta', 'float32', "'meta' cannot run a policy"),
+        ('cuda:99', 'float32', "'cuda:99' is not available here"),
     ],
 )
 def test_unknown_device_or_dtype(device, dtype, sentence):
     config = read_config(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json'))
     with pytest.raises(ValueError, match=sentence):
         checkpoint.load_model(PUBLIC_LAYOUT, config, device, dtype)
+
+
+def test_an_entry_that_is_not_there_is_named_with_its_file(tmp_path):
+    (tmp_path / 'dataset_statistics.json').write_text('{"bridge": {"action": {"q01": []}}}')
+    with pytest.raises(ValueError, match=r"dataset_statistics\.json has no entry 'proprio'"):
+        read_statistics(checkpoint.read_json(tmp_path, 'dataset_statistics.json'))
+
+
+def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
+    (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"')
+    with pytest.raises(ValueError, match=r'tokenizer\.json is no tokenizer'):
+        PromptEncoder.load(tmp_path / 'tokenizer.json', TokenIds())
 
 
 def test_an_unknown_statistics_key_lists_the_known_ones():

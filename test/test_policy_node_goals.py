@@ -91,6 +91,26 @@ def test_deactivation_aborts_the_goal_with_the_reason(bench):
     assert answer.result.code == Result.DEACTIVATED
 
 
+def test_a_result_counts_its_own_goal_though_the_next_one_began_at_once(bench):
+    handle = bench.send_goal()
+    bench.infer()
+    bench.advance()
+    bench.robot.call('cancel')
+    bench.start()
+    result = bench.robot.finish(handle.get_result_async()).result
+    assert (result.steps, result.inferences) == (1, 1)
+
+
+def test_a_result_survives_that_the_node_is_activated_again_at_once(bench):
+    bench.run_a_little()
+    bench.robot.call('cancel')
+    handle = bench.send_goal()
+    bench.node.trigger_deactivate()
+    bench.node.trigger_activate()
+    result = bench.robot.finish(handle.get_result_async()).result
+    assert (result.code, result.inferences) == (Result.DEACTIVATED, 0)
+
+
 def test_a_goal_ends_after_its_duration(bench):
     handle = bench.send_goal(duration_s=1)
     for _ in range(20):

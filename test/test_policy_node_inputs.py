@@ -184,6 +184,7 @@ BROKEN = {
     'no_unit_quaternion': ('ee_pose', change(pose__orientation__w=0.5)),
     'wrong_frame': ('ee_pose', change(header__frame_id='camera_link')),
     'one_finger': ('gripper_state', change(position=[0.02])),
+    'a_whole_arm': ('gripper_state', change(position=[0.02, -0.02, 0.5])),
     'nan_finger': ('gripper_state', change(position=[0.02, NAN])),
 }
 

@@ -343,3 +343,9 @@ def test_a_bad_parameter_ends_the_process_with_a_sentence():
         check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "task_id is 'x'; it must be a whole number."
+
+
+def test_neither_the_world_nor_the_visualizer_loads_torch():
+    modules = 'vla_policy_node.nodes.world_node, vla_policy_node.nodes.visualizer_node'
+    code = f'import sys, {modules}; sys.exit("torch" in sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)

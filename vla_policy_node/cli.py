@@ -151,7 +151,6 @@ def demo(
     """
     from rich.console import Console
 
-    from vla_policy_node.bringup import NodeDiedError
     from vla_policy_node.demo.run import PACES, DemoError, run_demo
 
     if pace not in PACES:
@@ -160,7 +159,7 @@ def demo(
     try:
         code = run_demo(out, episodes, suite, task_ids, steps, pace,
                         {'checkpoint': checkpoint, 'config': config}, Console())
-    except (DemoError, NodeDiedError, SystemDescriptionError) as error:
+    except (DemoError, SystemDescriptionError) as error:
         raise _refusal(error) from None
     raise typer.Exit(code)
 

@@ -28,6 +28,7 @@ from vla_policy_node.bringup import System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.policy import CAMERAS
 from vla_policy_node.system import describe
 
 START_TIMEOUT_S = 120.0
@@ -69,8 +70,6 @@ def measure(
     nodes = describe({**arguments, 'visualizer': False, 'autostart': True})
     with (out / 'nodes.log').open('w') as log, _cameras(), System(nodes, output=log) as system:
         rclpy.init(args=[])
-        share = {kind: _callback_share(kind == 'raw', min(duration_s, CALLBACK_SECONDS))
-                 for kind in ('raw', 'deserialised')}
         listener = Listener()
         executor = SingleThreadedExecutor()
         executor.add_node(listener)
@@ -79,6 +78,8 @@ def measure(
         try:
             _wait(system, lambda: listener.status is not None
                   and listener.status.lifecycle_state == 'active')
+            share = {kind: _callback_share(system, kind == 'raw', min(duration_s, CALLBACK_SECONDS))
+                     for kind in ('raw', 'deserialised')}
             request = StartInstruction.Request(instruction='pick up the bowl')
             request.max_duration.sec = round(duration_s) + 60
             answer = listener.start.call(request)
@@ -124,18 +125,20 @@ def _wait(system: System, condition) -> None:
         time.sleep(0.05)
 
 
-def _callback_share(raw: bool, seconds: float) -> float:
+def _callback_share(system: System, raw: bool, seconds: float) -> float:
     """Return the share of one core that a thread spends on receiving both cameras.
 
     That thread holds the interpreter lock for nearly all of its processor time, so this bounds
-    what the worker loses to the callbacks.
+    what the worker loses to the callbacks. Most of it is the executor's own work per message.
     """
     node = rclpy.create_node('receiver')
-    for camera in ('third_person', 'wrist'):
-        node.create_subscription(Image, f'{camera}/image_raw', lambda msg: None,
+    seen = set()
+    for camera in CAMERAS:
+        node.create_subscription(Image, f'{camera}/image_raw', lambda msg, c=camera: seen.add(c),
                                  qos.camera_input(), raw=raw)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    _wait(system, lambda: executor.spin_once(timeout_sec=0.1) or len(seen) == len(CAMERAS))
     start, cpu = time.monotonic(), time.thread_time()
     while time.monotonic() < start + seconds:
         executor.spin_once(timeout_sec=0.1)
@@ -161,7 +164,7 @@ def _summarise(
                         map(int, listener.status.counter_values), strict=True))
     return {
         'duration_s': duration_s,
-        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+        'machine': f'{_processor()}, {os.cpu_count()} cores',
         'command_rate_hz': 1e3 / float(np.mean(intervals_ms)),
         'command_jitter_ms': _percentiles(np.abs(intervals_ms - 1e3 / round(1e3 / period_ms))),
         'moving_share': listener.moving / max(1, len(listener.stamps_ns)),
@@ -174,6 +177,13 @@ def _summarise(
         'memory_end_mb': float(np.median(memory_mb[-tenth:])),
         'counters': counters,
     }
+
+
+def _processor() -> str:
+    for line in Path('/proc/cpuinfo').read_text().splitlines():
+        if line.startswith('model name'):
+            return line.partition(':')[2].strip()
+    return platform.machine()
 
 
 def _percentiles(values) -> dict[str, float]:

@@ -89,7 +89,7 @@ class ActionSpec:
     def to_command(self, action: np.ndarray) -> EndEffectorDelta:
         """Convert one action [7] into metres, radians and a gripper opening of 0 to 1.
 
-        Raises HoldError (ACTION_INVALID) for a non-finite action. Command timer thread.
+        Raises HoldError (ACTION_INVALID) for a non-finite action. Any thread.
         """
         action = checked_actions(np.asarray(action, dtype=np.float64)[None])[0]
         rotation = action[3:6] * self.rotation_scale_rad
@@ -128,7 +128,7 @@ class GripperLatch:
     """Turns a continuous opening into open (1.0) or closed (0.0) without chatter.
 
     threshold: opening between closed and open. dead_band: full width of the band around it in
-    which the last state is kept. Command timer thread only.
+    which the last state is kept. Not thread-safe: the commander calls it under its lock.
     """
 
     def __init__(self, threshold: float = 0.5, dead_band: float = 0.2):

@@ -62,7 +62,8 @@ class CommanderParts:
 class Commander:
     """Decides each control period from parts that each know one thing.
 
-    `tick` belongs to the command thread. `begin`, `end` and `fault` may be called from any.
+    Any thread may call anything, one lock covers it all. `tick` is called by the command timer,
+    in lock-step by the worker.
     The order of the checks is the order of importance: stops first, then inputs, then the plan.
     """
 
@@ -118,7 +119,7 @@ class Commander:
                 self._fault = hold
 
     def replace(self, parts: CommanderParts) -> None:
-        """Exchange the parts that parameters tune (parameter thread)."""
+        """Exchange the parts that parameters tune (any thread)."""
         with self._lock:
             parts.executor.reset(self.session.epoch)
             if not math.isnan(self._gripper):

@@ -93,7 +93,7 @@ class ChunkExecutor(ABC):
                 self._chunks.append(chunk)
 
     def pop(self, target_time_ns: int) -> Step | None:
-        """Return the action for the period that ends at target_time_ns (command timer thread).
+        """Return the action for the period that ends at target_time_ns (whoever ticks).
 
         None if no chunk covers it or its period was served before. Never waits for the worker.
         """

@@ -76,7 +76,7 @@ class CommandLimiter:
 
     Only if the measured position contradicts the commands (the arm was pushed) can 2 and 3 be
     incompatible; then the workspace wins and the arm brakes harder.
-    Used by the command timer thread only, except `counts`.
+    Not thread-safe, except `counts`: the commander calls it under its lock.
     """
 
     def __init__(self, limits: Limits, period_s: float):

@@ -91,7 +91,7 @@ class ObservationPairer:
         self._jumped = ''
 
     def file(self, stream: str, stamp_ns: int, payload: object) -> None:
-        """Keep a reference to one sample (subscription threads; constant time).
+        """Keep a reference to one sample (executor thread; constant time).
 
         A repeated stamp and a frame that was overtaken are dropped and counted. A stamp that
         went back further means that the clock did (a bag that loops): the older samples of the
@@ -149,7 +149,7 @@ class ObservationPairer:
             self._condition.notify_all()
 
     def health(self, now_ns: int) -> Hold | None:
-        """Return why the inputs must not move the robot, or None (command timer only).
+        """Return why the inputs must not move the robot, or None (whoever ticks).
 
         Looks at all that is kept, taken or not, so it notices a stream that stops while an
         inference runs or a chunk plays. A backward stamp is reported by exactly one call: reset

@@ -117,8 +117,8 @@ def write_pictures(episodes: Sequence[Episode], out: Path) -> list[Path]:
         path = out / f'filmstrip_{number}.png'
         _save(path, _filmstrip(episode))
         files.append(path)
-    frames = [episode.frames[len(episode.frames) // 2] for episode in episodes if episode.frames]
-    for frame in frames[:1]:
+    first_frames = [episode.frames[0] for episode in episodes if episode.frames]
+    for frame in first_frames[:1]:
         for camera in CAMERAS:
             path = out / f'tokens_{camera}.png'
             _save(path, _still(frame, camera))

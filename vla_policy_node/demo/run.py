@@ -19,17 +19,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import PolicyInfo
 from vla_msgs.srv import ResetWorld
-from vla_policy_node.bringup import System, enter_private_domain
+from vla_policy_node.bringup import NodeDiedError, System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
 from vla_policy_node.system import describe
 
 PACES = ('auto', 'real-time', 'lock-step')
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 90.0
 ANSWER_TIMEOUT_S = 60.0
 CONTROL_HZ = 20.0
 PROBE_STEPS = 60
+LOG_TAIL = 8
 # A success is shown for this long before the next episode begins.
 LINGER_S = 0.5
 
@@ -121,7 +122,7 @@ class Demo:
         while not condition():
             self._system.check()
             if time.monotonic() > deadline:
-                raise DemoError(f'Waited {timeout_s:.0f} s for {what}; see nodes.log.')
+                raise DemoError(f'Waited {timeout_s:.0f} s for {what}.')
             time.sleep(0.02)
 
 
@@ -134,23 +135,21 @@ def run_demo(
     pace: 'real-time', 'lock-step' (the world waits for every action) or 'auto': real time if
         this machine infers fast enough, else lock-step.
     arguments: for `system.describe`, for example checkpoint and config.
-    Raises DemoError, NodeDiedError or SystemDescriptionError with one sentence.
+    Raises DemoError or SystemDescriptionError, which say what is wrong.
     """
     out.mkdir(parents=True, exist_ok=True)
     enter_private_domain()
-    with (out / 'nodes.log').open('w') as log:
-        def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
-            return _record(lock_step, episodes, suite, task_ids, steps, arguments, log, console)
+    log_path = out / 'nodes.log'
+    try:
+        with log_path.open('w') as log:
+            def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
+                return _record(
+                    lock_step, episodes, suite, task_ids, steps, arguments, log, console)
 
-        lock_step = pace == 'lock-step'
-        try:
-            recorded, recorder = record(lock_step)
-        except TooSlowError as error:
-            if pace != 'auto':
-                raise
-            console.print(f'{error} Going on in lock-step: the world waits for every action.')
-            lock_step = True
-            recorded, recorder = record(lock_step)
+            recorded, recorder, lock_step = _at_pace(pace, record, console)
+    except (DemoError, NodeDiedError) as error:
+        last = log_path.read_text().splitlines()[-LOG_TAIL:]
+        raise DemoError('\n'.join([f'{error} The end of {log_path}:', *last])) from None
     info = recorder.info
     summary = report.summarise(
         recorded, recorder.tokens_total, 1e3 / CONTROL_HZ, real_time=not lock_step)
@@ -168,6 +167,20 @@ def run_demo(
     for problem in found:
         console.print(f'[red]{problem}[/]')
     return 1 if found else 0
+
+
+def _at_pace(
+    pace: str, record: Callable[[bool], tuple[list[Episode], DemoRecorder]], console: Console
+) -> tuple[list[Episode], DemoRecorder, bool]:
+    """Return what was recorded, and whether in lock-step."""
+    if pace != 'lock-step':
+        try:
+            return *record(False), False
+        except TooSlowError as error:
+            if pace == 'real-time':
+                raise
+            console.print(f'{error} Going on in lock-step: the world waits for every action.')
+    return *record(True), True
 
 
 def _record(

@@ -32,11 +32,20 @@ FILE_PREFIX, MODEL_PREFIX = 'language_model.model.', 'language_model.'
 
 
 def read_json(directory: Path, name: str) -> Mapping:
-    """Parse a file of the checkpoint; ValueError if it is missing or damaged."""
+    """Parse a file of the checkpoint; ValueError if it is missing or damaged.
+
+    An entry that is looked up and not there is a ValueError, too.
+    """
+    path = _require(directory, name)
+
+    class Document(dict):
+        def __missing__(self, key: str):
+            raise ValueError(f'{path} has no entry {key!r}; is it of an OpenVLA-OFT checkpoint?')
+
     try:
-        return json.loads(_require(directory, name).read_text(encoding='utf-8'))
+        return json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=Document)
     except json.JSONDecodeError as error:
-        raise ValueError(f'{directory / name} is not valid JSON: {error}.') from error
+        raise ValueError(f'{path} is not valid JSON: {error}.') from error
 
 
 def load_model(directory: Path, config: ModelConfig, device: str, dtype: str) -> OpenVlaOft:
@@ -173,6 +182,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"There is no kind of device {name!r}; use 'cpu' or 'cuda'.") from error
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'Device {name!r} is not available here; use device cpu.')
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f"Device {name!r} cannot run a policy; use 'cpu' or 'cuda'.")
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"Device {name!r} is not available here; use another one, or 'cpu'.")
     return device

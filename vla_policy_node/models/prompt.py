@@ -33,10 +33,14 @@ class PromptEncoder:
 
     @classmethod
     def load(cls, path: Path, token_ids: TokenIds) -> PromptEncoder:
-        """Read a `tokenizer.json`; ValueError if it is missing or does not start with BOS."""
+        """Read a `tokenizer.json`; ValueError if it is missing, damaged or without BOS."""
         if not path.is_file():
             raise ValueError(f'{path.parent} has no {path.name}; is it a complete checkpoint?')
-        encoder = cls(Tokenizer.from_file(str(path)), token_ids)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library has none of its own
+            raise ValueError(f'{path} is no tokenizer that can be read: {error}.') from error
+        encoder = cls(tokenizer, token_ids)
         if encoder.encode('start')[0] != token_ids.bos:
             raise ValueError(
                 f'{path} does not put the id {token_ids.bos} (BOS) before a prompt; take the '

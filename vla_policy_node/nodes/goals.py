@@ -26,7 +26,7 @@ class _Run:
     goal: Goal
     inferences_before: int
     handle: ServerGoalHandle | None = None
-    ended: Future = field(default_factory=Future)
+    result: Future = field(default_factory=Future)
 
 
 class GoalServer:
@@ -80,6 +80,7 @@ class GoalServer:
 
     def _begin(self, instruction: str, duration_ns: int) -> Goal:
         self._check(instruction)
+        self.settle()
         return self._commander.begin(instruction, duration_ns or self._default_duration_ns())
 
     def _accept(self, request: ExecuteInstruction.Goal) -> GoalResponse:
@@ -101,25 +102,30 @@ class GoalServer:
     async def _execute(self, handle: ServerGoalHandle) -> ExecuteInstruction.Result:
         run = self._runs[id(handle.request)]
         run.handle = handle
-        outcome = await run.ended
+        result = await run.result
         del self._runs[id(handle.request)]
-        if outcome is Outcome.SUCCEEDED_DURATION:
+        if result.code == Outcome.SUCCEEDED_DURATION:
             handle.succeed()
         elif handle.is_cancel_requested:
             handle.canceled()
         else:
             handle.abort()
-        return ExecuteInstruction.Result(
-            code=int(outcome), text=OUTCOME_TEXTS[outcome], steps=self._commander.steps,
-            inferences=self._count_inferences() - run.inferences_before,
-        )
+        return result
 
-    def _look_after_runs(self) -> None:
+    def settle(self) -> None:
+        """Give goals that have ended their result, before anything counts for the next one."""
         for run in list(self._runs.values()):
             outcome = self._commander.session.outcome(run.goal.epoch)
-            if outcome is not None:
-                run.ended.set_result(outcome)
-            elif run.handle is not None:
+            if outcome is not None and not run.result.done():
+                run.result.set_result(ExecuteInstruction.Result(
+                    code=int(outcome), text=OUTCOME_TEXTS[outcome], steps=self._commander.steps,
+                    inferences=self._count_inferences() - run.inferences_before,
+                ))
+
+    def _look_after_runs(self) -> None:
+        self.settle()
+        for run in list(self._runs.values()):
+            if run.handle is not None and not run.result.done():
                 feedback = ExecuteInstruction.Feedback()
                 self._fill_feedback(feedback)
                 run.handle.publish_feedback(feedback)

@@ -34,7 +34,7 @@ def transition(method: Callable) -> Callable:
 
 
 def state_label(node: LifecycleNode) -> str:
-    """Return 'unconfigured', 'inactive', 'active' or 'finalized'."""
+    """Return the name of the present state, during a transition for instance 'deactivating'."""
     # rclpy has no public access to the present state.
     return node._state_machine.current_state[1]
 

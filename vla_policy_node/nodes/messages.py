@@ -1,7 +1,10 @@
 """Dataclasses of the core to messages. Pure functions, any thread."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -16,11 +19,13 @@ from vla_msgs.msg import (
     PolicyInfo,
     TokenSelection,
 )
-from vla_policy_node import policy as core
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold
 from vla_policy_node.control.hold import HoldReason as HoldCode
+
+if TYPE_CHECKING:  # the world shares these functions and needs no torch
+    from vla_policy_node import policy as core
 
 _NS = 1_000_000_000
 
@@ -131,7 +136,7 @@ def to_info(
     period_ns: int,
     now_ns: int,
 ) -> PolicyInfo:
-    """Return the latched self-description."""
+    """Return the latched self-description; camera_transforms: third_person first, then wrist."""
     settings = [f'{method}.{name}={value}' for method, chosen in
                 description.method_settings.items() for name, value in chosen.items()]
     return PolicyInfo(
@@ -151,7 +156,7 @@ def to_info(
         methods=list(description.methods),
         method_settings=settings,
         execution_mode=execution_mode,
-        camera_transforms=[camera_transforms[camera] for camera in core.CAMERAS],
+        camera_transforms=list(camera_transforms.values()),
         control_period_s=period_ns / _NS,
         action=ActionSpecification(
             names=list(spec.names),

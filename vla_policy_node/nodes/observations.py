@@ -69,10 +69,11 @@ def decode_pose(raw: bytes, frame_id: str) -> np.ndarray:
 
 
 def _decode_gripper(raw: bytes) -> np.ndarray:
-    positions = np.array(deserialize_message(raw, JointState).position[:2])
+    positions = np.array(deserialize_message(raw, JointState).position)
     if positions.shape != (2,) or not np.isfinite(positions).all():
         raise HoldError(
             Hold(HoldReason.INPUT_INVALID, GRIPPER),
-            'The gripper state needs two finite joint positions; check the state publisher.',
+            'The gripper state needs exactly two finite joint positions; publish the two fingers '
+            'alone, without the joints of the arm.',
         )
     return positions

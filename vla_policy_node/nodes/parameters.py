@@ -4,7 +4,7 @@
     class MyParameters:
         control_rate_hz: float = parameter(20.0, 'Rate of the command timer.', 'Hz', 1.0, 200.0)
 
-    store = ParameterStore(node, MyParameters, structural=True)
+    store = ParameterStore(node, MyParameters)
     store.checked()        # MyParameters, or ParameterError with one sentence per problem
 
 A bad value in a file must neither crash the node nor be ignored: it is declared with its default,
@@ -82,7 +82,7 @@ class ParameterStore:
 
     cls: dataclass made with `parameter`. Its own `__post_init__` may raise ValueError for
         combinations. is_configured: while it returns True only tunable parameters may change.
-    apply: called with the new dataclass after tunable parameters changed (parameter thread).
+    apply: called with the new dataclass after tunable parameters changed (executor thread).
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ParameterStore:
         )
 
     def _validate(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        """Refuse what cannot be used; changes nothing (parameter thread)."""
+        """Refuse what cannot be used; changes nothing (executor thread)."""
         changes = {}
         for new in parameters:
             if new.name not in self._fields:
@@ -152,7 +152,7 @@ class ParameterStore:
         return SetParametersResult(successful=True)
 
     def _on_changed(self, parameters: Sequence[Parameter]) -> None:
-        """Apply what `_validate` let pass (parameter thread)."""
+        """Apply what `_validate` let pass (executor thread)."""
         names = {new.name for new in parameters} & self._fields.keys()
         for name in names:
             self._problems.pop(name, None)

@@ -146,6 +146,7 @@ class PolicyNode(LifecycleNode):
             self.destroy_timer(timer)
         self._running_timers = []
         self._command_now()
+        self._goals.settle()
         self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
         self._publish_status()
 

@@ -76,7 +76,7 @@ class PolicyWorker:
         self.description = policy.description
 
     def start(self) -> None:
-        """Begin to work, and to count from zero (lifecycle thread)."""
+        """Begin to work, and to count from zero (executor thread)."""
         self._stop.clear()
         self._sequence = 0
         self._counts.clear()
@@ -87,7 +87,7 @@ class PolicyWorker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and join; returns when no inference runs any more (lifecycle thread)."""
+        """Stop and join; returns when no inference runs any more (executor thread)."""
         self._stop.set()
         self._commander.parts.pairer.reset()
         if self._thread is not None:

@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
+from vla_policy_node.nodes.parameters import ParameterError
 
 # How long a stop lets goals that it ended tell their clients so.
 FAREWELL_S = 0.5
@@ -25,14 +26,18 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> None:
     """Run a node until SIGINT or SIGTERM, then shut it down in order.
 
     rclpy's own signal handlers would close the context at once, and the last hold command could
-    not be published. A lifecycle node with `autostart` is configured and activated first.
+    not be published. A lifecycle node with `autostart` is configured and activated first. A node
+    that refuses its parameters ends the process with its sentence.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    node = make_node()
+    try:
+        node = make_node()
+    except ParameterError as error:
+        raise SystemExit(str(error)) from None
     # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
     # the processor time per message, which the policy and the command timer lack.
     executor = SingleThreadedExecutor()

@@ -10,8 +10,6 @@ from functools import partial
 from time import monotonic
 
 import numpy as np
-import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message
@@ -25,7 +23,9 @@ from vla_policy_node.nodes.images import (
     stamp_of,
     to_image_message,
 )
-from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
+from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.nodes.parameters import ParameterStore, parameter
+from vla_policy_node.nodes.running import run
 from vla_policy_node.overlay import caption, draw_overlay
 
 CAMERAS = ('third_person', 'wrist')
@@ -112,7 +112,7 @@ class VisualizerNode(Node):
         camera.frames[stamp_ns] = raw
         while len(camera.frames) > self._settings.image_history:
             camera.frames.popitem(last=False)
-        if camera.waiting is not None and _stamp_ns(camera.waiting) == stamp_ns:
+        if camera.waiting is not None and to_ns(camera.waiting.header.stamp) == stamp_ns:
             self._publish_overlay(camera, camera.waiting)
 
     def _on_selection(self, selection: TokenSelection) -> None:
@@ -122,7 +122,7 @@ class VisualizerNode(Node):
             self._complain(f"No camera '{selection.camera}' is shown here, only {known}.")
         elif camera.overlay.get_subscription_count() > 0:
             camera.waiting = selection
-            if _stamp_ns(selection) in camera.frames:
+            if to_ns(selection.header.stamp) in camera.frames:
                 self._publish_overlay(camera, selection)
 
     def _publish_overlay(self, camera: _Camera, selection: TokenSelection) -> None:
@@ -132,7 +132,7 @@ class VisualizerNode(Node):
         if now_s - camera.drawn_at_s < 1 / self._settings.max_rate_hz:
             return
         camera.drawn_at_s = now_s
-        raw = camera.frames[_stamp_ns(selection)]
+        raw = camera.frames[to_ns(selection.header.stamp)]
         try:
             image = self._decode(deserialize_message(raw, self._image_type))
             picture = _draw(image, selection)
@@ -143,11 +143,6 @@ class VisualizerNode(Node):
 
     def _complain(self, reason: object) -> None:
         self.get_logger().warning(str(reason), throttle_duration_sec=5.0)
-
-
-def _stamp_ns(selection: TokenSelection) -> int:
-    stamp = selection.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def _draw(image: np.ndarray, selection: TokenSelection) -> np.ndarray:
@@ -170,16 +165,8 @@ def _draw(image: np.ndarray, selection: TokenSelection) -> np.ndarray:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the node until it is interrupted."""
-    rclpy.init(args=args)
-    try:
-        rclpy.spin(VisualizerNode())
-    except ParameterError as error:
-        raise SystemExit(str(error)) from None
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        rclpy.try_shutdown()
+    """Run the node until SIGINT or SIGTERM."""
+    run(VisualizerNode, args)
 
 
 if __name__ == '__main__':

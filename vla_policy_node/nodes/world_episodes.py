@@ -11,12 +11,11 @@ NEXT_STATE = -1
 
 @dataclass(frozen=True)
 class Episode:
-    """Which task is being done, from where, and whether it was ever done."""
+    """Which task is being done, and from where."""
 
     task: Task
     initial_state: int
     number: int
-    success: bool = False
 
     def __str__(self) -> str:
         """Return it as a sentence."""

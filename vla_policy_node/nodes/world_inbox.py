@@ -24,13 +24,13 @@ class Inbox:
         self._closed = False
 
     def file(self, command: EndEffectorCommand) -> None:
-        """Replace the newest command (subscription thread)."""
+        """Replace the newest command (executor thread)."""
         with self._changed:
             self._command = command
             self._changed.notify_all()
 
     def request(self, request: Any) -> Future:
-        """Leave a request; the world thread answers it through the future (service thread)."""
+        """Leave a request; the world thread answers it through the future (executor thread)."""
         future = Future()
         with self._changed:
             if self._closed:

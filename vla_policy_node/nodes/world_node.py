@@ -328,10 +328,7 @@ def main(args=None):
         failed.set()
         signal.raise_signal(signal.SIGTERM)
 
-    try:
-        run(partial(WorldNode, stop), args)
-    except ParameterError as error:
-        raise SystemExit(str(error)) from None
+    run(partial(WorldNode, stop), args)
     raise SystemExit(int(failed.is_set()))
 
 
