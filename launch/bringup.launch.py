@@ -7,6 +7,7 @@
 What is started is described in vla_policy_node/system.py.
 """
 
+from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     OpaqueFunction,
@@ -17,7 +18,6 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from launch import LaunchDescription
 from vla_policy_node.system import ARGUMENTS, describe, middleware_environment, share_directory
 
 

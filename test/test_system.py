@@ -282,9 +282,8 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
     # The folder launch/ of this repository could pass for the package: ask for its parts.
     pytest.importorskip('launch.actions')
     launch_ros = pytest.importorskip('launch_ros.actions')
-    from launch.launch_description_sources import PythonLaunchDescriptionSource
-
     from launch import LaunchContext, LaunchDescription
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
 
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
     context = LaunchContext()
@@ -300,6 +299,18 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
         else:
             pending = [*(entity.visit(context) or []), *pending]
     assert [name for name in nodes if name != 'rviz2'] == executables
+
+
+def test_the_tight_limits_are_loosened_for_the_simulated_world_only(tmp_path):
+    robot, simulated = described(), described(world=True)
+    assert robot['policy'].parameters['max_linear_velocity_m_s'] == 1.0
+    assert robot['policy'].parameters['max_identical_frames'] > 0
+    assert simulated['policy'].parameters['max_linear_velocity_m_s'] == 1.75
+    assert simulated['policy'].parameters['frame_id'] == 'world'
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('policy: {ros__parameters: {max_linear_velocity_m_s: 0.1}}')
+    limited = described(world=True, config=str(mine))['policy'].parameters
+    assert limited['max_linear_velocity_m_s'] == 0.1
 
 
 def test_nodes_get_shared_memory_for_images_unless_the_user_has_a_profile(monkeypatch):

@@ -140,6 +140,9 @@ def describe(
     """
     a = resolve(arguments or {})
     parameters = read_config(a['config'] or default_config())
+    if a['world'] and not a['config']:
+        for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
+            parameters[name].update(values)
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():

@@ -53,7 +53,7 @@ class CamerasNode(Node):
             camera.publish(picture)
 
     def _publish_state(self) -> None:
-        header = Header(stamp=self.get_clock().now().to_msg(), frame_id='world')
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id='base_link')
         pose = PoseStamped(header=header)
         pose.pose.position.z = 1.0
         self._pose.publish(pose)

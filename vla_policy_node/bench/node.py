@@ -26,6 +26,7 @@ from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.bringup import System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.latency import percentiles
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
@@ -78,7 +79,8 @@ def measure(
         try:
             _wait(system, lambda: listener.status is not None
                   and listener.status.lifecycle_state == 'active')
-            share = {kind: _callback_share(system, kind == 'raw', min(duration_s, CALLBACK_SECONDS))
+            seconds = min(duration_s, CALLBACK_SECONDS)
+            share = {kind: _callback_share(system, kind == 'raw', seconds)
                      for kind in ('raw', 'deserialised')}
             request = StartInstruction.Request(instruction='pick up the bowl')
             request.max_duration.sec = round(duration_s) + 60
@@ -87,6 +89,7 @@ def measure(
                 raise RuntimeError(answer.message)
             time.sleep(2.0)  # the first chunk
             listener.stamps_ns.clear()
+            listener.moving = 0
             listener.chunks.clear()
             pid = system.pid('policy')
             memory_mb = []
@@ -121,7 +124,7 @@ def _wait(system: System, condition) -> None:
     while not condition():
         system.check()
         if time.monotonic() > deadline:
-            raise RuntimeError('The policy node did not become active; see nodes.log.')
+            raise RuntimeError('Policy node and cameras did not start in time; see nodes.log.')
         time.sleep(0.05)
 
 
@@ -166,11 +169,11 @@ def _summarise(
         'duration_s': duration_s,
         'machine': f'{_processor()}, {os.cpu_count()} cores',
         'command_rate_hz': 1e3 / float(np.mean(intervals_ms)),
-        'command_jitter_ms': _percentiles(np.abs(intervals_ms - 1e3 / round(1e3 / period_ms))),
+        'command_jitter_ms': percentiles(np.abs(intervals_ms - 1e3 / round(1e3 / period_ms))),
         'moving_share': listener.moving / max(1, len(listener.stamps_ns)),
         'inferences': len(listener.chunks),
-        'inference_ms': _percentiles([chunk.inference_ms for chunk in listener.chunks]),
-        'observation_age_at_inference_ms': _percentiles(ages_ms),
+        'inference_ms': percentiles([chunk.inference_ms for chunk in listener.chunks]),
+        'observation_age_at_inference_ms': percentiles(ages_ms),
         'beyond_frame_interval_ms': float(np.median(ages_ms)) - 1e3 / CAMERA_RATE_HZ,
         'image_callback_core_share': share,
         'memory_start_mb': float(np.median(memory_mb[:tenth])),
@@ -184,10 +187,6 @@ def _processor() -> str:
         if line.startswith('model name'):
             return line.partition(':')[2].strip()
     return platform.machine()
-
-
-def _percentiles(values) -> dict[str, float]:
-    return {f'p{q}': float(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
 def table(figures: dict) -> Table:

@@ -3,9 +3,17 @@
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Return 'p50', 'p95' and 'p99' of the values, NaN if there are none."""
+    if not len(values):
+        return dict.fromkeys(('p50', 'p95', 'p99'), math.nan)
+    return {f'p{q}': float(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class LatencyStats:
             values_ms = list(self._values_ms)
         if not values_ms:
             return LatencySummary(0, *[math.nan] * 5)
-        p50, p95, p99 = (float(p) for p in np.percentile(values_ms, (50.0, 95.0, 99.0)))
         mean = sum(values_ms) / len(values_ms)
+        p50, p95, p99 = percentiles(values_ms).values()
         return LatencySummary(len(values_ms), mean, p50, p95, p99, max(values_ms))
 
     def reset(self) -> None:

@@ -90,8 +90,8 @@ class ObservationPairer:
         self._arrived = False
         self._jumped = ''
 
-    def file(self, stream: str, stamp_ns: int, payload: object) -> None:
-        """Keep a reference to one sample (executor thread; constant time).
+    def file(self, stream: str, stamp_ns: int, payload: object) -> bool:
+        """Keep a reference to one sample; return whether it is the newest (executor thread).
 
         A repeated stamp and a frame that was overtaken are dropped and counted. A stamp that
         went back further means that the clock did (a bag that loops): the older samples of the
@@ -107,13 +107,14 @@ class ObservationPairer:
                 self._jumped = stream
             elif behind_ns >= 0:
                 self._counts[f'{stream}.reordered' if behind_ns else f'{stream}.duplicate'] += 1
-                return
+                return False
             if stream in self._cameras and len(samples) == samples.maxlen:
                 self._count_unused(stream, samples[0][0], 'evicted')
             samples.append((stamp_ns, payload))
             if stream in self._awaited:
                 self._arrived = True
                 self._condition.notify_all()
+            return True
 
     def wait(self, timeout_s: float) -> bool:
         """Block until a sample arrived that `take` has not seen (worker thread).

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.latency import percentiles
 from vla_policy_node.demo.recorder import Episode, Frame
 from vla_policy_node.filmstrip import Moment, Step, filmstrip, pick_moments
 from vla_policy_node.overlay import draw_overlay
@@ -42,15 +43,16 @@ def summarise(
         'episodes': len(episodes),
         'successes': sum(episode.success for episode in episodes),
         'inferences': sum(len(episode.inference_ms) for episode in episodes),
-        'inference_ms': _percentiles(_joined(episodes, 'inference_ms')),
+        'inference_ms': percentiles(_joined(episodes, 'inference_ms')),
         'stage_ms': _stage_medians(episodes),
         'tokens_kept_mean': _mean(_joined(episodes, 'tokens_kept')),
         'tokens_total': tokens_total,
-        'observation_age_ms': _percentiles(_joined(episodes, 'observation_age_ms')),
-        'command_jitter_ms': _percentiles(np.abs(intervals_ms - period_ms)),
+        'observation_age_ms': percentiles(_joined(episodes, 'observation_age_ms')),
+        'command_jitter_ms': percentiles(np.abs(intervals_ms - period_ms)),
         'command_rate_hz': 1e3 / _mean(intervals_ms),
         'commands_sent': sent,
         'commands_limited': sum(episode.limited for episode in episodes),
+        'overlays': sum(len(episode.overlays) for episode in episodes),
         'actions_applied': sum(episode.applied for episode in episodes),
         'holds': {reason.name.lower(): count for reason, count in reasons.most_common()},
         'tasks': [{'task_id': e.task_id, 'instruction': e.instruction, 'success': e.success,
@@ -65,6 +67,8 @@ def problems(summary: dict) -> list[str]:
     found = []
     if not summary['inferences']:
         found.append('No inference finished.')
+    if not summary['overlays']:
+        found.append('The visualizer drew nothing.')
     if not summary['actions_applied']:
         found.append('The world applied no action.')
     for task in summary['tasks']:
@@ -174,13 +178,6 @@ def _stage_medians(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else math.nan
-
-
-def _percentiles(values: np.ndarray) -> dict[str, float]:
-    names = (50, 95, 99)
-    if not len(values):
-        return {f'p{name}': math.nan for name in names}
-    return {f'p{name}': float(np.percentile(values, name)) for name in names}
 
 
 def _without_nan(value):

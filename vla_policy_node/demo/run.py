@@ -65,7 +65,7 @@ class Demo:
     def wait_ready(self) -> None:
         """Block until the policy node is active and the world runs."""
         recorder = self.recorder
-        self._wait(lambda: recorder.status is not None
+        self._wait(lambda: recorder.status is not None and recorder.info is not None
                    and recorder.status.lifecycle_state == 'active',
                    START_TIMEOUT_S, 'the policy node to become active')
         self._wait(lambda: recorder.world is not None and self._reset.service_is_ready()

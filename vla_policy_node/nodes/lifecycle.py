@@ -14,18 +14,18 @@ _RESTING = ('unconfigured', 'inactive', 'active')
 def transition(method: Callable) -> Callable:
     """Log what a transition raises, whole, and fail it.
 
-    rclpy turns every exception into ERROR and drops the traceback. ValueErrors are the user's to
-    mend: they fail the transition with their sentence, and the node stays in its state.
+    rclpy turns every exception into ERROR and drops the traceback. A ValueError in
+    configure is the user's to mend: it fails with its sentence, and the node stays unconfigured.
     """
 
     @functools.wraps(method)
     def guarded(node: LifecycleNode, state: State) -> TransitionCallbackReturn:
         try:
             method(node, state)
-        except ValueError as error:
-            node.get_logger().error(f'{method.__name__[3:]} refused: {error}')
-            return TransitionCallbackReturn.FAILURE
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ValueError) and method.__name__ == 'on_configure':
+                node.get_logger().error(f'configure refused: {error}')
+                return TransitionCallbackReturn.FAILURE
             node.get_logger().fatal(f'{method.__name__[3:]} failed:\n{traceback.format_exc()}')
             return TransitionCallbackReturn.ERROR
         return TransitionCallbackReturn.SUCCESS

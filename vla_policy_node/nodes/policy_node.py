@@ -58,7 +58,8 @@ class PolicyNode(LifecycleNode):
         self._session = Session()
         self._counts: Counter[str] = Counter()
         self._inputs = []
-        self._running_timers = []
+        self._report_timers = []
+        self._command_timer = None
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
@@ -96,6 +97,10 @@ class PolicyNode(LifecycleNode):
             self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
         )
         self._publish_info()
+        self._report_timers = [
+            self.create_timer(1.0 / parameters.status_rate_hz, self._publish_status),
+            self.create_timer(1.0, self._publish_diagnostics),
+        ]
         self._configured = True
 
     @transition
@@ -105,13 +110,9 @@ class PolicyNode(LifecycleNode):
         self._commander.parts.pairer.reset()
         self._session.activate()
         self._worker.start()
-        self._running_timers = [
-            self.create_timer(1.0 / self._settings.status_rate_hz, self._publish_status),
-            self.create_timer(1.0, self._publish_diagnostics),
-        ]
         if self._settings.pacing == 'timer':
-            self._running_timers.append(
-                self.create_timer(self._settings.period_ns / 1e9, self._command_now))
+            self._command_timer = self.create_timer(
+                self._settings.period_ns / 1e9, self._command_now)
 
     @transition
     def on_deactivate(self, state: State):
@@ -142,9 +143,9 @@ class PolicyNode(LifecycleNode):
         self._session.deactivate()
         self._command_now()  # the worker may take as long as an inference
         self._worker.stop()
-        for timer in self._running_timers:
-            self.destroy_timer(timer)
-        self._running_timers = []
+        if self._command_timer is not None:
+            self.destroy_timer(self._command_timer)
+            self._command_timer = None
         self._command_now()
         self._goals.settle()
         self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
@@ -155,6 +156,9 @@ class PolicyNode(LifecycleNode):
         if self._goals is not None:
             self._goals.destroy()
             self._goals = None
+        for timer in self._report_timers:
+            self.destroy_timer(timer)
+        self._report_timers = []
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
@@ -231,9 +235,9 @@ class PolicyNode(LifecycleNode):
         except ImageError as error:
             self._count_and_warn(f'{stream}.unreadable', str(error))
             return
-        if stream == POSE:
+        is_newest = self._commander.parts.pairer.file(stream, stamp_ns, raw)
+        if is_newest and stream == POSE:
             self._pose_raw = raw
-        self._commander.parts.pairer.file(stream, stamp_ns, raw)
 
     def _on_incompatible_qos(self, topic: str, event) -> None:
         self._count_and_warn(

@@ -66,8 +66,8 @@ class PolicyParameters:
         0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
         tunable=True)
     max_identical_frames: int = parameter(
-        0, 'Identical pictures in a row that mean a frozen camera; 0: do not look. '
-        'A real camera never repeats a picture; a simulator of a still scene does.',
+        5, 'More identical pictures in a row, of those inferred from, mean a frozen camera; 0: do '
+        'not look. A real camera never repeats a picture; a simulator of a still scene does.',
         '', 0, 10000, tunable=True)
     input_timeout_s: float = parameter(
         0.0, 'Bad inputs for this long end the goal, and moving needs a new one; '

@@ -109,7 +109,10 @@ class PolicyWorker:
             goal = self._commander.session.goal
             if goal is not None:
                 self._follow(goal, pair)
-            self._on_pair(pair)
+            try:
+                self._on_pair(pair)
+            except Exception:  # the thread must live: nobody else would notice its death
+                self._logger.error(traceback.format_exc())
 
     def _follow(self, goal: Goal, pair: Pair) -> None:
         try:

@@ -19,7 +19,7 @@ def state_input() -> QoSProfile:
 
 
 def command_output() -> QoSProfile:
-    """Commands: every one must arrive, and an old one must never queue behind a new one."""
+    """Commands: sent again if lost, until the next one replaces them; none queues."""
     return _profile(1, ReliabilityPolicy.RELIABLE)
 
 
