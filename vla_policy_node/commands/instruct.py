@@ -1,21 +1,27 @@
 """`vla instruct`: send one goal to the policy node and show how it goes."""
 
 import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from math import modf
+from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from rich.console import Console
 from rich.status import Status
 
 from vla_msgs.action import ExecuteInstruction
 
-# How often to look whether the policy node is still there.
-ALIVE_PERIOD_S = 0.5
+# How often to look for Ctrl-C, and whether the policy node is still there.
+LOOK_PERIOD_S = 0.1
 EXIT_CODES = {
     ExecuteInstruction.Result.SUCCEEDED_DURATION: 0,
     ExecuteInstruction.Result.CANCELLED: 130,
@@ -27,28 +33,39 @@ def follow(instruction: str, duration_s: float, wait_s: float) -> int:
 
     0: followed for the whole duration, 130: cancelled, 1: anything else.
     """
-    # rclpy must outlive Ctrl-C, or the goal could not be cancelled.
+    # rclpy must outlive Ctrl-C, or the goal could not be cancelled. Noted, not raised: whenever it
+    # comes, also before the node has accepted, the goal must not go on without us.
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node('vla_instruct')
     client = ActionClient(node, ExecuteInstruction, 'execute_instruction')
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        return _follow(client, executor, instruction, duration_s, wait_s)
+        return _follow(client, executor, interrupted, instruction, duration_s, wait_s)
     finally:
+        signal.signal(signal.SIGINT, before)
         client.destroy()
         node.destroy_node()
         rclpy.try_shutdown()
 
 
-def _follow(client, executor, instruction: str, duration_s: float, wait_s: float) -> int:
+def _follow(
+    client: ActionClient, executor: Executor, interrupted: threading.Event, instruction: str,
+    duration_s: float, wait_s: float,
+) -> int:
     console = Console()
-    if not client.wait_for_server(wait_s):
-        domain = os.environ.get('ROS_DOMAIN_ID', '0')
-        console.print(
-            f'[red]No active policy node was found in ROS domain {domain} within {wait_s:g} s; '
-            'start one with `vla bringup`.')
-        return 1
+    deadline = time.monotonic() + wait_s
+    while not client.wait_for_server(LOOK_PERIOD_S):
+        if interrupted.is_set():
+            return EXIT_CODES[ExecuteInstruction.Result.CANCELLED]
+        if time.monotonic() > deadline:
+            domain = os.environ.get('ROS_DOMAIN_ID', '0')
+            console.print(
+                f'[red]No active policy node was found in ROS domain {domain} within {wait_s:g} '
+                's; start one with `vla bringup`.')
+            return 1
     fraction, seconds = modf(duration_s)
     goal = ExecuteInstruction.Goal(
         instruction=instruction,
@@ -57,29 +74,36 @@ def _follow(client, executor, instruction: str, duration_s: float, wait_s: float
     with console.status(f"'{instruction}'") as status:
         sent = client.send_goal_async(
             goal, lambda message: _show(status, instruction, message.feedback))
-        executor.spin_until_future_complete(sent)
-        handle = sent.result()
-        if not handle.accepted:
+        handle = _await(client, executor, sent)
+        if handle is not None and not handle.accepted:
             console.print('[red]The policy node refused; its log says why.')
             return 1
-        result = _await_result(client, executor, handle, status)
-    if result is None:
+
+        def cancel_if_interrupted():
+            if interrupted.is_set():
+                interrupted.clear()
+                status.update('Cancelling ...')
+                handle.cancel_goal_async()
+
+        answer = handle and _await(
+            client, executor, handle.get_result_async(), cancel_if_interrupted)
+    if answer is None:
         console.print('[red]The policy node went away.')
         return 1
+    result = answer.result
     console.print(f'{result.text} {result.steps} steps, {result.inferences} inferences.')
     return EXIT_CODES.get(result.code, 1)
 
 
-def _await_result(client, executor, handle, status) -> ExecuteInstruction.Result | None:
-    """Return the result, asked for early at Ctrl-C, or None if the node is gone."""
-    answer = handle.get_result_async()
-    while not answer.done() and client.server_is_ready():
-        try:
-            executor.spin_until_future_complete(answer, ALIVE_PERIOD_S)
-        except KeyboardInterrupt:
-            status.update('Cancelling ...')
-            handle.cancel_goal_async()
-    return answer.result().result if answer.done() else None
+def _await(
+    client: ActionClient, executor: Executor, future: Future,
+    look: Callable[[], None] = lambda: None,
+) -> Any:
+    """Return the future's result, or None if the node is gone; call `look` in between."""
+    while not future.done() and client.server_is_ready():
+        look()
+        executor.spin_until_future_complete(future, LOOK_PERIOD_S)
+    return future.result() if future.done() else None
 
 
 def _show(status: Status, instruction: str, feedback: ExecuteInstruction.Feedback) -> None:
