@@ -13,7 +13,7 @@ from PIL import Image
 from vla_policy_node import policy as policy_module
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy import CAMERAS, NonFiniteActionError, Observation, Policy
 
 DATA = Path(__file__).parent / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
@@ -203,7 +203,7 @@ def test_weights_that_give_no_number_give_no_action(checkpoint):
     policy = Policy.load(checkpoint)
     with torch.inference_mode():
         policy._model.action_head.fc2.bias[0] = torch.nan
-    with pytest.raises(ValueError, match='not finite'):
+    with pytest.raises(NonFiniteActionError, match='not finite'):
         policy.infer(observe())
 
 

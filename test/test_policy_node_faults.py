@@ -18,6 +18,7 @@ from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes import observations
 from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.policy import NonFiniteActionError
 
 NAN = math.nan
 
@@ -151,6 +152,16 @@ def test_a_late_exception_of_an_old_goal_leaves_the_new_one_alone(bench, script)
     bench.infer()
     command = bench.advance()
     assert (command.hold_reason.code, command.epoch) == (HoldReason.NONE, epoch)
+
+
+def test_weights_that_answer_nan_hold_and_do_not_end_the_goal(bench, script):
+    bench.run_a_little()
+    script.error = NonFiniteActionError('nan')
+    bench.observe()
+    bench.robot.wait(lambda: bench.node._worker.counts().get('action_invalid'), 'the worker')
+    assert bench.advance().hold_reason.code == HoldReason.ACTION_INVALID
+    bench.infer()
+    assert bench.advance().hold_reason.code == HoldReason.NONE
 
 
 def test_a_chunk_with_nan_holds_and_the_next_good_one_moves(bench, script):

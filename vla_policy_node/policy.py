@@ -97,6 +97,10 @@ class PolicyDescription:
     method_settings: Mapping[str, Mapping[str, object]]
 
 
+class NonFiniteActionError(ValueError):
+    """The network answered with NaN or infinity; nothing of it may move a robot."""
+
+
 class Policy:
     """A loaded checkpoint with its acceleration methods.
 
@@ -209,7 +213,8 @@ class Policy:
         actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
         clock.mark('head')
         if not np.isfinite(actions).all():
-            raise ValueError('The policy computed actions that are not finite; check its weights.')
+            raise NonFiniteActionError(
+                'The policy computed actions that are not finite; check its weights.')
         selections = self._selections()
         return ActionChunk(
             actions=actions,

@@ -16,7 +16,7 @@ from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.nodes.observations import decode_pair
-from vla_policy_node.policy import ActionChunk, Policy
+from vla_policy_node.policy import ActionChunk, NonFiniteActionError, Policy
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
@@ -119,6 +119,8 @@ class PolicyWorker:
             self._work(goal, pair)
         except HoldError as error:
             self._report(error.hold, str(error), goal)
+        except NonFiniteActionError as error:
+            self._report(Hold(HoldReason.ACTION_INVALID), str(error), goal)
         except Exception:
             self._report(Hold(HoldReason.INFERENCE_FAILED), traceback.format_exc(), goal)
             self._commander.end(Outcome.INFERENCE_FAILED, goal.epoch)
