@@ -99,15 +99,9 @@ def _room(name: str) -> tuple[ET.Element, ET.Element, ET.Element]:
     return root, asset, world
 
 
-def _tabletop(scenes: Path) -> None:
-    root, asset, world = _room('tabletop')
-    wood_path = scenes / 'textures' / 'table_wood.png'
-    planks((206, 178, 142), 21).save(wood_path)
-    element(asset, 'texture', name='tex-table', type='cube', file='textures/table_wood.png')
-    element(asset, 'material', name='table_wood', texture='tex-table', specular=0.1)
-    element(asset, 'material', name='table_legs', rgba=(0.35, 0.35, 0.37, 1), specular=0.4)
+def _floor_plane(parent) -> None:
     element(
-        world,
+        parent,
         'geom',
         name='floor',
         type='plane',
@@ -116,6 +110,16 @@ def _tabletop(scenes: Path) -> None:
         condim=3,
         material='floorplane',
     )
+
+
+def _tabletop(scenes: Path) -> None:
+    root, asset, world = _room('tabletop')
+    wood_path = scenes / 'textures' / 'table_wood.png'
+    planks((206, 178, 142), 21).save(wood_path)
+    element(asset, 'texture', name='tex-table', type='cube', file='textures/table_wood.png')
+    element(asset, 'material', name='table_wood', texture='tex-table', specular=0.1)
+    element(asset, 'material', name='table_legs', rgba=(0.35, 0.35, 0.37, 1), specular=0.4)
+    _floor_plane(world)
     table = element(world, 'body', name='table', pos=(0, 0, 0.4))
     size = (0.4, 0.4, 0.025)
     element(table, 'geom', name='table_collision', type='box', size=size, group=0)
@@ -152,16 +156,7 @@ def _floor(scenes: Path) -> None:
     element(asset, 'material', name='plinth_wood', texture='tex-plinth', specular=0.1)
     wood((110, 105, 100), 31).save(scenes / 'textures' / 'plinth_wood.png')
     floor = element(world, 'body', name='floor', pos=(0, 0, _FLOOR_Z))
-    element(
-        floor,
-        'geom',
-        name='floor',
-        type='plane',
-        size=(3, 3, 0.1),
-        group=1,
-        condim=3,
-        material='floorplane',
-    )
+    _floor_plane(floor)
     # The robot's base is at height 0: a plinth fills the gap.
     element(
         world,
