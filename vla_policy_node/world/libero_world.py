@@ -14,18 +14,23 @@ import importlib.util
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import mujoco
 import numpy as np
 
+from vla_policy_node.world import layouts
 from vla_policy_node.world.initial_states import load_initial_states
 from vla_policy_node.world.libero_setup import SUITES, libero_folder, prepare
+from vla_policy_node.world.words import basket_instruction
 
 CAMERAS: Mapping[str, str] = {'third_person': 'agentview', 'wrist': 'robot0_eye_in_hand'}
 # Longest episodes (control steps) of the public evaluations on these suites.
 HORIZONS = {'libero_spatial': 220, 'libero_object': 280, 'libero_goal': 300}
 
 _SETTLING_STEPS = 10
+_BASKET = 'basket_1'
+_ROBOT_SEGMENTS = ('gripper', 'arm')
 _HOLD_OPEN = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
@@ -91,7 +96,11 @@ class LiberoWorld:
                 control_freq=self.CONTROL_HZ,
             )
         self._renderer: mujoco.Renderer | None = None
+        self._goals = tuple(tuple(goal) for goal in self._env.env.parsed_problem['goal_state'])
+        self._instruction = task.instruction
+        self._substeps = round(1 / self.CONTROL_HZ / self.model.opt.timestep)
         self.reset()
+        self._radii_m = [self._radius(name) for name in self.objects]
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -110,13 +119,28 @@ class LiberoWorld:
 
     @property
     def success(self) -> bool:
-        """Return whether all of LIBERO's goal predicates hold now."""
-        return bool(self._env.check_success())
+        """Return whether all goals hold now, by LIBERO's own predicates."""
+        return all(self.holds(goal) for goal in self.goals)
 
     @property
     def goals(self) -> tuple[tuple[str, ...], ...]:
         """Return the goal, e.g. (('on', 'akita_black_bowl_1', 'plate_1'),); all must hold."""
-        return tuple(tuple(goal) for goal in self._env.env.parsed_problem['goal_state'])
+        return self._goals
+
+    @property
+    def instruction(self) -> str:
+        """Return what the robot is to do, in plain words."""
+        return self._instruction
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Return the names of the objects that can be moved, e.g. 'alphabet_soup_1'."""
+        return tuple(self._env.env.objects_dict)
+
+    @property
+    def target(self) -> str:
+        """Return the name of what has to be picked up, or moved, first."""
+        return self._goals[0][1]
 
     @property
     def objects_of_interest(self) -> tuple[str, ...]:
@@ -127,6 +151,16 @@ class LiberoWorld:
         """Return whether one of `goals` holds now."""
         return bool(self._env.env._eval_predicate(list(goal)))
 
+    def retarget(self, name: str) -> None:
+        """Ask for another object of the scene from now on: goal and instruction change.
+
+        Only where every object can go to the same place, which is libero_object.
+        """
+        if self.task.suite != 'libero_object' or name not in self.objects or name == _BASKET:
+            raise ValueError(f'{self.task.name} cannot ask for {name!r}.')
+        self._goals = (('in', name, f'{_BASKET}_contain_region'),)
+        self._instruction = basket_instruction(name)
+
     def reset(self, initial_state: int = 0) -> None:
         """Start an episode from one of LIBERO's initial states and let the objects settle."""
         if not 0 <= initial_state < self.initial_states:
@@ -134,16 +168,78 @@ class LiberoWorld:
                 f'Initial state {initial_state} does not exist: '
                 f'{self.task.name} has 0 to {self.initial_states - 1}.'
             )
+        self._restart(self._states[initial_state], initial_state)
+
+    def reset_layout(self, layout: str, seed: int) -> None:
+        """Start an episode with the objects laid out by `world.layouts`; same seed, same scene.
+
+        layout: 'standard' or, for libero_object, 'shuffled'.
+        """
+        if layout not in layouts.LAYOUTS:
+            raise ValueError(
+                f'There is no layout {layout!r}: choose one of {", ".join(layouts.LAYOUTS)}.')
+        if layout == 'standard':
+            self.reset(layouts.standard_state(seed, self.initial_states))
+            return
+        if self.task.suite != 'libero_object':
+            raise ValueError(
+                f'{self.task.suite} has no shuffled layout: its instructions say where things '
+                'are. Use --layout standard.')
+        self._restart(self._shuffled_state(seed), seed)
+
+    def scatter(self, seed: int) -> None:
+        """Move the objects, and nothing else, to a shuffled layout; they do not settle.
+
+        For still pictures: a hundredth of the time of `reset_layout`.
+        """
+        state = self._shuffled_state(seed)
+        for name in self.objects:
+            joint = self.data.joint(self._env.env.objects_dict[name].joints[0])
+            address = self.model.joint(joint.name).qposadr[0]
+            joint.qpos = state[1 + address:][:7]
+            joint.qvel = 0
+        mujoco.mj_forward(self.model, self.data)
+
+    def _shuffled_state(self, seed: int) -> np.ndarray:
+        """Return [1 + nq + nv]: one of LIBERO's initial states with its objects shuffled."""
+        rng = np.random.default_rng(seed)
+        state = self._states[rng.integers(self.initial_states)].copy()
+        places = self._planar_addresses() + 1  # the state starts with the time
+        fixed = [name == _BASKET for name in self.objects]
+        state[places] = layouts.shuffle(state[places], self._radii_m, fixed, rng)
+        return state
+
+    def _restart(self, state: np.ndarray, seed: int) -> None:
         # LIBERO scatters its furniture by numpy's global generator, a centimetre at most.
-        with _numpy_seed(initial_state):
+        with _numpy_seed(seed):
             self._env.reset()
         for robot in self._env.robots:
             # robosuite keeps it across episodes when the model is not loaded anew.
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        self._env.set_init_state(self._states[initial_state])
+        self._env.set_init_state(state)
         for _ in range(_SETTLING_STEPS):
-            self._env.step(_HOLD_OPEN)
+            self._advance(_HOLD_OPEN)
         self.steps = 0
+
+    def _planar_addresses(self) -> np.ndarray:
+        """Return [objects, 2], where in qpos the x and y of each object are."""
+        joints = [self._env.env.objects_dict[name].joints[0] for name in self.objects]
+        return np.array([self.model.joint(joint).qposadr + [0, 1] for joint in joints])
+
+    def _radius(self, name: str) -> float:
+        """Return the radius (m) of a vertical cylinder around what collides of an object."""
+        body = self._env.env.obj_body_id[name]
+        geoms = np.flatnonzero(
+            (self.model.body_rootid[self.model.geom_bodyid] == body)
+            & (self.model.geom_contype > 0)
+        )
+        corners = self.data.geom_xpos[geoms][:, None] + np.einsum(
+            'gij,cj,gj->gci',
+            self.data.geom_xmat[geoms].reshape(-1, 3, 3),
+            np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T,
+            self.model.geom_aabb[geoms][:, 3:],
+        )
+        return float(np.linalg.norm(corners[..., :2] - self.data.xpos[body][:2], axis=-1).max())
 
     def step(self, action: np.ndarray) -> None:
         """Apply one action for 1/20 s.
@@ -154,8 +250,28 @@ class LiberoWorld:
         action = np.asarray(action, dtype=float)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f'An action is 7 finite numbers, not {action}.')
-        self._env.step(np.clip(action, -1, 1))
+        self._advance(np.clip(action, -1, 1))
         self.steps += 1
+
+    def _advance(self, action: np.ndarray) -> None:
+        """Do what robosuite's `step` does to the simulation, bit for bit, in 0.6 of its time.
+
+        robosuite computes the whole dynamics three times per substep: before the controller,
+        inside it, and in the step itself. The controller needs only the part that depends on
+        positions and velocities, which is the first half of MuJoCo's step. Sensors, reward and
+        observations, which nobody reads here, are left out.
+        """
+        environment = self._env.env
+        simulation = environment.sim
+        simulation.forward = _nothing  # shadows the method while the controller runs
+        try:
+            for substep in range(self._substeps):
+                mujoco.mj_step1(self.model, self.data)
+                environment._pre_action(action, policy_step=substep == 0)
+                mujoco.mj_step2(self.model, self.data)
+        finally:
+            del simulation.forward
+        environment._post_process()
 
     def state(self) -> RobotState:
         """Return the state of the hand, as LIBERO's observations give it."""
@@ -169,15 +285,54 @@ class LiberoWorld:
 
     def render(self) -> dict[str, np.ndarray]:
         """Return both upright camera images, [height, width, 3] uint8 RGB."""
+        return {name: renderer.render() for name, renderer in self._views()}
+
+    @cached_property
+    def segments(self) -> tuple[str, ...]:
+        """Return the names that `segment` counts by: objects, fixtures, 'gripper', 'arm'."""
+        return (*self.objects, *self._env.env.fixtures_dict, *_ROBOT_SEGMENTS)
+
+    def segment(self) -> dict[str, np.ndarray]:
+        """Return for each pixel of both images an index into `segments`, or -1.
+
+        [height, width] int16, of what is seen from the camera (privileged).
+        """
+        masks = {}
+        for name, renderer in self._views():
+            renderer.enable_segmentation_rendering()
+            geoms = renderer.render()[:, :, 0]
+            renderer.disable_segmentation_rendering()
+            masks[name] = self._segment_of_geom[geoms]
+        return masks
+
+    @cached_property
+    def _segment_of_geom(self) -> np.ndarray:
+        """[geoms + 1] int16, the index into `segments` of each; the last is for no geom."""
+        roots = {
+            self._env.env.obj_body_id[name]: index
+            for index, name in enumerate(self.segments[: -len(_ROBOT_SEGMENTS)])
+        }
+        table = np.full(self.model.ngeom + 1, -1, np.int16)
+        for geom, body in enumerate(self.model.geom_bodyid):
+            name = self.model.body(int(body)).name
+            if name.startswith('gripper0'):
+                table[geom] = len(self.segments) - 2
+            elif name.startswith(('robot0', 'mount0')):
+                table[geom] = len(self.segments) - 1
+            else:
+                table[geom] = roots.get(int(self.model.body_rootid[body]), -1)
+        return table
+
+    def _views(self) -> Iterator[tuple[str, mujoco.Renderer]]:
+        """Point the renderer at one camera after the other."""
         if self._renderer is None:
             self._renderer = self._make_renderer()
         options = mujoco.MjvOption()
         options.geomgroup[0] = 0  # what collides
-        images = {}
+        options.sitegroup[:] = 0  # `segment` would count them as geoms
         for name, camera in CAMERAS.items():
             self._renderer.update_scene(self.data, camera, options)
-            images[name] = self._renderer.render()
-        return images
+            yield name, self._renderer
 
     def _make_renderer(self) -> mujoco.Renderer:
         visual = self.model.vis
@@ -187,7 +342,10 @@ class LiberoWorld:
         visual.quality.numquads = 1
         visual.quality.numslices = 20
         visual.quality.numstacks = 8
-        return mujoco.Renderer(self.model, self._height, self._width)
+        renderer = mujoco.Renderer(self.model, self._height, self._width)
+        # No light of the scenes casts a shadow, but the pass for it takes a tenth of the time.
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        return renderer
 
     def camera_matrix(self, camera: str) -> np.ndarray:
         """Return the [3, 4] matrix from world (m) to the pixels of the upright image.
@@ -221,6 +379,10 @@ class LiberoWorld:
             self._renderer.close()
             self._renderer = None
         self._env.close()
+
+
+def _nothing() -> None:
+    """Stand in for a computation that is not needed."""
 
 
 @contextlib.contextmanager
