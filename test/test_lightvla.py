@@ -4,44 +4,25 @@ Reference data: test/data/lightvla_tiny/README.md.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import CASES, CONFIG, DATA, STATISTICS, assemble, inputs_of, load_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score
-from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import read_config
-from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
-from vla_policy_node.models.statistics import read_statistics
 
-DATA = Path(__file__).parent / 'data'
-CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
-CASES = [np.load(DATA / 'lightvla_tiny' / f'case{index}.npz') for index in range(4)]
-CONFIG = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
-MODEL = checkpoint.load_model(CHECKPOINT, CONFIG, 'cpu', 'float32')
-STATISTICS = read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
-PREPROCESSOR = ImagePreprocessor(
-    checkpoint.read_json(CHECKPOINT, 'preprocessor_config.json'), 56, center_crop=False
-)
+MODEL = load_model()
 
 
-def inputs_of(case):
-    pixels = torch.stack([PREPROCESSOR(image) for image in case['images_u8']])[None]
-    ids = end_with_empty(case['prompt_ids'].tolist(), CONFIG.token_ids.empty)
-    proprio = STATISTICS.normalise_proprio(case['proprio_raw'])
-    return pixels, torch.from_numpy(proprio)[None].float(), torch.tensor(ids)[None]
-
-
-def sequence_of(case, model=MODEL):
-    pixels, proprio, ids = inputs_of(case)
-    return model.assemble(model.projector(model.visual_features(pixels)), proprio, ids)
+def sequence_of(case):
+    return assemble(MODEL, inputs_of(case))
 
 
 def assert_close(value, reference):
@@ -243,9 +224,69 @@ def test_winners_do_not_depend_on_the_order_of_the_candidates(tokens, seed):
     assert torch.equal(order[find_winners(scores[:, order])], find_winners(scores))
 
 
+def test_nan_reaches_the_actions_instead_of_an_index_error(case):
+    sequence = sequence_of(case)
+    broken = replace(sequence, states=sequence.states * torch.nan)
+    assert MODEL.language_model(LightVla().select_tokens(broken)).isnan().any()
+
+
+def test_the_reported_flops_are_those_of_the_score(case):
+    sequence, method = sequence_of(case), LightVla()
+    with FlopCounterMode(display=False) as counter:
+        method.select_tokens(sequence)
+    assert method.report().flops == counter.get_total_flops()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    extra=st.integers(0, 40),
+    fraction=st.floats(0, 0.99),
+    index=st.integers(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_ablation_changes_the_kept_set_by_what_it_says(extra, fraction, index, seed):
+    sequence = sequence_of(CASES[index])
+    method = LightVla(extra_random=extra, drop_fraction=fraction, seed=seed)
+    pruned = method.select_tokens(sequence)
+    voted = np.isin(np.arange(32), CASES[index]['kept_indices'])
+    kept = method.report().kept
+    dropped = min(round(fraction * voted.sum()), voted.sum() - 1)
+    assert (kept & voted).sum() == voted.sum() - dropped
+    assert (kept & ~voted).sum() == min(extra, 32 - voted.sum())
+    assert torch.equal(pruned.visual_tokens, torch.from_numpy(kept.nonzero()[0]))
+    assert torch.equal(pruned.visual, sequence.visual[:, kept])
+    np.testing.assert_array_equal(method.report().scores, CASES[index]['vote_counts'])
+
+
+def test_ablation_repeats_itself_after_reset_and_varies_until_then(case):
+    sequence, method = sequence_of(case), LightVla(extra_random=5, drop_fraction=0.2, seed=3)
+
+    def episode():
+        method.reset()
+        return [method.select_tokens(sequence).visual_tokens.tolist() for _ in range(4)]
+
+    first = episode()
+    assert len(set(map(tuple, first))) > 1
+    assert episode() == first
+
+
+def test_random_extra_tokens_count_once_with_multiplicity_bias(case):
+    method = LightVla(multiplicity_bias=True, extra_random=3)
+    pruned = method.select_tokens(sequence_of(case))
+    votes = method.report().scores[method.report().kept]
+    assert (votes == 0).sum() == 3
+    bias = pruned.key_bias[0, 1 : 1 + pruned.visual_rows]
+    torch.testing.assert_close(bias.exp(), torch.from_numpy(votes).clamp(min=1))
+
+
 def test_methods_are_found_by_name():
     assert 'lightvla' in acceleration.available()
-    assert acceleration.settings('lightvla') == {'multiplicity_bias': False}
+    assert acceleration.settings('lightvla') == {
+        'multiplicity_bias': False,
+        'extra_random': 0,
+        'drop_fraction': 0.0,
+        'seed': 0,
+    }
     assert acceleration.create('lightvla', multiplicity_bias=True).multiplicity_bias
 
 
@@ -255,6 +296,12 @@ def test_methods_are_found_by_name():
         ('lightvl', {}, "no acceleration method 'lightvl'; choose from .*lightvla"),
         ('lightvla', {'ratio': 0.5}, "no setting 'ratio'; it has multiplicity_bias"),
         ('lightvla', {'multiplicity_bias': 'on'}, "must be a bool, not 'on'"),
+        ('lightvla', {'drop_fraction': 1}, r'drop_fraction in \[0, 1\), not 0 and 1.0'),
+        ('lightvla', {'extra_random': -1}, 'extra_random of at least 0'),
+        ('lightvla_star', {'count': 3}, "no setting 'count'; it has none"),
+        ('random_tokens', {'count': 0}, 'keep at least 1 token, not 0'),
+        ('fastv', {'layer': 0}, 'a layer and a count of at least 1, not 0 and 256'),
+        ('fastv', {'count': 0}, 'a layer and a count of at least 1, not 2 and 0'),
     ],
 )
 def test_unknown_methods_and_settings_are_named(name, chosen, sentence):

@@ -37,8 +37,10 @@ def create(name: str, **chosen: object) -> Method:
     for key, value in chosen.items():
         if key not in defaults:
             raise ValueError(
-                f'Method {name!r} has no setting {key!r}; it has {", ".join(defaults)}.'
+                f'Method {name!r} has no setting {key!r}; it has {", ".join(defaults) or "none"}.'
             )
+        if type(value) is int and type(defaults[key]) is float:
+            chosen[key] = value = float(value)
         if type(value) is not type(defaults[key]):
             raise ValueError(
                 f'Setting {key!r} of method {name!r} must be a '

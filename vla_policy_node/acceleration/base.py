@@ -13,12 +13,15 @@ these rules, and its test says so:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
@@ -28,10 +31,14 @@ class Report:
 
     kept: [V] bool over all visual tokens, camera by camera, row by row.
     scores: [V] float32, what it ranked the tokens by, empty if it ranked none.
+    layer: the other tokens were dropped before this layer of the language model.
+    flops: what the choice itself cost, counted as in `models.flops`.
     """
 
     kept: np.ndarray
     scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    layer: int = 0
+    flops: int = 0
 
 
 class Method:
@@ -47,6 +54,13 @@ class Method:
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
 
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Get ready for a checkpoint: `Policy.load` calls this once, before the first pass.
+
+        Reads what the method itself has learnt from the directory. Raises ValueError with one
+        sentence for weights that are not there and settings that do not fit the model.
+        """
+
     def visual_features(self, features: Tensor) -> Tensor:
         """Features of both towers before the projector, [1, V, features] -> same."""
         return features
@@ -58,6 +72,15 @@ class Method:
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop visual tokens, or change states, before layer `index` (1, 2, ...)."""
         return sequence
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """See what layer `index` (0, 1, ...) will attend to; comes after `before_layer`.
+
+        attention: rows of the sequence that ask -> [B, heads, rows, T] float32, each row sums
+        to 1. It is computed when called and costs the layer's key projection once more.
+        """
 
     def reset(self) -> None:
         """Forget everything about past steps: a new episode or instruction begins."""

@@ -7,12 +7,11 @@ depends on the input.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.random_tokens import draw
 from vla_policy_node.models.token_sequence import TokenSequence
 
 NORM_EPS = 1e-6
@@ -23,48 +22,75 @@ class LightVla(Method):
 
     multiplicity_bias: count a token chosen m times m times in attention (ln(m) on its logits),
         as the duplicates in LightVLA's training did. The release leaves it out.
+    extra_random, drop_fraction: the paper's ablation (table IV): so many random tokens that
+        nobody voted for are kept as well; this share of the voted ones, in [0, 1), is dropped
+        at random. Off by default.
+    seed: of the ablation's random choices; `reset` starts them again.
     """
 
     name = 'lightvla'
     action_rows = 'last56'
 
-    def __init__(self, *, multiplicity_bias: bool = False):
+    def __init__(
+        self,
+        *,
+        multiplicity_bias: bool = False,
+        extra_random: int = 0,
+        drop_fraction: float = 0.0,
+        seed: int = 0,
+    ):
+        if extra_random < 0 or not 0 <= drop_fraction < 1:
+            raise ValueError(
+                'LightVLA needs extra_random of at least 0 and drop_fraction in [0, 1), not '
+                f'{extra_random} and {drop_fraction}.'
+            )
         self.multiplicity_bias = multiplicity_bias
-        self._votes: Tensor | None = None
+        self.extra_random = extra_random
+        self.drop_fraction = drop_fraction
+        self._generator = torch.Generator().manual_seed(seed)
+        self._report: tuple[Tensor, Tensor, int] | None = None
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens nobody voted for."""
         winners = find_winners(score(sequence.visual[0], sequence.context[0]))
         votes = torch.bincount(winners, minlength=sequence.visual_rows)
-        self._votes = votes.new_zeros(sequence.visual_total)
-        self._votes[sequence.visual_tokens] = votes
-        kept = votes.nonzero().flatten()
-        pruned = sequence.keep_visual(kept)
-        if not self.multiplicity_bias:
-            return pruned
-        bias = torch.zeros(pruned.positions.shape, device=kept.device)
-        bias[:, 1 : 1 + len(kept)] = votes[kept].float().log()
-        if pruned.key_bias is not None:
-            bias = bias + pruned.key_bias
-        return replace(pruned, key_bias=bias)
+        kept = self._ablate(votes.nonzero().flatten(), (votes == 0).nonzero().flatten())
+        tokens, total = sequence.visual_tokens, sequence.visual_total
+        self._report = (
+            votes.new_zeros(total, dtype=torch.bool).index_fill(0, tokens[kept], True),
+            votes.new_zeros(total).index_copy(0, tokens, votes),
+            score_flops(sequence.visual, sequence.context),
+        )
+        bias = votes[kept].clamp(min=1).float().log() if self.multiplicity_bias else None
+        return sequence.keep_visual(kept, bias)
+
+    def _ablate(self, voted: Tensor, others: Tensor) -> Tensor:
+        """Tokens to keep, ascending; at least one of the voted ones stays."""
+        if not self.extra_random and not self.drop_fraction:
+            return voted
+        count = max(1, len(voted) - round(self.drop_fraction * len(voted)))
+        kept = draw(voted, count, self._generator)
+        return torch.cat([kept, draw(others, self.extra_random, self._generator)]).sort().values
 
     def reset(self) -> None:
-        """Forget the last report; nothing else crosses steps."""
-        self._votes = None
+        """Forget the last report and start the random choices again."""
+        self._report = None
+        self._generator.manual_seed(self._generator.initial_seed())
 
     def report(self) -> Report | None:
         """Kept tokens and votes per token."""
-        if self._votes is None:
+        if self._report is None:
             return None
-        votes = self._votes.cpu().numpy()
-        return Report(kept=votes > 0, scores=votes.astype('float32'))
+        kept, votes, flops = self._report
+        return Report(kept.cpu().numpy(), votes.cpu().numpy().astype('float32'), flops=flops)
 
 
-def score(visual: Tensor, context: Tensor) -> Tensor:
+def score(visual: Tensor, context: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Score every visual token for every visual query.
 
     visual: [..., V, width]. context: [..., M, width], all rows that are not visual except BOS.
     The zero rows of the action slots belong to it: they only enlarge the softmax denominator.
+    hidden: [..., M] bool, context rows that fill up a batch and take no part, None for none.
     Returns [..., V, V] float32, rows are queries: with n() the weightless RMS norm, P = n(visual)
     and T = n(context), Q = n(softmax(P T' / sqrt(width)) T) and the scores Q P' / sqrt(width).
 
@@ -72,26 +98,40 @@ def score(visual: Tensor, context: Tensor) -> Tensor:
     r follows from |A T|^2 = diag(A (T T') A'). That needs V V M products instead of V V width.
     """
     width = visual.shape[-1]
-    patches, text = _norm(visual), _norm(context)
+    patches, text = norm(visual), norm(context)
     affinity = patches @ text.mT
-    attention = torch.softmax(affinity / width**0.5, dim=-1)
+    logits = affinity / width**0.5
+    if hidden is not None:
+        logits = logits.masked_fill(hidden[..., None, :], -torch.inf)
+    attention = torch.softmax(logits, dim=-1)
     mean_square = ((attention @ (text @ text.mT)) * attention).sum(-1, keepdim=True) / width
     attention = attention * torch.rsqrt(mean_square + NORM_EPS)
     return attention @ affinity.mT / width**0.5
 
 
-def find_winners(scores: Tensor) -> Tensor:
-    """Choice of each query, [..., V, V] scores -> [..., V] int64.
+def score_flops(visual: Tensor, context: Tensor) -> int:
+    """FLOPs of `score` for one batch element."""
+    (tokens, width), rows = visual.shape[-2:], context.shape[-2]
+    return 2 * rows * (tokens * width + rows * width + tokens * rows + tokens**2)
 
-    Of equal scores the lowest index wins; argmax leaves that open on some devices.
+
+def find_winners(scores: Tensor) -> Tensor:
+    """Choice of each query, [..., N, V] scores -> [..., N] int64.
+
+    Of equal scores the lowest index wins; argmax leaves that open on some devices. NaN chooses
+    the last token, so that it reaches the actions, where it is noticed.
     """
     tokens = torch.arange(scores.shape[-1], device=scores.device)
     best = scores == scores.amax(dim=-1, keepdim=True)
-    return torch.where(best, tokens, len(tokens)).amin(dim=-1)
+    return torch.where(best, tokens, len(tokens) - 1).amin(dim=-1)
 
 
-def _norm(rows: Tensor) -> Tensor:
-    """Weightless RMS norm; as the release does, rounded back to the dtype of the model."""
-    wide = rows.float()
+def norm(rows: Tensor) -> Tensor:
+    """Weightless RMS norm; as the release does, rounded back to the dtype of the model.
+
+    Returns at least float32, whatever the model computes in.
+    """
+    precision = torch.promote_types(rows.dtype, torch.float32)
+    wide = rows.to(precision)
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
-    return wide.to(rows.dtype).float()
+    return wide.to(rows.dtype).to(precision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from vla_policy_node.models.config import LanguageModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
 BetweenLayers = Callable[[int, TokenSequence], TokenSequence]
+WatchAttention = Callable[[int, TokenSequence, Callable[[slice], Tensor]], None]
 
 
 class RmsNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm, computed in float32 at least."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -30,7 +32,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
@@ -70,6 +72,13 @@ class SelfAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
+    def weights(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
+        """[B, T, width] -> [B, heads, rows, T] float32: how `rows` divide their attention."""
+        query = rope(self._heads(self.q_proj(x[:, rows])), rows)
+        key = rope(self._heads(self.k_proj(x)))
+        logits = query @ key.mT / query.shape[-1] ** 0.5
+        return (logits if mask is None else logits + mask).float().softmax(dim=-1)
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
@@ -103,6 +112,10 @@ class DecoderLayer(nn.Module):
         x = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, rows)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def attention(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
+        """Attention that `forward` pays for the same arguments, [B, heads, rows, T] float32."""
+        return self.self_attn.weights(self.input_layernorm(x), rope, mask, rows)
+
 
 class LanguageModel(nn.Module):
     """Embedding table, decoder layers and final norm; no vocabulary head, actions need none."""
@@ -119,11 +132,14 @@ class LanguageModel(nn.Module):
         sequence: TokenSequence,
         rows: slice = slice(None),
         between_layers: BetweenLayers | None = None,
+        watch_attention: WatchAttention | None = None,
     ) -> Tensor:
         """Return the hidden states of `rows` after the final norm, [B, rows, width].
 
         rows: counted from the end if rows may be dropped on the way.
         between_layers: called with the index of the next layer (1, 2, ...) and its input.
+        watch_attention: called with the index of the next layer (0, 1, ...), its input and a
+            function from the rows that ask to their attention, [B, heads, rows, T].
         """
         rope, mask = self._rope(sequence), self._mask(sequence)
         last = len(self.layers) - 1
@@ -132,6 +148,9 @@ class LanguageModel(nn.Module):
                 changed = between_layers(index, sequence)
                 if changed is not sequence:
                     sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
+            if watch_attention is not None:
+                attention = partial(layer.attention, sequence.states, rope, mask)
+                watch_attention(index, sequence, attention)
             asked = rows if index == last else slice(None)
             states = layer(sequence.states, rope, mask, asked)
             sequence = replace(sequence, states=states)

@@ -6,7 +6,7 @@ BOS | visual tokens, camera by camera | proprio | rest of the prompt | action sl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,13 @@ class TokenSequence:
         return self.states[:, 1 + self.visual_rows :]
 
     @property
+    def context_hidden(self) -> Tensor | None:
+        """[B, rows of the context] bool, which of them only fill up a batch, None if none can."""
+        if self.key_bias is None:
+            return None
+        return self.key_bias[:, 1 + self.visual_rows :].isneginf()
+
+    @property
     def visual_tokens(self) -> Tensor:
         """[visual_rows] int64, which visual tokens are left (of the first batch element)."""
         return self.positions[0, 1 : 1 + self.visual_rows] - 1
@@ -49,23 +56,39 @@ class TokenSequence:
         """How many visual tokens there were before any was dropped."""
         return int(self.positions[0, 1 + self.visual_rows]) - 1
 
-    def keep_visual(self, kept: Tensor) -> TokenSequence:
+    def keep_visual(self, kept: Tensor, bias: Tensor | None = None) -> TokenSequence:
         """Drop all visual tokens but `kept`.
 
-        kept: [M] int64, ascending, counted among the visual rows of this sequence. Order and
-        positions stay as they were, so attention among the rows left does not change.
+        kept: [M] or, one choice per batch element, [B, M] int64, ascending, counted among the
+            visual rows of this sequence. Order and positions stay as they were, so attention
+            among the rows left does not change.
+        bias: [M] or [B, M], added to the key bias of these rows, None for nothing. -inf hides a
+            row that only fills up a batch element which keeps fewer tokens than others.
         """
-        rows = torch.cat(
-            [
-                kept.new_zeros(1),
-                1 + kept,
-                torch.arange(1 + self.visual_rows, self.states.shape[1], device=kept.device),
-            ]
-        )
-        bias = self.key_bias
+        batch, total = self.positions.shape
+        kept = kept.expand(batch, -1)
+        after = torch.arange(1 + self.visual_rows, total, device=kept.device).expand(batch, -1)
+        rows = torch.cat([kept.new_zeros(batch, 1), 1 + kept, after], dim=1)
+        key_bias = None if self.key_bias is None else _take(self.key_bias, rows)
+        if bias is not None:
+            added = bias.new_zeros(rows.shape)
+            added[:, 1 : 1 + kept.shape[1]] = bias
+            key_bias = added if key_bias is None else key_bias + added
         return TokenSequence(
-            states=self.states[:, rows],
-            positions=self.positions[:, rows],
-            visual_rows=len(kept),
-            key_bias=None if bias is None else bias[:, rows],
+            states=_take(self.states, rows),
+            positions=_take(self.positions, rows),
+            visual_rows=kept.shape[1],
+            key_bias=key_bias,
         )
+
+    def with_visual(self, visual: Tensor) -> TokenSequence:
+        """Replace the states of the visual rows, [B, visual_rows, width]."""
+        states = torch.cat([self.states[:, :1], visual, self.context], dim=1)
+        return replace(self, states=states)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """[B, T, ...] -> the given rows of each batch element, [B, M, ...]; rows: [B, M]."""
+    first = x.shape[1] * torch.arange(len(x), device=x.device)[:, None]
+    taken = x.flatten(0, 1).index_select(0, (first + rows).flatten())
+    return taken.unflatten(0, rows.shape)

@@ -1,0 +1,207 @@
+"""Random tokens and FastV: what they keep, and that dropping equals hiding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import CASES, CONFIG, assemble, hide_all_but, inputs_of, load_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla_policy_node.acceleration import Method, create
+from vla_policy_node.acceleration.fastv import FastV
+from vla_policy_node.acceleration.random_tokens import RandomTokens
+from vla_policy_node.models.language_model import Rope
+from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.policy import Policy
+
+MODEL = load_model()
+
+
+@pytest.fixture(params=range(4), ids='case{}'.format)
+def case(request):
+    return CASES[request.param]
+
+
+def sequence_of(case):
+    return assemble(MODEL, inputs_of(case))
+
+
+SEQUENCE = sequence_of(CASES[0])
+
+
+@pytest.mark.parametrize('count', [32, 1000])
+@pytest.mark.parametrize('name', ['random_tokens', 'fastv'])
+def test_keeping_every_token_changes_no_bit(case, name, count):
+    inputs, method = inputs_of(case), create(name, count=count)
+    assert torch.equal(MODEL(*inputs, methods=[method]), MODEL(*inputs))
+    assert method.report().kept.all()
+
+
+@given(st.integers(1, 40), st.integers(0, 2**31))
+def test_random_tokens_are_so_many_in_order_at_their_positions(count, seed):
+    method = RandomTokens(count=count, seed=seed)
+    pruned = method.select_tokens(SEQUENCE)
+    kept = method.report().kept
+    assert kept.sum() == pruned.visual_rows == min(count, 32)
+    assert torch.equal(pruned.visual_tokens, torch.from_numpy(kept.nonzero()[0]))
+    assert torch.equal(pruned.visual, SEQUENCE.visual[:, kept])
+
+
+def test_random_tokens_equal_hiding_the_others(case):
+    sequence, method = sequence_of(case), RandomTokens(count=9)
+    rows = MODEL.action_rows('oft')
+    dropped = MODEL.language_model(method.select_tokens(sequence), rows)
+    hidden = MODEL.language_model(hide_all_but(sequence, method.report().kept), rows)
+    torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
+
+
+def test_random_tokens_vary_and_repeat_themselves_after_reset(case):
+    sequence, method = sequence_of(case), RandomTokens(count=9, seed=4)
+
+    def episode():
+        method.reset()
+        assert method.report() is None
+        return [method.select_tokens(sequence).visual_tokens.tolist() for _ in range(5)]
+
+    first = episode()
+    assert len(set(map(tuple, first))) == 5
+    assert episode() == first
+
+
+def test_random_tokens_choose_every_token_equally_often():
+    method = RandomTokens(count=8)
+    times = np.zeros(32)
+    for _ in range(2000):
+        method.select_tokens(SEQUENCE)
+        times += method.report().kept
+    assert np.abs(times / 2000 - 0.25).max() < 0.05
+
+
+def attention_of_layer(index, sequence):
+    """Attention of a layer, averaged over heads, worked out from its weights; [T, T]."""
+    config = CONFIG.language_model
+    width = config.width // config.heads
+    for layer in MODEL.language_model.layers[:index]:
+        rope = Rope(sequence.positions, width, config.rope_theta, torch.float32)
+        states = layer(sequence.states, rope, None, slice(None))
+        sequence = replace(sequence, states=states)
+    layer = MODEL.language_model.layers[index]
+    rope = Rope(sequence.positions, width, config.rope_theta, torch.float32)
+    x = layer.input_layernorm(sequence.states)
+    query = rope(layer.self_attn._heads(layer.self_attn.q_proj(x)))
+    key = rope(layer.self_attn._heads(layer.self_attn.k_proj(x)))
+    return torch.softmax(query @ key.mT / width**0.5, dim=-1)[0].mean(dim=0)
+
+
+@pytest.mark.parametrize('last_row', [False, True])
+@pytest.mark.parametrize('layer', [1, 2])
+def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, last_row):
+    sequence, method = sequence_of(case), FastV(layer=layer, count=10, last_row=last_row)
+    MODEL(*inputs_of(case), methods=[method])
+    attention = attention_of_layer(layer - 1, sequence)
+    asking = attention[-1:] if last_row else attention[33:]
+    expected = asking[:, 1:33].mean(dim=0)
+    report = method.report()
+    np.testing.assert_allclose(report.scores, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(np.sort(expected.topk(10).indices), report.kept.nonzero()[0])
+    assert report.layer == layer
+
+
+def test_the_attention_shown_is_the_one_that_is_paid(case):
+    """Applied to the layer's own values it gives the layer's own output."""
+    seen = []
+
+    class Look(Method):
+        def watch_attention(self, index, sequence, attention):
+            layer = MODEL.language_model.layers[index].self_attn
+            rows = slice(-5, None)
+            x = MODEL.language_model.layers[index].input_layernorm(sequence.states)
+            mixed = attention(rows) @ layer._heads(layer.v_proj(x))
+            config = CONFIG.language_model
+            rope = Rope(
+                sequence.positions, config.width // config.heads, config.rope_theta, x.dtype
+            )
+            expected = layer(x, rope, None, rows)
+            own = layer.o_proj(mixed.transpose(1, 2).flatten(2))
+            torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+            assert attention(rows).sum(dim=-1).allclose(torch.ones(()))
+            seen.append(index)
+
+    MODEL(*inputs_of(case), methods=[Look()])
+    assert seen == list(range(CONFIG.language_model.layers))
+
+
+def test_hidden_rows_get_no_attention():
+    sequence = hide_all_but(SEQUENCE, np.arange(32) % 2 == 0)
+    seen = []
+
+    def look(index, sequence, attention):
+        seen.append(attention(slice(-3, None))[..., 2:33:2])
+
+    MODEL.language_model(sequence, watch_attention=look)
+    assert seen and all((weights == 0).all() for weights in seen)
+
+
+@pytest.mark.parametrize('layer', [1, 2])
+def test_fastv_equals_hiding_the_others_from_that_layer_on(case, layer):
+    class Hide(FastV):
+        def before_layer(self, index, sequence):
+            changed = super().before_layer(index, sequence)
+            return hide_all_but(sequence, self._kept) if changed is not sequence else sequence
+
+    inputs = inputs_of(case)
+    dropped = MODEL(*inputs, methods=[FastV(layer=layer, count=10)])
+    hidden = MODEL(*inputs, methods=[Hide(layer=layer, count=10)])
+    torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
+    assert (dropped - MODEL(*inputs)).abs().max() > 1e-4
+
+
+def test_renumbered_positions_would_be_another_network(case):
+    class Renumber(FastV):
+        def before_layer(self, index, sequence):
+            changed = super().before_layer(index, sequence)
+            if changed is sequence:
+                return sequence
+            return replace(changed, positions=torch.arange(changed.positions.shape[1])[None])
+
+    inputs = inputs_of(case)
+    own = MODEL(*inputs, methods=[FastV(layer=1, count=10)])
+    renumbered = MODEL(*inputs, methods=[Renumber(layer=1, count=10)])
+    assert (own - renumbered).abs().max() > 1e-4
+
+
+def test_after_another_method_the_reports_are_still_about_all_tokens(case):
+    first, then = RandomTokens(count=20), FastV(count=10)
+    MODEL(*inputs_of(case), methods=[first, then])
+    assert len(then.report().kept) == len(then.report().scores) == 32
+    assert then.report().kept.sum() == 10
+    assert not (then.report().kept & ~first.report().kept).any()
+
+
+def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
+    def flops(methods):
+        with FlopCounterMode(display=False) as counter:
+            MODEL(*inputs_of(case), methods=methods)
+        return counter.get_total_flops()
+
+    method = FastV(count=32)
+    assert flops([method]) - flops([]) == method.report().flops
+
+
+def test_reset_and_a_past_observation_leave_no_trace():
+    used, fresh = FastV(count=10), FastV(count=10)
+    MODEL(*inputs_of(CASES[0]), methods=[used])
+    used.reset()
+    assert used.report() is None
+    inputs = inputs_of(CASES[1])
+    assert torch.equal(MODEL(*inputs, methods=[used]), MODEL(*inputs, methods=[fresh]))
+
+
+def test_a_layer_the_model_does_not_have_is_refused_at_load(tmp_path):
+    create_small_checkpoint(tmp_path)
+    layers = Policy.load(tmp_path, methods=())._model.config.language_model.layers
+    with pytest.raises(ValueError, match=f'before layer {layers}: the last one is {layers - 1}'):
+        Policy.load(tmp_path, methods=('fastv',), method_settings={'fastv': {'layer': layers}})

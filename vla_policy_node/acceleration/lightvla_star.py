@@ -1,0 +1,132 @@
+"""LightVLA*: learnt queries vote for the visual tokens to keep (arXiv 2509.12594, section V).
+
+The paper describes the variant in words only, "learnable queries" after the vision encoder or in
+shallow layers of the language model, and its code is not public. This is our reading of it:
+LightVLA's own rule with N learnt vectors in place of the visual tokens as queries. A query q
+gathers what matters now from the context (proprio, prompt, ...) as LightVLA's queries do, and
+votes. With n() the weightless RMS norm, P = n(visual) and T = n(context):
+
+    Q = n(q + softmax(n(q) T' / sqrt(width)) T)        scores = Q P' / sqrt(width)
+
+Kept is the union of the N choices, so at most N tokens stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.lightvla import find_winners, norm
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+FILE_NAME = 'method--lightvla_star.safetensors'
+LAST_LAYER = 3
+
+
+class LearnedQueries(nn.Module):
+    """The queries, and where they look.
+
+    layer: 0 selects among the projected visual tokens before the language model, 1 to 3 among
+        the hidden states before that layer.
+    """
+
+    def __init__(self, width: int, count: int = 64, layer: int = 0):
+        super().__init__()
+        if not 0 <= layer <= LAST_LAYER:
+            raise ValueError(f'LightVLA* selects before layer 0 to {LAST_LAYER}, not {layer}.')
+        self.layer = layer
+        self.queries = nn.Parameter(torch.randn(count, width))
+
+    def forward(self, sequence: TokenSequence) -> Tensor:
+        """Scores of every visual row, [B, count, visual rows], at least float32."""
+        patches, text = norm(sequence.visual), norm(sequence.context)
+        width = patches.shape[-1]
+        queries = self.queries.to(patches.dtype)
+        logits = norm(queries) @ text.mT / width**0.5
+        if sequence.context_hidden is not None:
+            logits = logits.masked_fill(sequence.context_hidden[:, None], -torch.inf)
+        queries = norm(queries + logits.softmax(dim=-1) @ text)
+        return queries @ patches.mT / width**0.5
+
+    def flops(self, sequence: TokenSequence) -> int:
+        """FLOPs of `forward` for one batch element."""
+        rows = 2 * sequence.context.shape[1] + sequence.visual_rows
+        return 2 * self.queries.numel() * rows
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the queries into the directory of the checkpoint they were trained with."""
+        tensors = {'queries': self.queries.detach().cpu().contiguous()}
+        save_file(tensors, checkpoint / FILE_NAME, metadata={'layer': str(self.layer)})
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> LearnedQueries:
+        """Read what `save` wrote; ValueError if it is missing or damaged."""
+        path = checkpoint / FILE_NAME
+        if not path.is_file():
+            raise ValueError(
+                f'{checkpoint} has no {FILE_NAME}: it was not trained for LightVLA*; use the '
+                "method 'lightvla', or train the queries."
+            )
+        try:
+            with safe_open(path, framework='pt') as file:
+                queries, layer = file.get_tensor('queries'), int(file.metadata()['layer'])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+        loaded = cls(queries.shape[1], queries.shape[0], layer)
+        loaded.queries.data = queries.float()
+        return loaded.requires_grad_(False)
+
+
+class LightVlaStar(Method):
+    """Keeps the union of the tokens that the checkpoint's learnt queries choose."""
+
+    name = 'lightvla_star'
+
+    def __init__(self):
+        self.queries: LearnedQueries | None = None
+        self._report: tuple[Tensor, int] | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Read the queries."""
+        queries = LearnedQueries.load(checkpoint)
+        width = queries.queries.shape[1]
+        if width != config.language_model.width or queries.layer >= config.language_model.layers:
+            raise ValueError(
+                f'{checkpoint / FILE_NAME} is for another model: its queries are {width} wide '
+                f'and select before layer {queries.layer}.'
+            )
+        self.queries = queries
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Drop the visual tokens no query chose, if the queries look here."""
+        return self.before_layer(0, sequence)
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Drop the visual tokens no query chose, if the queries look here."""
+        if self.queries is None:
+            raise ValueError('LightVLA* has no queries yet; call prepare with a checkpoint first.')
+        if index != self.queries.layer:
+            return sequence
+        scores = self.queries.to(sequence.states.device)(sequence)
+        votes = torch.bincount(find_winners(scores[0]), minlength=sequence.visual_rows)
+        everything = votes.new_zeros(sequence.visual_total)
+        everything = everything.index_copy(0, sequence.visual_tokens, votes)
+        self._report = everything, self.queries.flops(sequence)
+        return sequence.keep_visual(votes.nonzero().flatten())
+
+    def reset(self) -> None:
+        """Forget the last report; nothing else crosses steps."""
+        self._report = None
+
+    def report(self) -> Report | None:
+        """Kept tokens and votes per token."""
+        if self._report is None:
+            return None
+        votes, flops = self._report[0].cpu().numpy(), self._report[1]
+        return Report(votes > 0, votes.astype('float32'), self.queries.layer, flops)

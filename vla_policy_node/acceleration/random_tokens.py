@@ -1,0 +1,49 @@
+"""Random tokens: the baseline that every selection has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+class RandomTokens(Method):
+    """Keeps `count` visual tokens of each pass, drawn anew without regard to the input.
+
+    count: how many; at least as many as there are keeps all. 78 is LightVLA's mean on LIBERO.
+    seed: of the choices; `reset` starts them again, so every episode sees the same ones.
+    """
+
+    name = 'random_tokens'
+
+    def __init__(self, *, count: int = 78, seed: int = 0):
+        if count < 1:
+            raise ValueError(f'random_tokens must keep at least 1 token, not {count}.')
+        self.count = count
+        self._generator = torch.Generator().manual_seed(seed)
+        self._kept: Tensor | None = None
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Drop all but `count` visual tokens, the same ones in a whole batch."""
+        rows = torch.arange(sequence.visual_rows, device=sequence.positions.device)
+        kept = draw(rows, self.count, self._generator)
+        everything = torch.zeros(sequence.visual_total, dtype=torch.bool, device=kept.device)
+        self._kept = everything.index_fill(0, sequence.visual_tokens[kept], True)
+        return sequence if len(kept) == len(rows) else sequence.keep_visual(kept)
+
+    def reset(self) -> None:
+        """Forget the last report and start the random choices again."""
+        self._kept = None
+        self._generator.manual_seed(self._generator.initial_seed())
+
+    def report(self) -> Report | None:
+        """Kept tokens; nothing was scored."""
+        return None if self._kept is None else Report(kept=self._kept.cpu().numpy())
+
+
+def draw(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Choose `count` of the candidates [N], or all if there are fewer; order stays."""
+    chosen = torch.randperm(len(candidates), generator=generator)[:count].sort().values
+    return candidates[chosen.to(candidates.device)]
