@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vla_policy_node import acceleration
 from vla_policy_node import policy as policy_module
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.models.small import create_small_checkpoint
@@ -144,11 +145,11 @@ def test_description(policy):
     description = policy.description
     assert not description.trained
     assert len(description.sha256) == 64
-    assert 5e6 < description.parameters < 15e6
+    assert 4e6 < description.parameters < 15e6
     assert (description.visual_tokens, description.grid) == (512, (16, 16))
     assert description.statistics_key == 'libero_small'
     assert description.methods == ('lightvla',)
-    assert description.method_settings == {'lightvla': {'multiplicity_bias': False}}
+    assert description.method_settings == {'lightvla': acceleration.settings('lightvla')}
     assert 'OpenVLA-OFT' in description.architecture
     assert '{instruction}' in description.prompt_template
 

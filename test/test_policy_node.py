@@ -55,6 +55,7 @@ BAD_PARAMETERS = {
     'bounds': ({'max_age_s': 1000.0}, 'between 0.001 and 10 s'),
     'choice': ({'execution_mode': 'psychic'}, 'temporal_ensemble'),
     'workspace': ({'workspace_min_m': [1.0, 1.0, 1.0]}, 'The workspace is empty in x'),
+    'gripper_rule': ({'gripper_closed': -1.0}, 'whose gripper actions go from 0 to 1'),
 }
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 import torch
+from torch import Tensor
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.config import ACTION_DIMENSION, read_config
+from vla_policy_node.models.config import ACTION_DIMENSION
+from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
+from vla_policy_node.models.layout import published_action_rows
 from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
 from vla_policy_node.models.preprocess import TRANSFORMS, ImagePreprocessor
 from vla_policy_node.models.prompt import TEMPLATE, PromptEncoder
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import Statistics, read_statistics
+from vla_policy_node.models.token_sequence import TokenSequence
 
 CAMERAS = ('third_person', 'wrist')
 
@@ -65,6 +70,7 @@ class ActionChunk:
     stage_ms: wall time of 'preprocess', 'vision', 'select', 'language_model' and 'head';
         their sum is the whole inference.
     method: names of the acceleration methods joined by '+', 'dense' if there are none.
+    flops: arithmetic of this inference, counted as in `models.flops`.
     """
 
     actions: np.ndarray
@@ -73,11 +79,16 @@ class ActionChunk:
     method: str
     tokens_kept: int
     tokens_total: int
+    flops: int = 0
 
 
 @dataclass(frozen=True)
 class PolicyDescription:
-    """Everything that identifies a loaded policy, for logs, status messages and reports."""
+    """Everything that identifies a loaded policy, for logs, status messages and reports.
+
+    cameras: those it looks at. action_rows: see `models.openvla_oft.ACTION_ROWS`.
+    action_range: 1st and 99th percentile of each action dimension in the training data.
+    """
 
     checkpoint: str
     sha256: str
@@ -95,6 +106,9 @@ class PolicyDescription:
     grid: tuple[int, int]
     methods: tuple[str, ...]
     method_settings: Mapping[str, Mapping[str, object]]
+    cameras: tuple[str, ...] = CAMERAS
+    action_rows: str = 'oft'
+    action_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
 
 class NonFiniteActionError(ValueError):
@@ -124,6 +138,7 @@ class Policy:
         self._statistics = statistics
         self._methods = tuple(methods)
         self._action_rows = action_rows
+        self._rows = _RowRecorder()
 
     @classmethod
     def load(
@@ -137,26 +152,43 @@ class Policy:
         threads: int = 0,
         method_settings: Mapping[str, Mapping[str, object]] | None = None,
         action_rows: str = '',
+        chunk_length: int = 0,
     ) -> Policy:
-        """Load a local checkpoint directory (`models.checkpoint` describes the files).
+        """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
+        `models.layout` says which kinds of checkpoints there are.
         methods: acceleration methods in the order they take their turns, () for none.
         dtype: 'float32' or 'bfloat16'; few CPUs compute in bfloat16, on the others it is slow.
+            'int8' and 'int4' compute in bfloat16 and need half and a third of its memory.
         statistics_key: data set to un-normalise with, '' if the checkpoint has only one.
         camera_transforms: camera -> how to turn its upright image into what training saw.
         threads: CPU threads torch may use in this process, 0 to leave that alone.
-        action_rows: 'oft' or 'last56', '' for what the checkpoint says, else what the methods
-            wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
+        action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
+            else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
+        chunk_length: actions per inference, 0 for what the checkpoint says, else 8.
         Raises ValueError with one sentence if anything does not fit.
         """
-        directory = Path(checkpoint)
-        config = read_config(checkpoints.read_json(directory, 'config.json'))
+        directory = find_checkpoint(checkpoint)
+        config = checkpoints.read_model_config(directory)
+        if chunk_length and config.head != 'autoregressive':
+            config = replace(config, chunk_length=chunk_length)
+        if methods and config.head in ('diffusion', 'autoregressive'):
+            raise ValueError(
+                f'{directory} has a {config.head} head, which runs without acceleration methods; '
+                'choose none (dense).'
+            )
         statistics = read_statistics(
-            checkpoints.read_json(directory, 'dataset_statistics.json'), statistics_key
+            checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
         settings = _complete_settings(methods, method_settings or {})
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
-        action_rows = _choose_action_rows(action_rows, config.action_rows, chosen)
+        for method in chosen:
+            method.prepare(directory, config)
+        action_rows = _choose_action_rows(
+            action_rows, config.action_rows or published_action_rows(directory), chosen
+        )
+        transforms = _complete_transforms(camera_transforms or {})
+        cameras = CAMERAS[: config.cameras]
         inputs = InputEncoder(
             config,
             PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
@@ -166,7 +198,7 @@ class Policy:
                 config.center_crop,
             ),
             statistics,
-            _complete_transforms(camera_transforms or {}),
+            {camera: transforms[camera] for camera in cameras},
         )
         if threads:
             torch.set_num_threads(threads)
@@ -184,10 +216,15 @@ class Policy:
             statistics_key=statistics.key,
             chunk_length=config.chunk_length,
             action_dimension=ACTION_DIMENSION,
-            visual_tokens=len(CAMERAS) * config.grid[0] * config.grid[1],
+            visual_tokens=config.visual_tokens,
             grid=config.grid,
             methods=tuple(methods),
             method_settings=settings,
+            cameras=cameras,
+            action_rows=action_rows,
+            action_range=tuple(
+                tuple(end.tolist()) for end in (statistics.action_low, statistics.action_high)
+            ),
         )
         return cls(model, inputs, statistics, chosen, action_rows, description)
 
@@ -207,8 +244,10 @@ class Policy:
         proprio = proprio.to(weight.device, weight.dtype)
         prompt_ids = prompt_ids.to(weight.device)
         clock.mark('preprocess')
+        self._rows.reset()
         normalised = self._model(
-            pixels, proprio, prompt_ids, self._methods, self._action_rows, clock.mark
+            pixels, proprio, prompt_ids, (*self._methods, self._rows), self._action_rows,
+            clock.mark,
         )
         actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
         clock.mark('head')
@@ -223,6 +262,7 @@ class Policy:
             method='+'.join(method.name for method in self._methods) or 'dense',
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
+            flops=self._flops(prompt_ids.shape[1]),
         )
 
     def reset(self) -> None:
@@ -240,6 +280,14 @@ class Policy:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _flops(self, prompt_ids: int) -> int:
+        reports = (method.report() for method in self._methods)
+        choosing = sum(report.flops for report in reports if report is not None)
+        config = self._model.config
+        # Models that take no methods do not tell.
+        layer_rows = self._rows.layer_rows or [sequence_rows(config, prompt_ids)]
+        return choosing + sum(count_flops(config, layer_rows).values())
+
     def _selections(self) -> tuple[TokenSelection, ...]:
         """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
         kept = np.ones(self.description.visual_tokens, bool)
@@ -248,7 +296,8 @@ class Policy:
             if report is not None:
                 kept = kept & report.kept
                 scores = report.scores if report.scores.size else scores
-        grid = (len(CAMERAS), *self.description.grid)
+        cameras = self.description.cameras
+        grid = (len(cameras), *self.description.grid)
         return tuple(
             TokenSelection(
                 camera=camera,
@@ -257,8 +306,23 @@ class Policy:
                 crop=self._inputs.preprocessor.crop,
                 camera_transform=self._inputs.camera_transforms[camera],
             )
-            for index, camera in enumerate(CAMERAS)
+            for index, camera in enumerate(cameras)
         )
+
+
+class _RowRecorder(Method):
+    """Notes how many rows each layer works on; comes last, so it sees what the others left."""
+
+    def __init__(self):
+        self.layer_rows: list[int] = []
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        self.layer_rows.append(sequence.states.shape[1])
+
+    def reset(self) -> None:
+        self.layer_rows = []
 
 
 def _complete_settings(

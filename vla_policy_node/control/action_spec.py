@@ -1,6 +1,7 @@
 """What the numbers of one action mean, and the metric end-effector motion they stand for."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ ACTION_DIMENSION = 7
 MOTION = slice(0, 6)  # translation, then rotation
 GRIPPER = 6
 ROTATION_FORMS = ('axis_angle', 'euler_xyz')
+# Displacements in one control period that no arm makes, and that nobody would see.
+_LARGEST_STEP_M, _LARGEST_STEP_RAD, _SMALLEST_STEP_M = 0.5, np.pi, 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,42 @@ class ActionSpec:
             gripper_open=1.0,
             gripper_closed=0.0,
         )
+
+    def check_range(self, low: Sequence[float], high: Sequence[float]) -> None:
+        """Raise ValueError if actions in this range cannot mean what the specification says.
+
+        low, high: [7] each, 1st and 99th percentile of the actions a policy was trained on. That
+        they fit proves nothing; that they do not means a wrong scale or another gripper rule.
+        """
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if low.shape != (ACTION_DIMENSION,) or high.shape != low.shape:
+            raise ValueError(
+                f'The checkpoint was trained on actions of {low.size} dimensions; this robot '
+                f'takes {ACTION_DIMENSION}.'
+            )
+        reach = np.maximum(np.abs(low), np.abs(high))
+        step_m = self.translation_scale_m * reach[0:3].max()
+        step_rad = self.rotation_scale_rad * reach[3:6].max()
+        if not _SMALLEST_STEP_M <= step_m <= _LARGEST_STEP_M:
+            raise ValueError(
+                f'translation_scale_m {self.translation_scale_m:g} does not fit the checkpoint: '
+                f'its translations reach {reach[0:3].max():g}, which would be {step_m:g} m in one '
+                'control period.'
+            )
+        if step_rad > _LARGEST_STEP_RAD:
+            raise ValueError(
+                f'rotation_scale_rad {self.rotation_scale_rad:g} does not fit the checkpoint: its '
+                f'rotations reach {reach[3:6].max():g}, which would be {step_rad:g} rad in one '
+                'control period.'
+            )
+        ends, span = sorted((self.gripper_open, self.gripper_closed)), high[-1] - low[-1]
+        # Data in which the gripper never moved tells nothing about its ends.
+        if span > 0 and np.abs(np.array(ends) - (low[-1], high[-1])).max() > 0.25 * span:
+            raise ValueError(
+                f'gripper_open {self.gripper_open:g} and gripper_closed {self.gripper_closed:g} '
+                'do not fit the checkpoint, whose gripper actions go from '
+                f'{low[-1]:g} to {high[-1]:g}.'
+            )
 
     def to_command(self, action: np.ndarray) -> EndEffectorDelta:
         """Convert one action [7] into metres, radians and a gripper opening of 0 to 1.

@@ -3,172 +3,145 @@
 `config.json`, `preprocessor_config.json`, `dataset_statistics.json`, `tokenizer.json`, one or
 more `*.safetensors` with the vision-language model, and action head and proprio projector in
 files of their own (`action_head--<step>_checkpoint.pt`, or the same name in safetensors).
-Nothing here runs code from a file: safetensors hold tensors only, and `.pt` files are read with
-`weights_only=True`.
+`models.layout` says which files there are, `models.weights` reads them. Loading runs no code
+from a file and needs hardly more memory than the model: tensors go one by one from the mapped
+files to the device. On the CPU, without a change of dtype, they stay views of the files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.layout import (
+    PARTS,
+    model_files,
+    part_files,
+    read_json,
+    read_model_config,
+    read_statistics_document,
+)
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.quantise import BITS, make_quantiser
+from vla_policy_node.models.variants import create_model
+from vla_policy_node.models.weights import MODEL, locate, read_tensors
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
-# Parts of the model that have a file of their own, and the name of their root module in it.
-PARTS = {'action_head': 'model.', 'proprio_projector': ''}
-# The Llama decoder sits one level deeper in the files than here.
-FILE_PREFIX, MODEL_PREFIX = 'language_model.model.', 'language_model.'
+__all__ = [
+    'DTYPES',
+    'fingerprint',
+    'load_model',
+    'read_json',
+    'read_model_config',
+    'read_statistics_document',
+    'save_model',
+]
 
-
-def read_json(directory: Path, name: str) -> Mapping:
-    """Parse a file of the checkpoint; ValueError if it is missing or damaged.
-
-    An entry that is looked up and not there is a ValueError, too.
-    """
-    path = _require(directory, name)
-
-    class Document(dict):
-        def __missing__(self, key: str):
-            raise ValueError(f'{path} has no entry {key!r}; is it of an OpenVLA-OFT checkpoint?')
-
-    try:
-        return json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=Document)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not valid JSON: {error}.') from error
+# What a policy computes in; int8 and int4 are how it keeps its weights.
+DTYPES = {
+    'float32': torch.float32,
+    'bfloat16': torch.bfloat16,
+    'int8': torch.bfloat16,
+    'int4': torch.bfloat16,
+}
 
 
-def load_model(directory: Path, config: ModelConfig, device: str, dtype: str) -> OpenVlaOft:
+def load_model(
+    directory: Path,
+    config: ModelConfig,
+    device: str,
+    dtype: str,
+    progress: Callable[[float], None] = lambda share: None,
+) -> OpenVlaOft:
     """Build the model and fill it with the weights of `directory`.
 
+    dtype: one of DTYPES. progress: called with the share of parameters that is loaded, up to 1.
     Tensors the forward pass never uses (vocabulary head, attention pool, blocks after the
     feature block) are not read. ValueError names what is missing or has the wrong shape.
     """
     where, precision = _device(device), _dtype(dtype)
     with torch.device('meta'):
-        model = OpenVlaOft(config)
+        model = create_model(config)
+    quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
     wanted = model.state_dict()
-    state = {}
-    for name, tensor in _tensors(directory, wanted):
+    total, loaded = sum(tensor.numel() for tensor in wanted.values()), 0
+    state: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(directory, wanted, config):
         if tensor.shape != wanted[name].shape:
             raise ValueError(
                 f'{name} in {directory} has shape {list(tensor.shape)}, config.json asks for '
                 f'{list(wanted[name].shape)}; the files are not of one checkpoint.'
             )
-        state[name] = tensor.to(where, precision)
+        placed = tensor.to(where, precision)
+        state[name] = quantise(name, placed) if quantise else placed
+        loaded += tensor.numel()
+        progress(loaded / total)
     missing = sorted(wanted.keys() - state.keys())
     if missing:
         raise ValueError(
-            f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}; '
-            'the download may be incomplete.'
+            f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}'
+            f'{_file_of(directory, missing[0], config)}; the download may be incomplete.'
         )
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def save_model(directory: Path, model: OpenVlaOft, step: int = 0) -> None:
-    """Write the weights of `model` into `directory`, all in safetensors."""
-    files: dict[str, dict[str, Tensor]] = {'model': {}, **{part: {} for part in PARTS}}
+    """Write the weights of `model` into `directory`, all in safetensors.
+
+    Files are replaced, not overwritten: the model may be a view of the ones that are there.
+    """
+    files: dict[str, dict[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
-        part, _, rest = name.partition('.')
-        if part in PARTS:
-            files[part][PARTS[part] + rest] = tensor.contiguous()
-        else:
-            files['model'][_file_name(name)] = tensor.contiguous()
-    save_file(files.pop('model'), directory / 'model.safetensors')
-    for part, tensors in files.items():
-        save_file(tensors, directory / f'{part}--{step}_checkpoint.safetensors')
+        kind, file_name = locate(name, model.config)
+        files.setdefault(kind, {})[file_name] = tensor.contiguous()
+    for kind, tensors in files.items():
+        name = MODEL if kind == MODEL else f'{kind}--{step}_checkpoint'
+        path = directory / f'{name}.safetensors'
+        save_file(tensors, path.with_suffix('.part'))
+        path.with_suffix('.part').replace(path)
 
 
 def fingerprint(directory: Path) -> str:
-    """sha256 over names and contents of weights, config and statistics."""
+    """sha256 over names and contents of weights, config and statistics.
+
+    Contents enter as their own sha256, which a file of the hub's cache has in its name already.
+    """
     paths = [directory / 'config.json', directory / 'dataset_statistics.json']
-    paths += _model_files(directory) + [_part_file(directory, part) for part in PARTS]
+    paths += model_files(directory)
+    paths += [path for part in PARTS for path in part_files(directory, part)]
+    paths += directory.glob('method--*.safetensors')  # what acceleration methods have learnt
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(f'{path.name} {path.stat().st_size}\n'.encode())
-        with path.open('rb') as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        if path.is_file():  # OpenVLA before OFT keeps its statistics in config.json
+            digest.update(f'{path.name} {_sha256(path)}\n'.encode())
     return digest.hexdigest()
 
 
-def _tensors(directory: Path, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the wanted tensors by their names in the model, one file after the other."""
-    file_names = {_file_name(name): name for name in wanted}
-    for path in _model_files(directory):
-        with _readable(path), safe_open(path, framework='pt') as file:
-            for file_name in file_names.keys() & file.keys():
-                yield file_names[file_name], file.get_tensor(file_name)
-    for part, root in PARTS.items():
-        for file_name, tensor in _read_part(_part_file(directory, part)).items():
-            name = f'{part}.{file_name.removeprefix("module.").removeprefix(root)}'
-            if name in wanted:
-                yield name, tensor
+def _sha256(path: Path) -> str:
+    blob = path.resolve()
+    if blob.parent.name == 'blobs' and re.fullmatch('[0-9a-f]{64}', blob.name):
+        return blob.name
+    digest = hashlib.sha256()
+    with path.open('rb') as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _file_name(name: str) -> str:
-    if name.startswith(MODEL_PREFIX):
-        return FILE_PREFIX + name.removeprefix(MODEL_PREFIX)
-    return name
-
-
-def _model_files(directory: Path) -> list[Path]:
-    files = sorted(directory.glob('model*.safetensors'))
-    if not files:
-        raise ValueError(f'{directory} has no model*.safetensors; is it a complete checkpoint?')
-    return files
-
-
-def _part_file(directory: Path, part: str) -> Path:
-    files = sorted(
-        path
-        for pattern in (f'{part}--*checkpoint*.safetensors', f'{part}--*checkpoint*.pt')
-        for path in directory.glob(pattern)
-    )
-    if len(files) != 1:
-        found = ', '.join(path.name for path in files) or 'none'
-        raise ValueError(
-            f'{directory} must hold one file {part}--*checkpoint.pt (or .safetensors), '
-            f'found {found}.'
-        )
-    return files[0]
-
-
-def _read_part(path: Path) -> Mapping[str, Tensor]:
-    with _readable(path):
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f'{path} holds something else than tensors, which could run code; it was not read.'
-        ) from error
-    except (SafetensorError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f'{path} cannot be read; the download may be incomplete.') from error
-
-
-def _require(directory: Path, name: str) -> Path:
-    path = directory / name
-    if not path.is_file():
-        raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
-    return path
+def _file_of(directory: Path, name: str, config: ModelConfig) -> str:
+    """Say where the index of a sharded model expects a tensor, if it does."""
+    kind, file_name = locate(name, config)
+    if kind != MODEL or not (directory / 'model.safetensors.index.json').is_file():
+        return ''
+    shards = read_json(directory, 'model.safetensors.index.json')['weight_map']
+    return f' in {shards[file_name]}' if file_name in shards else ''
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
+# How hidden states become actions. 'l1', 'discrete' and 'diffusion' are those of OpenVLA-OFT,
+# 'autoregressive' is OpenVLA before it: token by token, one step per inference.
+HEADS = {
+    'l1': 'L1 head',
+    'discrete': 'discrete head',
+    'diffusion': 'diffusion head',
+    'autoregressive': 'autoregressive, one camera',
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class TowerConfig:
     register_tokens: int
     layer_scale: bool
     norm_eps: float = 1e-6
+    language_width: int = 0  # of the text that modulates the features (FiLM); 0: none does
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -66,6 +75,12 @@ class ModelConfig:
     action_rows: rows whose hidden states the action head reads, '' if the file does not say
         (see `models.openvla_oft.ACTION_ROWS`).
     trained: False only where the file says that the weights are random.
+    head: one of HEADS; `models.checkpoint.read_model_config` recognises it from the files.
+    proprio: whether the robot's state is a row of the sequence.
+    cameras: how many images, the first one third-person.
+    action_bins, action_ids_end: heads that predict tokens divide [-1, 1] into so many bins; the
+        ids count down from the end of the tokenizer's vocabulary, which padding follows.
+    diffusion_steps: denoising steps, of training and of inference.
     """
 
     dino: TowerConfig
@@ -76,6 +91,12 @@ class ModelConfig:
     center_crop: bool = True
     action_rows: str = ''
     trained: bool = True
+    head: str = 'l1'
+    proprio: bool = True
+    cameras: int = 2
+    action_bins: int = 256
+    action_ids_end: int = 32000
+    diffusion_steps: int = 50
 
     @property
     def image_px(self) -> int:
@@ -93,6 +114,23 @@ class ModelConfig:
         return self.chunk_length * ACTION_DIMENSION
 
     @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of all cameras."""
+        return self.cameras * self.grid[0] * self.grid[1]
+
+    @property
+    def other_rows(self) -> int:
+        """Sequence rows that are neither visual tokens nor prompt."""
+        if self.head == 'autoregressive':
+            return self.action_slots
+        return self.action_slots + self.proprio + (self.head == 'diffusion') + 1
+
+    @property
+    def film(self) -> bool:
+        """Whether the prompt modulates the vision towers."""
+        return self.dino.language_width > 0
+
+    @property
     def architecture(self) -> str:
         """One line for logs and reports."""
         towers = ' + '.join(
@@ -100,7 +138,11 @@ class ModelConfig:
             for name, tower in (('DINOv2', self.dino), ('SigLIP', self.siglip))
         )
         decoder = self.language_model
-        return f'OpenVLA-OFT: {towers}, Llama {decoder.layers}x{decoder.width}, L1 head'
+        name = 'OpenVLA' if self.head == 'autoregressive' else 'OpenVLA-OFT'
+        film = ' with FiLM' if self.film else ''
+        return (
+            f'{name}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, {HEADS[self.head]}'
+        )
 
 
 def read_config(document: Mapping) -> ModelConfig:
@@ -111,13 +153,21 @@ def read_config(document: Mapping) -> ModelConfig:
     """
     towers = document.get('vision_tiny') or _public_towers(document)
     token_ids = document.get('tiny_token_ids', {})
-    return ModelConfig(
+    language_model = _language_model(document)
+    config = ModelConfig(
         dino=_tower(towers['featurizer']),
         siglip=_tower(towers['fused_featurizer']),
-        language_model=_language_model(document),
+        language_model=language_model,
         token_ids=TokenIds(**_present(token_ids, 'bos', 'stop', 'empty', 'pad')),
-        **_present(document, 'chunk_length', 'center_crop', 'action_rows', 'trained'),
+        action_bins=document.get('n_action_bins', 256),
+        action_ids_end=language_model.vocabulary - document.get('pad_to_multiple_of', 64),
+        **_present(document, *_OWN_KEYS),
     )
+    if config.head not in HEADS:
+        raise ValueError(
+            f'config.json names the head {config.head!r}; it must be one of {", ".join(HEADS)}.'
+        )
+    return config
 
 
 def _present(document: Mapping, *keys: str) -> dict:
@@ -153,10 +203,28 @@ def _language_model(document: Mapping) -> LanguageModelConfig:
     text = dict(document.get('text_config', {}))
     if 'llm_max_length' in document:
         text['llm_max_length'] = document['llm_max_length']
+    shared = text.get('num_key_value_heads', text.get('num_attention_heads', 32))
+    if shared != text.get('num_attention_heads', 32) or text.get('rope_scaling'):
+        raise ValueError(
+            'config.json describes a Llama with grouped key-value heads or scaled rotary '
+            'positions; only the attention of Llama-2-7B can be loaded.'
+        )
     return LanguageModelConfig(
         **{field: text[key] for field, key in _TEXT_KEYS.items() if key in text}
     )
 
+
+# Entries of config.json that public checkpoints do not have.
+_OWN_KEYS = (
+    'chunk_length',
+    'center_crop',
+    'action_rows',
+    'trained',
+    'head',
+    'proprio',
+    'cameras',
+    'diffusion_steps',
+)
 
 _TEXT_KEYS = {
     'width': 'hidden_size',

@@ -1,7 +1,8 @@
-"""The action head and the proprio projector."""
+"""What turns hidden states into actions, and numbers into rows of the sequence."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,6 +40,63 @@ class L1ActionHead(nn.Module):
         for block in self.mlp_resnet_blocks:
             x = block(x)
         return self.fc2(self.layer_norm2(x))
+
+
+class VocabularyHead(nn.Module):
+    """Actions as words: each of seven tokens names one of the bins of [-1, 1].
+
+    ids_end: action ids count down from here, ids_end - 1 is the lowest bin.
+    """
+
+    def __init__(self, width: int, vocabulary: int, bins: int, ids_end: int):
+        super().__init__()
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.bins, self.ids_end = bins, ids_end
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Hidden states of the action rows [B, 7 K, width] -> [B, K, 7]."""
+        return self.decode(self.token_ids(states))
+
+    def token_ids(self, states: Tensor) -> Tensor:
+        """[..., width] -> [...] int64, the likeliest token of each row."""
+        return self.lm_head(states).argmax(dim=-1)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Ids [B, 7 K] -> centres of their bins [B, K, 7] float32.
+
+        ValueError if most of them are no action tokens: the weights were not made for this head.
+        """
+        places = self.ids_end - ids - 1
+        if ((places >= 0) & (places < self.bins)).float().mean() < 0.5:
+            raise ValueError(
+                'The language model answers with words instead of action tokens; the checkpoint '
+                'lacks its action_head file, or was not trained to predict action tokens.'
+            )
+        # bins edges make one interval less.
+        places = places.clamp(0, self.bins - 2).double()
+        centres = -1 + (2 * places + 1) / (self.bins - 1)
+        return centres.float().unflatten(1, (-1, ACTION_DIMENSION))
+
+
+class NoisyActionProjector(nn.Module):
+    """From one noisy action value to one row of the sequence."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(1, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """[B, K, 7] -> [B, 7 K, width]."""
+        return self.fc2(functional.gelu(self.fc1(actions.flatten(1)[..., None])))
+
+
+def time_embedding(step: Tensor, width: int) -> Tensor:
+    """Sines and cosines of a diffusion step, [B] -> [B, 1, width] float32."""
+    half = width // 2
+    rates = torch.arange(half, device=step.device, dtype=torch.float32) / (half - 1)
+    angles = step.float()[:, None] * 10000.0**-rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, None]
 
 
 class ProprioProjector(nn.Module):

@@ -34,20 +34,21 @@ class InputEncoder:
         self._prompt = prompt
         self._statistics = statistics
         self._context_rows = config.language_model.context_length
-        # Everything but the prompt: visual tokens, proprio, action slots and stop.
-        grid_rows, grid_columns = config.grid
-        visual_rows = len(camera_transforms) * grid_rows * grid_columns
-        self._fixed_rows = visual_rows + config.action_slots + 2
+        self._proprio = config.proprio
+        self._fixed_rows = config.visual_tokens + config.other_rows
 
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return pixels [1, cameras, 6, H, W], proprio [1, 8] and prompt ids [1, L].
 
+        proprio is [1, 0] for a policy that takes none, whatever the robot says.
         ValueError with one sentence for whatever the policy cannot use.
         """
         checked = {camera: _checked_image(images, camera) for camera in self.camera_transforms}
-        normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
+        normalised = np.empty(0)
+        if self._proprio:
+            normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
         prompt_ids = self.encode_prompt(instruction)
         pixels = [
             self.preprocessor(image, self.camera_transforms[camera])

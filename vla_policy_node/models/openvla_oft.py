@@ -1,4 +1,4 @@
-"""OpenVLA-OFT with L1 regression, any size (Kim et al. 2025; arXiv 2502.19645)."""
+"""OpenVLA-OFT, any size, with its L1 or discrete head (Kim et al. 2025; arXiv 2502.19645)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.heads import L1ActionHead, ProprioProjector
+from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, VocabularyHead
 from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.token_sequence import TokenSequence
-from vla_policy_node.models.towers import Projector, VisionBackbone
+from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +36,17 @@ class OpenVlaOft(nn.Module):
         self.vision_backbone = VisionBackbone(config.dino, config.siglip)
         self.projector = Projector(config.dino.width + config.siglip.width, width)
         self.language_model = LanguageModel(config.language_model)
-        self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
-        self.action_head = L1ActionHead(width)
+        if config.proprio:
+            self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
+        if config.head in ('discrete', 'autoregressive'):
+            self.action_head = VocabularyHead(
+                width,
+                config.language_model.vocabulary,
+                config.action_bins,
+                config.action_ids_end,
+            )
+        else:
+            self.action_head = L1ActionHead(width)
 
     def forward(
         self,
@@ -55,13 +64,26 @@ class OpenVlaOft(nn.Module):
         its batch. mark: called with the name of each stage as it ends.
         Returns normalised actions, [B, K, 7].
         """
-        features = self.visual_features(pixels)
+        visual = self.visual(pixels, prompt_ids, methods)
+        mark('vision')
+        sequence = self.assemble(visual, proprio, prompt_ids)
+        return self.action_head(self.decode(sequence, methods, action_rows, mark))
+
+    def visual(self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+        """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""
+        features = self.visual_features(pixels, prompt_ids)
         for method in methods:
             features = method.visual_features(features)
-        visual = self.projector(features)
-        mark('vision')
+        return self.projector(features)
 
-        sequence = self.assemble(visual, proprio, prompt_ids)
+    def decode(
+        self,
+        sequence: TokenSequence,
+        methods: Sequence[Method] = (),
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """Select tokens and run the language model: hidden states of the action rows."""
         for method in methods:
             sequence = method.select_tokens(sequence)
         mark('select')
@@ -71,41 +93,73 @@ class OpenVlaOft(nn.Module):
                 sequence = method.before_layer(index, sequence)
             return sequence
 
-        states = self.language_model(sequence, self.action_rows(action_rows), between_layers)
-        mark('language_model')
-        return self.action_head(states)
+        def watch_attention(
+            index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+        ) -> None:
+            for method in methods:
+                method.watch_attention(index, sequence, attention)
 
-    def visual_features(self, pixels: Tensor) -> Tensor:
-        """[B, cameras, 6, H, W] -> [B, cameras * patches, features], camera by camera."""
-        features = self.vision_backbone(pixels.flatten(0, 1))
+        states = self.language_model(
+            sequence, self.action_rows(action_rows), between_layers, watch_attention
+        )
+        mark('language_model')
+        return states
+
+    def visual_features(
+        self,
+        pixels: Tensor,
+        prompt_ids: Tensor | None = None,
+        sample: PatchSample | None = None,
+    ) -> Tensor:
+        """[B, cameras, 6, H, W] -> [B, cameras * patches, features], camera by camera.
+
+        prompt_ids: needed if the prompt modulates the towers. sample: run on these patches of
+        the B * cameras images alone.
+        """
+        language = None
+        if self.config.film:
+            text = self.language_model.embed_tokens(prompt_ids)
+            stop = self._stop_row(len(prompt_ids))
+            language = torch.cat([text, stop], dim=1).mean(dim=1)
+            language = language.repeat_interleave(pixels.shape[1], dim=0)
+        features = self.vision_backbone(pixels.flatten(0, 1), sample, language)
         return features.reshape(len(pixels), -1, features.shape[-1])
 
-    def assemble(self, visual: Tensor, proprio: Tensor, prompt_ids: Tensor) -> TokenSequence:
+    def _stop_row(self, batch: int) -> Tensor:
+        stop = self.language_model.embed_tokens.weight[self.config.token_ids.stop]
+        return stop.expand(batch, 1, -1)
+
+    def assemble(
+        self,
+        visual: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        time: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> TokenSequence:
         """Lay out the rows of `models.token_sequence`; the action slots are zero vectors.
 
+        time [B, 1, width] and slots [B, 7 K, width]: the row after proprio and the action slots
+        of a diffusion head.
         Padding sits before the prompt instead of at the end, where the reference has it: with
         explicit positions and hidden keys the place of a row does not matter, and the action
         rows are the same for the whole batch.
         """
         text = self.language_model.embed_tokens(prompt_ids)
-        stop = self.language_model.embed_tokens.weight[self.config.token_ids.stop]
         batch, _, width = text.shape
+        if slots is None:
+            slots = text.new_zeros(batch, self.config.action_slots, width)
+        state = [self.proprio_projector(proprio)] if self.config.proprio else []
+        state += [] if time is None else [time]
         states = torch.cat(
-            [
-                text[:, :1],
-                visual,
-                self.proprio_projector(proprio),
-                text[:, 1:],
-                text.new_zeros(batch, self.config.action_slots, width),
-                stop.expand(batch, 1, width),
-            ],
-            dim=1,
+            [text[:, :1], visual, *state, text[:, 1:], slots, self._stop_row(batch)], dim=1
         )
         if batch == 1:
             positions = torch.arange(states.shape[1], device=states.device)[None]
             return TokenSequence(states, positions, visual_rows=visual.shape[1])
         real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        prompt = slice(visual.shape[1] + 2, visual.shape[1] + 1 + prompt_ids.shape[1])
+        first = 1 + visual.shape[1] + len(state)
+        prompt = slice(first, first + prompt_ids.shape[1] - 1)
         real[:, prompt] = prompt_ids[:, 1:] != self.config.token_ids.pad
         return TokenSequence(
             states,

@@ -50,6 +50,10 @@ class ImagePreprocessor:
             image = resize(jpeg_round_trip(image), self._image_px)
         if self._center_crop:
             image = center_crop(image)
+        return self.normalise(image)
+
+    def normalise(self, image: np.ndarray) -> Tensor:
+        """[H, W, 3] uint8 RGB -> [6, H, W] float32: once for each tower."""
         rgb = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         return (rgb.repeat(2, 1, 1) - self._mean) / self._std
 
@@ -78,11 +82,29 @@ def resize(image: np.ndarray, side: int) -> np.ndarray:
     Rounds half to even and clips once, at the end: a resampler that rounds between its two
     passes, like Pillow's, differs by up to 25.
     """
-    planes = torch.from_numpy(image).permute(2, 0, 1).float()
-    rows = _lanczos3(image.shape[0], side)
-    columns = _lanczos3(image.shape[1], side)
-    resized = rows @ planes @ columns.T
-    return resized.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return resample(image, side).round().clip(0, 255).astype(np.uint8)
+
+
+def resample(image: np.ndarray, side: int) -> np.ndarray:
+    """[H, W, 3] uint8 -> [side, side, 3] float32, not rounded and not clipped.
+
+    Adds up tap by tap in float32, first the rows and then the columns, as TensorFlow does: in any
+    other order, values half-way between two levels round differently.
+    """
+    values = _resample_rows(image.astype(np.float32), side)
+    return _resample_rows(values.swapaxes(0, 1), side).swapaxes(0, 1)
+
+
+def _resample_rows(values: np.ndarray, side: int) -> np.ndarray:
+    """[H, W, 3] float32 -> [side, W, 3] float32."""
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    result = np.zeros((side, flat.shape[1]), np.float32)
+    addend = np.empty_like(result)
+    for rows, weights in zip(*_lanczos3(len(flat), side), strict=True):
+        np.take(flat, rows, axis=0, out=addend, mode='clip')
+        addend *= weights[:, None]
+        result += addend
+    return result.reshape(side, *values.shape[1:])
 
 
 def center_crop(image: np.ndarray) -> np.ndarray:
@@ -90,25 +112,48 @@ def center_crop(image: np.ndarray) -> np.ndarray:
 
     Float32 throughout and truncation of 255.5 x instead of rounding, as in TensorFlow.
     """
+    return (np.clip(crop_center(image), 0, 1) * np.float32(255.5)).astype(np.uint8)
+
+
+def crop_center(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> same shape in float32, 0 to 1: the crop before it becomes uint8."""
     low_row, high_row, down = _crop_taps(image.shape[0])
     low_column, high_column, right = _crop_taps(image.shape[1])
     values = image.astype(np.float32) * np.float32(1 / 255)
     left = values[:, low_column]
     values = left + (values[:, high_column] - left) * right[:, None]
     top = values[low_row]
-    values = top + (values[high_row] - top) * down[:, None, None]
-    return (np.clip(values, 0, 1) * np.float32(255.5)).astype(np.uint8)
+    return top + (values[high_row] - top) * down[:, None, None]
 
 
 @lru_cache(maxsize=16)
-def _lanczos3(source: int, target: int) -> Tensor:
-    """[target, source] float32 resampling weights; each row sums to one."""
-    step = source / target
-    stretch = max(step, 1.0)
-    centres = (np.arange(target) + 0.5) * step - 0.5
-    distance = np.abs(np.arange(source) - centres[:, None]) / stretch
-    weights = np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).float()
+def _lanczos3(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places and weights of the taps of each output row, both [taps, target]; weights sum to 1.
+
+    Float32 throughout, in TensorFlow's order of operations.
+    """
+    one, half, radius, pi = (np.float32(value) for value in (1, 0.5, 3, np.pi))
+    step = one / (np.float32(target) / np.float32(source))
+    stretch = max(step, one)
+    centres = (np.arange(target, dtype=np.float32) + half) * step
+    first, last = (
+        to_integer(centres + reach * radius * stretch - half).clip(0, source - 1).astype(np.intp)
+        for to_integer, reach in ((np.ceil, -one), (np.floor, one))
+    )
+    places = first + np.arange((last - first).max() + 1)[:, None]
+    x = np.abs((places.astype(np.float32) + half - centres) * (one / stretch))
+
+    def sine(angle: np.ndarray) -> np.ndarray:
+        return np.sin(angle.astype(np.float64)).astype(np.float32)
+
+    nonzero = np.maximum(x, np.float32(1e-6))
+    weights = radius * sine(pi * x) * sine(pi * x / radius) / (pi * pi * nonzero * nonzero)
+    weights[x <= np.float32(1e-3)] = 1
+    weights[(x > radius) | (places > last)] = 0
+    total = np.zeros(target, np.float32)
+    for tap in weights:
+        total += tap
+    return places, weights * (one / total)
 
 
 @lru_cache(maxsize=16)

@@ -54,3 +54,7 @@ class PromptEncoder:
             raise ValueError('The instruction is empty; say what the robot should do.')
         ids = self._tokenizer.encode(prompt_text(instruction)).ids
         return end_with_empty(ids, self._token_ids.empty)
+
+    def words(self, text: str) -> list[int]:
+        """Ids of words as they stand in the middle of a prompt."""
+        return self._tokenizer.encode(f' {text}', add_special_tokens=False).ids

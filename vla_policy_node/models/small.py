@@ -19,14 +19,14 @@ from vla_policy_node.models.config import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import prompt_text
 
-SPECIAL_TOKENS = ('<unk>', '<s>', '</s>', '<empty>')
+SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576
 
 TOWER = {
-    'embed_dim': 128,
-    'feature_block': 2,
-    'num_heads': 2,
-    'mlp_hidden': 512,
+    'embed_dim': 96,
+    'feature_block': 3,
+    'num_heads': 3,
+    'mlp_hidden': 384,
     'patch_size': 14,
     'img_size': 224,
     'class_token': False,
@@ -43,14 +43,14 @@ CONFIG = {
         'fused_featurizer': TOWER,
     },
     'text_config': {
-        'hidden_size': 256,
-        'num_hidden_layers': 8,
-        'num_attention_heads': 4,
-        'intermediate_size': 704,
+        'hidden_size': 192,
+        'num_hidden_layers': 6,
+        'num_attention_heads': 3,
+        'intermediate_size': 512,
         'vocab_size': VOCABULARY,
     },
     'llm_max_length': 2048,
-    'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3},
+    'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3, 'pad': 0},
 }
 
 NORMALISATION = {

@@ -21,7 +21,7 @@ class Statistics:
     """Percentiles of one data set, all float64.
 
     action_low, action_high: [7]. action_mask: [7] bool, False where actions stay as they are
-    (the gripper). proprio_low, proprio_high: [8].
+    (the gripper). proprio_low, proprio_high: [8], [0] for a policy without proprio.
     """
 
     key: str
@@ -47,10 +47,11 @@ class Statistics:
         return np.where(self.action_mask, 0.5 * (actions + 1) * span + self.action_low, actions)
 
 
-def read_statistics(document: Mapping, key: str = '') -> Statistics:
+def read_statistics(document: Mapping, key: str = '', proprio: bool = True) -> Statistics:
     """Pick one data set of a parsed `dataset_statistics.json`.
 
-    key: may be empty if the file holds one data set. ValueError if it names none of them.
+    key: may be empty if the file holds one data set. proprio: whether the policy has any.
+    ValueError if the key names none of them, or for numbers that no policy can use.
     """
     names = ', '.join(document)
     if not key and len(document) == 1:
@@ -59,19 +60,37 @@ def read_statistics(document: Mapping, key: str = '') -> Statistics:
         raise ValueError(f'The checkpoint knows several data sets; choose one of {names}.')
     if key not in document:
         raise ValueError(f'The checkpoint has no statistics {key!r}; choose one of {names}.')
-    action, proprio = document[key]['action'], document[key]['proprio']
+    action = document[key]['action']
+    state = document[key]['proprio'] if proprio else {'q01': [], 'q99': []}
+    mask = action.get('mask', [True] * ACTION_DIMENSION)
     statistics = Statistics(
         key=key,
-        action_low=np.array(action['q01'], np.float64),
-        action_high=np.array(action['q99'], np.float64),
-        action_mask=np.array(action.get('mask', [True] * ACTION_DIMENSION), bool),
-        proprio_low=np.array(proprio['q01'], np.float64),
-        proprio_high=np.array(proprio['q99'], np.float64),
+        action_low=_numbers(action['q01'], ACTION_DIMENSION, f'{key}.action.q01'),
+        action_high=_numbers(action['q99'], ACTION_DIMENSION, f'{key}.action.q99'),
+        action_mask=_numbers(mask, ACTION_DIMENSION, f'{key}.action.mask').astype(bool),
+        proprio_low=_numbers(state['q01'], PROPRIO_DIMENSION * proprio, f'{key}.proprio.q01'),
+        proprio_high=_numbers(state['q99'], PROPRIO_DIMENSION * proprio, f'{key}.proprio.q99'),
     )
-    lengths = len(statistics.action_low), len(statistics.proprio_low)
-    if lengths != (ACTION_DIMENSION, PROPRIO_DIMENSION):
-        raise ValueError(
-            f'Statistics {key!r} have {lengths[0]} action and {lengths[1]} proprio dimensions; '
-            f'this policy needs {ACTION_DIMENSION} and {PROPRIO_DIMENSION}.'
-        )
+    for name in ('action', 'proprio'):
+        low, high = (getattr(statistics, f'{name}_{end}') for end in ('low', 'high'))
+        if (low > high).any():
+            raise ValueError(
+                f'Statistics {key!r} are damaged: q01 of {name} dimension '
+                f'{int((low > high).argmax())} is above q99.'
+            )
     return statistics
+
+
+def _numbers(values: object, length: int, name: str) -> np.ndarray:
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if numbers.shape != (length,):
+        raise ValueError(
+            f'Statistics {name} must be a list of {length} numbers, as this policy has '
+            f'{length} dimensions there, not {values!r}.'
+        )
+    if not np.isfinite(numbers).all():
+        raise ValueError(f'Statistics {name} must be finite, not {values!r}.')
+    return numbers

@@ -6,11 +6,33 @@ Unlike the reference, blocks after the one whose output is used are not there at
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.models.config import TowerConfig
+
+
+@dataclass(frozen=True)
+class PatchSample:
+    """A part of the patches that stands for all of them, to train at a part of the price.
+
+    patches: [B, M] int64, which ones. key_bias: [B, M] float32 on their attention logits:
+    ln(n) where a patch speaks for n.
+    """
+
+    patches: Tensor
+    key_bias: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, all patches, width] -> [B, M, width]."""
+        return x.gather(1, self.patches[:, :, None].expand(-1, -1, x.shape[-1]))
+
+    def mask(self, prefix: int) -> Tensor:
+        """For attention over `prefix` other rows and the sample: [B, 1, 1, prefix + M]."""
+        return functional.pad(self.key_bias, (prefix, 0))[:, None, None]
 
 
 class Attention(nn.Module):
@@ -22,12 +44,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]; the mask is added to the logits."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -57,7 +79,10 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block, which text modulates between its two parts if it is FiLM.
+
+    FiLM (Perez et al. 2018, as in OpenVLA-OFT+): x (1 + gamma) + beta, both linear in the text.
+    """
 
     def __init__(self, config: TowerConfig):
         super().__init__()
@@ -67,10 +92,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp_width)
         self.ls2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
+        if config.language_width:
+            self.scale = nn.Linear(config.language_width, config.width)
+            self.shift = nn.Linear(config.language_width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
+    def forward(
+        self, x: Tensor, language: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, width] and, for FiLM, [B, language width] -> [B, T, width]."""
+        x = x + self.ls1(self.attn(self.norm1(x), mask))
+        if language is not None:
+            x = x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -101,19 +133,28 @@ class Tower(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.register_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Normalised [B, 3, H, W] -> [B, patches, width]."""
+    def forward(
+        self, image: Tensor, sample: PatchSample | None = None, language: Tensor | None = None
+    ) -> Tensor:
+        """Normalised [B, 3, H, W] -> [B, patches, width].
+
+        sample: run on these patches alone; None: all.
+        language: [B, language width], what modulates the features if the tower is FiLM.
+        """
         x = self.patch_embed(image) + self.pos_embed
+        if sample is not None:
+            x = sample.gather(x)
         prefix = [
             getattr(self, name).expand(len(x), -1, -1)
             for name in ('cls_token', 'reg_token')
             if hasattr(self, name)
         ]
-        patches = x.shape[1]
+        rows = x.shape[1]
         x = torch.cat([*prefix, x], dim=1)
+        mask = None if sample is None else sample.mask(x.shape[1] - rows).to(x.dtype)
         for block in self.blocks:
-            x = block(x)
-        return x[:, -patches:]
+            x = block(x, language, mask)
+        return x[:, -rows:]
 
 
 class VisionBackbone(nn.Module):
@@ -124,10 +165,18 @@ class VisionBackbone(nn.Module):
         self.featurizer = Tower(dino)
         self.fused_featurizer = Tower(siglip)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Tensor, sample: PatchSample | None = None, language: Tensor | None = None
+    ) -> Tensor:
         """[B, 6, H, W], DINO-normalised RGB then SigLIP-normalised -> [B, patches, both]."""
         dino, siglip = pixels.split(3, dim=1)
-        return torch.cat([self.featurizer(dino), self.fused_featurizer(siglip)], dim=-1)
+        return torch.cat(
+            [
+                self.featurizer(dino, sample, language),
+                self.fused_featurizer(siglip, sample, language),
+            ],
+            dim=-1,
+        )
 
 
 class Projector(nn.Module):

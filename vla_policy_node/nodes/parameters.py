@@ -14,7 +14,7 @@ remembered as a problem, and `checked` refuses until somebody sets it right.
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -25,6 +25,10 @@ from rcl_interfaces.msg import (
 )
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+
+from vla_policy_node.nodes.parameter_fields import Spec, parameter
+
+__all__ = ['ParameterError', 'ParameterStore', 'parameter']
 
 _TYPES = {
     bool: (Parameter.Type.BOOL, 'true or false'),
@@ -42,39 +46,6 @@ _FOREIGN = ('use_sim_time', 'start_type_description_service')
 
 class ParameterError(ValueError):
     """Parameters that cannot be used; one sentence per problem."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What one parameter may be."""
-
-    description: str
-    unit: str = ''
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    tunable: bool = False
-
-
-def parameter(
-    default: Any,
-    description: str,
-    unit: str = '',
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] = (),
-    tunable: bool = False,
-) -> Any:
-    """Return a dataclass field for a parameter.
-
-    low, high: inclusive bounds, also of each element of a list. tunable: may change while the
-    node is configured.
-    """
-    spec = Spec(description, unit, low, high, tuple(choices), tunable)
-    factory = (lambda: default) if isinstance(default, (list, tuple)) else MISSING
-    if factory is MISSING:
-        return field(default=default, metadata={'spec': spec})
-    return field(default_factory=factory, metadata={'spec': spec})
 
 
 class ParameterStore:

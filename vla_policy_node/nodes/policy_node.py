@@ -184,7 +184,9 @@ class PolicyNode(LifecycleNode):
             threads=parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1),
             method_settings=parameters.settings_by_method(),
             action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
+            chunk_length=parameters.chunk_length,
         )
+        parameters.action_spec().check_range(*self._policy.description.action_range)
         grey = np.full((256, 256, 3), 128, np.uint8)
         observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), WARMUP_INSTRUCTION)
         for _ in range(parameters.warmup_inferences):

@@ -1,4 +1,4 @@
-"""Every parameter of the policy node, and the parts that are made from them."""
+"""Every parameter of the policy node, and the parts that are made from them. Knows no ROS."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
-from vla_policy_node.nodes.parameters import parameter
+from vla_policy_node.nodes.parameter_fields import parameter
 from vla_policy_node.policy import CAMERAS
 
 POSE, GRIPPER = 'ee_pose', 'gripper_state'
@@ -27,7 +27,9 @@ class PolicyParameters:
     """Parameters of the node `policy`; those marked tunable may change while it runs."""
 
     # --- model ---
-    checkpoint: str = parameter('', 'Checkpoint directory, public OpenVLA-OFT layout.')
+    checkpoint: str = parameter(
+        '', 'Checkpoint: a directory in the public OpenVLA-OFT layout, or an id of the Hugging '
+        'Face hub, which is downloaded.')
     methods: tuple = parameter(
         ['lightvla'], "Acceleration methods in order; ['dense'] for none.")
     method_settings: tuple = parameter(
@@ -35,11 +37,14 @@ class PolicyParameters:
     action_rows: str = parameter(
         'auto', 'Rows the action head reads; auto: what checkpoint and methods expect.',
         choices=('auto', 'oft', 'last56'))
+    chunk_length: int = parameter(
+        0, 'Actions per inference; 0: what the checkpoint says, else 8.', '', 0, 100)
     statistics_key: str = parameter(
         '', 'Data set to un-normalise with; may be empty if the checkpoint has only one.')
     device: str = parameter('cpu', "Torch device, for example 'cpu' or 'cuda:0'.")
     dtype: str = parameter(
-        'float32', 'Arithmetic of the networks.', choices=('float32', 'bfloat16'))
+        'float32', 'Arithmetic of the networks; int8 and int4 are bfloat16 with smaller weights.',
+        choices=('float32', 'bfloat16', 'int8', 'int4'))
     threads: int = parameter(
         0, 'CPU threads torch may use; 0: all but the one that commands and subscriptions need.',
         '', 0, 1024)

@@ -1,0 +1,104 @@
+"""Small checkpoints in the layouts of the public ones, made from random weights.
+
+Weights are those of a fresh module with as much noise on top, so that every part matters.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_policy_node.models import checkpoint, small
+from vla_policy_node.models.config import read_config
+from vla_policy_node.models.variants import create_model
+
+CONFIG = {
+    'model_type': 'openvla',
+    'vision_tiny': {
+        name: {
+            'embed_dim': 24, 'feature_block': 1, 'num_heads': 2, 'mlp_hidden': 40,
+            'patch_size': 14, 'img_size': 56, 'class_token': name == 'featurizer',
+            'num_reg_tokens': 4 * (name == 'featurizer'), 'layer_scale': name == 'featurizer',
+        }
+        for name in ('featurizer', 'fused_featurizer')
+    },
+    'text_config': {
+        'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4,
+        'intermediate_size': 48, 'vocab_size': small.VOCABULARY,
+    },
+    'n_action_bins': 64,
+    'pad_to_multiple_of': 64,
+    'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3, 'pad': 520},
+}
+FILM_SUFFIXES = ('scale', 'shift')
+
+
+def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Path:
+    """Write a complete checkpoint; entries: added to its config.json."""
+    small.create_small_checkpoint(directory, config={**small.CONFIG, **CONFIG})
+    document = {**CONFIG, **entries}
+    config = replace(read_config(document), head=head)
+    if head == 'autoregressive':
+        config = replace(config, proprio=False, cameras=1, chunk_length=1)
+    if film:
+        config = replace(config, dino=replace(config.dino, language_width=32),
+                         siglip=replace(config.siglip, language_width=32))
+    for path in directory.glob('*.safetensors'):
+        path.unlink()
+    (directory / 'config.json').write_text(json.dumps(document))
+    checkpoint.save_model(directory, random_model(config), step=7)
+    return directory
+
+
+def random_model(config, seed=0):
+    torch.manual_seed(seed)
+    model = create_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) / parameter.shape[-1] ** 0.5
+        model.projector.fc3.weight *= 20  # images count as much as words
+        if hasattr(model.action_head, 'lm_head'):
+            # Like a trained head: it answers with action tokens, and differently each time.
+            end, bins = config.action_ids_end, config.action_bins
+            scale = torch.zeros(len(model.action_head.lm_head.weight), 1)
+            scale[end - bins : end] = 5
+            model.action_head.lm_head.weight *= scale
+    return model
+
+
+def load(directory, dtype='float32'):
+    config = checkpoint.read_model_config(directory)
+    return checkpoint.load_model(directory, config, 'cpu', dtype)
+
+
+def shard(directory: Path, pieces: int, prefix: str = '') -> None:
+    """Split model.safetensors into shards with an index, names behind a prefix."""
+    tensors = load_file(directory / 'model.safetensors')
+    names = sorted(tensors)
+    index = {'metadata': {'total_size': 0}, 'weight_map': {}}
+    for piece in range(pieces):
+        name = f'model-{piece + 1:05}-of-{pieces:05}.safetensors'
+        part = {prefix + n: tensors[n].clone() for n in names[piece::pieces]}
+        save_file(part, directory / name)
+        index['weight_map'] |= dict.fromkeys(part, name)
+        index['metadata']['total_size'] += sum(t.numel() * t.element_size()
+                                               for t in part.values())
+    (directory / 'model.safetensors.index.json').write_text(json.dumps(index))
+    (directory / 'model.safetensors').unlink()
+
+
+def to_pt(directory: Path, part: str, prefix: str = 'module.', **save) -> Path:
+    """Turn a part's safetensors into a `.pt` of fine-tuning on several GPUs."""
+    (path,) = directory.glob(f'{part}--*.safetensors')
+    state = {prefix + name: tensor for name, tensor in load_file(path).items()}
+    path.unlink()
+    torch.save(state, path.with_suffix('.pt'), **save)
+    return path.with_suffix('.pt')
+
+
+def copy(directory: Path, target: Path) -> Path:
+    shutil.copytree(directory, target)
+    return target

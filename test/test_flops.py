@@ -1,0 +1,127 @@
+"""The analytic count is what torch itself counts, for every head, dense and pruned."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils import flop_counter
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration.base import Method
+from vla_policy_node.models import small
+from vla_policy_node.models.config import read_config
+from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.models.variants import create_model
+
+PROMPT_IDS = 11
+LAYERS = 4
+
+
+def make_model(**changes):
+    document = copy.deepcopy(small.CONFIG)
+    for tower in document['vision_tiny'].values():
+        tower.update(embed_dim=24, feature_block=1, num_heads=2, mlp_hidden=40, img_size=56)
+    document['text_config'].update(
+        hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=48)
+    config = replace(read_config(document), **changes)
+    torch.manual_seed(0)
+    return create_model(config).eval()
+
+
+def torchs_count(model, methods=()):
+    size = model.config.image_px
+    # torch counts attention on GPUs only, unless it is told how.
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            lambda query, key, value, *_, **__: flop_counter.sdpa_flop_count(query, key, value)}
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=attention)
+    pixels = torch.randn(1, model.config.cameras, 6, size, size)
+    if hasattr(model.action_head, 'decode'):
+        # What an untrained model answers need not be action tokens, and would be refused.
+        model.action_head.decode = lambda ids: ids
+    with torch.no_grad(), counter:
+        model(pixels, torch.zeros(1, 8), torch.ones(1, PROMPT_IDS, dtype=torch.int64), methods)
+    return counter.get_total_flops()
+
+
+def counted(model, layer_rows):
+    return sum(count_flops(model.config, layer_rows).values())
+
+
+class Rows(Method):
+    """Records the rows of each layer; `first` and `later` visual tokens stay, if given."""
+
+    def __init__(self, first=0, later=0):
+        self.first, self.later, self.rows = first, later, []
+
+    def select_tokens(self, sequence):
+        return sequence.keep_visual(torch.arange(self.first)) if self.first else sequence
+
+    def before_layer(self, index, sequence):
+        drops = self.later and index == 1
+        return sequence.keep_visual(torch.arange(self.later)) if drops else sequence
+
+    def watch_attention(self, index, sequence, attention):
+        self.rows.append(sequence.states.shape[1])
+
+
+def test_dense():
+    model = make_model()
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    assert counted(model, [rows] * LAYERS) == torchs_count(model)
+
+
+def test_rows_dropped_before_and_between_layers():
+    model = make_model()
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    expected = [rows - 32 + 20, *[rows - 32 + 7] * (LAYERS - 1)]
+    assert counted(model, expected) == torchs_count(model, [Rows(20, 7)])
+
+
+@pytest.mark.parametrize('changes', [
+    {'head': 'discrete'},
+    {'head': 'autoregressive', 'cameras': 1, 'proprio': False, 'chunk_length': 1},
+    {'proprio': False},
+    {'cameras': 1},
+])
+def test_other_heads_and_inputs(changes):
+    model = make_model(**changes)
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    assert counted(model, [rows] * LAYERS) == torchs_count(model)
+
+
+def test_a_diffusion_head_pays_for_every_step():
+    model = make_model(head='diffusion', diffusion_steps=3)
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    assert counted(model, [rows] * LAYERS * 3) == torchs_count(model)
+
+
+def test_film():
+    config = make_model().config
+    towers = {name: replace(getattr(config, name), language_width=32)
+              for name in ('dino', 'siglip')}
+    model = make_model(**towers)
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    assert counted(model, [rows] * LAYERS) == torchs_count(model)
+
+
+@pytest.mark.parametrize(('name', 'settings'), [
+    ('lightvla', {}),
+    ('random_tokens', {'count': 5}),
+    ('fastv', {'count': 5}),
+])
+def test_methods_report_what_choosing_costs(name, settings):
+    model = make_model()
+    method, rows = acceleration.create(name, **settings), Rows()
+    expected = torchs_count(model, [method, rows])
+    assert len(set(rows.rows)) == (2 if name == 'fastv' else 1)
+    assert counted(model, rows.rows) + method.report().flops == expected
+
+
+def test_the_published_sizes_cost_what_their_paper_says():
+    """OpenVLA-OFT on two images: 8.8 TFLOPs in the LightVLA paper (arXiv 2509.12594)."""
+    config = read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px', 'text_config': {}})
+    flops = count_flops(config, [605] * 32)
+    assert sum(flops.values()) == pytest.approx(8.8e12, rel=0.03)
+    assert flops['vision'] == pytest.approx(0.77e12 + 0.073e12, rel=0.05)

@@ -1,0 +1,88 @@
+"""Loading needs little memory beyond the mapped files, whatever the size of the checkpoint."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import checkpoint_variants as variants
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vla_policy_node.models.config import read_config
+from vla_policy_node.models.variants import create_model
+from vla_policy_node.models.weights import locate
+
+MB = 10**6
+# Most of it is Python modules that loading imports, which does not grow with the checkpoint.
+LIMIT = 120 * MB
+LARGE = {
+    **variants.CONFIG,
+    'text_config': {'hidden_size': 1024, 'num_hidden_layers': 10, 'num_attention_heads': 8,
+                    'intermediate_size': 3072, 'vocab_size': 4096},
+}
+# Reads the growth of this process's own memory while it loads, sampled at every tensor.
+LOAD = '''
+import sys
+from pathlib import Path
+from vla_policy_node.models import checkpoint
+
+def anonymous():
+    lines = Path('/proc/self/status').read_text().splitlines()
+    (kib,) = [int(line.split()[1]) for line in lines if line.startswith('RssAnon')]
+    return kib * 1024
+
+directory, dtype = Path(sys.argv[1]), sys.argv[2]
+config = checkpoint.read_model_config(directory)
+before, peak = anonymous(), 0
+
+def sample(share):
+    global peak
+    peak = max(peak, anonymous())
+
+model = checkpoint.load_model(directory, config, 'cpu', dtype, sample)
+print(peak - before, anonymous() - before,
+      sum(tensor.nbytes for tensor in model.state_dict().values()))
+'''
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    """About 300 MB in bfloat16, in four shards and two parts."""
+    directory = tmp_path_factory.mktemp('large')
+    config = replace(read_config(LARGE), head='l1')
+    (directory / 'config.json').write_text(json.dumps(LARGE))
+    with torch.device('meta'):
+        wanted = create_model(config).state_dict()
+    files = {}
+    for number, (name, tensor) in enumerate(sorted(wanted.items())):
+        kind, file_name = locate(name, config)
+        file = (f'model-{number % 4 + 1:05}-of-00004' if kind == 'model'
+                else f'{kind}--1_checkpoint')
+        files.setdefault(file, {})[file_name] = torch.zeros(tensor.shape, dtype=torch.bfloat16)
+    for name, tensors in files.items():
+        if name.startswith('action_head'):
+            torch.save({f'module.{key}': value for key, value in tensors.items()},
+                       directory / f'{name}.pt')
+        else:
+            save_file(tensors, directory / f'{name}.safetensors')
+    return directory
+
+
+def load(directory, dtype):
+    done = subprocess.run([sys.executable, '-c', LOAD, str(directory), dtype],
+                          capture_output=True, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_without_a_change_of_dtype_the_files_are_the_model(large):
+    peak, _, size = load(large, 'bfloat16')
+    assert size > 300 * MB
+    assert peak < LIMIT
+
+
+def test_a_change_of_dtype_needs_the_model_and_one_tensor(large):
+    peak, _, size = load(large, 'float32')
+    assert size > 600 * MB
+    assert peak < size + LIMIT

@@ -1,0 +1,145 @@
+"""What can be said about a checkpoint by running it: does it look, and at what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.layout import published_action_rows, read_json
+from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import PromptEncoder
+
+INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
+# Changes of normalised actions below this are taken for none.
+NO_CHANGE = 1e-5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model with inputs to try it on.
+
+    image: preprocesses [H, W, 3] uint8 to [6, side, side].
+    """
+
+    model: OpenVlaOft
+    config: ModelConfig
+    image: ImagePreprocessor
+    prompt_ids: Tensor
+
+    @classmethod
+    def prepare(cls, directory: Path, config: ModelConfig, model: OpenVlaOft) -> Trial:
+        """Use the checkpoint's tokenizer if there is one, made-up ids if not."""
+        device = next(model.parameters()).device
+        ids = config.token_ids
+        path = directory / 'tokenizer.json'
+        if path.is_file():
+            prompt = PromptEncoder.load(path, ids).encode(INSTRUCTION)
+        else:
+            words = [token for token in range(3, 40) if token not in (ids.empty, ids.pad)]
+            prompt = [ids.bos, *words[:20], ids.empty]
+        document = read_json(directory, 'preprocessor_config.json')
+        preprocessor = ImagePreprocessor(document, config.image_px, center_crop=False)
+        return cls(model, config, preprocessor, torch.tensor([prompt], device=device))
+
+    @torch.inference_mode()
+    def act(self, images: list[np.ndarray]) -> Tensor:
+        """Normalised actions [K, 7] for one image per camera, proprio in the middle."""
+        pixels = torch.stack([self.image(image) for image in images])[None]
+        return self.model(*self._placed(pixels), self.prompt_ids)[0].float()
+
+    @torch.inference_mode()
+    def sequence(self):
+        """The sequence that enters the language model, for grey images."""
+        grey = np.full((self.config.image_px, self.config.image_px, 3), 128, np.uint8)
+        pixels = torch.stack([self.image(grey)] * self.config.cameras)[None]
+        pixels, proprio = self._placed(pixels)
+        visual = self.model.visual(pixels, self.prompt_ids)
+        return self.model.assemble(visual, proprio, self.prompt_ids)
+
+    def _placed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        weight = next(self.model.parameters())
+        proprio = torch.zeros(1, 8 if self.config.proprio else 0)
+        return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
+
+
+def check_behaviour(directory: Path, config: ModelConfig, model: OpenVlaOft) -> Iterator[Finding]:
+    """Run every check of this module."""
+    trial = Trial.prepare(directory, config, model)
+    yield check_attention(trial)
+    yield check_action_rows(trial, directory)
+    yield check_images(trial)
+
+
+@torch.inference_mode()
+def check_attention(trial: Trial) -> Finding:
+    """Every row sees every other: a change of the last one reaches the first."""
+    name = 'attention'
+    if trial.config.head == 'autoregressive':
+        return Finding(name, SKIP, 'causal, as this kind of policy is')
+    sequence = trial.sequence()
+    before = trial.model.language_model(sequence)[0, 0].float()
+    states = sequence.states.clone()
+    states[:, -1] += 1
+    after = trial.model.language_model(replace(sequence, states=states))[0, 0].float()
+    change = float((after - before).abs().max())
+    if not change > 0:
+        return Finding(name, FAIL, 'causal: a change of the last row does not reach the first')
+    return Finding(name, PASS, f'bidirectional: the last row moves the first by {change:.2g}')
+
+
+@torch.inference_mode()
+def check_action_rows(trial: Trial, directory: Path) -> Finding:
+    """The head reads the rows that the convention names."""
+    name, config = 'action rows', trial.config
+    if config.head == 'autoregressive':
+        return Finding(name, SKIP, 'there are none: one token after the other')
+    sequence = trial.sequence()
+    total, slots = sequence.states.shape[1], config.action_slots
+    states = trial.model.language_model(sequence)
+    prompt_end = total - 1 - slots  # row after the prompt: action slots and stop follow
+    # The same numbers by another way, as exactly as the arithmetic is.
+    near = (1e-4 if states.dtype is torch.float32 else 5e-2) * float(states.abs().max())
+    first_rows = {'oft': prompt_end - 1, 'last56': total - slots}
+    for rows in ACTION_ROWS:
+        read = trial.model.decode(sequence, action_rows=rows)
+        expected = states[:, first_rows[rows] : first_rows[rows] + slots]
+        if read.shape != expected.shape or not torch.allclose(read, expected, rtol=0, atol=near):
+            return Finding(name, FAIL, f'convention {rows!r} does not read rows '
+                           f'{first_rows[rows]} to {first_rows[rows] + slots - 1} of {total}')
+    chosen = config.action_rows or published_action_rows(directory)
+    reason = 'of this checkpoint' if chosen else 'unless a method wishes others'
+    chosen = chosen or 'oft'
+    return Finding(
+        name, PASS,
+        f'{chosen!r} {reason}: {first_rows[chosen]} to {first_rows[chosen] + slots - 1} of '
+        f'{total}, chunk of {config.chunk_length}')
+
+
+def check_images(trial: Trial) -> Finding:
+    """What each camera sees changes the actions."""
+    side, cameras = trial.config.image_px, trial.config.cameras
+    black, white = (np.full((side, side, 3), level, np.uint8) for level in (0, 255))
+    random = np.random.default_rng(0)
+    scenes = [random.integers(0, 256, (side, side, 3), np.uint8) for _ in range(cameras)]
+    plain = trial.act(scenes)
+    changes = {'black against white': trial.act([black] * cameras)
+               - trial.act([white] * cameras)}
+    for index in range(cameras):
+        changed = [*scenes[:index], black, *scenes[index + 1 :]]
+        changes[f'camera {index + 1} black'] = trial.act(changed) - plain
+    if cameras > 1:
+        changes['cameras swapped'] = trial.act(scenes[::-1]) - plain
+    sizes = {name: float(change.abs().max()) for name, change in changes.items()}
+    ignored = [name for name, size in sizes.items() if not size > NO_CHANGE]
+    if ignored:
+        return Finding('images', FAIL, f'no action changes with {", ".join(ignored)}')
+    text = ', '.join(f'{name} {size:.2g}' for name, size in sizes.items())
+    return Finding('images', PASS, f'normalised actions change: {text}')

@@ -1,0 +1,225 @@
+"""What can be said about a checkpoint without running it: files, statistics, constants."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
+from vla_policy_node.models.checkpoint import DTYPES
+from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
+from vla_policy_node.models.layout import (
+    PARTS,
+    model_files,
+    part_files,
+    read_json,
+    read_statistics_document,
+)
+from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.models.variants import create_model
+from vla_policy_node.models.weights import MODEL, locate, open_tensors
+
+INDEX = 'model.safetensors.index.json'
+# The vision-language model of every public checkpoint; 2 bytes each in bfloat16.
+PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184
+# Tensors that no forward pass of this architecture uses.
+_UNUSED = re.compile(
+    r'language_model\.lm_head\.weight|vision_backbone\.\w*featurizer\.(norm|attn_pool)\..*|'
+    r'vision_backbone\.\w*featurizer\.blocks\.\d+\..*'
+)
+# ImageNet's mean and deviation, rounded to bfloat16 as in training, and SigLIP's.
+NORMALISATION = {
+    'mean': ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5)),
+    'std': ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5)),
+}
+_BITS = {'F64': 64, 'F32': 32, 'F16': 16, 'BF16': 16, 'I64': 64, 'I32': 32, 'I8': 8, 'U8': 8}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One entry of a safetensors header."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.parameters * _BITS.get(self.dtype, 8) // 8
+
+
+def check_files(directory: Path, config: ModelConfig) -> Finding:
+    """Every tensor is there, in the right size; totals are those of the index and in public."""
+    stored = read_headers(directory)
+    problems = [*_missing(directory, config, stored), *_index_problems(directory, stored)]
+    total = sum(tensor.parameters for tensor in stored.values())
+    if config.language_model == LanguageModelConfig() and config.image_px == 224:
+        counted = len(stored), total
+        if not config.film and counted != (PUBLIC_TENSORS, PUBLIC_PARAMETERS):
+            problems.append(
+                f'the model files hold {counted[0]} tensors of {counted[1]:,} parameters, public '
+                f'checkpoints {PUBLIC_TENSORS} of {PUBLIC_PARAMETERS:,}'
+            )
+    if problems:
+        return Finding('files', FAIL, '; '.join(problems) + '.')
+    files = {tensor.file for tensor in stored.values()}
+    size = sum(tensor.size_bytes for tensor in stored.values())
+    parts = ', '.join(path.name for part in PARTS for path in part_files(directory, part))
+    return Finding(
+        'files', PASS,
+        f'{len(stored)} tensors, {total:,} parameters, {size:,} bytes in {len(files)} '
+        f'file{"s"[: len(files) > 1]}; {parts or "no part files"}',
+    )
+
+
+def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str) -> Finding:
+    """The data set that was asked for is there, and its numbers can be used."""
+    document = read_statistics_document(directory)
+    known = ', '.join(document)
+    if suite and not key:
+        candidates = [name for name in (f'{suite}_no_noops', suite) if name in document]
+        if not candidates:
+            return Finding('statistics', FAIL, f'none for suite {suite!r}; there are {known}')
+        key = candidates[0]
+    try:
+        chosen = [read_statistics(document, name, config.proprio)
+                  for name in ([key] if key else document)]
+    except ValueError as error:
+        return Finding('statistics', FAIL, str(error))
+    for statistics in chosen:
+        if not statistics.action_mask[:-1].all():
+            return Finding(
+                'statistics', FAIL,
+                f'{statistics.key!r} leaves a motion dimension as it is (mask '
+                f'{statistics.action_mask.tolist()}); actions would not be un-normalised')
+    if len(chosen) > 1:
+        return Finding('statistics', PASS, f'for {known}; a policy has to name one of them')
+    gripper = 'as it is' if not chosen[0].action_mask[-1] else 'un-normalised'
+    return Finding('statistics', PASS, f'{chosen[0].key}; the gripper stays {gripper}')
+
+
+def check_normalisation(directory: Path) -> Finding:
+    """Pixels are normalised with the constants of training."""
+    towers = read_json(directory, 'preprocessor_config.json')['tvf_normalize_params']
+    for name, expected in NORMALISATION.items():
+        found = [tuple(tower[name]) for tower in towers]
+        if not np.allclose(found, expected, rtol=0, atol=1e-7):
+            return Finding(
+                'normalisation', FAIL,
+                f'tvf_normalize_params has {name} {found}; DINOv2 and SigLIP were trained with '
+                f'{list(expected)}')
+    return Finding('normalisation', PASS, 'DINOv2 rounded to bfloat16, SigLIP 0.5')
+
+
+def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
+    """The tokenizer gives the ids of the public ones."""
+    if not uses_llama2_tokenizer(directory, config):
+        return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
+    try:
+        encoder = PromptEncoder.load(directory / 'tokenizer.json', config.token_ids)
+        for instruction, expected in LLAMA2_PROMPTS.items():
+            ids = tuple(encoder.encode(instruction))
+            if ids != expected:
+                return Finding(
+                    'prompt ids', FAIL,
+                    f'{instruction!r} becomes {list(ids)} instead of {list(expected)}')
+    except ValueError as error:
+        return Finding('prompt ids', FAIL, str(error))
+    return Finding('prompt ids', PASS, f'{len(LLAMA2_PROMPTS)} instructions as in training')
+
+
+def check_dtypes(
+    directory: Path, config: ModelConfig, model: torch.nn.Module, dtype: str
+) -> Finding:
+    """All weights arrived in the dtype that was asked for, and all are numbers."""
+    stored = {'model': sorted({tensor.dtype for tensor in read_headers(directory).values()})}
+    for part in PARTS:
+        for path in part_files(directory, part):
+            with open_tensors(path) as (names, get):
+                kinds = {str(get(name).dtype).removeprefix('torch.') for name in names}
+            stored[part] = sorted(kinds)
+    for name, tensor in model.named_parameters():
+        # Quantised weights are made from finite numbers, or they would not be there.
+        if type(tensor.data) is torch.Tensor and not torch.isfinite(tensor).all():
+            return Finding('dtype', FAIL, f'{name} holds NaN or infinity')
+    found = {str(tensor.dtype).removeprefix('torch.') for tensor in model.parameters()}
+    if found != {str(DTYPES[dtype]).removeprefix('torch.')}:
+        return Finding('dtype', FAIL, f'loaded as {", ".join(sorted(found))} instead of {dtype}')
+    kinds = ', '.join(f'{part} {"/".join(names)}' for part, names in stored.items())
+    return Finding('dtype', PASS, f'stored as {kinds}; computed in {dtype}; all finite')
+
+
+def read_headers(directory: Path) -> dict[str, StoredTensor]:
+    """Names, dtypes and shapes in the model files; their data is not read."""
+    stored = {}
+    for path in model_files(directory):
+        try:
+            with path.open('rb') as stream:
+                length = int.from_bytes(stream.read(8), 'little')
+                header = json.loads(stream.read(min(length, 100_000_000)))
+        except (OSError, ValueError) as error:
+            raise ValueError(f'{path} cannot be read; the download may be incomplete.') from error
+        for name, entry in header.items():
+            if name != '__metadata__':
+                stored[name.removeprefix('module.')] = StoredTensor(
+                    path.name, entry['dtype'], tuple(entry['shape']))
+    return stored
+
+
+def _missing(
+    directory: Path, config: ModelConfig, stored: dict[str, StoredTensor]
+) -> list[str]:
+    with torch.device('meta'):
+        wanted = create_model(config).state_dict()
+    names = {}
+    for name, tensor in wanted.items():
+        kind, file_name = locate(name, config)
+        if kind == MODEL:
+            names[file_name] = tuple(tensor.shape)
+    problems = []
+    if missing := sorted(names.keys() - stored.keys()):
+        problems.append(f'{len(missing)} tensors are missing, first {missing[0]}')
+    wrong = [name for name in names.keys() & stored.keys() if stored[name].shape != names[name]]
+    if wrong:
+        name = min(wrong)
+        problems.append(
+            f'{len(wrong)} tensors have another shape than config.json says, first {name}: '
+            f'{list(stored[name].shape)} instead of {list(names[name])}')
+    unknown = [name for name in stored if name not in names and not _UNUSED.fullmatch(name)
+               # A FiLM backbone has a file of its own, and what it replaces may still be there.
+               and not (config.film and name.startswith('vision_backbone.'))]
+    if unknown:
+        problems.append(f'{len(unknown)} tensors have no place in this model, first {unknown[0]}')
+    return problems
+
+
+def _index_problems(directory: Path, stored: dict[str, StoredTensor]) -> list[str]:
+    if not (directory / INDEX).is_file():
+        return []
+    index = read_json(directory, INDEX)
+    listed = {name.removeprefix('module.'): file for name, file in index['weight_map'].items()}
+    problems = []
+    astray = [n for n in sorted(listed.keys() | stored.keys())
+              if n not in stored or listed.get(n) != stored[n].file]
+    if astray:
+        problems.append(
+            f'{len(astray)} tensors are not in the files that {INDEX} names, first {astray[0]}')
+    total = sum(tensor.size_bytes for tensor in stored.values())
+    promised = index.get('metadata', {}).get('total_size', total)
+    if promised != total:
+        problems.append(f'the files hold {total:,} bytes of tensors, the index says {promised:,}')
+    return problems

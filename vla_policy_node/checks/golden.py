@@ -1,0 +1,95 @@
+"""Compares a checkpoint with recordings of the public implementation, stage by stage.
+
+A pack is a directory of `.npz` files, in one of three forms that are told apart by what the
+files hold. Everything in them is either an input or compared; sizes, seeds and instructions are
+the pack's. The model runs in float32, whatever it will run in later.
+
+| form | recording | see |
+|---|---|---|
+| OpenVLA-OFT | towers to actions; training loss and gradients | `checks.golden_cases` |
+| LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
+| preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vla_policy_node.checks import golden_cases, golden_images, golden_training
+from vla_policy_node.checks.findings import Comparison
+from vla_policy_node.checks.golden_model import GoldenModel
+from vla_policy_node.models.config import ACTION_DIMENSION
+
+Recording = Mapping[str, np.ndarray]
+
+
+def compare_pack(
+    directory: Path, pack: Path, device: str = 'cpu', statistics_key: str = ''
+) -> Iterator[Comparison]:
+    """Yield how far each stage of each recording is off, in the order of the forward pass.
+
+    ValueError with one sentence for a directory that is no pack, or a checkpoint that does not
+    load.
+    """
+    recordings = read_pack(pack)
+    images = {name: r for name, r in recordings.items() if golden_images.is_recording(r)}
+    if images or (pack / 'prompt_ids.json').is_file():
+        yield from golden_images.compare_images(directory, pack, images)
+    cases = {name: r for name, r in recordings.items() if name not in images}
+    if cases:
+        model = GoldenModel.load(directory, device, statistics_key, _chunk_length(cases))
+        yield from _compare_cases(model, cases)
+
+
+def read_pack(pack: Path) -> dict[str, Recording]:
+    """Read every recording of a pack; arrays only, nothing in them can run code."""
+    if not pack.is_dir():
+        raise ValueError(f'There is no directory {pack} with recordings.')
+    recordings = {}
+    for path in sorted(pack.glob('*.npz')):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                recordings[path.stem] = dict(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f'{path} cannot be read: {error}.') from error
+    if not recordings:
+        raise ValueError(f'{pack} holds no recordings (*.npz).')
+    return recordings
+
+
+def _compare_cases(
+    model: GoldenModel, recordings: Mapping[str, Recording]
+) -> Iterator[Comparison]:
+    for name, recording in recordings.items():
+        try:
+            if 'images_u8' in recording:
+                yield from golden_cases.compare_case(model, name, recording)
+            elif 'full_image' in recording:
+                yield from golden_cases.compare_end_to_end(model, name, recording)
+            elif 'labels' in recording:
+                yield from golden_training.compare_training(model, name, recording, recordings)
+            else:
+                yield _unusable(name, 'is of none of the forms that are known')
+        except KeyError as error:
+            yield _unusable(name, f'lacks the array {error}')
+        except (IndexError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            yield _unusable(name, f'does not fit this checkpoint: {reason}')
+
+
+def _unusable(name: str, reason: str) -> Comparison:
+    return Comparison('recording', np.inf, 0.0, name, reason)
+
+
+def _chunk_length(recordings: Mapping[str, Recording]) -> int:
+    """Actions per chunk in the recordings, 0 if they do not tell."""
+    for recording in recordings.values():
+        for key, value in recording.items():
+            if key.startswith(('normalized_actions', 'actions')):
+                return len(value)
+            if key == 'action_hidden':
+                return value.shape[-2] // ACTION_DIMENSION
+    return 0

@@ -1,0 +1,96 @@
+"""A checkpoint in float32, with the inputs of a recording in the form the model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.models import checkpoint
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import end_with_empty
+from vla_policy_node.models.statistics import Statistics, read_statistics
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of one forward pass: pixels [B, N, 6, H, W], proprio [B, 8], prompt ids [B, L]."""
+
+    pixels: Tensor
+    proprio: Tensor
+    prompt_ids: Tensor
+
+
+@dataclass(frozen=True)
+class GoldenModel:
+    """What a checkpoint directory makes of raw inputs.
+
+    document: its `preprocessor_config.json`. placeholder: id at the action positions of the
+    recorded id sequences; only their number matters to the model.
+    """
+
+    model: OpenVlaOft
+    statistics: Statistics
+    document: Mapping
+    placeholder: int
+    device: str
+
+    @classmethod
+    def load(
+        cls, directory: Path, device: str, statistics_key: str = '', chunk_length: int = 0
+    ) -> GoldenModel:
+        """Load in float32.
+
+        statistics_key: may be empty if there is one data set. chunk_length: as recorded, 0 for
+        what the checkpoint says.
+        """
+        config = checkpoint.read_model_config(directory)
+        if config.head != 'l1':
+            raise ValueError(
+                f'Recordings are of policies with an L1 head; {directory} has a {config.head} '
+                'head.'
+            )
+        if chunk_length:
+            config = replace(config, chunk_length=chunk_length)
+        statistics = checkpoint.read_json(directory, 'dataset_statistics.json')
+        special = checkpoint.read_json(directory, 'config.json').get('tiny_token_ids', {})
+        return cls(
+            model=checkpoint.load_model(directory, config, device, 'float32'),
+            statistics=read_statistics(statistics, statistics_key),
+            document=checkpoint.read_json(directory, 'preprocessor_config.json'),
+            placeholder=special.get('placeholder', 1),
+            device=device,
+        )
+
+    def preprocess(self, images: list[np.ndarray], center_crop: bool) -> Tensor:
+        """[H, W, 3] uint8 per camera -> [1, N, 6, side, side] float32."""
+        preprocessor = ImagePreprocessor(self.document, self.model.config.image_px, center_crop)
+        return torch.stack([preprocessor(image) for image in images])[None]
+
+    def prompt(self, prompt_ids: np.ndarray) -> list[int]:
+        """Recorded ids, with the trailing one of training if the recording leaves it out."""
+        return end_with_empty(prompt_ids.tolist(), self.model.config.token_ids.empty)
+
+    def inputs(self, pixels: Tensor, proprio_raw: np.ndarray, prompt_ids: np.ndarray) -> Inputs:
+        """One sample as a batch of one."""
+        proprio = torch.from_numpy(self.statistics.normalise_proprio(proprio_raw))
+        return Inputs(
+            pixels.to(self.device),
+            proprio[None].float().to(self.device),
+            torch.tensor([self.prompt(prompt_ids)], device=self.device),
+        )
+
+    def assemble(self, inputs: Inputs) -> tuple[Tensor, TokenSequence]:
+        """Projected visual tokens, and the sequence that enters the language model."""
+        visual = self.model.visual(inputs.pixels, inputs.prompt_ids)
+        return visual, self.model.assemble(visual, inputs.proprio, inputs.prompt_ids)
+
+    def unnormalise(self, actions: Tensor) -> np.ndarray:
+        """[K, 7] normalised float32 -> float64 in dataset units."""
+        return self.statistics.unnormalise_actions(actions.double().cpu().numpy())

@@ -1,0 +1,34 @@
+"""Whether a checkpoint speaks the language of the public ones: Llama-2's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_policy_node.models.config import ModelConfig, TokenIds
+from vla_policy_node.models.layout import read_json
+
+# Instruction -> ids that the tokenizer of the public checkpoints gives, 29871 appended.
+LLAMA2_PROMPTS = {
+    'put both moka pots on the stove': (
+        1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304, 1925, 1716, 286, 17029, 282, 1862,
+        373, 278, 380, 994, 29973, 13, 3744, 29901, 29871,
+    ),
+    'pick up the black bowl between the plate and the ramekin and place it on the plate': (
+        1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304, 5839, 701, 278, 4628, 12580, 29880,
+        1546, 278, 15284, 322, 278, 364, 420, 9089, 322, 2058, 372, 373, 278, 15284, 29973, 13,
+        3744, 29901, 29871,
+    ),
+    'Turn on the stove and put the moka pot on it': (
+        1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304, 2507, 373, 278, 380, 994, 322, 1925,
+        278, 286, 17029, 3104, 373, 372, 29973, 13, 3744, 29901, 29871,
+    ),
+}  # fmt: skip
+
+
+def uses_llama2_tokenizer(directory: Path, config: ModelConfig) -> bool:
+    """Whether prompts of this checkpoint have to become Llama-2's ids.
+
+    Small checkpoints have a vocabulary of their own and say so in `tiny_token_ids`.
+    """
+    named = read_json(directory, 'config.json').get('hf_llm_id', 'meta-llama/Llama-2-7b-hf')
+    return config.token_ids == TokenIds() and 'llama-2' in named.lower()

@@ -1,0 +1,36 @@
+"""All checks of one checkpoint, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vla_policy_node.checks import behaviour, files
+from vla_policy_node.checks.findings import FAIL, Finding
+from vla_policy_node.models import checkpoint
+
+
+def check_checkpoint(
+    directory: Path,
+    suite: str = '',
+    statistics_key: str = '',
+    device: str = 'cpu',
+    dtype: str = 'float32',
+    progress: Callable[[float], None] = lambda share: None,
+) -> Iterator[Finding]:
+    """Yield a finding per check; what cannot be read at all ends the list with a failure.
+
+    progress: called with the share of the weights that is loaded.
+    """
+    try:
+        config = checkpoint.read_model_config(directory)
+        yield Finding('policy', 'pass', config.architecture)
+        yield files.check_files(directory, config)
+        yield files.check_statistics(directory, config, suite, statistics_key)
+        yield files.check_normalisation(directory)
+        yield files.check_prompt_ids(directory, config)
+        model = checkpoint.load_model(directory, config, device, dtype, progress)
+        yield files.check_dtypes(directory, config, model, dtype)
+        yield from behaviour.check_behaviour(directory, config, model)
+    except ValueError as error:
+        yield Finding('loading', FAIL, str(error))

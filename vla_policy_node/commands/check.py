@@ -1,0 +1,96 @@
+"""`vla check`: does this checkpoint run here as it was trained?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from vla_policy_node.checks.findings import FAIL, PASS, Comparison, Finding, worst_by_stage
+from vla_policy_node.checks.golden import compare_pack
+from vla_policy_node.checks.report import check_checkpoint
+from vla_policy_node.models.hub import find_checkpoint
+
+_COLOURS = {PASS: 'green', FAIL: 'bold red'}
+# Where output is not a terminal, lines may be longer than the 80 columns assumed there.
+WIDTH = 120
+
+
+def check(
+    checkpoint: str,
+    suite: str,
+    statistics_key: str,
+    packs: list[Path],
+    device: str,
+    dtype: str,
+    console: Console,
+) -> int:
+    """Print every verdict; return 1 if one of them is a failure, else 0.
+
+    ValueError for a checkpoint or pack that is not there.
+    """
+    directory = find_checkpoint(checkpoint)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(f'Checkpoint {escape(str(directory))}', highlight=False)
+    failed = _self_checks(directory, suite, statistics_key, device, dtype, console)
+    for pack in packs:
+        failed += _golden(directory, pack, statistics_key, device, console)
+    if failed:
+        console.print(f'[bold red]FAIL[/]: {escape("; ".join(failed))}', highlight=False)
+    else:
+        console.print('[green]All checks passed.')
+    return bool(failed)
+
+
+def _self_checks(directory, suite, statistics_key, device, dtype, console) -> list[str]:
+    findings: list[Finding] = []
+    with _progress(console) as bar:
+        task = bar.add_task('Loading', total=1.0)
+        findings.extend(check_checkpoint(
+            directory, suite, statistics_key, device, dtype,
+            lambda share: bar.update(task, completed=share)))
+    table = _table()
+    for finding in findings:
+        table.add_row(_mark(finding.verdict), finding.name, escape(finding.text))
+    console.print(table)
+    return [finding.name for finding in findings if finding.verdict == FAIL]
+
+
+def _golden(directory, pack, statistics_key, device, console) -> list[str]:
+    console.print(f'Recordings {escape(str(pack))}, float32 on {device}', highlight=False)
+    comparisons: list[Comparison] = []
+    with console.status('Comparing ...'):
+        comparisons.extend(compare_pack(directory, pack, device, statistics_key))
+    table = _table('stage', 'largest error', 'tolerance', 'in')
+    stages = worst_by_stage(comparisons)
+    for stage in stages:
+        error = stage.text or f'{stage.error:.3g}'
+        table.add_row(
+            _mark(PASS if stage.ok else FAIL), escape(stage.stage), escape(error),
+            f'{stage.tolerance:.3g}', escape(stage.case))
+    console.print(table)
+    wrong = [stage.stage for stage in stages if not stage.ok]
+    if not wrong:
+        return []
+    return [f'recordings {pack.name}, first in {wrong[0]!r} ({len(wrong)} stages)']
+
+
+def _table(*titles: str) -> Table:
+    table = Table('', *(titles or ('check', 'finding')), box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = 'fold'
+    table.columns[1].no_wrap = True
+    return table
+
+
+def _mark(verdict: str) -> str:
+    return f'[{_COLOURS.get(verdict, "yellow")}]{verdict}'
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn('{task.description}'), BarColumn(), TaskProgressColumn()
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,109 @@
+"""How much arithmetic an inference is, counted from sizes and rows instead of measured.
+
+One convention for every figure of this project: a multiply-accumulate is two FLOPs, so a linear
+layer from n to m costs 2 n m per row. Counted are matrix products, convolutions and
+attention; norms, activations, rotary embeddings and table look-ups are not, as usual. Papers on
+token pruning often print multiply-accumulates under the name of FLOPs, half of what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vla_policy_node.models.config import (
+    ACTION_DIMENSION,
+    PROPRIO_DIMENSION,
+    LanguageModelConfig,
+    ModelConfig,
+    TowerConfig,
+)
+
+
+def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int]:
+    """Return the FLOPs of one inference, batch 1, by stage.
+
+    layer_rows: rows of the sequence in each layer of the language model, one after the other; a
+        diffusion head runs all layers once per denoising step. In the last layer only the action
+        slots ask. Token by token, the first pass of `sequence_rows` decides, and may be all that
+        is given.
+    Stages are 'vision' (towers, projector), 'language_model' (with what makes its rows) and
+    'head'. What an acceleration method computes itself is in its `Report`.
+    """
+    features = config.dino.width + config.siglip.width
+    width, layers = config.language_model.width, config.language_model.layers
+    vision = config.cameras * (_tower(config.dino) + _tower(config.siglip))
+    vision += config.visual_tokens * _chain(features, 4 * features, width, width)
+    if config.head == 'autoregressive':
+        decoder = _token_by_token(config.language_model, layer_rows[0])
+        passes = 1
+    else:
+        decoder = _decoder(config.language_model, layer_rows, config.action_slots)
+        passes = len(layer_rows) // layers
+    inputs = config.proprio * _chain(PROPRIO_DIMENSION, width, width)
+    if config.head == 'diffusion':
+        inputs += config.action_slots * _chain(1, width, width)
+    macs = {
+        'vision': vision,
+        'language_model': decoder + passes * inputs,
+        'head': passes * _head(config),
+    }
+    return {stage: 2 * count for stage, count in macs.items()}
+
+
+def sequence_rows(config: ModelConfig, prompt_ids: int) -> int:
+    """Return the rows of a sequence from which nothing was dropped.
+
+    prompt_ids: how many, with BOS. Token by token, these are the rows of the first pass.
+    """
+    others = 0 if config.head == 'autoregressive' else config.other_rows
+    return prompt_ids + config.visual_tokens + others
+
+
+def chain_flops(*widths: int) -> int:
+    """Return the FLOPs of linear layers one after the other, for one row."""
+    return 2 * _chain(*widths)
+
+
+def _tower(tower: TowerConfig) -> int:
+    """Multiply-accumulates of one vision transformer on one image."""
+    patches = tower.grid[0] * tower.grid[1]
+    rows = patches + tower.class_token + tower.register_tokens
+    width = tower.width
+    block = rows * (4 * width**2 + 2 * width * tower.mlp_width) + 2 * rows**2 * width
+    film = 2 * tower.language_width * width
+    return patches * 3 * tower.patch_px**2 * width + tower.blocks * (block + film)
+
+
+def _decoder(model: LanguageModelConfig, layer_rows: Sequence[int], slots: int) -> int:
+    """Multiply-accumulates of the decoder layers; queries and MLP only for rows that ask."""
+    return sum(
+        _layer(model, slots if index % model.layers == model.layers - 1 else rows, rows, rows)
+        for index, rows in enumerate(layer_rows)
+    )
+
+
+def _token_by_token(model: LanguageModelConfig, rows: int) -> int:
+    """The same with kept keys and values: all rows once, then one after the other."""
+    steps = [_layer(model, 1, 1, rows + step) for step in range(1, ACTION_DIMENSION)]
+    return model.layers * (_layer(model, rows, rows, rows) + sum(steps))
+
+
+def _layer(model: LanguageModelConfig, asking: int, new: int, seen: int) -> int:
+    """One layer: `asking` rows look at `seen` ones, of which `new` have no keys and values yet."""
+    width = model.width
+    linear = 2 * (asking + new) * width**2 + 3 * asking * width * model.mlp_width
+    return linear + 2 * asking * seen * width
+
+
+def _head(config: ModelConfig) -> int:
+    width = config.language_model.width
+    if config.head in ('discrete', 'autoregressive'):
+        return config.action_slots * width * config.language_model.vocabulary
+    return config.chunk_length * _chain(
+        ACTION_DIMENSION * width, width, width, width, ACTION_DIMENSION)
+
+
+def _chain(*widths: int) -> int:
+    """Multiply-accumulates of linear layers one after the other, for one row."""
+    return sum(a * b for a, b in pairwise(widths))

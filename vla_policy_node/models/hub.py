@@ -1,0 +1,76 @@
+"""Checkpoints by name: a directory, or an id of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Weights, sizes, statistics and the tokenizer; neither code nor unmerged adapters.
+FILES = (
+    '*.json',
+    'tokenizer.model',
+    'model*.safetensors',
+    'action_head--*',
+    'proprio_projector--*',
+    'noisy_action_projector--*',
+    'vision_backbone--*',
+    'method--*.safetensors',
+)
+_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
+
+
+def find_checkpoint(checkpoint: Path | str) -> Path:
+    """Return the directory of a checkpoint; one of the hub is downloaded first.
+
+    checkpoint: a directory, or `owner/name` or `owner/name@revision` of the hub. What is in the
+        hub's cache already is not downloaded again, an interrupted download goes on where it
+        stopped, and with HF_HUB_OFFLINE=1 only the cache is used.
+    ValueError with one sentence if there is neither.
+    """
+    directory = Path(checkpoint).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise ValueError(f'{directory} is a file; name the checkpoint directory it lies in.')
+    if not _ID.fullmatch(str(checkpoint)):
+        raise ValueError(f'{directory} has no config.json; there is no such directory.')
+    return _download(str(checkpoint))
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as error:
+        raise ValueError(
+            f'There is no directory {name}; to download it from the Hugging Face hub, the '
+            'package huggingface_hub is needed: pip install huggingface_hub.'
+        ) from error
+    repository, _, revision = name.partition('@')
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=[*FILES])
+        )
+    except LocalEntryNotFoundError as error:
+        reason = (
+            'is not in its cache, and HF_HUB_OFFLINE forbids to download it'
+            if constants.HF_HUB_OFFLINE
+            else 'cannot be reached; try again, what is there already will be kept'
+        )
+        raise ValueError(
+            f'There is no directory {name}, and {name} of the Hugging Face hub {reason}.'
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(
+            f'There is no directory {name}, and the Hugging Face hub does not give it out: '
+            f'{str(error).strip().splitlines()[0]}'
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f'{name} could not be downloaded ({error}); try again, what is there already will be '
+            'kept.'
+        ) from error

@@ -1,0 +1,154 @@
+"""Which files make up a checkpoint directory, and what kind of policy they make.
+
+Public checkpoints do not write down which head they have; the files that fine-tuning left tell:
+
+| files beside the language model's | policy |
+|---|---|
+| `action_head--*`, `proprio_projector--*` | L1 regression (OpenVLA-OFT, LightVLA) |
+| ... and `noisy_action_projector--*` | diffusion |
+| `proprio_projector--*` alone | discrete: the vocabulary head, all tokens in one pass |
+| none | OpenVLA before OFT: one camera, token by token |
+| `vision_backbone--*` beside any of the others | the prompt modulates the towers (FiLM) |
+
+`"head"`, `"proprio"` and `"cameras"` in config.json have the last word.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from vla_policy_node.models.config import ModelConfig, read_config
+
+PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
+
+# Rows that the action head read when the published numbers were measured; files do not tell.
+_PUBLISHED_ROWS = {
+    r'openvla-7b-oft-finetuned-libero': 'oft',
+    r'lightvla-libero': 'last56',
+}
+
+
+def read_json(directory: Path, name: str) -> Mapping:
+    """Parse a file of the checkpoint; ValueError if it is missing or damaged.
+
+    An entry that is looked up and not there is a ValueError, too.
+    """
+    path = directory / name
+    if not path.is_file():
+        raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
+
+    class Document(dict):
+        def __missing__(self, key: str):
+            raise ValueError(f'{path} has no entry {key!r}; is it of an OpenVLA-OFT checkpoint?')
+
+    try:
+        return json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=Document)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is not valid JSON: {error}.') from error
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Read `config.json` and recognise from the other files what it does not say.
+
+    ValueError with one sentence for a directory that holds no policy which can run.
+    """
+    _refuse_adapters(directory)
+    document = read_json(directory, 'config.json')
+    config = read_config(document)
+    parts = {part for part in PARTS if part_files(directory, part)}
+    head = document.get('head') or _recognise_head(directory, parts)
+    if head == 'autoregressive':
+        config = replace(config, head=head, proprio=False, cameras=1, chunk_length=1)
+    else:
+        if config.proprio and 'proprio_projector' not in parts:
+            raise ValueError(
+                f'{directory} has an action head and no proprio_projector--*: the download is '
+                'incomplete; if the policy was trained without proprio, write "proprio": false '
+                'into its config.json.'
+            )
+        config = replace(config, head=head)
+    if 'vision_backbone' in parts:
+        width = config.language_model.width
+        config = replace(
+            config,
+            dino=replace(config.dino, language_width=width),
+            siglip=replace(config.siglip, language_width=width),
+        )
+    return config
+
+
+def read_statistics_document(directory: Path) -> Mapping:
+    """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`."""
+    if not (directory / 'dataset_statistics.json').is_file():
+        pretraining = read_json(directory, 'config.json').get('norm_stats')
+        if pretraining:
+            return pretraining
+    return read_json(directory, 'dataset_statistics.json')
+
+
+def published_action_rows(directory: Path) -> str:
+    """Rows a public checkpoint was evaluated with, going by the name of its directory, or ''."""
+    for part in reversed(directory.absolute().parts):
+        for pattern, rows in _PUBLISHED_ROWS.items():
+            if re.search(pattern, part, re.IGNORECASE):
+                return rows
+    return ''
+
+
+def model_files(directory: Path) -> list[Path]:
+    """Files with the vision-language model, at least one."""
+    files = sorted(directory.glob('model*.safetensors'))
+    if not files:
+        _refuse_adapters(directory)
+        other = ', '.join(sorted(path.name for path in directory.glob('pytorch_model*')))
+        found = f', only {other}, which is not read' if other else ''
+        raise ValueError(
+            f'{directory} has no model*.safetensors{found}; is it a complete checkpoint?'
+        )
+    return files
+
+
+def part_files(directory: Path, part: str) -> list[Path]:
+    """Files of one part: none if the checkpoint does not have it, several if it is ambiguous."""
+    patterns = (f'{part}--*checkpoint*.safetensors', f'{part}--*checkpoint*.pt')
+    return sorted(path for pattern in patterns for path in directory.glob(pattern))
+
+
+def part_file(directory: Path, part: str) -> Path:
+    """Return the one file of a part that the policy needs; ValueError for none or several."""
+    files = part_files(directory, part)
+    if len(files) != 1:
+        found = ', '.join(path.name for path in files) or 'none'
+        raise ValueError(
+            f'{directory} must hold one file {part}--*checkpoint.pt (or .safetensors), '
+            f'found {found}.'
+        )
+    return files[0]
+
+
+def _recognise_head(directory: Path, parts: set[str]) -> str:
+    if 'noisy_action_projector' in parts:
+        if 'action_head' not in parts:
+            raise ValueError(
+                f'{directory} has a noisy_action_projector--* and no action_head--*; a diffusion '
+                'policy needs both, the download is incomplete.'
+            )
+        return 'diffusion'
+    if 'action_head' in parts:
+        return 'l1'
+    return 'discrete' if 'proprio_projector' in parts else 'autoregressive'
+
+
+def _refuse_adapters(directory: Path) -> None:
+    adapter = (directory / 'adapter_config.json').is_file()
+    if (adapter or (directory / 'lora_adapter').is_dir()) and not any(
+        directory.glob('model*.safetensors')
+    ):
+        raise ValueError(
+            f'{directory} holds a LoRA adapter without the model it belongs to; merge it into '
+            'its base model (merge_and_unload of the peft library) and name the merged checkpoint.'
+        )
