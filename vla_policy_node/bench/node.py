@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from vla_msgs.srv import StartInstruction
 from vla_policy_node.bringup import System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
+from vla_policy_node.machine import processor_name
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
@@ -167,7 +167,7 @@ def _summarise(
                         map(int, listener.status.counter_values), strict=True))
     return {
         'duration_s': duration_s,
-        'machine': f'{_processor()}, {os.cpu_count()} cores',
+        'machine': f'{processor_name()}, {os.cpu_count()} cores',
         'command_rate_hz': 1e3 / float(np.mean(intervals_ms)),
         'command_jitter_ms': percentiles(np.abs(intervals_ms - 1e3 / round(1e3 / period_ms))),
         'moving_share': listener.moving / max(1, len(listener.stamps_ns)),
@@ -180,13 +180,6 @@ def _summarise(
         'memory_end_mb': float(np.median(memory_mb[-tenth:])),
         'counters': counters,
     }
-
-
-def _processor() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.partition(':')[2].strip()
-    return platform.machine()
 
 
 def table(figures: dict) -> Table:

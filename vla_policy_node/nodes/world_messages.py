@@ -9,13 +9,10 @@ from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand
+from vla_policy_node.world import actions
 from vla_policy_node.world.libero_world import RobotState
 
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
-# One unit of a LIBERO action (robosuite's OSC_POSE controller: output_max).
-TRANSLATION_UNIT_M = 0.05
-ROTATION_UNIT_RAD = 0.5
-GRIPPER_OPEN = -1.0
 _JPEG_QUALITY = 90
 
 
@@ -25,11 +22,7 @@ def to_action(command: EndEffectorCommand) -> np.ndarray:
     Raises ValueError if it is not finite.
     """
     t, r = command.translation, command.rotation
-    action = np.array([
-        *(v / TRANSLATION_UNIT_M for v in (t.x, t.y, t.z)),
-        *(v / ROTATION_UNIT_RAD for v in (r.x, r.y, r.z)),
-        1.0 - 2.0 * command.gripper,
-    ])
+    action = actions.to_action((t.x, t.y, t.z), (r.x, r.y, r.z), command.gripper)
     if not np.isfinite(action).all():
         raise ValueError('The command is not finite; check the limits of whoever sends it.')
     return action

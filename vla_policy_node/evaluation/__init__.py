@@ -1,0 +1,1 @@
+"""Closed-loop measurements of a policy in the simulated world, without ROS."""

@@ -1,0 +1,90 @@
+"""What an evaluation compares, as the command line writes it.
+
+    dense                                   the plain model
+    lightvla:multiplicity_bias=true         one method with a setting
+    lightvla:extra_random=8,seed=1+fastv    two methods, one after the other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from vla_policy_node import acceleration
+
+if TYPE_CHECKING:
+    from vla_policy_node.nodes.policy_parameters import PolicyParameters
+
+BLIND = 'blind'
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy under one set of acceleration methods, or the blind baseline.
+
+    label: its name in tables. settings: method -> setting -> value.
+    blind: file of a blind baseline; it then has nothing to do with the checkpoint.
+    """
+
+    label: str
+    methods: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    blind: Path | None = None
+
+    def load(self, parameters: PolicyParameters, threads: int):
+        """Return something with the `infer` and `reset` of `policy.Policy`.
+
+        Raises ValueError for a checkpoint that cannot be used.
+        """
+        if self.blind is not None:
+            from vla_policy_node.training.blind import BlindPolicy
+
+            return BlindPolicy.load(self.blind)
+        from vla_policy_node.policy import Policy
+
+        return Policy.load(
+            parameters.checkpoint,
+            methods=self.methods,
+            device=parameters.device,
+            dtype=parameters.dtype,
+            statistics_key=parameters.statistics_key,
+            camera_transforms=parameters.camera_transforms,
+            threads=threads,
+            method_settings=self.settings,
+            action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
+            chunk_length=parameters.chunk_length,
+        )
+
+
+def parse_contender(text: str) -> Contender:
+    """Read 'method:setting=value,setting=value+method'; 'dense' is the absence of methods.
+
+    Raises ValueError for a method, setting or value that does not exist.
+    """
+    settings: dict[str, dict[str, object]] = {}
+    for part in filter(None, (part.strip() for part in text.split('+'))):
+        name, _, chosen = part.partition(':')
+        if name == 'dense' and not chosen:
+            continue
+        settings[name] = dict(_parse_setting(entry, text) for entry in chosen.split(',') if entry)
+        acceleration.create(name, **settings[name])
+    return Contender(text.strip() or 'dense', tuple(settings), settings)
+
+
+def _parse_setting(entry: str, text: str) -> tuple[str, object]:
+    name, equals, value = entry.partition('=')
+    if not (equals and name.strip() and value.strip()):
+        raise ValueError(
+            f"'{text}' has a setting '{entry}'; write it as 'method:setting=value'.")
+    return name.strip(), yaml.safe_load(value)
+
+
+def blind_contender(path: Path) -> Contender:
+    """Return the blind baseline of a file that `training.blind` wrote."""
+    if not path.is_file():
+        raise ValueError(f"There is no blind baseline '{path}'.")
+    return Contender(BLIND, blind=path)

@@ -1,0 +1,93 @@
+"""One closed-loop episode in the world, with the policy and the control classes of the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from vla_policy_node.evaluation.grounding import tokens_on_parts
+from vla_policy_node.evaluation.lock_step import LockStepControl
+from vla_policy_node.evaluation.progress import EpisodeProgress
+from vla_policy_node.policy import ActionChunk, Observation
+from vla_policy_node.world.proprio import proprio_of
+
+if TYPE_CHECKING:
+    from vla_policy_node.nodes.policy_parameters import PolicyParameters
+    from vla_policy_node.world.libero_world import LiberoWorld
+
+
+class Infers(Protocol):
+    """What an episode needs of a policy."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Predict the next chunk."""
+
+    def reset(self) -> None:
+        """Begin a new episode."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """One inference of an episode.
+
+    step: control steps made before it. phase: what the robot was busy with (`progress.PHASES`).
+    on_parts: part -> [cameras, grid_h, grid_w] bool, which tokens lie on it; empty if not asked.
+    """
+
+    step: int
+    phase: str
+    chunk: ActionChunk
+    on_parts: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeResult:
+    """How an episode went; `failure` is one of `progress.FAILURES`, '' after a success."""
+
+    success: bool
+    steps: int
+    failure: str
+    inferences: tuple[Inference, ...]
+
+
+def run_episode(
+    world: LiberoWorld,
+    policy: Infers,
+    parameters: PolicyParameters,
+    instruction: str = '',
+    images: Callable[[LiberoWorld], dict[str, np.ndarray]] | None = None,
+    execute: int = 0,
+    horizon: int = 0,
+    ground: bool = False,
+) -> EpisodeResult:
+    """Run the policy from where the world stands to success or the end of the time.
+
+    parameters: the node's; its execution mode decides when to infer.
+    instruction: what the policy is told, '' for the world's own.
+    images: what the policy is shown, None for what the cameras see.
+    execute: actions of each chunk to use, 0 for all. horizon: control steps, 0 for the suite's.
+    ground: also find out which tokens lie on the object, the gripper and the goal, which costs
+        two more pictures per inference.
+    """
+    instruction = instruction or world.instruction
+    policy.reset()
+    control = LockStepControl(parameters, instruction)
+    progress = EpisodeProgress(world)
+    inferences = []
+    for step in range(horizon or world.horizon):
+        state = world.state()
+        if control.needs_inference():
+            pictures = images(world) if images else world.render()
+            chunk = policy.infer(Observation(pictures, proprio_of(state), instruction))
+            on_parts = tokens_on_parts(world, chunk.selections) if ground else {}
+            inferences.append(Inference(step, progress.phase, chunk, on_parts))
+            control.push(chunk.actions[: execute or None])
+        action = control.next_action(state.position)
+        world.step(action)
+        progress.update(action)
+        if world.success:
+            return EpisodeResult(True, world.steps, '', tuple(inferences))
+    return EpisodeResult(False, world.steps, progress.failure, tuple(inferences))

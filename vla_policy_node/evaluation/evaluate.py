@@ -1,0 +1,89 @@
+"""`vla eval`: closed loop in the world, success per task, and what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from vla_policy_node.evaluation.contenders import blind_contender, parse_contender
+from vla_policy_node.evaluation.lock_step import node_parameters
+from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
+from vla_policy_node.evaluation.results import Results
+from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.summary import summarise
+from vla_policy_node.evaluation.tables import tables
+from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.world.layouts import HELD_OUT_STATES
+from vla_policy_node.world.libero_world import tasks
+
+
+def make_plan(
+    methods: Sequence[str] = (),
+    blind: Path | None = None,
+    arguments: Mapping[str, str] | None = None,
+    suite: str = 'libero_object',
+    layout: str = 'shuffled',
+    task_ids: Sequence[int] = (),
+    episodes: int = 0,
+    changes: Mapping[str, object] | None = None,
+    **settings: object,
+) -> Plan:
+    """Return the plan of an evaluation from what the command line says.
+
+    methods: as `contenders` describes; with neither methods nor a blind baseline 'dense'.
+    arguments: 'checkpoint', 'config', 'device'. task_ids: () for all. episodes: 0 for the
+        default.
+    changes: parameters of the node to set otherwise. settings: other fields of `Plan`.
+    Raises ValueError with one sentence for whatever cannot be.
+    """
+    contenders = [parse_contender(text) for text in methods]
+    if blind is not None:
+        contenders.append(blind_contender(blind))
+    parameters, image_size = node_parameters(arguments or {}, **(changes or {}))
+    checkpoint = parameters.checkpoint
+    parameters = replace(parameters, checkpoint=str(find_checkpoint(checkpoint)))
+    if not episodes:
+        episodes = HELD_OUT_STATES if layout == 'standard' else DEFAULT_EPISODES
+    return Plan(
+        contenders=tuple(contenders or [parse_contender('dense')]),
+        parameters=parameters,
+        checkpoint=checkpoint,
+        image_size=image_size,
+        suite=suite,
+        layout=layout,
+        task_ids=tuple(task_ids) or tuple(range(len(tasks(suite)))),
+        episodes=episodes,
+        **settings,
+    )
+
+
+def evaluate(
+    plan: Plan, workers: int, console: Console, file: Path | None = None,
+    plots: Path | None = None,
+) -> dict:
+    """Run what is missing, print the tables, write the files; return the document.
+
+    file: of the document; while it is made, finished episodes are kept beside it. plots:
+        directory for pictures.
+    """
+    results = Results(file, plan.identity())
+    run_plan(plan, results, workers, console)
+    document = summarise(plan, results.rows(plan.keys), workers)
+    for table in tables(document):
+        console.print(table)
+    if plots is not None:
+        from vla_policy_node.evaluation.plots import write_plots
+
+        for path in write_plots(document, plots):
+            console.print(f'Wrote {path}.')
+    if file is not None:
+        draft = file.with_name(f'{file.name}.draft')
+        draft.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+        draft.replace(file)
+        results.discard_side_file()
+        console.print(f'Wrote {file}.')
+    return document

@@ -1,0 +1,88 @@
+"""The control side of the policy node in lock-step with a world, without ROS.
+
+The classes are the node's, and so are their parameters: executor, action specification, limits,
+gripper latch, and the commander that decides between action and hold. What is missing is the
+transport: every input is there, stamped now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.session import Session
+from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.system import describe
+from vla_policy_node.world.actions import GRIPPER_OPEN, to_action
+
+_START_NS = 1_000_000_000
+_FOR_EVER_NS = 10**18
+
+
+def node_parameters(
+    arguments: Mapping[str, str], **changes: object
+) -> tuple[PolicyParameters, tuple[int, int]]:
+    """Return the policy node's parameters and the (width, height) of the world's images in px.
+
+    arguments: 'checkpoint', 'config' and 'device' as for `vla bringup --world`; an empty one
+        means its default. changes: parameters to set otherwise.
+    Raises ValueError for parameters that cannot be used.
+    """
+    world, policy = describe({**arguments, 'world': True, 'visualizer': False})
+    known = {field.name for field in dataclasses.fields(PolicyParameters)}
+    values = {**policy.parameters, **changes}
+    if unknown := sorted(values.keys() - known - {'use_sim_time'}):
+        raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
+    parameters = PolicyParameters(**{
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items() if name in known
+    })
+    size = tuple(world.parameters.get(f'image_{side}', 256) for side in ('width', 'height'))
+    return parameters, size
+
+
+class LockStepControl:
+    """Turns chunks into the actions of a world, one per control period, for one episode.
+
+    Each period: if `needs_inference`, infer and `push`; then apply what `next_action` returns.
+    """
+
+    def __init__(self, parameters: PolicyParameters, instruction: str):
+        session = Session()
+        session.activate()
+        self._parts = parameters.make_parts()
+        self._period_ns = parameters.period_ns
+        self._commander = Commander(parameters.action_spec(), session, self._parts)
+        self._goal = self._commander.begin(instruction, _FOR_EVER_NS)
+        self._now_ns = _START_NS
+        self._gripper = GRIPPER_OPEN
+
+    def needs_inference(self) -> bool:
+        """Return whether a chunk should be computed from the present observation."""
+        return self._parts.executor.needs_inference(self._now_ns + self._period_ns)
+
+    def push(self, actions: np.ndarray) -> None:
+        """Take the chunk [K, 7] computed from the present observation."""
+        self._parts.executor.push(actions, self._now_ns, self._goal.epoch)
+
+    def next_action(self, position_m: np.ndarray) -> np.ndarray:
+        """Return the world's action [7] for this period, and go on to the next.
+
+        position_m: [3], where the end effector is. On a hold nothing moves and the gripper stays.
+        """
+        for stream in (*CAMERAS, POSE, GRIPPER):
+            self._parts.pairer.file(stream, self._now_ns, None)
+        command = self._commander.tick(
+            self._now_ns, self._now_ns + self._period_ns, lambda: position_m)
+        self._now_ns += self._period_ns
+        if command.hold.code is not HoldReason.NONE:
+            return np.array([0.0] * 6 + [self._gripper])
+        delta = command.delta
+        action = to_action(delta.translation_m, delta.rotation_rad, delta.gripper)
+        self._gripper = action[6]
+        return action

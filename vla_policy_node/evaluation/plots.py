@@ -1,0 +1,68 @@
+"""Pictures of an evaluation: success with intervals, and tokens by task and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vla_policy_node.evaluation.progress import PHASES
+
+DPI = 150
+
+
+def write_plots(document: Mapping, directory: Path) -> list[Path]:
+    """Write success.png and tokens.png; document: what `summarise` returns."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = {'success.png': success_figure(document), 'tokens.png': tokens_figure(document)}
+    for name, figure in pictures.items():
+        FigureCanvasAgg(figure).print_png(directory / name)
+    return [directory / name for name in pictures]
+
+
+def success_figure(document: Mapping) -> Figure:
+    """Draw the success rate of each method with its 95 % interval."""
+    totals = document['totals'][::-1]  # bars are drawn from the bottom to the top
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(totals)), layout='constrained', dpi=DPI)
+    axes = figure.subplots()
+    rates = np.array([100 * (total['success_rate'] or 0) for total in totals])
+    low = np.array([100 * total['wilson_low'] for total in totals])
+    high = np.array([100 * total['wilson_high'] for total in totals])
+    axes.barh(range(len(totals)), rates, 0.6)
+    axes.errorbar(rates, range(len(totals)), xerr=[rates - low, high - rates], fmt='none',
+                  ecolor='black', capsize=3)
+    axes.set_yticks(range(len(totals)), [total['method'] for total in totals])
+    control = '' if document['control'] == 'none' else f', control: {document["control"]}'
+    axes.set(xlim=(0, 100), xlabel='success, % (95 % interval)',
+             title=f'{document["suite"]}, {document["layout"]} layouts{control}')
+    return figure
+
+
+def tokens_figure(document: Mapping) -> Figure:
+    """Draw the visual tokens kept, by task and by phase, a bar per method."""
+    figure = Figure(figsize=(9, 6), layout='constrained', dpi=DPI)
+    by_task, by_phase = figure.subplots(2, 1)
+    labels = [total['method'] for total in document['totals']]
+    tasks = list(dict.fromkeys(row['task_id'] for row in document['rows']))
+    tokens = {(row['method'], row['task_id']): row['tokens'] for row in document['rows']}
+    _grouped(by_task, labels, [f'task {task}' for task in tasks],
+             [[tokens.get((label, task)) for task in tasks] for label in labels])
+    _grouped(by_phase, labels, PHASES,
+             [[total['tokens_by_phase'][phase] for phase in PHASES]
+              for total in document['totals']])
+    by_task.set(title='Visual tokens kept, by task')
+    by_phase.set(title='by phase of the episode')
+    by_phase.legend()
+    return figure
+
+
+def _grouped(axes, labels: Sequence[str], groups: Sequence[str], values) -> None:
+    width = 0.8 / len(labels)
+    for index, (label, heights) in enumerate(zip(labels, values, strict=True)):
+        places = np.arange(len(groups)) + (index - (len(labels) - 1) / 2) * width
+        axes.bar(places, [height or 0 for height in heights], width, label=label)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel('tokens')

@@ -1,0 +1,82 @@
+"""Finished episodes in a side file, so that an interrupted evaluation goes on where it was.
+
+`FILE.partial.jsonl` beside `FILE`: what the results belong to in the first line, then one row
+per method and episode. It is gone once FILE is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+Key = tuple[str, int, int]  # method, task, episode
+
+
+def key_of(row: Mapping) -> Key:
+    """Return which episode of which method a row is about."""
+    return row['method'], row['task_id'], row['episode']
+
+
+class Results:
+    """Rows by episode and method, kept in a file where there is one.
+
+    path: FILE, None to keep rows in memory only. identity: what rows must share, as JSON.
+    Raises ValueError if the side file belongs to another evaluation.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping):
+        self._side = path and side_file(path)
+        self._rows: dict[Key, dict] = {}
+        if self._side is None:
+            return
+        header = json.dumps(identity, sort_keys=True)
+        lines = self._complete_lines()
+        if lines:
+            self._check(json.loads(lines[0]), json.loads(header))
+            self._rows = {key_of(row): row for row in map(json.loads, lines[1:])}
+        # Written anew rather than continued: a line may have been cut off in the middle.
+        self._side.parent.mkdir(parents=True, exist_ok=True)
+        text = ''.join(f'{line}\n' for line in (header, *lines[1:]))
+        draft = self._side.with_name(f'{self._side.name}.draft')
+        draft.write_text(text, encoding='utf-8')
+        draft.replace(self._side)
+
+    def add(self, rows: Sequence[Mapping]) -> None:
+        """Keep the rows of finished episodes."""
+        for row in rows:
+            self._rows[key_of(row)] = dict(row)
+        if self._side is not None:
+            with self._side.open('a', encoding='utf-8') as file:
+                file.write(''.join(f'{json.dumps(row)}\n' for row in rows))
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether the episode is done."""
+        return key in self._rows
+
+    def rows(self, keys: Collection[Key]) -> list[dict]:
+        """Return those rows of `keys` that are done, by method, task and episode."""
+        return [self._rows[key] for key in sorted(self._rows.keys() & set(keys))]
+
+    def discard_side_file(self) -> None:
+        """Remove the side file: what it is for has been done."""
+        if self._side is not None:
+            self._side.unlink(missing_ok=True)
+
+    def _complete_lines(self) -> list[str]:
+        if not self._side.is_file():
+            return []
+        return self._side.read_text(encoding='utf-8').split('\n')[:-1]
+
+    def _check(self, found: Mapping, wanted: Mapping) -> None:
+        different = sorted(
+            name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        if different:
+            raise ValueError(
+                f"'{self._side}' holds episodes of an evaluation with other "
+                f'{", ".join(different)}; delete it or write to another file.')
+
+
+def side_file(path: Path) -> Path:
+    """Return where the finished episodes of an unfinished evaluation are."""
+    return path.with_name(f'{path.name}.partial.jsonl')

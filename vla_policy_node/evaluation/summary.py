@@ -1,0 +1,168 @@
+"""From rows of episodes to the document that `vla eval --json` writes."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from vla_policy_node.control.latency import percentiles
+from vla_policy_node.evaluation.grounding import shares
+from vla_policy_node.evaluation.plan import Plan
+from vla_policy_node.evaluation.progress import FAILURES, PHASES
+from vla_policy_node.evaluation.statistics import compare, wilson_interval
+from vla_policy_node.machine import processor_name
+from vla_policy_node.models import checkpoint as checkpoints
+
+_PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')
+
+
+def summarise(plan: Plan, rows: Sequence[Mapping], workers: int) -> dict:
+    """Return the document; all its numbers are finite, what does not exist is None.
+
+    success_rate and episodes at the top are those of the first method. rows: one per method and
+    task. totals: one per method. paired: every further method against the first. latency_ms:
+    percentiles over all inferences, by stage and in 'total'.
+    """
+    labels = [contender.label for contender in plan.contenders]
+    by_method = {label: [row for row in rows if row['method'] == label] for label in labels}
+    totals = [{'method': label, **_figures(by_method[label])} for label in labels]
+    first = totals[0]
+    return {
+        'success_rate': first['success_rate'],
+        'episodes': first['episodes'],
+        'checkpoint': _describe_checkpoint(plan),
+        'suite': plan.suite,
+        'layout': plan.layout,
+        'control': plan.control,
+        'seed': plan.seed,
+        'execution_mode': plan.parameters.execution_mode,
+        'actions_per_chunk': plan.execute or None,
+        'dtype': plan.parameters.dtype,
+        'device': plan.parameters.device,
+        'rows': [
+            {
+                'method': label,
+                'task_id': task,
+                'instruction': chosen[0]['instruction'],
+                **_figures(chosen),
+            }
+            for label in labels for task in plan.task_ids
+            if (chosen := [row for row in by_method[label] if row['task_id'] == task])
+        ],
+        'totals': totals,
+        'paired': [_pair(labels[0], label, by_method) for label in labels[1:]],
+        'machine': describe_machine(plan.threads, workers),
+    }
+
+
+def _figures(rows: Sequence[Mapping]) -> dict:
+    """Return success, cost and failures of some episodes of one method."""
+    successes, episodes = sum(row['success'] for row in rows), len(rows)
+    low, high = wilson_interval(successes, episodes)
+    tokens = [count for row in rows for count in row['tokens']]
+    phases = [phase for row in rows for phase in row['phases']]
+    failures = Counter(row['failure'] for row in rows if not row['success'])
+    return {
+        'successes': successes,
+        'episodes': episodes,
+        'success_rate': successes / episodes if episodes else None,
+        'wilson_low': low,
+        'wilson_high': high,
+        'steps': _mean([row['steps'] for row in rows]),
+        'inferences': len(tokens),
+        'tokens': _mean(tokens),
+        'tokens_total': max((row['tokens_total'] for row in rows), default=0),
+        'tokens_by_phase': {
+            phase: _mean([count for count, when in zip(tokens, phases, strict=True)
+                          if when == phase])
+            for phase in PHASES
+        },
+        'flops': _mean([count for row in rows for count in row['flops']]),
+        'latency_ms': _latency(rows),
+        'failures': {name: failures[name] for name in FAILURES if failures[name]},
+        **_grounding(rows),
+    }
+
+
+def _latency(rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    stages = dict.fromkeys(stage for row in rows for stage in row['stage_ms'])
+    times = {
+        stage: np.concatenate([row['stage_ms'].get(stage, []) for row in rows])
+        for stage in stages
+    }
+    if times:
+        times['total'] = np.concatenate([
+            np.sum(list(row['stage_ms'].values()), axis=0) for row in rows if row['stage_ms']])
+    return {
+        stage: {name: round(value, 3) for name, value in percentiles(values).items()
+                if name in ('p50', 'p95')}
+        for stage, values in times.items() if len(values)
+    }
+
+
+def _grounding(rows: Sequence[Mapping]) -> dict:
+    grounded = [row['grounding'] for row in rows if 'grounding' in row]
+    if not grounded:
+        return {}
+    return {'grounding': shares({
+        part: np.sum([counts[part] for counts in grounded], axis=0).tolist()
+        for part in grounded[0]
+    })}
+
+
+def _pair(first: str, second: str, by_method: Mapping[str, Sequence[Mapping]]) -> dict:
+    outcomes = [
+        {(row['task_id'], row['episode']): row['success'] for row in by_method[label]}
+        for label in (first, second)
+    ]
+    paired = compare(*outcomes)
+    return {
+        'first': first,
+        'second': second,
+        'episodes': paired.episodes,
+        'both': paired.both,
+        'only_first': paired.only_first,
+        'only_second': paired.only_second,
+        'neither': paired.neither,
+        'difference': _finite(paired.difference),
+        'p_value': paired.p_value,
+    }
+
+
+def _describe_checkpoint(plan: Plan) -> dict:
+    directory = Path(plan.parameters.checkpoint)
+    config = checkpoints.read_model_config(directory)
+    return {
+        'name': Path(plan.checkpoint).name,
+        'sha256': checkpoints.fingerprint(directory),
+        'trained': config.trained,
+        'architecture': config.architecture,
+        'chunk_length': config.chunk_length,
+    }
+
+
+def describe_machine(threads: int, workers: int) -> dict:
+    """Return the processor and the versions that figures were made with."""
+    return {
+        'processor': processor_name(),
+        'cores': os.cpu_count(),
+        'workers': workers,
+        'threads_per_worker': threads,
+        'python': platform.python_version(),
+        'versions': {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

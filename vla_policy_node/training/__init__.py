@@ -1,0 +1,1 @@
+"""Demonstrations, and the stages that turn them into a policy."""
