@@ -1,0 +1,43 @@
+"""`vla train`: one stage of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from vla_policy_node.system import share_directory
+from vla_policy_node.training.config import TrainingConfig, read_training_config
+from vla_policy_node.training.run import Run, train
+
+
+def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> TrainingConfig:
+    """Read the stage's YAML, or `path`, with changes like 'steps=100' on top."""
+    shipped = share_directory() / 'config' / 'training' / f'{stage}.yaml'
+    if path is None and not shipped.is_file():
+        known = ', '.join(sorted(file.stem for file in shipped.parent.glob('*.yaml')))
+        raise ValueError(f'There is no stage {stage!r}; choose {known}, or give --config.')
+    parsed = {}
+    for change in changes:
+        name, equals, value = change.partition('=')
+        if not equals:
+            raise ValueError(f"--set takes entry=value, e.g. steps=100, not '{change}'.")
+        parsed[name] = yaml.safe_load(value)
+    return read_training_config(path or shipped, parsed)
+
+
+def run_stage(run: Run, console: Console) -> int:
+    """Train, say where the results are, and return the exit code."""
+    console.print(
+        f'{run.config.stage}: {run.config.steps} steps of {run.config.batch} samples, '
+        f'{run.processes} process(es) on {run.device}, from {run.start} to {run.out}')
+    try:
+        checkpoint = train(run)
+    except KeyboardInterrupt:
+        console.print('Interrupted; the same command goes on from here.')
+        return 130
+    console.print(f'Checkpoint: {checkpoint}\nCurves: {run.out / "curves.png"}, and '
+                  f'tensorboard --logdir {run.out / "tensorboard"}', soft_wrap=True)
+    return 0

@@ -1,0 +1,179 @@
+"""From recorded frames to the tensors of one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.statistics import Statistics
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.training import augmentation
+from vla_policy_node.training.demonstrations import Frame
+from vla_policy_node.world.words import basket_instruction, object_words
+
+GOAL = 'basket_1'  # where things are put; it is named in every instruction
+LABELS_PX = 112  # side of the label images before they are counted per token
+NOT_THINGS = ('arm',)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch; B samples, C cameras, P patches a camera, N things named, K steps a chunk.
+
+    pixels [B, C, 6, H, W] and proprio [B, 8], normalised; prompt_ids [B, L], padded after BOS;
+    actions [B, K, 7], normalised, and has_actions [B] bool, False for scenes without any.
+    name_ids [B, N, S] int64, the words of each thing, -1 beyond; coverage [B, C, N, P], share of
+    each patch that the thing fills; offset [B, N, 3] m, where it is from the hand, and place
+    [B, C, N, 3] m, where each camera can tell that it is: in the world, and seen from the hand;
+    asked [B] int64, which of the things the instruction is about; goal [B] int64, where it
+    belongs; things [B, C, P] bool, patches with anything on them, the gripper included.
+    """
+
+    pixels: Tensor
+    proprio: Tensor
+    prompt_ids: Tensor
+    actions: Tensor
+    has_actions: Tensor
+    name_ids: Tensor
+    coverage: Tensor
+    offset: Tensor
+    place: Tensor
+    asked: Tensor
+    goal: Tensor
+    things: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Move everything."""
+        return Batch(**{
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+        })
+
+
+class BatchMaker:
+    """Encodes frames for one model. Holds no state; any thread."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        prompt: PromptEncoder,
+        preprocessor: ImagePreprocessor,
+        statistics: Statistics,
+        crop_shift: float,
+        colour_strength: float,
+    ):
+        """crop_shift, colour_strength: see `augmentation`; 0 and 0 for none."""
+        self._config = config
+        self._prompt = prompt
+        self._preprocessor = preprocessor
+        self._statistics = statistics
+        self._crop_shift = crop_shift
+        self._colour_strength = colour_strength
+
+    def plain(self) -> BatchMaker:
+        """Return one that does not augment."""
+        return BatchMaker(
+            self._config, self._prompt, self._preprocessor, self._statistics, 0.0, 0.0)
+
+    def __call__(self, frames: Sequence[Frame], rng: np.random.Generator) -> Batch:
+        """Put frames of one suite together, augmented by `rng`."""
+        samples = [self._sample(frame, rng) for frame in frames]
+        columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+        prompts = [self._prompt.encode(frame.instruction) for frame in frames]
+        names = [[self._words(name) for name in frame.objects] for frame in frames]
+        return Batch(
+            pixels=torch.stack(columns['pixels']),
+            proprio=_floats(columns['proprio']),
+            prompt_ids=_pad_prompts(prompts, self._config.token_ids.pad),
+            actions=_floats(columns['actions']),
+            has_actions=torch.tensor([frame.has_actions for frame in frames]),
+            name_ids=_pad_names(names),
+            coverage=_floats(_pad_first(columns['coverage'], axis=1)),
+            offset=_floats(_pad_first(columns['offset'], axis=0)),
+            place=_floats(_pad_first(columns['place'], axis=1)),
+            asked=torch.tensor([frame.objects.index(frame.target) for frame in frames]),
+            goal=torch.tensor([frame.objects.index(GOAL) for frame in frames]),
+            things=torch.from_numpy(np.stack(columns['things'])),
+        )
+
+    def _sample(self, frame: Frame, rng: np.random.Generator) -> dict:
+        pixels, coverage, things = [], [], []
+        wanted = [frame.segments.index(name) for name in frame.objects]
+        thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]
+        for camera in CAMERAS:
+            corner = augmentation.draw_crop(self._crop_shift, rng)
+            image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
+            image = augmentation.jitter_colours(image, self._colour_strength, rng)
+            pixels.append(self._preprocessor.normalise(image))
+            labels = augmentation.cut(frame.labels[camera], corner, LABELS_PX, labels=True)
+            per_patch = self._count(labels, len(frame.segments))
+            coverage.append(per_patch[wanted])
+            things.append(per_patch[thing].sum(0) > 0)
+        offset = frame.object_position - frame.proprio[:3]
+        from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
+        return {
+            'pixels': torch.stack(pixels),
+            'proprio': self._statistics.normalise_proprio(frame.proprio),
+            'actions': self._statistics.normalise_actions(frame.actions),
+            'coverage': np.stack(coverage),
+            'offset': offset,
+            'place': np.stack([frame.object_position, from_hand]),
+            'things': np.stack(things),
+        }
+
+    def _count(self, labels: np.ndarray, segments: int) -> np.ndarray:
+        """[px, px] uint8, segment + 1 or 0 -> [segments, P], share of each patch."""
+        rows, columns = self._config.grid
+        side = LABELS_PX // rows
+        patches = labels.reshape(rows, side, columns, side).swapaxes(1, 2)
+        patches = patches.reshape(rows * columns, side * side)
+        return (patches == np.arange(1, segments + 1)[:, None, None]).mean(-1)
+
+    def _words(self, name: str) -> list[int]:
+        """Ids of an object's name without BOS: 'alphabet_soup_1' is ' alphabet soup'."""
+        return self._prompt.words(object_words(name))
+
+
+def ask_for_anything(frame: Frame, rng: np.random.Generator) -> Frame:
+    """Let the instruction of a frame without actions name any of its things."""
+    target = str(rng.choice([name for name in frame.objects if name != GOAL]))
+    return replace(frame, target=target, instruction=basket_instruction(target))
+
+
+def _floats(values: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(values).astype(np.float32))
+
+
+def _pad_prompts(prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
+    longest = max(map(len, prompts))
+    return torch.tensor([
+        [prompt[0], *[pad] * (longest - len(prompt)), *prompt[1:]] for prompt in prompts
+    ])
+
+
+def _pad_names(names: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    count = max(map(len, names))
+    longest = max(len(words) for scene in names for words in scene)
+    padded = np.full((len(names), count, longest), -1, np.int64)
+    for scene, row in zip(names, padded, strict=True):
+        for words, place in zip(scene, row, strict=False):
+            place[: len(words)] = words
+    return torch.from_numpy(padded)
+
+
+def _pad_first(arrays: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
+    """Pad with zeros along the axis that counts things, which scenes may have more or less of."""
+    longest = max(array.shape[axis] for array in arrays)
+    return [
+        np.pad(array, [(0, longest - size if i == axis else 0)
+                       for i, size in enumerate(array.shape)])
+        for array in arrays
+    ]

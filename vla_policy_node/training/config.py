@@ -1,0 +1,121 @@
+"""What a training run is told, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+STAGES = ('ground', 'locate', 'clone', 'lightvla')
+LOSSES = ('token', 'point', 'attend', 'readout', 'action')
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
+
+    stage: names the run; 'lightvla' also puts the pruner into the forward pass.
+    steps, batch: optimiser steps, and samples per step over all processes.
+    learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
+    ema: decay of the averaged weights, which validation and the final checkpoint use.
+    losses: weight of each of LOSSES; those not named are 0 and not computed.
+    tokens_kept: visual tokens of each camera that a step runs on, 0 for all (see
+        `token_sampling`).
+    chunk_length: time steps of the chunk, 0 for the checkpoint's own. Weights do not depend on
+        it, and a pass without actions to learn is cheaper with one.
+    scenes_share: share of a batch that comes from still scenes, which carry no actions.
+    crop_shift, colour_strength: see `augmentation`.
+    frozen: beginnings of the names of parameters that stay as they are.
+    noise: 'uniform' or 'gumbel', on LightVLA's scores; its scale falls from `noise_scale` to 0
+        over the run, or stays where `noise_decays` is false.
+    multiplicity_bias: count a token as often as it was chosen, see `LightVlaTraining`.
+    learnt_queries: how many queries LightVLA* learns, 0 for LightVLA itself; `query_layer`: the
+        layer before which they choose, 0 to 3.
+    lora_rank: train low-rank updates of all linear layers of towers, projector and language
+        model instead of their weights; 0 trains the weights.
+    """
+
+    stage: str
+    steps: int
+    batch: int = 32
+    learning_rate: float = 5e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema: float = 0.999
+    losses: Mapping[str, float] = field(default_factory=lambda: {'action': 1.0})
+    tokens_kept: int = 0
+    chunk_length: int = 0
+    scenes_share: float = 0.0
+    crop_shift: float = 1.0
+    colour_strength: float = 1.0
+    frozen: tuple[str, ...] = ()
+    noise: str = 'uniform'
+    noise_scale: float = 1.0
+    noise_decays: bool = True
+    multiplicity_bias: bool = True
+    learnt_queries: int = 0
+    query_layer: int = 0
+    lora_rank: int = 0
+    seed: int = 0
+    validate_every_steps: int = 250
+    validation_frames: int = 128
+    save_every_s: float = 120.0
+
+    def __post_init__(self):
+        if self.stage not in STAGES:
+            raise ValueError(f'stage must be one of {", ".join(STAGES)}, not {self.stage!r}.')
+        for name in self.losses:
+            if name not in LOSSES:
+                raise ValueError(f'There is no loss {name!r}; choose from {", ".join(LOSSES)}.')
+        if self.noise not in ('uniform', 'gumbel'):
+            raise ValueError(f"noise must be 'uniform' or 'gumbel', not {self.noise!r}.")
+        if self.stage == 'lightvla' and self.tokens_kept:
+            raise ValueError(
+                'In stage lightvla all visual tokens vote, as they will on the robot; leave '
+                'tokens_kept at 0.')
+
+    @property
+    def runs_language_model(self) -> bool:
+        """Whether any loss reads what comes out of the language model."""
+        return any(self.losses.get(name) for name in ('attend', 'readout', 'action'))
+
+    def document(self) -> dict:
+        """Return the entries as plain values, for files."""
+        return asdict(self) | {'frozen': list(self.frozen), 'losses': dict(self.losses)}
+
+
+def read_training_config(path: Path, changes: Mapping[str, object]) -> TrainingConfig:
+    """Read YAML and apply `changes` on top; ValueError for an entry that is not known."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} cannot be read as YAML: {error}.') from error
+    document = {**(document or {}), **changes}
+    known = {entry.name: entry for entry in fields(TrainingConfig)}
+    for name in document:
+        if name not in known:
+            raise ValueError(f'{path}: there is no entry {name!r}; known are {", ".join(known)}.')
+        document[name] = _typed(path, known[name].type, name, document[name])
+    for name in ('stage', 'steps'):
+        if name not in document:
+            raise ValueError(f'{path} does not say {name!r}.')
+    return TrainingConfig(**document)
+
+
+def _typed(path: Path, kind: str, name: str, value: object) -> object:
+    """Return the value as its entry wants it; YAML reads 1e-3, without a point, as a word."""
+    if kind == 'float' and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif kind.startswith('tuple') and isinstance(value, list | tuple):
+        return tuple(value)
+    elif kind.startswith('Mapping') and isinstance(value, Mapping):
+        return {key: _typed(path, 'float', f'{name}.{key}', item) for key, item in value.items()}
+    elif type(value).__name__ == kind:
+        return value
+    raise ValueError(f'{path}: {name} takes a {kind.partition("[")[0].lower()}, not {value!r}.')

@@ -1,0 +1,62 @@
+"""Ranges of a set of demonstrations, in the layout of public OpenVLA-OFT checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from vla_policy_node.training.demonstrations import Demonstrations
+
+FILE = 'dataset_statistics.json'
+
+# The expert hardly turns the hand: without a floor most of the loss would be about correcting
+# noise in the rotation. Least distance of the percentiles from 0, in LIBERO's units.
+ACTION_FLOOR = np.array([0, 0, 0, 0.25, 0.25, 0.25, 0])
+# Least distance of the percentiles from their middle: position (m), axis-angle (rad), fingers (m).
+PROPRIO_FLOOR = np.array([0.02] * 3 + [0.1] * 3 + [0.005] * 2)
+# The gripper is 0 or 1 already.
+ACTION_MASK = [True] * 6 + [False]
+
+
+def write_statistics(demonstrations: Demonstrations) -> Path:
+    """Write the statistics of all control steps into the folder; return the file's path."""
+    episodes = range(len(demonstrations.episodes))
+    action = np.concatenate([demonstrations.read(i, 'action') for i in episodes])
+    proprio = np.concatenate([demonstrations.read(i, 'proprio') for i in episodes])
+    key = f'{demonstrations.document["suite"]}_{demonstrations.document["layout"]}'
+    document = {key: statistics_of(action, proprio) | {
+        'num_transitions': len(action), 'num_trajectories': len(episodes)}}
+    path = demonstrations.directory / FILE
+    unfinished = path.with_suffix('.tmp')
+    unfinished.write_text(json.dumps(document, indent=2) + '\n', encoding='utf-8')
+    unfinished.replace(path)
+    return path
+
+
+def statistics_of(action: np.ndarray, proprio: np.ndarray) -> dict:
+    """[N, 7] and [N, 8] -> the entry of one data set, floors applied."""
+    entry = {'action': _describe(action), 'proprio': _describe(proprio)}
+    low, high = (np.array(entry['action'][q]) for q in ('q01', 'q99'))
+    entry['action'] |= {
+        'q01': np.minimum(low, -ACTION_FLOOR).tolist(),
+        'q99': np.maximum(high, ACTION_FLOOR).tolist(),
+        'mask': ACTION_MASK,
+    }
+    low, high = (np.array(entry['proprio'][q]) for q in ('q01', 'q99'))
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, PROPRIO_FLOOR)
+    entry['proprio'] |= {'q01': (middle - half).tolist(), 'q99': (middle + half).tolist()}
+    return entry
+
+
+def _describe(values: np.ndarray) -> dict[str, list[float]]:
+    values = np.asarray(values, np.float64)
+    return {
+        'mean': values.mean(0).tolist(),
+        'std': values.std(0).tolist(),
+        'max': values.max(0).tolist(),
+        'min': values.min(0).tolist(),
+        'q01': np.quantile(values, 0.01, axis=0).tolist(),
+        'q99': np.quantile(values, 0.99, axis=0).tolist(),
+    }

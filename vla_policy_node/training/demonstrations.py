@@ -1,0 +1,270 @@
+"""Demonstrations on disk: one folder, one file per demonstration, read frame by frame.
+
+`demonstrations.json`: `format` (1), `suite`, `layout`, `cameras` (names), `image_px`, `labels_px`,
+`frame_every`, `noise`, `retarget`, `versions`.
+
+`dataset_statistics.json`: see `dataset_statistics`.
+
+`episode-<seed, 7 digits>.safetensors`, for T control steps at 20 Hz of which F were rendered, in a
+scene with O objects:
+
+| tensor | | |
+|---|---|---|
+| `proprio` | [T, 8] float32 | before each action: position (m), axis-angle (rad), fingers (m) |
+| `action` | [T, 7] float32 | what the expert wanted: LIBERO's units, gripper 1 open, 0 closed |
+| `executed` | [T, 7] float32 | what was done: the same with noise and pushes |
+| `frame_step` | [F] int32 | the control step that each frame was taken before, ascending |
+| `object_position` | [F, O, 3] float32 | m, in the world |
+| `<camera>.jpeg` | [bytes] uint8 | F upright RGB images, JPEG of quality 95, one after the other |
+| `<camera>.jpeg_offset` | [F + 1] int64 | where each begins, and the end of the last |
+| `<camera>.segments` | [bytes] uint8 | F label images, PNG: 0 or 1 + index into `segments` |
+| `<camera>.segments_offset` | [F + 1] int64 | as above |
+
+Its header holds strings: `suite`, `task_id`, `layout`, `seed`, `noise`, `success`, `instruction`,
+`target`, and as JSON lists `objects` and `segments`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+FORMAT = 1
+DOCUMENT = 'demonstrations.json'
+SCATTERED = 'scattered'  # layout of still scenes, whose actions mean nothing
+JPEG_QUALITY = 95
+# Of an action in the policy's convention.
+GRIPPER = 6
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One recorded episode, as the module's table says; images and labels still as pixels.
+
+    images, labels: per camera, F times [H, W, 3] uint8 RGB and [h, w] uint8.
+    """
+
+    proprio: np.ndarray
+    action: np.ndarray
+    executed: np.ndarray
+    frame_step: Sequence[int]
+    object_position: np.ndarray
+    images: Mapping[str, Sequence[np.ndarray]]
+    labels: Mapping[str, Sequence[np.ndarray]]
+    suite: str
+    task_id: int
+    layout: str
+    seed: int
+    noise: float
+    success: bool
+    instruction: str
+    target: str
+    objects: Sequence[str]
+    segments: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was seen before one control step, what it was about, and what the expert then did.
+
+    images: per camera [H, W, 3] uint8 RGB. labels: per camera [h, w] uint8, 0 or 1 + index into
+    `segments`. proprio: [8]. actions: [K, 7], the policy's convention; has_actions is False where
+    they mean nothing. objects: names; object_position: [O, 3] m. target: one of `objects`.
+    """
+
+    images: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+    proprio: np.ndarray
+    actions: np.ndarray
+    instruction: str
+    target: str
+    objects: tuple[str, ...]
+    object_position: np.ndarray
+    segments: tuple[str, ...]
+    has_actions: bool = True
+
+
+def episode_path(directory: Path, seed: int) -> Path:
+    """Return where the demonstration of a layout seed is kept."""
+    return directory / f'episode-{seed:07d}.safetensors'
+
+
+def write_demonstration(directory: Path, demonstration: Demonstration) -> Path:
+    """Write one demonstration, whole or not at all; return its path.
+
+    ValueError with one sentence if the disk is full or the folder gone.
+    """
+    d = demonstration
+    tensors = {
+        'proprio': np.asarray(d.proprio, np.float32),
+        'action': np.asarray(d.action, np.float32),
+        'executed': np.asarray(d.executed, np.float32),
+        'frame_step': np.asarray(d.frame_step, np.int32),
+        'object_position': np.asarray(d.object_position, np.float32),
+    }
+    for camera in d.images:
+        jpegs = [
+            simplejpeg.encode_jpeg(
+                np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling='420')
+            for image in d.images[camera]
+        ]
+        pngs = [cv2.imencode('.png', image)[1].tobytes() for image in d.labels[camera]]
+        for name, parts in (('jpeg', jpegs), ('segments', pngs)):
+            tensors[f'{camera}.{name}'] = np.frombuffer(b''.join(parts), np.uint8)
+            tensors[f'{camera}.{name}_offset'] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    header = {
+        'suite': d.suite,
+        'task_id': str(d.task_id),
+        'layout': d.layout,
+        'seed': str(d.seed),
+        'noise': str(d.noise),
+        'success': 'true' if d.success else 'false',
+        'instruction': d.instruction,
+        'target': d.target,
+        'objects': json.dumps(list(d.objects)),
+        'segments': json.dumps(list(d.segments)),
+    }
+    path = episode_path(directory, d.seed)
+    unfinished = path.with_suffix(f'.{os.getpid()}.tmp')
+    try:
+        save_file(tensors, unfinished, header)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{directory} cannot be written to: {error}.') from error
+    unfinished.replace(path)
+    return path
+
+
+class Demonstrations:
+    """Frames of a folder of demonstrations, in any order, each read from disk when asked for.
+
+    Holds no open file: give it to as many processes and threads as you like.
+    """
+
+    def __init__(self, directory: Path, chunk_length: int = 8) -> None:
+        """Read the index; ValueError with one sentence if the folder cannot be used."""
+        self.directory = Path(directory)
+        self.document = read_document(self.directory)
+        self.episodes = sorted(self.directory.glob('episode-*.safetensors'))
+        if not self.episodes:
+            raise ValueError(f'{directory} holds no demonstrations yet; run vla demos first.')
+        self._chunk_length = chunk_length
+        steps = [self.read(episode, 'frame_step') for episode in range(len(self.episodes))]
+        # [frames, 2]: episode, and frame in the episode.
+        self.frames = np.array([
+            (episode, frame) for episode, at in enumerate(steps) for frame in range(len(at))
+        ])
+
+    def __len__(self) -> int:
+        """Return how many frames there are."""
+        return len(self.frames)
+
+    def read(self, episode: int, tensor: str) -> np.ndarray:
+        """Return one whole tensor of an episode, e.g. all its actions."""
+        with _opened(self.episodes[episode]) as file:
+            return file.get_tensor(tensor)
+
+    def header(self, episode: int) -> dict[str, str]:
+        """Return the header of an episode."""
+        with _opened(self.episodes[episode]) as file:
+            return file.metadata()
+
+    def load(self, index: int) -> Frame:
+        """Return one frame; ValueError with one sentence if its file is damaged."""
+        episode, frame = self.frames[index]
+        with _opened(self.episodes[episode]) as file:
+            header = file.metadata()
+            step = int(file.get_slice('frame_step')[frame:frame + 1][0])
+            cameras = self.document['cameras']
+            actions = _rows(file, 'action', step, self._chunk_length)
+            return Frame(
+                images={
+                    camera: simplejpeg.decode_jpeg(
+                        _part(file, f'{camera}.jpeg', frame), fastdct=True)
+                    for camera in cameras
+                },
+                labels={
+                    camera: cv2.imdecode(
+                        np.frombuffer(_part(file, f'{camera}.segments', frame), np.uint8),
+                        cv2.IMREAD_UNCHANGED)
+                    for camera in cameras
+                },
+                proprio=file.get_slice('proprio')[step:step + 1][0],
+                actions=pad_chunk(actions, self._chunk_length),
+                instruction=header['instruction'],
+                target=header['target'],
+                objects=tuple(json.loads(header['objects'])),
+                object_position=file.get_slice('object_position')[frame:frame + 1][0],
+                segments=tuple(json.loads(header['segments'])),
+                has_actions=header['layout'] != SCATTERED,
+            )
+
+
+def pad_chunk(actions: np.ndarray, length: int) -> np.ndarray:
+    """[n, 7], n >= 1 -> [length, 7]: after the end the hand stands still, the gripper stays."""
+    still = np.zeros_like(actions[-1:])
+    still[0, GRIPPER] = actions[-1, GRIPPER]
+    return np.concatenate([actions, np.repeat(still, length - len(actions), axis=0)])
+
+
+def write_document(directory: Path, document: Mapping) -> None:
+    """Say what the folder holds; ValueError if it already holds something else."""
+    path = directory / DOCUMENT
+    if path.is_file():
+        present = read_document(directory)
+        for name in document:
+            if name != 'versions' and present.get(name) != document[name]:
+                raise ValueError(
+                    f'{directory} holds demonstrations with {name} {present.get(name)!r}, not '
+                    f'{document[name]!r}; choose the same options or another folder.')
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix('.tmp')
+    unfinished.write_text(json.dumps(document, indent=2) + '\n', encoding='utf-8')
+    unfinished.replace(path)
+
+
+def read_document(directory: Path) -> dict:
+    """Return what the folder says it holds; ValueError if it is none of ours."""
+    path = directory / DOCUMENT
+    try:
+        document = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'{directory} is no folder of demonstrations; make one with vla demos.') from error
+    if document.get('format') != FORMAT:
+        raise ValueError(
+            f'{path} has format {document.get("format")}, this version reads {FORMAT}; record '
+            'the demonstrations again.')
+    return document
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    try:
+        with safe_open(path, 'numpy') as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f'{path} is damaged or was cut short; delete it and run the same vla demos again.'
+        ) from error
+
+
+def _part(file, name: str, frame: int) -> bytes:
+    start, end = file.get_slice(f'{name}_offset')[frame:frame + 2]
+    return file.get_slice(name)[int(start):int(end)].tobytes()
+
+
+def _rows(file, name: str, start: int, count: int) -> np.ndarray:
+    """Rows from `start`, at most `count`; safetensors refuses a slice beyond the end."""
+    rows = file.get_slice(name)
+    return rows[start:min(start + count, rows.get_shape()[0])]

@@ -1,0 +1,77 @@
+"""One forward pass of training: the policy's own stages, with what each of them is taught."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.acceleration import Method
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.training.batches import Batch
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.grounding import (
+    AttentionRecorder,
+    GroundingHeads,
+    attend_loss,
+    readout_losses,
+    token_losses,
+)
+from vla_policy_node.training.token_sampling import sample_tokens
+
+
+def compute_losses(
+    model: OpenVlaOft,
+    heads: GroundingHeads,
+    batch: Batch,
+    config: TrainingConfig,
+    selection: Method | None,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """Return the losses that `config` weighs, and errors for the log, as scalars.
+
+    selection: replaces or drops visual tokens before the language model (stage 'lightvla').
+    rng: draws the tokens, where the step runs on a part of them.
+    """
+    cameras = batch.pixels.shape[1]
+    sample = None
+    if config.tokens_kept:
+        sample = sample_tokens(batch.things.cpu().numpy(), config.tokens_kept, rng)
+        sample = sample.to(batch.pixels.device)
+    part = None if sample is None else sample.by_image
+    visual = model.projector(model.visual_features(batch.pixels, batch.prompt_ids, part))
+    by_camera = visual.unflatten(1, (cameras, -1))
+
+    losses = {}
+    coverage = batch.coverage
+    if sample is not None:
+        index = sample.patches[:, :, None].expand(-1, -1, coverage.shape[2], -1)
+        coverage = coverage.gather(3, index)
+    if config.losses.get('token') or config.losses.get('point'):
+        embedding = model.language_model.embed_tokens
+        losses |= token_losses(by_camera, coverage, embedding, batch, heads)
+    if not config.runs_language_model:
+        return losses
+
+    sequence = model.assemble(visual, batch.proprio, batch.prompt_ids)
+    if sample is not None:
+        sequence = sample.place(sequence)
+    recorder = AttentionRecorder(model)
+    methods = [recorder] if config.losses.get('attend') else []
+    states = model.decode(sequence, methods if selection is None else [*methods, selection])
+    if config.losses.get('attend'):
+        losses['attend'] = attend_loss(recorder.attention, coverage, batch)
+    if config.losses.get('readout'):
+        losses |= readout_losses(states, batch, heads)
+    if config.losses.get('action'):
+        error = (model.action_head(states) - batch.actions).abs()[batch.has_actions]
+        losses['action'] = error.mean()
+        with torch.no_grad():
+            dimensions = error.mean((0, 1))
+            losses['action_xyz'], losses['action_gripper'] = dimensions[:3].mean(), dimensions[6]
+    return losses
+
+
+def total_loss(losses: dict[str, Tensor], config: TrainingConfig) -> Tensor:
+    """Weighted sum of the losses."""
+    return sum(weight * losses[name] for name, weight in config.losses.items() if weight)

@@ -1,0 +1,181 @@
+"""A stage from its files to its files: `vla train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed, multiprocessing
+
+from vla_policy_node.acceleration.lightvla_star import LearnedQueries
+from vla_policy_node.acceleration.lightvla_training import (
+    LightVlaStarTraining,
+    LightVlaTraining,
+    StraightThroughSelection,
+)
+from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.training.batches import BatchMaker
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.data import TrainingData
+from vla_policy_node.training.demonstrations import Demonstrations
+from vla_policy_node.training.grounding import GroundingHeads
+from vla_policy_node.training.lora import add_lora, merge_lora
+from vla_policy_node.training.progress import Progress
+from vla_policy_node.training.trainer import Trainer
+
+STATISTICS = 'dataset_statistics.json'
+# Beside the checkpoint directory: the next stage wants them, no policy does.
+HEADS = 'grounding_heads.safetensors'
+# Of a checkpoint, what describes it and is no weight.
+DOCUMENTS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', STATISTICS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run reads and where it writes.
+
+    start: checkpoint to go on from. demonstrations, scenes: folders, or None.
+    out: gets state, curves and, at the end, `checkpoint`.
+    """
+
+    config: TrainingConfig
+    start: Path
+    demonstrations: Path | None
+    scenes: Path | None
+    out: Path
+    device: str = 'cpu'
+    processes: int = 1
+
+
+def train(run: Run) -> Path:
+    """Run a stage to its end, or go on with it, and return the path of its checkpoint.
+
+    Under torchrun this process is one of those it started; else `run.processes` are started
+    here. Each gets an equal share of the CPU's cores, or the GPU of its number.
+    """
+    run.out.mkdir(parents=True, exist_ok=True)
+    if 'RANK' in os.environ:
+        _process(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), run)
+    elif run.processes == 1:
+        _process(0, 1, run)
+    else:
+        _spawn(run)
+    return run.out / 'checkpoint'
+
+
+def _spawn(run: Run) -> None:
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
+    # Ctrl-C goes to the whole group; the children end together and save first.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.spawn(_process, (run.processes, run), nprocs=run.processes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not (run.out / 'checkpoint').exists():
+        raise KeyboardInterrupt
+
+
+def _process(rank: int, processes: int, run: Run) -> None:
+    device = torch.device(run.device)
+    if device.type == 'cuda':
+        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', rank)))
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    if processes > 1:
+        distributed.init_process_group(
+            'nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=processes)
+    torch.manual_seed(run.config.seed)
+
+    config = checkpoints.read_model_config(run.start)
+    if run.config.chunk_length:
+        config = replace(config, chunk_length=run.config.chunk_length)
+    model = checkpoints.load_model(run.start, config, str(device), 'float32')
+    heads = GroundingHeads(config.language_model.width, len(CAMERAS)).to(device)
+    if (run.start.parent / HEADS).exists():
+        heads.load_state_dict(load_file(run.start.parent / HEADS, str(device)))
+    if run.config.lora_rank:
+        add_lora(model, run.config.lora_rank)
+    selection = _selection(run.config, config.language_model.width, device)
+    with Progress(run.config, shown=rank == 0) as progress:
+        trainer = Trainer(
+            model, heads, _data(run, config, rank, processes), run.config, run.out,
+            selection, rank, processes, progress.update)
+        trainer.run()
+    if rank == 0:
+        trainer.load_average()
+        export(run, model, heads)
+        if isinstance(selection, LightVlaStarTraining):
+            selection.queries.save(run.out / 'checkpoint')
+    if processes > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def _selection(
+    config: TrainingConfig, width: int, device: torch.device
+) -> StraightThroughSelection | None:
+    if config.stage != 'lightvla':
+        return None
+    options = {'noise': config.noise, 'multiplicity_bias': config.multiplicity_bias}
+    if not config.learnt_queries:
+        return LightVlaTraining(**options)
+    queries = LearnedQueries(width, config.learnt_queries, config.query_layer)
+    return LightVlaStarTraining(queries.to(device), **options)
+
+
+def _data(run: Run, config, rank: int, processes: int) -> TrainingData:
+    maker = BatchMaker(
+        config,
+        PromptEncoder.load(run.start / 'tokenizer.json', config.token_ids),
+        ImagePreprocessor(
+            checkpoints.read_json(run.start, 'preprocessor_config.json'),
+            config.image_px, config.center_crop),
+        read_statistics(_statistics(run)),
+        run.config.crop_shift,
+        run.config.colour_strength,
+    )
+    demonstrations, scenes = (
+        folder and Demonstrations(folder, config.chunk_length)
+        for folder in (run.demonstrations, run.scenes)
+    )
+    return TrainingData(maker, demonstrations, scenes, run.config, rank, processes)
+
+
+def _statistics(run: Run) -> Mapping:
+    """Those of the demonstrations, where there are any: they decide what 1.0 means."""
+    return checkpoints.read_json(run.demonstrations or run.start, STATISTICS)
+
+
+def export(run: Run, model, heads) -> None:
+    """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
+    target = run.out / 'checkpoint'
+    target.mkdir(exist_ok=True)
+    for name in DOCUMENTS:
+        shutil.copyfile(run.start / name, target / name)
+    if run.demonstrations:
+        shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
+    document = checkpoints.read_json(target, 'config.json') | {'trained': True}
+    (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+    if run.config.lora_rank:
+        merge_lora(model)
+    checkpoints.save_model(target, model.bfloat16(), run.config.steps)
+    save_file(heads.state_dict(), run.out / HEADS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]

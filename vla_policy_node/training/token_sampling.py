@@ -1,0 +1,84 @@
+"""Training on a part of the visual tokens, at a price to match, for a model that runs on all.
+
+Most of an image is table. Towers and language model see all tokens that lie on things and a few
+of the others; each token that stays speaks for those left out, by ln(candidates / kept) on its
+attention logits. Without that, towers trained on a fifth of the tokens locate an object within
+34 mm on such a fifth, and within 160 mm on all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.models.towers import PatchSample
+
+BACKGROUND_SHARE = 0.25  # of the places, at least, for tokens that lie on nothing
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """Which patches of each image a training pass keeps.
+
+    patches: [B, cameras, M] int64, ascending. key_bias: [B, cameras, M] float32.
+    total: visual tokens there would be of all cameras.
+    """
+
+    patches: Tensor
+    key_bias: Tensor
+    total: int
+
+    def to(self, device: torch.device) -> TokenSample:
+        """Move both tensors."""
+        return replace(
+            self, patches=self.patches.to(device), key_bias=self.key_bias.to(device))
+
+    @property
+    def by_image(self) -> PatchSample:
+        """For the towers, which take B * cameras images."""
+        return PatchSample(self.patches.flatten(0, 1), self.key_bias.flatten(0, 1))
+
+    def place(self, sequence: TokenSequence) -> TokenSequence:
+        """Give the visual rows of a sequence made of the kept tokens their true positions."""
+        batch, cameras, kept = self.patches.shape
+        first = torch.arange(cameras, device=self.patches.device) * (self.total // cameras)
+        tokens = (self.patches + first[:, None]).reshape(batch, cameras * kept)
+        rows = tokens.shape[1]
+        positions = sequence.positions.expand(batch, -1).clone()
+        positions[:, 1 : 1 + rows] = 1 + tokens
+        positions[:, 1 + rows :] += self.total - rows
+        bias = sequence.key_bias
+        bias = self.key_bias.new_zeros(positions.shape) if bias is None else bias.clone()
+        bias[:, 1 : 1 + rows] = self.key_bias.flatten(1)
+        return replace(sequence, positions=positions, key_bias=bias)
+
+
+def sample_tokens(foreground: np.ndarray, kept: int, rng: np.random.Generator) -> TokenSample:
+    """Draw `kept` tokens of each image, those on things first.
+
+    foreground: [B, cameras, P] bool, tokens on any thing: which one is not told, or the choice
+    would give away what the instruction asks for.
+    """
+    batch, cameras, patches = foreground.shape
+    background_places = round(BACKGROUND_SHARE * kept)
+    chosen = np.empty((batch, cameras, kept), np.int64)
+    bias = np.empty((batch, cameras, kept), np.float32)
+    for index in np.ndindex(batch, cameras):
+        things = foreground[index]
+        on_things = min(things.sum(), kept - min(background_places, (~things).sum()))
+        parts = []
+        for group, count in ((things, on_things), (~things, kept - on_things)):
+            tokens = rng.choice(np.flatnonzero(group), count, replace=False)
+            parts.append((tokens, np.full(count, np.log(max(group.sum(), 1) / max(count, 1)))))
+        tokens, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = tokens.argsort()
+        chosen[index], bias[index] = tokens[order], weights[order]
+    return TokenSample(
+        torch.from_numpy(chosen),
+        torch.from_numpy(bias),
+        cameras * patches,
+    )

@@ -1,0 +1,273 @@
+"""The loop of every stage: optimise, average, validate, log, save, resume.
+
+A run stopped at any moment and started again ends with the same bits as one that was never
+stopped: the state file holds weights, averages and optimiser, and whatever is random is drawn
+from (seed, step, process). Several processes average their gradients (`torch.distributed`); while
+the first one validates or saves, the others wait for its next gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from vla_policy_node.acceleration.lightvla_training import (
+    LightVlaStarTraining,
+    StraightThroughSelection,
+)
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.training import lora
+from vla_policy_node.training.batches import Batch
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.curves import Curves
+from vla_policy_node.training.data import TrainingData
+from vla_policy_node.training.grounding import GroundingHeads
+from vla_policy_node.training.losses import compute_losses, total_loss
+
+FINAL_RATE = 0.05  # of the peak, at the end of the cosine
+STATE = 'state.pt'
+
+
+class Trainer:
+    """Trains `model`, `heads` and what `selection` learns; one object per process."""
+
+    def __init__(
+        self,
+        model: OpenVlaOft,
+        heads: GroundingHeads,
+        data: TrainingData,
+        config: TrainingConfig,
+        out: Path,
+        selection: StraightThroughSelection | None = None,
+        rank: int = 0,
+        processes: int = 1,
+        progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    ):
+        self.model, self.heads, self.config = model, heads, config
+        self._data, self._out, self._selection = data, out, selection
+        self._rank, self._processes, self._progress = rank, processes, progress
+        self._device = next(model.parameters()).device
+        self._precision = best_precision(self._device)
+        self._together = nn.ModuleDict({'model': model, 'heads': heads})
+        if isinstance(selection, LightVlaStarTraining):
+            self._together['queries'] = selection.queries
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(_is_trained(name, config))
+        self._trained = {
+            name: parameter for name, parameter in self._together.named_parameters()
+            if parameter.requires_grad
+        }
+        self._average = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._optimiser = torch.optim.AdamW(
+            self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self._stop = False
+        if (out / STATE).exists():
+            self._load()
+        self._curves = Curves(out, self.step) if rank == 0 else None
+
+    def run(self) -> None:
+        """Train to the last step, saving now and then. Main thread.
+
+        Ctrl-C ends it after the present step, in all processes after the same one: the state is
+        saved and KeyboardInterrupt raised.
+        """
+        saved = time.monotonic()
+        with self._stopping_on_sigint():
+            while self.step < self.config.steps:
+                losses = self._optimise()
+                self.step += 1
+                if self._rank == 0:
+                    self._curves.add('train', self.step, losses)
+                    self._progress(self.step, losses)
+                last = self.step == self.config.steps
+                if last or self.step % self.config.validate_every_steps == 0:
+                    self._validate()
+                if last or self._stop or time.monotonic() - saved > self.config.save_every_s:
+                    self._save()
+                    saved = time.monotonic()
+                if self._stop and not last:
+                    raise KeyboardInterrupt
+
+    @contextmanager
+    def _stopping_on_sigint(self) -> Iterator[None]:
+        def stop(*_: object) -> None:
+            self._stop = True
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if self._curves:
+                self._curves.close()
+
+    def load_average(self) -> None:
+        """Put the averaged weights into the model, which is then no longer to be trained."""
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(self._average[name])
+
+    def _optimise(self) -> dict[str, float]:
+        config = self.config
+        self._together.train()
+        rng = np.random.default_rng([config.seed, self.step, self._rank, 1])
+        torch.manual_seed(int(rng.integers(2**62)))
+        rate = learning_rate(self.step, config)
+        for group in self._optimiser.param_groups:
+            group['lr'] = rate
+        if self._selection is not None:
+            left = 1 - self.step / config.steps if config.noise_decays else 1.0
+            self._selection.noise_scale = config.noise_scale * left
+        batch = self._data.batch(self.step).to(self._device)
+        losses = self._losses(batch, rng)
+        loss = total_loss(losses, config)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f'The loss is not finite at step {self.step}; lower learning_rate. '
+                f'{self._out / STATE} holds the last good state.')
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self._trained.values(), config.gradient_clip)
+        self._optimiser.step()
+        with torch.no_grad():
+            decay = min(config.ema, (self.step + 1) / (self.step + 10))
+            torch._foreach_lerp_(
+                list(self._average.values()), list(self._trained.values()), 1 - decay)
+        losses |= {'loss': loss, 'gradient_norm': norm, 'learning_rate': rate}
+        if self._selection is not None:
+            losses['tokens'] = self._selection.kept_counts.float().mean()
+        return {name: float(torch.as_tensor(value).detach()) for name, value in losses.items()}
+
+    def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16
+        ):
+            return compute_losses(
+                self.model, self.heads, batch, self.config, self._selection, rng)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Log the losses of the averaged weights on frames held out, rank 0 alone."""
+        if self._rank == 0:
+            present = {name: p.detach().clone() for name, p in self._trained.items()}
+            self.load_average()
+            self._together.eval()
+            if self._selection is not None:
+                self._selection.noise_scale = 0.0
+            for kind, batches in self._held_out.items():
+                rng = np.random.default_rng(0)
+                losses = [self._losses(batch.to(self._device), rng) for batch in batches]
+                self._curves.add(kind, self.step, {
+                    name: float(torch.stack([part[name] for part in losses]).nanmean())
+                    for name in losses[0]
+                })
+            for name, parameter in self._trained.items():
+                parameter.copy_(present[name])
+            self._curves.draw()
+
+    @cached_property
+    def _held_out(self) -> dict[str, list[Batch]]:
+        count = self.config.validation_frames
+        return {
+            'validation': self._data.validation(count),
+            'first_frame': self._data.validation(count, first_frames=True),
+        }
+
+    def _average_gradients(self) -> None:
+        if self._processes == 1:
+            return
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        stop = torch.tensor([float(self._stop)], device=self._device)
+        flat = torch.cat([p.grad.flatten() for p in self._trained.values()] + [stop])
+        distributed.all_reduce(flat)
+        self._stop = bool(flat[-1])
+        flat /= self._processes
+        start = 0
+        for parameter in self._trained.values():
+            end = start + parameter.numel()
+            parameter.grad.copy_(flat[start:end].view_as(parameter))
+            start = end
+
+    def _groups(self) -> list[dict]:
+        """Weight decay for matrices only."""
+        matrices = [p for p in self._trained.values() if p.ndim >= 2]
+        others = [p for p in self._trained.values() if p.ndim < 2]
+        return [
+            {'params': matrices, 'weight_decay': self.config.weight_decay},
+            {'params': others, 'weight_decay': 0.0},
+        ]
+
+    def _save(self) -> None:
+        if self._rank == 0:
+            state = {
+                'step': self.step,
+                'config': self.config.document(),
+                'weights': {name: p.detach() for name, p in self._trained.items()},
+                'average': self._average,
+                'optimiser': self._optimiser.state_dict(),
+            }
+            part = self._out / f'{STATE}.part'
+            torch.save(state, part)
+            part.replace(self._out / STATE)
+
+    def _load(self) -> None:
+        path = self._out / STATE
+        state = torch.load(path, map_location=self._device, weights_only=True)
+        for key, value in self.config.document().items():
+            if key not in ('steps', 'save_every_s') and state['config'].get(key) != value:
+                raise ValueError(
+                    f'{path} is of a run with {key}={state["config"].get(key)}, not {value}; '
+                    'take another --out, or the settings it was started with.')
+        self.step = state['step']
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state['weights'][name])
+                self._average[name].copy_(state['average'][name])
+        self._optimiser.load_state_dict(state['optimiser'])
+
+
+def _is_trained(name: str, config: TrainingConfig) -> bool:
+    frozen = any(name.startswith(beginning) for beginning in config.frozen)
+    return not frozen and (not config.lora_rank or lora.is_trained(name))
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine down to FINAL_RATE of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+    return config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+
+
+def best_precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies in it, else float32.
+
+    Without such units bfloat16 is emulated, and several times slower than float32.
+    """
+    if device.type == 'cuda':
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = _cpu_flags()
+        native = 'avx512_bf16' in flags or 'amx_bf16' in flags
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    except OSError:
+        return ''
