@@ -6,7 +6,7 @@ NAME = 'vla_policy_node'
 
 
 def files(pattern):
-    return sorted(str(path) for path in Path().glob(pattern))
+    return sorted(str(path) for path in Path().glob(pattern) if path.is_file())
 
 
 setup(
@@ -18,6 +18,9 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/launch', files('launch/*.launch.py')),
         (f'share/{NAME}/config', files('config/*')),
+        (f'share/{NAME}/config/training', files('config/training/*')),
+        *((f'share/{NAME}/{folder}', files(f'{folder}/*'))
+          for folder in sorted(str(path) for path in Path('checkpoints').glob('*'))),
     ],
     install_requires=['setuptools'],
     zip_safe=True,

@@ -142,7 +142,9 @@ def test_a_camera_s_compressed_topic_is_remapped_with_it():
         }
 
 
-def test_the_default_checkpoint_is_made_once_and_only_for_a_policy(tmp_path, monkeypatch):
+def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
+    tmp_path, monkeypatch
+):
     made = []
 
     def create(directory, seed):
@@ -150,6 +152,7 @@ def test_the_default_checkpoint_is_made_once_and_only_for_a_policy(tmp_path, mon
         (directory / 'config.json').write_text('{}')
 
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
+    monkeypatch.setattr('vla_policy_node.system.SHIPPED', 'none')
     monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint', create)
     describe({'policy': False, 'world': True})
     assert made == []

@@ -92,10 +92,10 @@ class Bench:
         assert self.spin_until(lambda: len(self.statuses) >= seen + count)
         return self.statuses[seen:seen + count]
 
-    def reset(self, suite='', task_id=-1, initial_state=0):
+    def reset(self, suite='', task_id=-1, layout='', initial_state=0):
         assert self.spin_until(self.reset_client.service_is_ready)
-        answer = self.reset_client.call_async(
-            ResetWorld.Request(suite=suite, task_id=task_id, initial_state=initial_state))
+        answer = self.reset_client.call_async(ResetWorld.Request(
+            suite=suite, task_id=task_id, layout=layout, initial_state=initial_state))
         assert self.spin_until(answer.done, 60.0)
         return answer.result()
 
@@ -198,9 +198,18 @@ class TestRealTime:
         assert first.instruction == 'pick up the alphabet soup and place it in the basket'
         assert f'Episode {first.episode}' in first.message
         second = bench.reset(initial_state=-1)
-        assert 'initial state 4' in second.message
+        assert 'standard layout 4' in second.message
         assert second.episode == first.episode + 1
         assert bench.spin_until(lambda: bench.statuses[-1].episode == second.episode)
+
+    def test_a_shuffled_layout_moves_the_objects_and_stays_shuffled(self, bench):
+        bench.reset(task_id=0)
+        standard = bench.world._episodes.world.object_position('milk_1')
+        assert bench.reset(layout='shuffled', initial_state=1_000_003).success
+        shuffled = bench.world._episodes.world.object_position('milk_1')
+        assert np.abs(shuffled - standard).max() > 0.02
+        assert 'shuffled layout 1000004' in bench.reset(initial_state=-1).message
+        assert bench.reset(layout='standard', task_id=0, initial_state=0).success
 
     def test_reset_goes_to_the_next_task_and_to_another_suite(self, bench):
         answer = bench.reset(task_id=-2)
@@ -212,6 +221,7 @@ class TestRealTime:
         ({'suite': 'libero_90'}, 'libero_object, libero_spatial, libero_goal'),
         ({'task_id': 10}, 'There is no task 10 in libero_object'),
         ({'initial_state': 50}, 'Initial state 50 does not exist'),
+        ({'layout': 'upside_down'}, 'There is no layout'),
     ])
     def test_a_reset_to_nowhere_is_refused_and_the_episode_goes_on(self, bench, request_, reason):
         (before,) = bench.wait_steps(1)

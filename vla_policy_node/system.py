@@ -20,6 +20,9 @@ PACKAGE = 'vla_policy_node'
 NODES = ('world', 'policy', 'visualizer')
 
 
+SHIPPED = 'libero_object'  # the default checkpoint, of those under checkpoints/
+
+
 class SystemDescriptionError(ValueError):
     """Arguments or a configuration file that describe no system; one sentence."""
 
@@ -249,23 +252,34 @@ def middleware_environment() -> dict[str, str]:
     return {names[0]: str(share_directory() / 'config' / 'fastdds.xml')}
 
 
-def default_checkpoint_path() -> Path:
-    """Return where the small default checkpoint is, or will be; it changes with its recipe."""
+def shipped_checkpoint() -> Path:
+    """Return where the checkpoint is that comes with the package."""
+    return share_directory() / 'checkpoints' / SHIPPED
+
+
+def default_checkpoint() -> Path:
+    """Return the shipped checkpoint, or an untrained one where it was not installed."""
+    shipped = shipped_checkpoint()
+    return shipped if shipped.is_dir() else untrained_checkpoint()
+
+
+def untrained_checkpoint_path() -> Path:
+    """Return where the small untrained checkpoint is, or will be; it changes with its recipe."""
     from vla_policy_node.world.cache import cache_root, digest
 
     recipe = Path(__file__).with_name('models') / 'small.py'
     return cache_root() / 'checkpoints' / f'small-seed0-{digest([recipe.read_bytes()])}'
 
 
-def default_checkpoint() -> Path:
-    """Return the small default checkpoint, created from seed 0 if it does not exist yet."""
+def untrained_checkpoint() -> Path:
+    """Return the small checkpoint with random weights of seed 0, created if it does not exist."""
     from vla_policy_node.world.cache import build_once
 
     def build(directory: Path) -> None:
         from vla_policy_node.models.small import create_small_checkpoint
 
         create_small_checkpoint(directory, seed=0)
-        print(f'Created the small default policy, UNTRAINED (random weights, seed 0): {target}')
+        print(f'Created a small policy, UNTRAINED (random weights, seed 0): {target}')
 
-    target = default_checkpoint_path()
+    target = untrained_checkpoint_path()
     return build_once(target, build)

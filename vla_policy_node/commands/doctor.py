@@ -170,12 +170,13 @@ def check_world() -> Finding:
 
 
 def check_checkpoint() -> Finding:
-    """Return where the small default checkpoint is."""
-    from vla_policy_node.system import default_checkpoint_path
+    """Return where the default checkpoint is."""
+    from vla_policy_node.system import shipped_checkpoint
 
-    path = default_checkpoint_path()
+    path = shipped_checkpoint()
     return Finding('default checkpoint', str(path) if path.is_dir() else '',
-                   'made at the first `vla bringup`', needed=False)
+                   'not installed; an untrained one is made at the first `vla bringup`',
+                   needed=False)
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +24,7 @@ from vla_policy_node.bringup import NodeDiedError, System, enter_private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
+from vla_policy_node.demo.scenes import Scene
 from vla_policy_node.system import describe
 
 PACES = ('auto', 'real-time', 'lock-step')
@@ -71,9 +73,9 @@ class Demo:
         self._wait(lambda: recorder.world is not None and self._reset.service_is_ready()
                    and self._action.server_is_ready(), START_TIMEOUT_S, 'the world to run')
 
-    def probe(self, suite: str, task_id: int) -> None:
+    def probe(self, scene: Scene) -> None:
         """Raise TooSlowError if most control periods of a short episode have no action."""
-        episode = self.run_episode(suite, task_id, 0, PROBE_STEPS, lambda episode: None)
+        episode = self.run_episode(scene, PROBE_STEPS, lambda episode: None)
         settled = episode.commands[len(episode.commands) // 3:]
         moving = sum(reason is HoldReason.NONE for _, reason in settled)
         if moving < len(settled) / 2:
@@ -82,18 +84,17 @@ class Demo:
                 f'This machine is too slow for real time: an inference takes {slow}.')
 
     def run_episode(
-        self, suite: str, task_id: int, initial_state: int, steps: int,
-        on_step: Callable[[Episode], None],
+        self, scene: Scene, steps: int, on_step: Callable[[Episode], None]
     ) -> Episode:
         """Reset the world, follow its instruction for at most `steps` control steps."""
-        answer = self._await(self._reset.call_async(ResetWorld.Request(
-            suite=suite, task_id=task_id, initial_state=initial_state)), 'the world to reset')
+        answer = self._await(
+            self._reset.call_async(ResetWorld.Request(**asdict(scene))), 'the world to reset')
         if not answer.success:
             raise DemoError(answer.message)
         goal = ExecuteInstruction.Goal(instruction=answer.instruction)
         goal.max_duration.sec, fraction = divmod(steps, round(CONTROL_HZ))
         goal.max_duration.nanosec = round(fraction / CONTROL_HZ * 1e9)
-        episode = self.recorder.begin(answer.instruction, task_id)
+        episode = self.recorder.begin(answer.instruction, scene.task_id)
         handle = self._await(self._action.send_goal_async(goal), 'the goal to be accepted')
         if not handle.accepted:
             raise DemoError(f"The policy node rejected the goal '{answer.instruction}'.")
@@ -127,11 +128,12 @@ class Demo:
 
 
 def run_demo(
-    out: Path, episodes: int, suite: str, task_ids: Sequence[int], steps: int, pace: str,
+    out: Path, scenes: Sequence[Scene], steps: int, pace: str,
     arguments: dict[str, str | bool], console: Console,
 ) -> int:
     """Run the demo and write its files; return the exit code, 0 only if the system really ran.
 
+    scenes: one per episode, all of one suite.
     pace: 'real-time', 'lock-step' (the world waits for every action) or 'auto': real time if
         this machine infers fast enough, else lock-step.
     arguments: for `system.describe`, for example checkpoint and config.
@@ -143,8 +145,7 @@ def run_demo(
     try:
         with log_path.open('w') as log:
             def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
-                return _record(
-                    lock_step, episodes, suite, task_ids, steps, arguments, log, console)
+                return _record(lock_step, scenes, steps, arguments, log, console)
 
             recorded, recorder, lock_step = _at_pace(pace, record, console)
     except (DemoError, NodeDiedError) as error:
@@ -153,7 +154,8 @@ def run_demo(
     info = recorder.info
     summary = report.summarise(
         recorded, recorder.tokens_total, 1e3 / CONTROL_HZ, real_time=not lock_step)
-    summary |= {'suite': suite, 'checkpoint': info.checkpoint, 'trained': info.trained,
+    summary |= {'suite': scenes[0].suite, 'layout': scenes[0].layout,
+                'checkpoint': info.checkpoint, 'trained': info.trained,
                 'methods': list(info.methods), 'execution_mode': info.execution_mode}
     report.write_json(out / 'demo.json', summary)
     with console.status('drawing ...'):
@@ -184,8 +186,8 @@ def _at_pace(
 
 
 def _record(
-    lock_step: bool, episodes: int, suite: str, task_ids: Sequence[int], steps: int,
-    arguments: dict[str, str | bool], log: TextIO, console: Console,
+    lock_step: bool, scenes: Sequence[Scene], steps: int, arguments: dict[str, str | bool],
+    log: TextIO, console: Console,
 ) -> tuple[list[Episode], DemoRecorder]:
     """Run the system once and return the episodes; TooSlowError if real time is out of reach."""
     with console.status('building the world and the policy (once per machine) ...'):
@@ -203,9 +205,9 @@ def _record(
                 demo.wait_ready()
             if not lock_step:
                 with console.status('trying the pace of this machine ...'):
-                    demo.probe(suite, task_ids[0])
+                    demo.probe(scenes[0])
             _introduce(demo.recorder.info, console)
-            recorded = _run_episodes(demo, episodes, suite, task_ids, steps, console)
+            recorded = _run_episodes(demo, scenes, steps, console)
         finally:
             demo.close()
             rclpy.try_shutdown()
@@ -213,19 +215,18 @@ def _record(
 
 
 def _run_episodes(
-    demo: Demo, episodes: int, suite: str, task_ids: Sequence[int], steps: int, console: Console
+    demo: Demo, scenes: Sequence[Scene], steps: int, console: Console
 ) -> list[Episode]:
     recorded = []
     with _progress(console) as progress:
-        for number in range(episodes):
+        for number, scene in enumerate(scenes):
             bar = progress.add_task(f'episode {number + 1}', total=steps)
 
             def show(episode: Episode, bar=bar):
                 progress.update(bar, completed=min(episode.world_steps, steps),
                                 description=_describe(episode))
 
-            recorded.append(demo.run_episode(
-                suite, task_ids[number % len(task_ids)], number // len(task_ids), steps, show))
+            recorded.append(demo.run_episode(scene, steps, show))
     return recorded
 
 

@@ -7,6 +7,7 @@ from vla_policy_node.world.libero_world import LiberoWorld, Task, tasks
 # What a request may say instead of an index (vla_msgs/srv/ResetWorld).
 KEEP_TASK, NEXT_TASK = -1, -2
 NEXT_STATE = -1
+STANDARD = 'standard'
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,15 @@ class Episode:
     """Which task is being done, and from where."""
 
     task: Task
+    layout: str
     initial_state: int
     number: int
 
     def __str__(self) -> str:
         """Return it as a sentence."""
         return (
-            f'Episode {self.number}: {self.task.suite} task {self.task.task_id}, initial state '
-            f"{self.initial_state}, '{self.task.instruction}'."
+            f'Episode {self.number}: {self.task.suite} task {self.task.task_id}, {self.layout} '
+            f"layout {self.initial_state}, '{self.task.instruction}'."
         )
 
 
@@ -36,20 +38,23 @@ class Episodes:
         self.world: LiberoWorld | None = None
         self.present: Episode | None = None
 
-    def begin(self, suite: str, task_id: int, initial_state: int) -> Episode:
-        """Start an episode; negative numbers and an empty suite as in ResetWorld.
+    def begin(self, suite: str, task_id: int, layout: str, initial_state: int) -> Episode:
+        """Start an episode; negative numbers and empty strings as in ResetWorld.
 
         Raises ValueError for something that does not exist; the present episode then goes on.
         """
         task = self._choose_task(suite, task_id)
+        layout = layout or self.present.layout
         if initial_state == NEXT_STATE:
-            initial_state = (self.present.initial_state + 1) % self.world.initial_states
+            initial_state = self.present.initial_state + 1
+            if layout == STANDARD:
+                initial_state %= self.world.initial_states
         if self.world is None or task != self.world.task:
-            self._replace_world(task, initial_state)
+            self._replace_world(task, layout, initial_state)
         else:
-            self.world.reset(initial_state)
+            _reset(self.world, layout, initial_state)
         number = self.present.number + 1 if self.present else 1
-        self.present = Episode(task, initial_state, number)
+        self.present = Episode(task, layout, initial_state, number)
         return self.present
 
     def close(self) -> None:
@@ -71,12 +76,19 @@ class Episodes:
             )
         return choices[task_id]
 
-    def _replace_world(self, task: Task, initial_state: int) -> None:
+    def _replace_world(self, task: Task, layout: str, initial_state: int) -> None:
         world = LiberoWorld(task, self._image_size)
         try:
-            world.reset(initial_state)
+            _reset(world, layout, initial_state)
         except ValueError:
             world.close()
             raise
         self.close()
         self.world = world
+
+
+def _reset(world: LiberoWorld, layout: str, initial_state: int) -> None:
+    if layout == STANDARD:
+        world.reset(initial_state)
+    else:
+        world.reset_layout(layout, initial_state)

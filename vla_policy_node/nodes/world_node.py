@@ -34,6 +34,8 @@ from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.world_clock import PacedClock, SteppedClock, SystemClock
 from vla_policy_node.nodes.world_episodes import Episode, Episodes
 from vla_policy_node.nodes.world_inbox import Inbox
+from vla_policy_node.world.actions import GRIPPER_OPEN
+from vla_policy_node.world.layouts import LAYOUTS
 from vla_policy_node.world.libero_setup import SUITES
 from vla_policy_node.world.libero_world import CAMERAS, LiberoWorld
 
@@ -55,9 +57,12 @@ class WorldParameters:
 
     suite: str = parameter('libero_object', 'Suite of the first task.', choices=SUITES)
     task_id: int = parameter(0, 'First task, an index into the suite.', '', 0, 9)
+    layout: str = parameter(
+        'standard', "Where objects lie: as LIBERO puts them, or 'shuffled' (libero_object only).",
+        choices=LAYOUTS)
     initial_state: int = parameter(
-        0, "First episode's initial state, an index into those LIBERO gives for the task.",
-        '', 0, 49)
+        0, "First episode's initial state, an index into the 50 that LIBERO gives for the task; "
+        'with shuffled layouts their seed.', '', 0, 2**31 - 1)
     image_width: int = parameter(256, 'Width of both images.', 'px', 16, 4096)
     image_height: int = parameter(256, 'Height of both images.', 'px', 16, 4096)
     camera_steps: int = parameter(
@@ -106,7 +111,7 @@ class WorldNode(Node):
             else PacedClock() if self._publishes_clock
             else SystemClock()
         )
-        self._gripper = messages.GRIPPER_OPEN
+        self._gripper = GRIPPER_OPEN
         self._deadline_s = 0.0
         self._create_endpoints()
         self._threads = [threading.Thread(target=self._run, name='world', daemon=True)]
@@ -177,7 +182,7 @@ class WorldNode(Node):
         p = self._settings
         self._episodes = Episodes((p.image_width, p.image_height))
         try:
-            self._begin(p.suite, p.task_id, p.initial_state)
+            self._begin(p.suite, p.task_id, p.layout, p.initial_state)
             while not self._inbox.closed:
                 if request := self._inbox.next_request():
                     self._serve(*request)
@@ -192,8 +197,8 @@ class WorldNode(Node):
 
     def _serve(self, request: ResetWorld.Request, future: Future) -> None:
         try:
-            future.set_result(
-                self._begin(request.suite, request.task_id, request.initial_state))
+            future.set_result(self._begin(
+                request.suite, request.task_id, request.layout, request.initial_state))
         except ValueError as error:
             self._deadline_s = time.monotonic()
             future.set_exception(error)
@@ -201,10 +206,10 @@ class WorldNode(Node):
             future.cancel()
             raise
 
-    def _begin(self, suite: str, task_id: int, initial_state: int) -> Episode:
+    def _begin(self, suite: str, task_id: int, layout: str, initial_state: int) -> Episode:
         """Start an episode and publish its first observation."""
-        episode = self._episodes.begin(suite, task_id, initial_state)
-        self._gripper = messages.GRIPPER_OPEN
+        episode = self._episodes.begin(suite, task_id, layout, initial_state)
+        self._gripper = GRIPPER_OPEN
         self._success = False
         self._inbox.forget_command()
         self._time.jump(RESET_JUMP_NS)
