@@ -74,8 +74,10 @@ def test_both_manifests_have_the_same_version(manifest):
 def test_launch_and_configuration_files_are_installed(setup_arguments):
     installed = dict(setup_arguments['data_files'])
     share = 'share/vla_policy_node'
-    for folder, pattern in (('launch', '*.launch.py'), ('config', '*')):
-        files = {f'{folder}/{path.name}' for path in (ROOT / folder).glob(pattern)}
+    for folder, pattern in (
+            ('launch', '*.launch.py'), ('config', '*'), ('config/training', '*')):
+        paths = (path for path in (ROOT / folder).glob(pattern) if path.is_file())
+        files = {f'{folder}/{path.name}' for path in paths}
         assert files
         assert set(installed[f'{share}/{folder}']) == files
     assert installed[share] == ['package.xml']

@@ -268,7 +268,7 @@ def test_a_gray_control_and_a_blind_baseline_see_gray(checkpoint, monkeypatch, t
     looks = [(label, images is None) for label, images in shown]
     assert looks == [('dense', True), ('blind', False), ('dense', False), ('blind', False)]
     images = shown[1][1](None)
-    assert {image.shape for image in images.values()} == {(256, 256, 3)}
+    assert {image.shape for image in images.values()} == {(224, 224, 3)}
     assert all((image == 128).all() for image in images.values())
 
 

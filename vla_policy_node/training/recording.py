@@ -18,6 +18,7 @@ from vla_policy_node.world.proprio import proprio_of
 
 LABELS_STRIDE = 2  # of the label images against the camera images
 REST_STEPS = 4  # after success, so that a policy learns to stop
+LONGEST_STEPS = 180  # without it; half of them are enough, and whoever takes longer was stuck
 GOAL_OBJECT = 'basket_1'
 
 _PUSHED_SHARE, _MOVED_SHARE = 1 / 3, 3 / 8
@@ -60,7 +61,7 @@ def record(world: LiberoWorld, recipe: Recipe, seed: int) -> Demonstration | Non
     first = world.steps
     tape = Tape(world, recipe.frame_every, int(rng.integers(recipe.frame_every)))
     expert = Expert(world, rng)
-    while world.steps - first < world.horizon:
+    while world.steps - first < LONGEST_STEPS:
         wanted = expert.act()
         if wanted is None:
             break

@@ -1,0 +1,16 @@
+"""What a policy is told about the arm's own state."""
+
+import numpy as np
+
+from vla_policy_node.control.rotations import quaternion_to_axis_angle
+from vla_policy_node.world.libero_world import RobotState
+
+
+def proprio_of(state: RobotState) -> np.ndarray:
+    """Return proprio [8]: position (m), axis-angle (rad), both fingers (m).
+
+    The same numbers as the policy node makes of the messages about this state.
+    """
+    return np.concatenate([
+        state.position, quaternion_to_axis_angle(state.quaternion_xyzw), state.gripper_qpos,
+    ])
