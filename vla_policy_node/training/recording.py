@@ -18,7 +18,7 @@ from vla_policy_node.world.proprio import proprio_of
 
 LABELS_STRIDE = 2  # of the label images against the camera images
 REST_STEPS = 4  # after success, so that a policy learns to stop
-LONGEST_STEPS = 180  # without it; half of them are enough, and whoever takes longer was stuck
+LONGEST_STEPS = 180  # about 100 are usual; an episode that takes longer was stuck
 GOAL_OBJECT = 'basket_1'
 
 _PUSHED_SHARE, _MOVED_SHARE = 1 / 3, 3 / 8
