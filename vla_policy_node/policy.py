@@ -19,7 +19,7 @@ from vla_policy_node.models.config import ACTION_DIMENSION
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.layout import published_action_rows
+from vla_policy_node.models.layout import published_action_rows, read_normalisation
 from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
 from vla_policy_node.models.preprocess import TRANSFORMS, ImagePreprocessor
 from vla_policy_node.models.prompt import TEMPLATE, PromptEncoder
@@ -165,12 +165,13 @@ class Policy:
         threads: CPU threads torch may use in this process, 0 to leave that alone.
         action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
             else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
-        chunk_length: actions per inference, 0 for what the checkpoint says, else 8.
+        chunk_length: actions per inference, 0 for what the checkpoint says, else 8; where the
+            weights fix it, they decide.
         Raises ValueError with one sentence if anything does not fit.
         """
         directory = find_checkpoint(checkpoint)
         config = checkpoints.read_model_config(directory)
-        if chunk_length and config.head != 'autoregressive':
+        if chunk_length and config.head not in ('autoregressive', 'cogact'):
             config = replace(config, chunk_length=chunk_length)
         if methods and config.head in ('diffusion', 'autoregressive'):
             raise ValueError(
@@ -193,9 +194,7 @@ class Policy:
             config,
             PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
             ImagePreprocessor(
-                checkpoints.read_json(directory, 'preprocessor_config.json'),
-                config.image_px,
-                config.center_crop,
+                read_normalisation(directory), config.image_px, config.center_crop
             ),
             statistics,
             {camera: transforms[camera] for camera in cameras},
@@ -281,12 +280,13 @@ class Policy:
             torch.cuda.empty_cache()
 
     def _flops(self, prompt_ids: int) -> int:
-        reports = (method.report() for method in self._methods)
-        choosing = sum(report.flops for report in reports if report is not None)
+        reports = [r for r in (method.report() for method in self._methods) if r is not None]
+        choosing = sum(report.flops for report in reports)
+        reused = sum(report.denoising_reused for report in reports)
         config = self._model.config
         # Models that take no methods do not tell.
         layer_rows = self._rows.layer_rows or [sequence_rows(config, prompt_ids)]
-        return choosing + sum(count_flops(config, layer_rows).values())
+        return choosing + sum(count_flops(config, layer_rows, reused).values())
 
     def _selections(self) -> tuple[TokenSelection, ...]:
         """Combine the methods' reports: kept is what all kept, scores are the last ones given."""

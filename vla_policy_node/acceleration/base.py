@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from vla_policy_node.models.cogact import DenoisingStep
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Report:
     scores: [V] float32, what it ranked the tokens by, empty if it ranked none.
     layer: the other tokens were dropped before this layer of the language model.
     flops: what the choice itself cost, counted as in `models.flops`.
+    denoising_reused: denoising steps that reused what the action head did in another one.
     """
 
     kept: np.ndarray
     scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     layer: int = 0
     flops: int = 0
+    denoising_reused: int = 0
 
 
 class Method:
@@ -81,6 +86,13 @@ class Method:
         attention: rows of the sequence that ask -> [B, heads, rows, T] float32, each row sums
         to 1. It is computed when called and costs the layer's key projection once more.
         """
+
+    def denoise(self, state: DenoisingStep) -> Tensor | None:
+        """Predict the noise of one step of a CogACT head, [B, K, 7]; None: run the whole head.
+
+        The first method that answers decides. Steps come in order, from index 0.
+        """
+        return None
 
     def reset(self) -> None:
         """Forget everything about past steps: a new episode or instruction begins."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
 # How hidden states become actions. 'l1', 'discrete' and 'diffusion' are those of OpenVLA-OFT,
-# 'autoregressive' is OpenVLA before it: token by token, one step per inference.
+# 'autoregressive' is OpenVLA before it: token by token, one step per inference. 'cogact' is a
+# diffusion transformer behind a causal language model.
 HEADS = {
     'l1': 'L1 head',
     'discrete': 'discrete head',
     'diffusion': 'diffusion head',
     'autoregressive': 'autoregressive, one camera',
+    'cogact': 'diffusion transformer',
 }
 
 
@@ -55,6 +57,27 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
+class DitConfig:
+    """CogACT's diffusion transformer; the defaults are those of CogACT-Base (DiT-B).
+
+    training_steps: of the noise schedule. denoising_steps: of an inference. guidance: how far to
+        move away from the prediction without condition; at most 1: not at all, at half the price.
+    """
+
+    blocks: int = 12
+    width: int = 768
+    heads: int = 12
+    training_steps: int = 100
+    denoising_steps: int = 10
+    guidance: float = 1.5
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the feed-forward layers."""
+        return 4 * self.width
+
+
+@dataclass(frozen=True)
 class TokenIds:
     """Special ids; the defaults are those of the Llama-2 tokenizer as OpenVLA uses it.
 
@@ -80,7 +103,8 @@ class ModelConfig:
     cameras: how many images, the first one third-person.
     action_bins, action_ids_end: heads that predict tokens divide [-1, 1] into so many bins; the
         ids count down from the end of the tokenizer's vocabulary, which padding follows.
-    diffusion_steps: denoising steps, of training and of inference.
+    diffusion_steps: denoising steps, of training and of inference, of the head 'diffusion'.
+    dit: the head 'cogact', which no other policy has.
     """
 
     dino: TowerConfig
@@ -97,6 +121,7 @@ class ModelConfig:
     action_bins: int = 256
     action_ids_end: int = 32000
     diffusion_steps: int = 50
+    dit: DitConfig | None = None
 
     @property
     def image_px(self) -> int:
@@ -111,7 +136,22 @@ class ModelConfig:
     @property
     def action_slots(self) -> int:
         """Sequence rows reserved for the chunk: one per action dimension and time step."""
-        return self.chunk_length * ACTION_DIMENSION
+        return 0 if self.head == 'cogact' else self.chunk_length * ACTION_DIMENSION
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of the last layer that the action head reads: the slots, or the cognition token."""
+        return self.action_slots or 1
+
+    @property
+    def causal(self) -> bool:
+        """Whether a row of the language model sees only itself and what is before it."""
+        return self.head in ('autoregressive', 'cogact')
+
+    @property
+    def state_rows(self) -> int:
+        """Rows between visual tokens and prompt: proprio, and the step of a diffusion head."""
+        return self.proprio + (self.head == 'diffusion')
 
     @property
     def visual_tokens(self) -> int:
@@ -123,7 +163,7 @@ class ModelConfig:
         """Sequence rows that are neither visual tokens nor prompt."""
         if self.head == 'autoregressive':
             return self.action_slots
-        return self.action_slots + self.proprio + (self.head == 'diffusion') + 1
+        return self.action_slots + self.state_rows + 1
 
     @property
     def film(self) -> bool:
@@ -138,11 +178,10 @@ class ModelConfig:
             for name, tower in (('DINOv2', self.dino), ('SigLIP', self.siglip))
         )
         decoder = self.language_model
-        name = 'OpenVLA' if self.head == 'autoregressive' else 'OpenVLA-OFT'
+        name = {'autoregressive': 'OpenVLA', 'cogact': 'CogACT'}.get(self.head, 'OpenVLA-OFT')
         film = ' with FiLM' if self.film else ''
-        return (
-            f'{name}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, {HEADS[self.head]}'
-        )
+        head = HEADS[self.head] + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
+        return f'{name}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, {head}'
 
 
 def read_config(document: Mapping) -> ModelConfig:
@@ -161,12 +200,16 @@ def read_config(document: Mapping) -> ModelConfig:
         token_ids=TokenIds(**_present(token_ids, 'bos', 'stop', 'empty', 'pad')),
         action_bins=document.get('n_action_bins', 256),
         action_ids_end=language_model.vocabulary - document.get('pad_to_multiple_of', 64),
+        dit=DitConfig(**document['dit']) if 'dit' in document else None,
         **_present(document, *_OWN_KEYS),
     )
     if config.head not in HEADS:
         raise ValueError(
             f'config.json names the head {config.head!r}; it must be one of {", ".join(HEADS)}.'
         )
+    if (config.head == 'cogact') != (config.dit is not None):
+        raise ValueError(
+            "config.json must give the sizes of the head 'cogact' under 'dit', and of no other.")
     return config
 
 

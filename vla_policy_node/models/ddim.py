@@ -12,31 +12,55 @@ MAX_BETA = 0.999
 
 
 class Ddim:
-    """The noise schedule of OpenVLA-OFT's diffusion head: squared cosine, all steps of training.
+    """A squared cosine noise schedule; the network predicts the noise.
 
-    The network predicts the noise; the clean actions it implies are clipped to [-1, 1].
+    training_steps: those that the schedule has. count: those that denoising runs, evenly spaced
+        from step 0 on (a single one runs the middle), 0 for all. clip: whether the clean actions
+        that a prediction implies are clipped to [-1, 1], as OpenVLA-OFT's diffusion head does and
+        CogACT's does not.
+    ValueError for a count that no whole stride gives.
     """
 
-    def __init__(self, steps: int):
+    def __init__(self, training_steps: int, count: int = 0, clip: bool = True):
         def level(share: float) -> float:
             return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
 
         signal, self._signal = 1.0, []
-        for step in range(steps):
-            beta = min(1 - level((step + 1) / steps) / level(step / steps), MAX_BETA)
+        for step in range(training_steps):
+            beta = min(1 - level((step + 1) / training_steps) / level(step / training_steps),
+                       MAX_BETA)
             signal *= 1 - beta
             self._signal.append(signal)
-        self.steps = tuple(reversed(range(steps)))
+        self._clip = clip
+        self.steps = tuple(reversed(_spaced(training_steps, count or training_steps)))
+        self._earlier = dict(zip(self.steps, self.steps[1:], strict=False))
 
     def step(self, noise: Tensor, step: int, actions: Tensor) -> Tensor:
         """One step less noise; noise is what the network sees in `actions`, same shape."""
         now = self._signal[step]
-        before = self._signal[step - 1] if step else 1.0
+        before = self._signal[self._earlier[step]] if step in self._earlier else 1.0
         clean = (actions - math.sqrt(1 - now) * noise) / math.sqrt(now)
-        return math.sqrt(before) * clean.clamp(-1, 1) + math.sqrt(1 - before) * noise
+        clean = clean.clamp(-1, 1) if self._clip else clean
+        return math.sqrt(before) * clean + math.sqrt(1 - before) * noise
+
+    def add_noise(self, actions: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Clean actions [B, K, 7] as they are after so many diffusion steps, [B] int64."""
+        signal = torch.tensor(self._signal, device=steps.device)[steps][:, None, None]
+        return signal.sqrt() * actions + (1 - signal).sqrt() * noise
 
 
 def initial_noise(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the same normal noise in every inference: equal observations, equal actions."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(like)
+
+
+def _spaced(steps: int, count: int) -> range:
+    if count == 1:
+        return range(steps // 2, steps // 2 + 1)
+    for stride in range(1, steps):
+        if len(range(0, steps, stride)) == count:
+            return range(0, steps, stride)
+    raise ValueError(
+        f'{steps} diffusion steps cannot be denoised in {count}; choose a number that divides '
+        'them.')

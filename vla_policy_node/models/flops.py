@@ -18,15 +18,19 @@ from vla_policy_node.models.config import (
     ModelConfig,
     TowerConfig,
 )
+from vla_policy_node.models.dit import STEP_WAVES
 
 
-def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int]:
+def count_flops(
+    config: ModelConfig, layer_rows: Sequence[int], denoising_reused: int = 0
+) -> dict[str, int]:
     """Return the FLOPs of one inference, batch 1, by stage.
 
     layer_rows: rows of the sequence in each layer of the language model, one after the other; a
-        diffusion head runs all layers once per denoising step. In the last layer only the action
-        slots ask. Token by token, the first pass of `sequence_rows` decides, and may be all that
-        is given.
+        diffusion head runs all layers once per denoising step. In the last layer only the rows
+        ask that the head reads. Token by token, the first pass of `sequence_rows` decides, and
+        may be all that is given.
+    denoising_reused: steps of a CogACT head that reused what its blocks did in another one.
     Stages are 'vision' (towers, projector), 'language_model' (with what makes its rows) and
     'head'. What an acceleration method computes itself is in its `Report`.
     """
@@ -38,7 +42,7 @@ def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int
         decoder = _token_by_token(config.language_model, layer_rows[0])
         passes = 1
     else:
-        decoder = _decoder(config.language_model, layer_rows, config.action_slots)
+        decoder = _decoder(config.language_model, layer_rows, config.rows_read)
         passes = len(layer_rows) // layers
     inputs = config.proprio * _chain(PROPRIO_DIMENSION, width, width)
     if config.head == 'diffusion':
@@ -46,7 +50,7 @@ def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int
     macs = {
         'vision': vision,
         'language_model': decoder + passes * inputs,
-        'head': passes * _head(config),
+        'head': passes * _head(config, denoising_reused),
     }
     return {stage: 2 * count for stage, count in macs.items()}
 
@@ -70,15 +74,20 @@ def _tower(tower: TowerConfig) -> int:
     patches = tower.grid[0] * tower.grid[1]
     rows = patches + tower.class_token + tower.register_tokens
     width = tower.width
-    block = rows * (4 * width**2 + 2 * width * tower.mlp_width) + 2 * rows**2 * width
+    block = _block(rows, width, tower.mlp_width)
     film = 2 * tower.language_width * width
     return patches * 3 * tower.patch_px**2 * width + tower.blocks * (block + film)
 
 
-def _decoder(model: LanguageModelConfig, layer_rows: Sequence[int], slots: int) -> int:
+def _block(rows: int, width: int, mlp_width: int) -> int:
+    """A transformer block in which all rows see each other."""
+    return rows * (4 * width**2 + 2 * width * mlp_width) + 2 * rows**2 * width
+
+
+def _decoder(model: LanguageModelConfig, layer_rows: Sequence[int], read: int) -> int:
     """Multiply-accumulates of the decoder layers; queries and MLP only for rows that ask."""
     return sum(
-        _layer(model, slots if index % model.layers == model.layers - 1 else rows, rows, rows)
+        _layer(model, read if index % model.layers == model.layers - 1 else rows, rows, rows)
         for index, rows in enumerate(layer_rows)
     )
 
@@ -96,12 +105,27 @@ def _layer(model: LanguageModelConfig, asking: int, new: int, seen: int) -> int:
     return linear + 2 * asking * seen * width
 
 
-def _head(config: ModelConfig) -> int:
+def _head(config: ModelConfig, denoising_reused: int) -> int:
     width = config.language_model.width
+    if config.head == 'cogact':
+        return _diffusion_transformer(config, denoising_reused)
     if config.head in ('discrete', 'autoregressive'):
         return config.action_slots * width * config.language_model.vocabulary
     return config.chunk_length * _chain(
         ACTION_DIMENSION * width, width, width, width, ACTION_DIMENSION)
+
+
+def _diffusion_transformer(config: ModelConfig, reused: int) -> int:
+    """All denoising steps; guidance doubles what comes after the embedded actions."""
+    dit, rows = config.dit, config.chunk_length
+    halves, width = 1 + (dit.guidance > 1), dit.width
+    embedding = rows * _chain(ACTION_DIMENSION, width)
+    last = halves * rows * _chain(width, ACTION_DIMENSION)
+    blocks = dit.blocks * _block(1 + rows, width, dit.mlp_width)
+    full = _chain(STEP_WAVES, width, width) + halves * blocks
+    conditions = halves * _chain(config.language_model.width, width)
+    steps = dit.denoising_steps
+    return conditions + steps * (embedding + last) + (steps - reused) * full
 
 
 def _chain(*widths: int) -> int:

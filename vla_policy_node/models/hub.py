@@ -10,6 +10,7 @@ FILES = (
     '*.json',
     'tokenizer.model',
     'model*.safetensors',
+    'checkpoints/*.pt',
     'action_head--*',
     'proprio_projector--*',
     'noisy_action_projector--*',

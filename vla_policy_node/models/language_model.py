@@ -1,8 +1,8 @@
-"""The Llama decoder as OpenVLA-OFT runs it: every row attends to every row.
+"""The Llama decoder: every row attends to every row for OpenVLA-OFT, causally for CogACT.
 
 OpenVLA-OFT decodes the whole chunk in one pass, which needs bidirectional attention over the
 whole sequence (openvla-oft issue 27). A causal mask loads and runs as well, and fails on the
-robot, hence there is none here to switch on.
+robot, hence the head of the checkpoint decides and nothing else.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Rope:
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head attention."""
+    """Multi-head attention, bidirectional but for what the mask hides."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -69,7 +69,8 @@ class SelfAttention(nn.Module):
         query = rope(self._heads(self.q_proj(x[:, rows])), rows)
         key = rope(self._heads(self.k_proj(x)))
         value = self._heads(self.v_proj(x))
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=_asked(mask, rows))
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
@@ -77,10 +78,16 @@ class SelfAttention(nn.Module):
         query = rope(self._heads(self.q_proj(x[:, rows])), rows)
         key = rope(self._heads(self.k_proj(x)))
         logits = query @ key.mT / query.shape[-1] ** 0.5
+        mask = _asked(mask, rows)
         return (logits if mask is None else logits + mask).float().softmax(dim=-1)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _asked(mask: Tensor | None, rows: slice) -> Tensor | None:
+    """Of a mask [B, 1, T or 1, T] what `rows` need."""
+    return mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
 
 
 class SwiGlu(nn.Module):
@@ -118,11 +125,15 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding table, decoder layers and final norm; no vocabulary head, actions need none."""
+    """Embedding table, decoder layers and final norm; no vocabulary head, actions need none.
 
-    def __init__(self, config: LanguageModelConfig):
+    causal: whether a row sees only itself and what is before it, by position.
+    """
+
+    def __init__(self, config: LanguageModelConfig, causal: bool = False):
         super().__init__()
         self.config = config
+        self.causal = causal
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width, config.norm_eps)
@@ -160,7 +171,13 @@ class LanguageModel(nn.Module):
         head_width = self.config.width // self.config.heads
         return Rope(sequence.positions, head_width, self.config.rope_theta, sequence.states.dtype)
 
-    @staticmethod
-    def _mask(sequence: TokenSequence) -> Tensor | None:
+    def _mask(self, sequence: TokenSequence) -> Tensor | None:
+        """Added to the attention logits, [B, 1, T or 1, T]."""
         bias = sequence.key_bias
-        return None if bias is None else bias[:, None, None, :].to(sequence.states.dtype)
+        mask = None if bias is None else bias[:, None, None, :]
+        if self.causal:
+            places = sequence.positions[:, None]
+            later = places[:, :, None, :] > places[:, :, :, None]
+            unseen = torch.zeros(later.shape, device=later.device).masked_fill(later, -torch.inf)
+            mask = unseen if mask is None else mask + unseen
+        return None if mask is None else mask.to(sequence.states.dtype)

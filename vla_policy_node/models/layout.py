@@ -9,6 +9,7 @@ Public checkpoints do not write down which head they have; the files that fine-t
 | `proprio_projector--*` alone | discrete: the vocabulary head, all tokens in one pass |
 | none | OpenVLA before OFT: one camera, token by token |
 | `vision_backbone--*` beside any of the others | the prompt modulates the towers (FiLM) |
+| `checkpoints/*.pt` and nothing else | CogACT (see `models.cogact_release`) |
 
 `"head"`, `"proprio"` and `"cameras"` in config.json have the last word.
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vla_policy_node.models import cogact_release
 from vla_policy_node.models.config import ModelConfig, read_config
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
@@ -58,6 +60,8 @@ def read_model_config(directory: Path) -> ModelConfig:
     """
     _refuse_adapters(directory)
     document = read_json(directory, 'config.json')
+    if release := cogact_release.find(directory):
+        document = cogact_release.describe(release, document)
     config = read_config(document)
     parts = {part for part in PARTS if part_files(directory, part)}
     head = document.get('head') or _recognise_head(directory, parts)
@@ -90,6 +94,13 @@ def read_statistics_document(directory: Path) -> Mapping:
     return read_json(directory, 'dataset_statistics.json')
 
 
+def read_normalisation(directory: Path) -> Mapping:
+    """Parse `preprocessor_config.json`, which CogACT's releases do not have."""
+    if cogact_release.find(directory) and not (directory / 'preprocessor_config.json').is_file():
+        return cogact_release.NORMALISATION
+    return read_json(directory, 'preprocessor_config.json')
+
+
 def published_action_rows(directory: Path) -> str:
     """Rows a public checkpoint was evaluated with, going by the name of its directory, or ''."""
     for part in reversed(directory.absolute().parts):
@@ -101,6 +112,8 @@ def published_action_rows(directory: Path) -> str:
 
 def model_files(directory: Path) -> list[Path]:
     """Files with the vision-language model, at least one."""
+    if release := cogact_release.find(directory):
+        return [release]
     files = sorted(directory.glob('model*.safetensors'))
     if not files:
         _refuse_adapters(directory)
@@ -114,6 +127,8 @@ def model_files(directory: Path) -> list[Path]:
 
 def part_files(directory: Path, part: str) -> list[Path]:
     """Files of one part: none if the checkpoint does not have it, several if it is ambiguous."""
+    if release := cogact_release.find(directory):
+        return [release] if part == 'action_head' else []
     patterns = (f'{part}--*checkpoint*.safetensors', f'{part}--*checkpoint*.pt')
     return sorted(path for pattern in patterns for path in directory.glob(pattern))
 

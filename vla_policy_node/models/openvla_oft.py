@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, VocabularyHead
 from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -35,7 +36,7 @@ class OpenVlaOft(nn.Module):
         width = config.language_model.width
         self.vision_backbone = VisionBackbone(config.dino, config.siglip)
         self.projector = Projector(config.dino.width + config.siglip.width, width)
-        self.language_model = LanguageModel(config.language_model)
+        self.language_model = LanguageModel(config.language_model, config.causal)
         if config.proprio:
             self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
         if config.head in ('discrete', 'autoregressive'):
@@ -45,6 +46,8 @@ class OpenVlaOft(nn.Module):
                 config.action_bins,
                 config.action_ids_end,
             )
+        elif config.head == 'cogact':
+            self.action_head = DiffusionTransformer(config.dit, width, config.chunk_length)
         else:
             self.action_head = L1ActionHead(width)
 
@@ -67,7 +70,11 @@ class OpenVlaOft(nn.Module):
         visual = self.visual(pixels, prompt_ids, methods)
         mark('vision')
         sequence = self.assemble(visual, proprio, prompt_ids)
-        return self.action_head(self.decode(sequence, methods, action_rows, mark))
+        return self.act(self.decode(sequence, methods, action_rows, mark), methods)
+
+    def act(self, states: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+        """Hidden states of the action rows -> normalised actions [B, K, 7]."""
+        return self.action_head(states)
 
     def visual(self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[Method] = ()) -> Tensor:
         """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""

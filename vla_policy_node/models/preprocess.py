@@ -35,11 +35,13 @@ class ImagePreprocessor:
         """Read the normalisation from a parsed `preprocessor_config.json`.
 
         `tvf_normalize_params` holds the constants used in training; the `means` and `stds`
-        beside it are the same before rounding to bfloat16.
+        beside it are the same before rounding to bfloat16. With `"resize": "bicubic"` images are
+        resized as CogACT does, by Pillow and without the JPEG round trip.
         """
         towers = document['tvf_normalize_params']
         self._mean = torch.tensor([tower['mean'] for tower in towers]).reshape(6, 1, 1)
         self._std = torch.tensor([tower['std'] for tower in towers]).reshape(6, 1, 1)
+        self._bicubic = document.get('resize') == 'bicubic'
         self._image_px = image_px
         self._center_crop = center_crop
 
@@ -47,7 +49,11 @@ class ImagePreprocessor:
         """[H, W, 3] uint8 RGB -> [6, image_px, image_px] float32."""
         image = TRANSFORMS[transform](image)
         if image.shape[:2] != (self._image_px, self._image_px):
-            image = resize(jpeg_round_trip(image), self._image_px)
+            if self._bicubic:
+                pixels = Image.fromarray(np.ascontiguousarray(image))
+                image = np.asarray(pixels.resize((self._image_px,) * 2, Image.Resampling.BICUBIC))
+            else:
+                image = resize(jpeg_round_trip(image), self._image_px)
         if self._center_crop:
             image = center_crop(image)
         return self.normalise(image)

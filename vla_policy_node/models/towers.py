@@ -54,16 +54,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact (erf) GELU between them."""
+    """Two linear layers with a GELU between them, exact (erf) or approximated by 'tanh'."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, approximate: str = 'none'):
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        return self.fc2(functional.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class LayerScale(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vla_policy_node.models.cogact_release import is_release, rename_release
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.layout import model_files, part_file
 
@@ -27,7 +28,7 @@ _WRAPPER = 'module.'
 # The Llama decoder and its vocabulary head, here and in the files.
 _DECODER = 'language_model.', 'language_model.model.'
 _VOCABULARY_HEAD = 'action_head.lm_head.', 'language_model.lm_head.'
-_HEAD_ROOTS = {'l1': 'model.', 'diffusion': 'noise_predictor.mlp_resnet.'}
+_HEAD_ROOTS = {'l1': 'model.', 'diffusion': 'noise_predictor.mlp_resnet.', 'cogact': 'net.'}
 
 
 def locate(name: str, config: ModelConfig) -> tuple[str, str]:
@@ -83,6 +84,8 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
         state = torch.load(
             path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
         )
+        if is_release(state):
+            state = rename_release(state)
         if not isinstance(state, Mapping) or not all(
             isinstance(value, Tensor) for value in state.values()
         ):

@@ -1,0 +1,65 @@
+"""EfficientVLA, part 3: denoising steps that reuse what the action head's blocks did before.
+
+Yang et al. 2025, arXiv 2506.10100, section 3.4; no training. The paper keeps the outputs of
+attention and MLP of every block. Between two full steps their sum is all that matters: a reuse
+step is x + (C_attn + C_mlp of block 1) + ..., so one sum for each half of a guided pass is kept
+instead, and nothing of the blocks runs. In CogACT's head, where the diffusion step enters by a
+token that is dropped, such a step does not even depend on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.models.cogact import DenoisingStep
+from vla_policy_node.models.config import ModelConfig
+
+
+class EfficientVlaCache(Method):
+    """Runs the action head in every `interval`-th denoising step, beginning with the first.
+
+    interval: 1 runs all of them; the published value is 5, two full steps of ten.
+    """
+
+    name = 'efficientvla_cache'
+
+    def __init__(self, *, interval: int = 5):
+        if interval < 1:
+            raise ValueError(
+                f'efficientvla_cache needs an interval of at least 1, not {interval}.')
+        self.interval = interval
+        self._visual_tokens = 0
+        self._added: Tensor | None = None
+        self._reused: int | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Refuse a policy whose actions are not denoised by a head of their own."""
+        if config.head != 'cogact':
+            raise ValueError(
+                'efficientvla_cache needs a policy with the action head of CogACT; this one is '
+                f'{config.architecture}.')
+        self._visual_tokens = config.visual_tokens
+
+    def denoise(self, state: DenoisingStep) -> Tensor | None:
+        """Run the head, or reuse; nothing is kept from one inference to the next."""
+        if state.index % self.interval:
+            self._reused += 1
+            return state.reuse(self._added)
+        if state.index == 0:
+            self._reused = 0
+        noise, self._added = state.run()
+        return noise
+
+    def reset(self) -> None:
+        """Forget the last report; nothing else crosses steps."""
+        self._added = self._reused = None
+
+    def report(self) -> Report | None:
+        """Steps reused; all visual tokens stay."""
+        if self._reused is None:
+            return None
+        return Report(np.ones(self._visual_tokens, bool), denoising_reused=self._reused)

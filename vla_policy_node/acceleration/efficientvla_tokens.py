@@ -1,0 +1,144 @@
+"""EfficientVLA, part 2: keep visual tokens for the task, and some that look different.
+
+Yang et al. 2025, arXiv 2506.10100, section 3.3; no training. A few key tokens with the most
+attention, then a share of the rest by attention and the others by how little they resemble the
+key tokens.
+
+Open in the paper, and how it is here: relevance is read from the layer before the drop, features
+are the hidden states that enter the layer of the drop. The text has visual tokens attend to the
+words; in a causal model they cannot see them, so `attention_from` 'words' reads the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+DIRECTIONS = ('words', 'tokens')
+
+
+class EfficientVlaTokens(Method):
+    """Keeps `count` visual tokens from layer `layer` on.
+
+    count: published are 56 and 112 of one camera's 256.
+    layer: the first that runs without the others; the published FLOPs say 2.
+    key: tokens that are always kept, those with the most relevance; 4 to 8 in the paper.
+    alpha: of the others, the share that is kept for relevance; the rest is kept for diversity.
+    attention_from: 'words': relevance is the attention that the rows of the prompt pay to a
+        token; 'tokens': that which the token pays to them, for bidirectional models only.
+    """
+
+    name = 'efficientvla_tokens'
+
+    def __init__(
+        self,
+        *,
+        count: int = 56,
+        layer: int = 2,
+        key: int = 4,
+        alpha: float = 0.5,
+        attention_from: str = 'words',
+    ):
+        if count < 1 or layer < 1 or key < 1 or not 0 <= alpha <= 1:
+            raise ValueError(
+                'efficientvla_tokens needs count, layer and key of at least 1 and alpha in '
+                f'[0, 1], not {count}, {layer}, {key} and {alpha}.')
+        if attention_from not in DIRECTIONS:
+            raise ValueError(
+                f'attention_from must be one of {", ".join(DIRECTIONS)}, not {attention_from!r}.')
+        self.count, self.layer, self.key, self.alpha = count, layer, key, alpha
+        self.attention_from = attention_from
+        self._before_prompt = self._after_prompt = 0
+        self._relevance: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._flops = 0
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Find the prompt's rows; refuse a layer or a direction that the model does not have."""
+        layers = config.language_model.layers
+        if self.layer >= layers:
+            raise ValueError(
+                f'efficientvla_tokens cannot drop tokens before layer {self.layer}: the last one '
+                f'is {layers - 1}.')
+        if config.causal and self.attention_from == 'tokens':
+            raise ValueError(
+                "attention_from 'tokens' needs a bidirectional model: in this one no visual token "
+                "sees the prompt; use 'words'.")
+        self._before_prompt = config.state_rows
+        # CogACT's last row is part of the prompt: the cognition token reads all of it.
+        self._after_prompt = 0 if config.head == 'cogact' else config.action_slots + 1
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """Weigh the tokens one layer before the drop: mean over heads, sum over the prompt."""
+        if index != self.layer - 1:
+            return
+        visual = slice(1, 1 + sequence.visual_rows)
+        total = sequence.states.shape[1]
+        prompt = slice(visual.stop + self._before_prompt, total - self._after_prompt)
+        if self.attention_from == 'words':
+            received = attention(prompt)[0, :, :, visual].mean(0).sum(0)
+            asking = prompt.stop - prompt.start
+        else:
+            received = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
+            asking = sequence.visual_rows
+        relevance = received.new_zeros(sequence.visual_total)
+        self._relevance = relevance.index_copy(0, sequence.visual_tokens, received)
+        width = sequence.states.shape[2]
+        self._flops = 2 * ((asking + total) * width**2 + asking * total * width)
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Drop the others, in the order and at the positions they had."""
+        if index != self.layer:
+            return sequence
+        tokens = sequence.visual_tokens
+        self._kept = torch.zeros_like(self._relevance, dtype=torch.bool)
+        if len(tokens) <= self.count:
+            self._kept[tokens] = True
+            return sequence
+        key, task, diverse = choose_tokens(
+            self._relevance[tokens], sequence.visual[0], self.count, self.key, self.alpha)
+        kept = torch.cat([key, task, diverse]).sort().values
+        self._kept[tokens[kept]] = True
+        compared = len(tokens) - len(key) - len(task)
+        self._flops += 2 * compared * len(key) * sequence.states.shape[2]
+        return sequence.keep_visual(kept)
+
+    def reset(self) -> None:
+        """Forget the last report; nothing else crosses steps."""
+        self._relevance = self._kept = None
+
+    def report(self) -> Report | None:
+        """Kept tokens and the relevance of each."""
+        if self._kept is None:
+            return None
+        kept, scores = self._kept.cpu().numpy(), self._relevance.cpu().numpy()
+        return Report(kept, scores, self.layer, self._flops)
+
+
+def choose_tokens(
+    relevance: Tensor, features: Tensor, count: int, key: int, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose `count` of N tokens: for being key, for the task, and for diversity.
+
+    relevance: [N]. features: [N, width]. Returns three disjoint sets of indices, [min(key,
+    count)], [floor(alpha (count - key))] and the rest, each best first. Diversity is 1 - the
+    largest cosine to a key token. Of equals the more relevant one wins, then the lower index.
+    """
+    ranked = relevance.argsort(descending=True, stable=True)
+    key = min(key, count)
+    task = int(alpha * (count - key))
+    first, second, rest = ranked[:key], ranked[key : key + task], ranked[key + task :]
+    directions = functional.normalize(features.float(), dim=-1)
+    resemblance = (directions[rest] @ directions[first].mT).amax(dim=-1)
+    order = resemblance.argsort(stable=True)
+    return first, second, rest[order[: count - key - task]]
