@@ -33,6 +33,11 @@ CONFIG = {
     'pad_to_multiple_of': 64,
     'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3, 'pad': 520},
 }
+# What makes a CogACT policy of these sizes, as public ones are: one camera and no proprio.
+COGACT = {
+    'dit': {'blocks': 2, 'width': 24, 'heads': 2}, 'chunk_length': 16,
+    'cameras': 1, 'proprio': False, 'center_crop': False,
+}
 FILM_SUFFIXES = ('scale', 'shift')
 
 
@@ -40,6 +45,8 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
     """Write a complete checkpoint; entries: added to its config.json."""
     small.create_small_checkpoint(directory, config={**small.CONFIG, **CONFIG})
     document = {**CONFIG, **entries}
+    if head == 'cogact':  # of ours the files do not tell, config.json does
+        document['head'] = head
     config = replace(read_config(document), head=head)
     if head == 'autoregressive':
         config = replace(config, proprio=False, cameras=1, chunk_length=1)
@@ -97,6 +104,38 @@ def to_pt(directory: Path, part: str, prefix: str = 'module.', **save) -> Path:
     path.unlink()
     torch.save(state, path.with_suffix('.pt'), **save)
     return path.with_suffix('.pt')
+
+
+def to_cogact_release(directory: Path, target: Path) -> Path:
+    """Write a CogACT checkpoint again, in the layout and the names of the public ones."""
+    section_names = {
+        'vision_backbone': lambda name: name.replace('fused_featurizer', 'siglip_featurizer')
+        .replace('vision_backbone.featurizer', 'vision_backbone.dino_featurizer')
+        .replace('scale_factor', 'gamma').removeprefix('vision_backbone.'),
+        'projector': lambda name: f'projector.{2 * int(name[12]) - 2}{name[13:]}',
+        'llm_backbone': lambda name: name.replace('language_model.', 'llm.', 1),
+        'action_model': lambda name: name,
+    }
+    sections = {section: {} for section in section_names}
+    (head,) = directory.glob('action_head--*')
+    for name, tensor in {**load_file(directory / 'model.safetensors'), **load_file(head)}.items():
+        section = {'language_model': 'llm_backbone', 'net': 'action_model'}.get(
+            name.split('.')[0], name.split('.')[0])
+        sections[section][section_names[section](name)] = tensor.clone()
+    # What the authors' files hold besides, and nobody uses.
+    width = CONFIG['text_config']['hidden_size']
+    sections['llm_backbone']['llm.lm_head.weight'] = torch.zeros(4, width)
+    sections['action_model']['net.history_embedder.linear.weight'] = torch.zeros(24, 7)
+    sections['ema_diffusion'] = {'net.positional_embedding': torch.zeros(17, 24)}
+    (target / 'checkpoints').mkdir(parents=True)
+    torch.save({'model': sections}, target / 'checkpoints' / 'CogACT-Tiny.pt')
+    for name in ('tokenizer.json', 'dataset_statistics.json'):
+        shutil.copyfile(directory / name, target / name)
+    document = {
+        'vla': {'base_vlm': 'prism-dinosiglip-224px+7b'}, 'dit': {'heads': 2},
+        **{key: CONFIG[key] for key in ('vision_tiny', 'text_config', 'tiny_token_ids')}}
+    (target / 'config.json').write_text(json.dumps(document))
+    return target
 
 
 def copy(directory: Path, target: Path) -> Path:

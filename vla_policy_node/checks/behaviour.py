@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.layout import published_action_rows, read_json
+from vla_policy_node.models.layout import published_action_rows, read_normalisation
 from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
@@ -45,7 +45,7 @@ class Trial:
         else:
             words = [token for token in range(3, 40) if token not in (ids.empty, ids.pad)]
             prompt = [ids.bos, *words[:20], ids.empty]
-        document = read_json(directory, 'preprocessor_config.json')
+        document = read_normalisation(directory)
         preprocessor = ImagePreprocessor(document, config.image_px, center_crop=False)
         return cls(model, config, preprocessor, torch.tensor([prompt], device=device))
 
@@ -80,19 +80,32 @@ def check_behaviour(directory: Path, config: ModelConfig, model: OpenVlaOft) -> 
 
 @torch.inference_mode()
 def check_attention(trial: Trial) -> Finding:
-    """Every row sees every other: a change of the last one reaches the first."""
+    """Every row sees every other: a change of the last one reaches the first.
+
+    In a causal model it does not, and one of the first row reaches the last.
+    """
     name = 'attention'
     if trial.config.head == 'autoregressive':
         return Finding(name, SKIP, 'causal, as this kind of policy is')
-    sequence = trial.sequence()
-    before = trial.model.language_model(sequence)[0, 0].float()
-    states = sequence.states.clone()
-    states[:, -1] += 1
-    after = trial.model.language_model(replace(sequence, states=states))[0, 0].float()
-    change = float((after - before).abs().max())
+    change = _reaches(trial, -1, 0)
+    if trial.config.causal:
+        forward = _reaches(trial, 0, -1)
+        if change > 0 or not forward > 0:
+            return Finding(name, FAIL, 'not causal, as this kind of policy is')
+        return Finding(name, PASS, f'causal: the first row moves the last by {forward:.2g}')
     if not change > 0:
         return Finding(name, FAIL, 'causal: a change of the last row does not reach the first')
     return Finding(name, PASS, f'bidirectional: the last row moves the first by {change:.2g}')
+
+
+def _reaches(trial: Trial, changed: int, seen: int) -> float:
+    """Largest change of the hidden states of row `seen` when row `changed` is another."""
+    sequence = trial.sequence()
+    before = trial.model.language_model(sequence)[0, seen].float()
+    states = sequence.states.clone()
+    states[:, changed] += 1
+    after = trial.model.language_model(replace(sequence, states=states))[0, seen].float()
+    return float((after - before).abs().max())
 
 
 @torch.inference_mode()
@@ -104,9 +117,16 @@ def check_action_rows(trial: Trial, directory: Path) -> Finding:
     sequence = trial.sequence()
     total, slots = sequence.states.shape[1], config.action_slots
     states = trial.model.language_model(sequence)
-    prompt_end = total - 1 - slots  # row after the prompt: action slots and stop follow
     # The same numbers by another way, as exactly as the arithmetic is.
     near = (1e-4 if states.dtype is torch.float32 else 5e-2) * float(states.abs().max())
+    if config.head == 'cogact':
+        read = trial.model.decode(sequence)
+        if read.shape != states[:, -1:].shape or not torch.allclose(
+                read, states[:, -1:], rtol=0, atol=near):
+            return Finding(name, FAIL, 'the head does not read the cognition token')
+        return Finding(name, PASS, f'the cognition token, row {total - 1} of {total}, for a chunk '
+                       f'of {config.chunk_length}')
+    prompt_end = total - 1 - slots  # row after the prompt: action slots and stop follow
     first_rows = {'oft': prompt_end - 1, 'last56': total - slots}
     for rows in ACTION_ROWS:
         read = trial.model.decode(sequence, action_rows=rows)

@@ -13,6 +13,7 @@ import torch
 
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
+from vla_policy_node.models import cogact_release
 from vla_policy_node.models.checkpoint import DTYPES
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
 from vla_policy_node.models.layout import (
@@ -20,6 +21,7 @@ from vla_policy_node.models.layout import (
     model_files,
     part_files,
     read_json,
+    read_normalisation,
     read_statistics_document,
 )
 from vla_policy_node.models.prompt import PromptEncoder
@@ -33,13 +35,14 @@ PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184
 # Tensors that no forward pass of this architecture uses.
 _UNUSED = re.compile(
     r'language_model\.lm_head\.weight|vision_backbone\.\w*featurizer\.(norm|attn_pool)\..*|'
-    r'vision_backbone\.\w*featurizer\.blocks\.\d+\..*'
+    r'vision_backbone\.\w*featurizer\.blocks\.\d+\..*|net\.history_embedder\..*'
 )
 # ImageNet's mean and deviation, rounded to bfloat16 as in training, and SigLIP's.
 NORMALISATION = {
     'mean': ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5)),
     'std': ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5)),
 }
+_KINDS = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
 _BITS = {'F64': 64, 'F32': 32, 'F16': 16, 'BF16': 16, 'I64': 64, 'I32': 32, 'I8': 8, 'U8': 8}
 
 
@@ -114,7 +117,10 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
 
 def check_normalisation(directory: Path) -> Finding:
     """Pixels are normalised with the constants of training."""
-    towers = read_json(directory, 'preprocessor_config.json')['tvf_normalize_params']
+    document = read_normalisation(directory)
+    if document is cogact_release.NORMALISATION:
+        return Finding('normalisation', PASS, "not among the files: timm's, as CogACT has it")
+    towers = document['tvf_normalize_params']
     for name, expected in NORMALISATION.items():
         found = [tuple(tower[name]) for tower in towers]
         if not np.allclose(found, expected, rtol=0, atol=1e-7):
@@ -167,6 +173,13 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
     """Names, dtypes and shapes in the model files; their data is not read."""
     stored = {}
     for path in model_files(directory):
+        if path.suffix == '.pt':
+            with open_tensors(path) as (names, get):
+                for name in sorted(names):
+                    tensor = get(name)
+                    stored[name] = StoredTensor(
+                        path.name, _KINDS.get(tensor.dtype, 'F64'), tuple(tensor.shape))
+            continue
         try:
             with path.open('rb') as stream:
                 length = int.from_bytes(stream.read(8), 'little')
@@ -188,7 +201,7 @@ def _missing(
     names = {}
     for name, tensor in wanted.items():
         kind, file_name = locate(name, config)
-        if kind == MODEL:
+        if kind == MODEL or cogact_release.find(directory):  # which keep all in one file
             names[file_name] = tuple(tensor.shape)
     problems = []
     if missing := sorted(names.keys() - stored.keys()):

@@ -51,7 +51,7 @@ class ImagePreprocessor:
         if image.shape[:2] != (self._image_px, self._image_px):
             if self._bicubic:
                 pixels = Image.fromarray(np.ascontiguousarray(image))
-                image = np.asarray(pixels.resize((self._image_px,) * 2, Image.Resampling.BICUBIC))
+                image = np.array(pixels.resize((self._image_px,) * 2, Image.Resampling.BICUBIC))
             else:
                 image = resize(jpeg_round_trip(image), self._image_px)
         if self._center_crop:

@@ -18,6 +18,7 @@ from vla_policy_node.models.checkpoint import save_model
 from vla_policy_node.models.config import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import prompt_text
+from vla_policy_node.models.variants import create_model
 
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576
@@ -51,6 +52,15 @@ CONFIG = {
     },
     'llm_max_length': 2048,
     'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3, 'pad': 0},
+}
+
+# The same towers and decoder as a CogACT policy; unlike the public ones it sees the wrist camera
+# and the robot's state, without which nothing is grasped in the simulated world.
+COGACT_CONFIG = {
+    **CONFIG,
+    'head': 'cogact',
+    'chunk_length': 16,
+    'dit': {'blocks': 4, 'width': 192, 'heads': 3},
 }
 
 NORMALISATION = {
@@ -136,7 +146,7 @@ def _random_model(config: Mapping, seed: int) -> OpenVlaOft:
     becomes a direction all visual tokens share, and LightVLA's queries all vote for the same few.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = OpenVlaOft(read_config(config))
+    model = create_model(read_config(config))
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
@@ -148,9 +158,12 @@ def _random_model(config: Mapping, seed: int) -> OpenVlaOft:
         if isinstance(module, nn.Linear):
             module.weight -= module.weight.mean(dim=1, keepdim=True)
     for name, parameter in model.named_parameters():
-        if name.endswith(('pos_embed', 'cls_token', 'reg_token')):
+        if name.endswith(('pos_embed', 'cls_token', 'reg_token', 'positional_embedding')):
             nn.init.normal_(parameter, std=0.5, generator=generator)
-    last = model.action_head.fc2
-    last.weight *= 0.4  # normalised actions mostly within [-1, 1]
-    last.bias[-1] = 0.5  # the gripper between open and closed
+        elif name.endswith('uncondition'):
+            nn.init.normal_(parameter, generator=generator)
+    if model.config.head == 'l1':
+        last = model.action_head.fc2
+        last.weight *= 0.4  # normalised actions mostly within [-1, 1]
+        last.bias[-1] = 0.5  # the gripper between open and closed
     return model

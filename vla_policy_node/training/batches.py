@@ -108,7 +108,8 @@ class BatchMaker:
         pixels, coverage, things = [], [], []
         wanted = [frame.segments.index(name) for name in frame.objects]
         thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]
-        for camera in CAMERAS:
+        cameras = CAMERAS[: self._config.cameras]
+        for camera in cameras:
             corner = augmentation.draw_crop(self._crop_shift, rng)
             image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
             image = augmentation.jitter_colours(image, self._colour_strength, rng)
@@ -121,11 +122,12 @@ class BatchMaker:
         from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
         return {
             'pixels': torch.stack(pixels),
-            'proprio': self._statistics.normalise_proprio(frame.proprio),
+            'proprio': self._statistics.normalise_proprio(frame.proprio)
+            if self._config.proprio else np.empty(0),
             'actions': self._statistics.normalise_actions(frame.actions),
             'coverage': np.stack(coverage),
             'offset': offset,
-            'place': np.stack([frame.object_position, from_hand]),
+            'place': np.stack([frame.object_position, from_hand][: len(cameras)]),
             'things': np.stack(things),
         }
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import yaml
 
-STAGES = ('ground', 'locate', 'clone', 'lightvla')
-LOSSES = ('token', 'point', 'attend', 'readout', 'action')
+STAGES = ('ground', 'locate', 'clone', 'lightvla', 'cogact')
+LOSSES = ('token', 'point', 'attend', 'readout', 'action', 'noise')
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
-    stage: names the run; 'lightvla' also puts the pruner into the forward pass.
+    stage: names the run; 'lightvla' also puts the pruner into the forward pass, 'cogact' gives a
+        policy without a diffusion transformer a new one (see `training.cogact`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
@@ -35,6 +36,8 @@ class TrainingConfig:
         layer before which they choose, 0 to 3.
     lora_rank: train low-rank updates of all linear layers of towers, projector and language
         model instead of their weights; 0 trains the weights.
+    repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
+    head_blocks, head_width, head_heads: of a new diffusion transformer.
     """
 
     stage: str
@@ -59,6 +62,10 @@ class TrainingConfig:
     learnt_queries: int = 0
     query_layer: int = 0
     lora_rank: int = 0
+    repeated_diffusion_steps: int = 8
+    head_blocks: int = 4
+    head_width: int = 192
+    head_heads: int = 3
     seed: int = 0
     validate_every_steps: int = 250
     validation_frames: int = 128
@@ -76,11 +83,15 @@ class TrainingConfig:
             raise ValueError(
                 'In stage lightvla all visual tokens vote, as they will on the robot; leave '
                 'tokens_kept at 0.')
+        if self.stage == 'cogact' and (self.losses.get('action') or not self.chunk_length):
+            raise ValueError(
+                "Stage cogact learns by the loss 'noise', not 'action', and needs a chunk_length; "
+                'the published one is 16.')
 
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        return any(self.losses.get(name) for name in ('attend', 'readout', 'action'))
+        return any(self.losses.get(name) for name in ('attend', 'readout', 'action', 'noise'))
 
     def document(self) -> dict:
         """Return the entries as plain values, for files."""

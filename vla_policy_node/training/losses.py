@@ -31,7 +31,7 @@ def compute_losses(
     """Return the losses that `config` weighs, and errors for the log, as scalars.
 
     selection: replaces or drops visual tokens before the language model (stage 'lightvla').
-    rng: draws the tokens, where the step runs on a part of them.
+    rng: draws the tokens, where the step runs on a part of them, and noise for the loss 'noise'.
     """
     cameras = batch.pixels.shape[1]
     sample = None
@@ -64,12 +64,26 @@ def compute_losses(
     if config.losses.get('readout'):
         losses |= readout_losses(states, batch, heads)
     if config.losses.get('action'):
-        error = (model.action_head(states) - batch.actions).abs()[batch.has_actions]
-        losses['action'] = error.mean()
-        with torch.no_grad():
-            dimensions = error.mean((0, 1))
-            losses['action_xyz'], losses['action_gripper'] = dimensions[:3].mean(), dimensions[6]
+        losses |= _action_errors(model.action_head(states), batch)
+    if config.losses.get('noise'):
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        losses['noise'] = model.noise_loss(
+            states[batch.has_actions], batch.actions[batch.has_actions],
+            config.repeated_diffusion_steps, generator)
+        if not model.training:
+            losses |= _action_errors(model.denoise(states), batch)
     return losses
+
+
+def _action_errors(actions: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """L1 of normalised actions [B, K, 7]: the loss 'action', and parts of it for the log."""
+    error = (actions - batch.actions).abs()[batch.has_actions]
+    dimensions = error.detach().mean((0, 1))
+    return {
+        'action': error.mean(),
+        'action_xyz': dimensions[:3].mean(),
+        'action_gripper': dimensions[6],
+    }
 
 
 def total_loss(losses: dict[str, Tensor], config: TrainingConfig) -> Tensor:

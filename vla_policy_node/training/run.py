@@ -25,8 +25,8 @@ from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.policy import CAMERAS
 from vla_policy_node.training.batches import BatchMaker
+from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -100,10 +100,13 @@ def _process(rank: int, processes: int, run: Run) -> None:
     torch.manual_seed(run.config.seed)
 
     config = checkpoints.read_model_config(run.start)
-    if run.config.chunk_length:
+    if run.config.chunk_length and config.head != 'cogact':
         config = replace(config, chunk_length=run.config.chunk_length)
     model = checkpoints.load_model(run.start, config, str(device), 'float32')
-    heads = GroundingHeads(config.language_model.width, len(CAMERAS)).to(device)
+    if run.config.stage == 'cogact' and config.head != 'cogact':
+        model = with_new_head(model, run.config)
+        config = model.config
+    heads = GroundingHeads(config.language_model.width, config.cameras).to(device)
     if (run.start.parent / HEADS).exists():
         heads.load_state_dict(load_file(run.start.parent / HEADS, str(device)))
     if run.config.lora_rank:
@@ -143,7 +146,7 @@ def _data(run: Run, config, rank: int, processes: int) -> TrainingData:
         ImagePreprocessor(
             checkpoints.read_json(run.start, 'preprocessor_config.json'),
             config.image_px, config.center_crop),
-        read_statistics(_statistics(run)),
+        read_statistics(_statistics(run), proprio=config.proprio),
         run.config.crop_shift,
         run.config.colour_strength,
     )
@@ -168,6 +171,7 @@ def export(run: Run, model, heads) -> None:
     if run.demonstrations:
         shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
     document = checkpoints.read_json(target, 'config.json') | {'trained': True}
+    document |= head_entries(model.config)
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     if run.config.lora_rank:
         merge_lora(model)

@@ -1,0 +1,113 @@
+"""Stage cogact: a diffusion head on the towers and language model of another policy."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import CAMERAS, make_demonstrations, small_config
+
+from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.training.cogact import with_new_head
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.curves import read_metrics
+from vla_policy_node.training.run import Run, train
+from vla_policy_node.training.trainer import STATE, Trainer
+
+COGACT = TrainingConfig(
+    stage='cogact', steps=4, batch=8, learning_rate=1e-3, warmup_steps=2, tokens_kept=6,
+    losses={'noise': 1.0, 'token': 0.2, 'point': 0.2, 'attend': 0.1, 'readout': 0.5},
+    chunk_length=16, head_blocks=1, head_width=24, head_heads=2, repeated_diffusion_steps=4,
+    validate_every_steps=2, validation_frames=8)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp('training')
+    start = create_small_checkpoint(root / 'start', config=small_config())
+    return start, make_demonstrations(root / 'demos')
+
+
+def run_in(out, folders, config=COGACT):
+    start, demonstrations = folders
+    return Run(config, start, demonstrations, None, out)
+
+
+def weights(run):
+    return torch.load(run.out / STATE, weights_only=True)
+
+
+def test_what_sees_and_reads_stays_and_the_head_is_new(folders):
+    config = checkpoints.read_model_config(folders[0])
+    start = checkpoints.load_model(folders[0], config, 'cpu', 'float32')
+    model = with_new_head(start, COGACT)
+    for name, tensor in start.state_dict().items():
+        if not name.startswith('action_head.'):
+            assert torch.equal(model.state_dict()[name], tensor), name
+    assert model.config.causal
+    assert (model.config.cameras, model.config.proprio) == (2, True)
+    # The authors' start: no noise is seen in anything yet.
+    noise = model.action_head(torch.randn(1, 16, 7), torch.tensor([3]), torch.randn(1, 1, 32))
+    assert not noise.any()
+
+
+def test_a_run_leaves_a_policy_that_resumes_exactly_and_acts(folders, tmp_path, monkeypatch):
+    straight, stopped = run_in(tmp_path / 'a', folders), run_in(tmp_path / 'b', folders)
+    checkpoint = train(straight)
+    optimise = Trainer._optimise
+
+    def interrupted_in_step_3(trainer):
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return optimise(trainer)
+
+    monkeypatch.setattr(Trainer, '_optimise', interrupted_in_step_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    assert weights(stopped)['step'] == 3
+    monkeypatch.setattr(Trainer, '_optimise', optimise)
+    train(stopped)
+    for kind in ('weights', 'average'):
+        for name, tensor in weights(straight)[kind].items():
+            assert torch.equal(tensor, weights(stopped)[kind][name]), name
+    metrics = read_metrics(straight.out)
+    assert metrics == read_metrics(stopped.out)
+    assert {'noise', 'token', 'point', 'attend', 'readout'} <= metrics[0].keys()
+    assert any('action_xyz' in line for line in metrics if line['kind'] == 'validation')
+
+    document = json.loads((checkpoint / 'config.json').read_text())
+    assert (document['head'], document['chunk_length']) == ('cogact', 16)
+    policy = Policy.load(checkpoint, methods=['efficientvla_cache'])
+    gray = np.full((56, 56, 3), 128, np.uint8)
+    chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
+    assert chunk.actions.shape == (16, 7)
+    assert policy.description.trained
+
+
+def test_a_cogact_policy_goes_on_with_its_head(folders, tmp_path):
+    first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
+    again = train(Run(replace(COGACT, steps=1, learning_rate=1e-9), first, folders[1], None,
+                      tmp_path / 'b'))
+    (before,), (after,) = (folder.glob('action_head--*') for folder in (first, again))
+    for name, tensor in load_file(before).items():
+        torch.testing.assert_close(load_file(after)[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('changes', [
+    {'losses': {'noise': 1.0, 'action': 1.0}}, {'chunk_length': 0}])
+def test_the_stage_says_what_it_needs(changes):
+    with pytest.raises(ValueError, match="loss 'noise'"):
+        replace(COGACT, **changes)
+
+
+def test_one_camera_without_proprio_is_trained_as_well(folders, tmp_path):
+    start = create_small_checkpoint(
+        tmp_path / 'start', config={**small_config(), 'cameras': 1, 'proprio': False})
+    checkpoint = train(Run(replace(COGACT, steps=1), start, folders[1], None, tmp_path / 'run'))
+    policy = Policy.load(checkpoint, methods=())
+    assert policy.description.cameras == ('third_person',)
