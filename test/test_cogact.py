@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_policy_node.acceleration import create
+from vla_policy_node.acceleration import Method, create
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.models import checkpoint, small
 from vla_policy_node.models.config import DitConfig, read_config
@@ -173,7 +173,7 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
     kept = method.report().kept
     assert kept.sum() < len(kept)
 
-    class Hide(type(create('random_tokens'))):
+    class Hide(Method):
         def select_tokens(self, sequence):
             return sequence if method.report().layer else hide_all_but(sequence, kept)
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from torch.utils import flop_counter
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.models import small
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config import DitConfig, read_config
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.variants import create_model
 
 PROMPT_IDS = 11
 LAYERS = 4
+COGACT = {'head': 'cogact', 'chunk_length': 16}
 
 
 def make_model(**changes):
@@ -97,6 +99,27 @@ def test_a_diffusion_head_pays_for_every_step():
     assert counted(model, [rows] * LAYERS * 3) == torchs_count(model)
 
 
+@pytest.mark.parametrize('guidance', [1.0, 1.5])
+@pytest.mark.parametrize('cameras', [1, 2])
+def test_a_diffusion_transformer_pays_for_itself_in_every_step(guidance, cameras):
+    model = make_model(**COGACT, cameras=cameras, proprio=cameras == 2,
+                       dit=DitConfig(2, 24, 2, denoising_steps=5, guidance=guidance))
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    assert rows == PROMPT_IDS + 16 * cameras + (cameras == 2) + 1
+    assert counted(model, [rows] * LAYERS) == torchs_count(model)
+
+
+@pytest.mark.parametrize('interval', [1, 2, 5])
+def test_reused_denoising_steps_cost_an_embedding_and_a_product(interval):
+    model = make_model(**COGACT, dit=DitConfig(2, 24, 2))
+    method = acceleration.create('efficientvla_cache', interval=interval)
+    rows = sequence_rows(model.config, PROMPT_IDS)
+    reused = 10 - 10 // interval
+    expected = torchs_count(model, [method])
+    assert method.report().denoising_reused == reused
+    assert sum(count_flops(model.config, [rows] * LAYERS, reused).values()) == expected
+
+
 def test_film():
     config = make_model().config
     towers = {name: replace(getattr(config, name), language_width=32)
@@ -110,12 +133,15 @@ def test_film():
     ('lightvla', {}),
     ('random_tokens', {'count': 5}),
     ('fastv', {'count': 5}),
+    ('efficientvla_tokens', {'count': 7}),
+    ('efficientvla_tokens', {'count': 7, 'attention_from': 'tokens'}),
 ])
 def test_methods_report_what_choosing_costs(name, settings):
     model = make_model()
     method, rows = acceleration.create(name, **settings), Rows()
+    method.prepare(Path(), model.config)
     expected = torchs_count(model, [method, rows])
-    assert len(set(rows.rows)) == (2 if name == 'fastv' else 1)
+    assert len(set(rows.rows)) == (2 if hasattr(method, 'layer') else 1)
     assert counted(model, rows.rows) + method.report().flops == expected
 
 

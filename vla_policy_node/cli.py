@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.commands.compress import compress
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 app = typer.Typer(
@@ -254,7 +255,7 @@ def demos(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help='ground, locate, clone or lightvla.')],
+    stage: Annotated[str, typer.Argument(help='ground, locate, clone, lightvla or cogact.')],
     out: Annotated[Path, typer.Option(
         help='Folder of the run; an unfinished one goes on where it was.')],
     start: Annotated[Path | None, typer.Option(
@@ -283,6 +284,9 @@ def train(
 
     * `vla train lightvla --from runs/clone/checkpoint --demos data/object --out runs/lightvla`:
     learn what not to look at
+
+    * `vla train cogact --from runs/clone/checkpoint --demos data/object --scenes data/scenes
+    --out runs/cogact`: the same policy with a diffusion head
 
     Several machines or GPUs: `torchrun --nproc-per-node 8 -m vla_policy_node train ...`
     """
@@ -373,6 +377,8 @@ def evaluate(
         raise _refusal(error) from None
     raise typer.Exit(code)
 
+
+app.command()(compress)
 
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(bench, name='bench')

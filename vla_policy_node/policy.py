@@ -19,10 +19,10 @@ from vla_policy_node.models.config import ACTION_DIMENSION
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.layout import published_action_rows, read_normalisation
+from vla_policy_node.models.layout import published_action_rows
 from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
-from vla_policy_node.models.preprocess import TRANSFORMS, ImagePreprocessor
-from vla_policy_node.models.prompt import TEMPLATE, PromptEncoder
+from vla_policy_node.models.preprocess import TRANSFORMS
+from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import Statistics, read_statistics
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -190,15 +190,8 @@ class Policy:
         )
         transforms = _complete_transforms(camera_transforms or {})
         cameras = CAMERAS[: config.cameras]
-        inputs = InputEncoder(
-            config,
-            PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
-            ImagePreprocessor(
-                read_normalisation(directory), config.image_px, config.center_crop
-            ),
-            statistics,
-            {camera: transforms[camera] for camera in cameras},
-        )
+        inputs = InputEncoder.load(
+            directory, config, statistics, {camera: transforms[camera] for camera in cameras})
         if threads:
             torch.set_num_threads(threads)
         model = checkpoints.load_model(directory, config, device, dtype)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.models.layout import read_normalisation
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import Statistics
@@ -36,6 +38,23 @@ class InputEncoder:
         self._context_rows = config.language_model.context_length
         self._proprio = config.proprio
         self._fixed_rows = config.visual_tokens + config.other_rows
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        config: ModelConfig,
+        statistics: Statistics,
+        camera_transforms: Mapping[str, str],
+    ) -> InputEncoder:
+        """Read tokenizer and normalisation of a checkpoint; ValueError if they cannot be used."""
+        return cls(
+            config,
+            PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
+            ImagePreprocessor(read_normalisation(directory), config.image_px, config.center_crop),
+            statistics,
+            camera_transforms,
+        )
 
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str

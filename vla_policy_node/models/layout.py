@@ -59,9 +59,7 @@ def read_model_config(directory: Path) -> ModelConfig:
     ValueError with one sentence for a directory that holds no policy which can run.
     """
     _refuse_adapters(directory)
-    document = read_json(directory, 'config.json')
-    if release := cogact_release.find(directory):
-        document = cogact_release.describe(release, document)
+    document = read_document(directory)
     config = read_config(document)
     parts = {part for part in PARTS if part_files(directory, part)}
     head = document.get('head') or _recognise_head(directory, parts)
@@ -83,6 +81,13 @@ def read_model_config(directory: Path) -> ModelConfig:
             siglip=replace(config.siglip, language_width=width),
         )
     return config
+
+
+def read_document(directory: Path) -> Mapping:
+    """Parse `config.json`; of CogACT's releases, say the same in the words of our own."""
+    document = read_json(directory, 'config.json')
+    release = cogact_release.find(directory)
+    return cogact_release.describe(release, document) if release else document
 
 
 def read_statistics_document(directory: Path) -> Mapping:

@@ -1,0 +1,206 @@
+"""A smaller checkpoint from a larger one, without training: `vla compress`.
+
+What is removed is decided by `acceleration.efficientvla_layers`; here are the files around it. The
+result is a checkpoint like any other, and its config.json also says where it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.acceleration.efficientvla_layers import (
+    layer_importance,
+    least_important,
+    narrow_mlps,
+    remove_layers,
+)
+from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.models.inputs import InputEncoder
+from vla_policy_node.models.layout import (
+    published_action_rows,
+    read_document,
+    read_normalisation,
+    read_statistics_document,
+)
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.training.demonstrations import Demonstrations
+
+GRIPPER = 6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make smaller, and the samples that tell how.
+
+    layers: how many to remove. mlp_share: of the MLP width, what stays. demonstrations: folder
+    of `vla demos`, of which `samples` frames are drawn by `seed`; None if no layer is removed.
+    transform: what turns their upright pictures into what training saw.
+    """
+
+    layers: int = 0
+    mlp_share: float = 1.0
+    demonstrations: Path | None = None
+    samples: int = 64
+    statistics_key: str = ''
+    transform: str = 'none'
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What became of a checkpoint; each pair is before and after.
+
+    importance: [layers], empty if nothing was measured. action_change: mean and largest change of
+    normalised actions on the samples, gripper excluded; gripper_flips: share of its commands
+    that changed sides.
+    """
+
+    removed: tuple[int, ...]
+    importance: tuple[float, ...]
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None = None
+    action_change: tuple[float, float] | None = None
+    gripper_flips: float = 0.0
+
+
+def compress(
+    checkpoint: str,
+    out: Path,
+    recipe: Recipe,
+    device: str = 'cpu',
+    dtype: str = 'float32',
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Compression:
+    """Write the smaller checkpoint into `out`, a new or empty directory, in bfloat16.
+
+    progress: called with how many samples were run, and of how many.
+    ValueError with one sentence for what cannot be made smaller this way.
+    """
+    directory = find_checkpoint(checkpoint)
+    config = checkpoints.read_model_config(directory)
+    _check(directory, out, config, recipe)
+    model = checkpoints.load_model(directory, config, device, dtype)
+    samples = _samples(directory, model, recipe, progress) if recipe.demonstrations else []
+    before = _parameters(model), _flops(model, samples), _actions(model, samples)
+    importance = layer_importance(model.language_model, samples) if recipe.layers else ()
+    removed = least_important(importance, recipe.layers) if recipe.layers else []
+    remove_layers(model, removed)
+    narrow_mlps(model, recipe.mlp_share)
+    after = _parameters(model), _flops(model, samples), _actions(model, samples)
+    result = Compression(
+        tuple(removed), tuple(float(value) for value in importance), (before[0], after[0]))
+    if samples:
+        result = _compare(result, before, after)
+    _write(directory, out, model, {
+        'removed_layers': removed, 'mlp_share': recipe.mlp_share,
+        'from_sha256': checkpoints.fingerprint(directory)})
+    return result
+
+
+def _check(directory: Path, out: Path, config: ModelConfig, recipe: Recipe) -> None:
+    if config.head in ('diffusion', 'autoregressive'):
+        raise ValueError(
+            f'{directory} has a {config.head} head; only OpenVLA-OFT with an L1 or discrete head '
+            'and CogACT can be made smaller.')
+    if recipe.layers and recipe.demonstrations is None:
+        raise ValueError(
+            'Which layers matter least is measured on samples; name a folder made by vla demos.')
+    if not recipe.layers and recipe.mlp_share == 1:
+        raise ValueError('Nothing is to be removed; ask for fewer layers or narrower ones.')
+    least_important(torch.zeros(config.language_model.layers), recipe.layers)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f'{out} exists and is not empty; choose another directory.')
+
+
+@torch.inference_mode()
+def _samples(
+    directory: Path, model: OpenVlaOft, recipe: Recipe, progress: Callable[[int, int], None]
+) -> list[TokenSequence]:
+    """What enters the language model, for frames drawn from all demonstrations."""
+    config = model.config
+    statistics = read_statistics(
+        read_statistics_document(directory), recipe.statistics_key, config.proprio)
+    transforms = dict.fromkeys(CAMERAS[: config.cameras], recipe.transform)
+    inputs = InputEncoder.load(directory, config, statistics, transforms)
+    source = Demonstrations(recipe.demonstrations)
+    count = min(recipe.samples, len(source))
+    chosen = np.random.default_rng(recipe.seed).choice(len(source), count, replace=False)
+    weight = next(model.parameters())
+    sequences = []
+    for index in chosen:
+        frame = source.load(int(index))
+        pixels, proprio, ids = inputs.encode(frame.images, frame.proprio, frame.instruction)
+        pixels, proprio = (x.to(weight.device, weight.dtype) for x in (pixels, proprio))
+        ids = ids.to(weight.device)
+        sequences.append(model.assemble(model.visual(pixels, ids), proprio, ids))
+        progress(len(sequences), count)
+    return sequences
+
+
+@torch.inference_mode()
+def _actions(model: OpenVlaOft, samples: Sequence[TokenSequence]) -> Tensor | None:
+    """[samples, K, 7], normalised."""
+    if not samples:
+        return None
+    return torch.cat([model.act(model.decode(sequence)).float() for sequence in samples])
+
+
+def _flops(model: OpenVlaOft, samples: Sequence[TokenSequence]) -> int:
+    """Of an inference on the first sample."""
+    if not samples:
+        return 0
+    rows = samples[0].states.shape[1]
+    layers = len(model.language_model.layers)
+    return sum(count_flops(model.config, [rows] * layers).values())
+
+
+def _parameters(model: OpenVlaOft) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _compare(result: Compression, before: tuple, after: tuple) -> Compression:
+    change = (after[2] - before[2]).abs()
+    open_before, open_after = (actions[..., GRIPPER] >= 0.5 for actions in (before[2], after[2]))
+    return Compression(
+        result.removed, result.importance, result.parameters,
+        flops=(before[1], after[1]),
+        action_change=(float(change[..., :GRIPPER].mean()), float(change[..., :GRIPPER].max())),
+        gripper_flips=float((open_before != open_after).float().mean()),
+    )
+
+
+def _write(directory: Path, out: Path, model: OpenVlaOft, provenance: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    decoder = model.config.language_model
+    document = dict(read_document(directory))
+    document['text_config'] = {
+        **document.get('text_config', {}),
+        'num_hidden_layers': decoder.layers, 'intermediate_size': decoder.mlp_width}
+    document['compressed'] = provenance
+    # The name of a public checkpoint tells which rows it was evaluated with; `out` does not.
+    if rows := model.config.action_rows or published_action_rows(directory):
+        document['action_rows'] = rows
+    for name, content in (
+        ('config.json', document),
+        ('preprocessor_config.json', read_normalisation(directory)),
+        ('dataset_statistics.json', read_statistics_document(directory)),
+    ):
+        (out / name).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    shutil.copyfile(directory / 'tokenizer.json', out / 'tokenizer.json')
+    for path in directory.glob('method--*.safetensors'):  # what methods have learnt
+        shutil.copyfile(path, out / path.name)
+    checkpoints.save_model(out, model.bfloat16())
