@@ -28,7 +28,7 @@ def parameters(family):
         for name, value in written.items()})
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [*FAMILIES, 'cogact_bridge'])
 def test_every_parameter_is_there_in_its_place_and_type(family):
     written, checked = parameters(family)
     assert list(written) == [field.name for field in fields(checked)]
@@ -48,6 +48,18 @@ def test_what_the_checkpoints_expect(family, rows):
     assert checked.chunk_length == 8
     assert _ID.fullmatch(checked.checkpoint)
     checked.action_spec().check_range(LOW, HIGH)
+
+
+def test_cogact_averages_the_last_seven_chunks_as_its_authors_do_on_bridge():
+    _, checked = parameters('cogact_bridge')
+    assert (checked.execution_mode, checked.ensemble_weighting) == ('temporal_ensemble', 'adaptive')
+    assert (checked.ensemble_alpha, checked.ensemble_horizon) == (0.1, 7)
+    assert (checked.rotation_form, checked.control_rate_hz) == ('euler_xyz', 5.0)
+    assert _ID.fullmatch(checked.checkpoint)
+    # Percentiles of bridge_orig, rounded.
+    checked.action_spec().check_range(
+        [-0.029, -0.042, -0.026, -0.081, -0.093, -0.208, 0.0],
+        [0.028, 0.041, 0.040, 0.082, 0.078, 0.203, 1.0])
 
 
 @pytest.mark.parametrize('family', FAMILIES)
