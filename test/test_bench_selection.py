@@ -28,8 +28,8 @@ def folders(tmp_path_factory):
 def question(root, tmp_path, **changes) -> Question:
     return Question(**{
         'dense': root / 'dense', 'lightvla': root / 'lightvla', 'runs': root / 'runs',
-        'demonstrations': None, 'out': tmp_path, 'episodes': 3, 'tasks': (0,), 'processes': 1,
-        'workers': 1, **changes})
+        'demonstrations': None, 'out': tmp_path, 'episodes': 3, 'tasks': (0,), 'workers': 1,
+        **changes})
 
 
 def test_every_row_runs_on_the_same_layouts(folders, tmp_path, made_up):

@@ -401,6 +401,47 @@ def bench_node(
         raise _refusal(error) from None
 
 
+@bench.command('selection')
+def bench_selection(
+    dense: Annotated[Path, typer.Option(
+        help='Dense checkpoint that the others were fine-tuned from.')] = Path(
+            'checkpoints/libero_object_dense'),
+    lightvla: Annotated[Path, typer.Option(
+        help='Checkpoint fine-tuned with LightVLA.')] = Path('checkpoints/libero_object'),
+    runs: Annotated[Path, typer.Option(
+        help='Folder of the variants; those that are missing are trained there.')] = Path(
+            'runs/selection'),
+    demos: Annotated[Path | None, typer.Option(
+        help='Demonstrations to train missing variants on, a folder of `vla demos`.')] = None,
+    out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path('docs'),
+    tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
+    episodes: Annotated[int, typer.Option(
+        min=1, help='Episodes per task and row.')] = 5,
+    workers: Annotated[int, typer.Option(min=1, help='Processes, for both parts.')] = 2,
+) -> None:
+    """Ask which selection of visual tokens a policy needs; every row on the same episodes.
+
+    Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few less tokens, and
+    LightVLA trained with other noise. Interrupted, the same command goes on where it was.
+
+    `vla bench selection --demos data/object` is the table of the README.
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.selection import Question, answer
+    from vla_policy_node.commands.numbers import parse_numbers
+
+    try:
+        answer(Question(
+            dense, lightvla, runs, demos, out, episodes,
+            parse_numbers(tasks) if tasks else (), workers), Console())
+    except ValueError as error:
+        raise _refusal(error) from None
+    except KeyboardInterrupt:
+        typer.echo('Interrupted; the same command goes on from here.')
+        raise typer.Exit(130) from None
+
+
 def _refusal(reason: object) -> typer.Exit:
     typer.secho(str(reason), fg='red', err=True)
     return typer.Exit(2)

@@ -46,7 +46,7 @@ class Question:
 
     dense: the checkpoint that everything starts from. lightvla: fine-tuned from it.
     runs: folder of the variants' runs. demonstrations: what to train missing ones on, None to
-    refuse instead. out: gets selection.json, selection.md and two PNGs.
+    refuse instead. out: gets selection.json, selection.md and two PNGs. tasks: () for all.
     """
 
     dense: Path
@@ -56,7 +56,6 @@ class Question:
     out: Path
     episodes: int
     tasks: Sequence[int]
-    processes: int
     workers: int
 
 
@@ -107,7 +106,7 @@ def _variant(question: Question, label: str, console: Console) -> Path:
                 'with --demos.')
         run = Run(
             stage_config('lightvla', None, changes), question.dense, question.demonstrations,
-            None, out, processes=question.processes)
+            None, out, processes=question.workers)
         if run_stage(run, console):
             raise KeyboardInterrupt
     return out / 'checkpoint'
