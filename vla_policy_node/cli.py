@@ -177,7 +177,7 @@ def demo(
     instruction: Annotated[str, typer.Option(
         help='Ask for this in every episode instead; one of `vla tasks`.')] = '',
     layout: Annotated[str, typer.Option(
-        help='standard: objects where LIBERO puts them; shuffled (libero_object): anywhere, in '
+        help='standard: objects where LIBERO puts them; shuffled (not libero_goal): elsewhere, in '
         'layouts that no training has seen. Default: shuffled where possible.')] = '',
     steps: Annotated[int, typer.Option(min=1, help='Control steps per episode at most.')] = 200,
     pace: Annotated[str, typer.Option(
@@ -197,10 +197,11 @@ def demo(
 
     from vla_policy_node.demo.run import PACES, DemoError, run_demo
     from vla_policy_node.demo.scenes import choose_scenes
+    from vla_policy_node.world.libero_world import SHUFFLED_SUITES
 
     if pace not in PACES:
         raise _refusal(f"pace is '{pace}'; choose one of {', '.join(PACES)}.")
-    layout = layout or ('shuffled' if suite == 'libero_object' else 'standard')
+    layout = layout or ('shuffled' if suite in SHUFFLED_SUITES else 'standard')
     try:
         scenes = choose_scenes(suite, layout, episodes, task or (), instruction)
         code = run_demo(out, scenes, steps, pace,
@@ -236,7 +237,7 @@ def demos(
 
     * `vla demos --count 1500 --out data/object`: any object, anywhere
 
-    * `vla demos --suite libero_spatial --layout standard --no-retarget --out data/spatial`
+    * `vla demos --suite libero_spatial --no-retarget --out data/spatial`
     """
     from rich.console import Console
 
