@@ -52,7 +52,8 @@ def test_what_the_checkpoints_expect(family, rows):
 
 def test_cogact_averages_the_last_seven_chunks_as_its_authors_do_on_bridge():
     _, checked = parameters('cogact_bridge')
-    assert (checked.execution_mode, checked.ensemble_weighting) == ('temporal_ensemble', 'adaptive')
+    assert checked.execution_mode == 'temporal_ensemble'
+    assert checked.ensemble_weighting == 'adaptive'
     assert (checked.ensemble_alpha, checked.ensemble_horizon) == (0.1, 7)
     assert (checked.rotation_form, checked.control_rate_hz) == ('euler_xyz', 5.0)
     assert _ID.fullmatch(checked.checkpoint)

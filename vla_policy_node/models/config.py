@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
@@ -105,6 +105,7 @@ class ModelConfig:
         ids count down from the end of the tokenizer's vocabulary, which padding follows.
     diffusion_steps: denoising steps, of training and of inference, of the head 'diffusion'.
     dit: the head 'cogact', which no other policy has.
+    method_settings: method -> setting -> value, what acceleration methods were trained with.
     """
 
     dino: TowerConfig
@@ -122,6 +123,7 @@ class ModelConfig:
     action_ids_end: int = 32000
     diffusion_steps: int = 50
     dit: DitConfig | None = None
+    method_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
 
     @property
     def image_px(self) -> int:
@@ -267,6 +269,7 @@ _OWN_KEYS = (
     'proprio',
     'cameras',
     'diffusion_steps',
+    'method_settings',
 )
 
 _TEXT_KEYS = {
