@@ -395,16 +395,17 @@ def test_flops_of_each_module_are_those_of_table_1():
     assert paper_flops(PUBLIC, layer_rows(32, 256)) == pytest.approx(4.19e12, rel=0.015)
 
 
-@pytest.mark.parametrize(('layers', 'count', 'percent'), [
-    (28, 112, 45.1), (28, 56, 32.9), (22, 112, 38.2), (22, 56, 28.9)])
-def test_relative_flops_are_those_of_table_2(layers, count, percent):
+@pytest.mark.parametrize(('layers', 'count', 'percent', 'run_here'), [
+    (28, 112, 45.1, 44.1), (28, 56, 32.9, 32.2), (22, 112, 38.2, 37.2), (22, 56, 28.9, 28.1)])
+def test_relative_flops_are_those_of_table_2(layers, count, percent, run_here):
     config = public_model(layers, 0.75).config
     dense = layer_rows(32, 256)
     share = paper_flops(config, layer_rows(layers, count)) / paper_flops(PUBLIC, dense)
     assert 100 * share == pytest.approx(percent, abs=1)
-    # What this package really saves is more: the head is cached too, the last layer runs one row.
+    # What really runs is less: the head is cached too, the last layer computes one row.
     ours = count_flops(config, layer_rows(layers, count), 8), count_flops(PUBLIC, dense)
-    assert 100 * sum(ours[0].values()) / sum(ours[1].values()) < percent
+    share = sum(ours[0].values()) / sum(ours[1].values())
+    assert 100 * share == pytest.approx(run_here, abs=0.05)
 
 
 @pytest.mark.parametrize(('count', 'tera'), [(56, 1.76), (72, 1.96), (96, 2.25), (112, 2.45)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
+STEP_WAVES = 256  # cosines and sines that tell a diffusion transformer its step
 # How hidden states become actions. 'l1', 'discrete' and 'diffusion' are those of OpenVLA-OFT,
 # 'autoregressive' is OpenVLA before it: token by token, one step per inference. 'cogact' is a
 # diffusion transformer behind a causal language model.

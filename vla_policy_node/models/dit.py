@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.config import ACTION_DIMENSION, DitConfig
+from vla_policy_node.models.config import ACTION_DIMENSION, STEP_WAVES, DitConfig
 from vla_policy_node.models.towers import Attention, Mlp
 
 NORM_EPS = 1e-6
-STEP_WAVES = 256  # cosines and sines that tell the diffusion step
 INITIAL_STD = 0.02  # of what embeds
 
 

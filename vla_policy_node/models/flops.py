@@ -14,11 +14,11 @@ from itertools import pairwise
 from vla_policy_node.models.config import (
     ACTION_DIMENSION,
     PROPRIO_DIMENSION,
+    STEP_WAVES,
     LanguageModelConfig,
     ModelConfig,
     TowerConfig,
 )
-from vla_policy_node.models.dit import STEP_WAVES
 
 
 def count_flops(
