@@ -81,15 +81,18 @@ def test_tasks_of_a_suite_or_a_refusal(vla):
 def test_a_new_checkpoint_spares_what_is_there(vla, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint',
-                        lambda directory, seed: made.append((directory, seed)))
+                        lambda directory, seed, config: made.append(
+                            (directory, seed, config.get('head'))))
     result = vla('new-checkpoint', tmp_path / 'new', '--seed', 3)
-    assert made == [(tmp_path / 'new', 3)]
+    vla('new-checkpoint', tmp_path / 'other', '--head', 'cogact')
+    assert made == [(tmp_path / 'new', 3, None), (tmp_path / 'other', 0, 'cogact')]
     assert 'untrained' in result.output
+    assert 'choose l1 or cogact' in vla('new-checkpoint', tmp_path / 'x', '--head', 'l2').output
     (tmp_path / 'weights').touch()
     result = vla('new-checkpoint', tmp_path)
     assert result.exit_code == 2
     assert 'not empty' in result.output
-    assert len(made) == 1
+    assert len(made) == 2
 
 
 class TestDoctor:

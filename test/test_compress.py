@@ -9,6 +9,7 @@ import torch
 from training_data import CAMERAS, make_demonstrations, small_config
 from typer.testing import CliRunner
 
+from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.cli import app
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
@@ -61,6 +62,7 @@ def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_pa
     chunk = policies[1].infer(observation())
     assert np.isfinite(chunk.actions).all()
     assert chunk.flops < policies[0].infer(observation()).flops
+    assert not [finding for finding in check_checkpoint(out) if finding.verdict == 'FAIL']
     document = json.loads((out / 'config.json').read_text())
     assert document['compressed']['removed_layers'] == list(result.removed)
     assert document['compressed']['from_sha256'] == policies[0].description.sha256

@@ -105,16 +105,19 @@ def new_checkpoint(
     directory: Annotated[
         Path, typer.Argument(help='Directory to create; must be new or empty.')],
     seed: Annotated[int, typer.Option(min=0, help='Same seed, same weights.')] = 0,
+    head: Annotated[str, typer.Option(help='l1 (OpenVLA-OFT) or cogact.')] = 'l1',
 ) -> None:
     """Create a small UNTRAINED policy in the public OpenVLA-OFT checkpoint layout.
 
     `vla new-checkpoint my-policy --seed 1`
     """
+    if head not in ('l1', 'cogact'):
+        raise _refusal(f"head is '{head}'; choose l1 or cogact.")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise _refusal(f"'{directory}' exists and is not empty; choose another directory.")
-    from vla_policy_node.models.small import create_small_checkpoint
+    from vla_policy_node.models.small import COGACT_CONFIG, CONFIG, create_small_checkpoint
 
-    create_small_checkpoint(directory, seed)
+    create_small_checkpoint(directory, seed, COGACT_CONFIG if head == 'cogact' else CONFIG)
     typer.echo(f'Created {directory}: random weights of seed {seed}, untrained.')
 
 

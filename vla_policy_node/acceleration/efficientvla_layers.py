@@ -25,14 +25,15 @@ def layer_importance(
 ) -> Tensor:
     """1 - mean cosine between input and output of each layer, over all rows; [layers] float64.
 
-    samples: what enters the language model, batch 1 each.
+    samples: what enters the language model, batch 1 each. Rows that enter a layer as zeros, as
+    OpenVLA-OFT's action slots do the first, have no direction and do not count there.
     """
     similarity = torch.zeros(len(model.layers), dtype=torch.float64)
     count = 0
     for sequence in samples:
         for index, (before, after) in enumerate(_states(model, sequence)):
             cosines = functional.cosine_similarity(before.double(), after.double(), dim=-1)
-            similarity[index] += cosines.mean().cpu()
+            similarity[index] += cosines[before.any(dim=-1)].mean().cpu()
         count += 1
     if not count:
         raise ValueError('Without samples there is no importance of layers.')

@@ -118,8 +118,8 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
 def check_normalisation(directory: Path) -> Finding:
     """Pixels are normalised with the constants of training."""
     document = read_normalisation(directory)
-    if document is cogact_release.NORMALISATION:
-        return Finding('normalisation', PASS, "not among the files: timm's, as CogACT has it")
+    if document == cogact_release.NORMALISATION:
+        return Finding('normalisation', PASS, "timm's constants, as CogACT's authors use them")
     towers = document['tvf_normalize_params']
     for name, expected in NORMALISATION.items():
         found = [tuple(tower[name]) for tower in towers]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +175,8 @@ def _parameters(model: OpenVlaOft) -> int:
 def _compare(result: Compression, before: tuple, after: tuple) -> Compression:
     change = (after[2] - before[2]).abs()
     open_before, open_after = (actions[..., GRIPPER] >= 0.5 for actions in (before[2], after[2]))
-    return Compression(
-        result.removed, result.importance, result.parameters,
+    return replace(
+        result,
         flops=(before[1], after[1]),
         action_change=(float(change[..., :GRIPPER].mean()), float(change[..., :GRIPPER].max())),
         gripper_flips=float((open_before != open_after).float().mean()),
