@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.commands.methods import methods
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 app = typer.Typer(
@@ -376,6 +377,7 @@ def evaluate(
 
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(bench, name='bench')
+bench.command('methods')(methods)
 
 
 @bench.command('node')

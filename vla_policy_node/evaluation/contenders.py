@@ -63,7 +63,8 @@ class Contender:
 def parse_contender(text: str) -> Contender:
     """Read 'method:setting=value,setting=value+method'; 'dense' is the absence of methods.
 
-    Raises ValueError for a method, setting or value that does not exist.
+    Raises ValueError for a method, setting or value that does not exist, and for methods that
+    cannot run together.
     """
     settings: dict[str, dict[str, object]] = {}
     for part in filter(None, (part.strip() for part in text.split('+'))):
@@ -71,7 +72,8 @@ def parse_contender(text: str) -> Contender:
         if name == 'dense' and not chosen:
             continue
         settings[name] = dict(_parse_setting(entry, text) for entry in chosen.split(',') if entry)
-        acceleration.create(name, **settings[name])
+    acceleration.check_together(
+        [acceleration.create(name, **chosen) for name, chosen in settings.items()])
     return Contender(text.strip() or 'dense', tuple(settings), settings)
 
 

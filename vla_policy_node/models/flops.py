@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from vla_policy_node.models.config import (
     ACTION_DIMENSION,
@@ -20,18 +21,28 @@ from vla_policy_node.models.config import (
 )
 
 
-def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int]:
+class LayerRows(NamedTuple):
+    """Rows of one run of one layer: so many ask, have their keys made, and are attended to."""
+
+    asking: int
+    new: int
+    seen: int
+
+
+def count_flops(
+    config: ModelConfig, layer_rows: Sequence[int] | Sequence[LayerRows]
+) -> dict[str, int]:
     """Return the FLOPs of one inference, batch 1, by stage.
 
-    layer_rows: rows of the sequence in each layer of the language model, one after the other; a
-        diffusion head runs all layers once per denoising step. In the last layer only the action
-        slots ask. Token by token, the first pass of `sequence_rows` decides, and may be all that
-        is given.
+    layer_rows: of each layer of the language model that runs, one after the other; a diffusion
+        head runs all layers once per denoising step. Numbers are the rows of the sequence where
+        all layers run and all rows are seen, and only the action slots ask in the last one. Token
+        by token, the first pass of `sequence_rows` decides, and may be all that is given.
     Stages are 'vision' (towers, projector), 'language_model' (with what makes its rows) and
     'head'. What an acceleration method computes itself is in its `Report`.
     """
     features = config.dino.width + config.siglip.width
-    width, layers = config.language_model.width, config.language_model.layers
+    width = config.language_model.width
     vision = config.cameras * (_tower(config.dino) + _tower(config.siglip))
     vision += config.visual_tokens * _chain(features, 4 * features, width, width)
     if config.head == 'autoregressive':
@@ -39,7 +50,7 @@ def count_flops(config: ModelConfig, layer_rows: Sequence[int]) -> dict[str, int
         passes = 1
     else:
         decoder = _decoder(config.language_model, layer_rows, config.action_slots)
-        passes = len(layer_rows) // layers
+        passes = config.diffusion_steps if config.head == 'diffusion' else 1
     inputs = config.proprio * _chain(PROPRIO_DIMENSION, width, width)
     if config.head == 'diffusion':
         inputs += config.action_slots * _chain(1, width, width)
@@ -75,12 +86,16 @@ def _tower(tower: TowerConfig) -> int:
     return patches * 3 * tower.patch_px**2 * width + tower.blocks * (block + film)
 
 
-def _decoder(model: LanguageModelConfig, layer_rows: Sequence[int], slots: int) -> int:
+def _decoder(
+    model: LanguageModelConfig, layer_rows: Sequence[int] | Sequence[LayerRows], slots: int
+) -> int:
     """Multiply-accumulates of the decoder layers; queries and MLP only for rows that ask."""
-    return sum(
-        _layer(model, slots if index % model.layers == model.layers - 1 else rows, rows, rows)
+    full = [
+        rows if isinstance(rows, LayerRows)
+        else LayerRows(slots if index % model.layers == model.layers - 1 else rows, rows, rows)
         for index, rows in enumerate(layer_rows)
-    )
+    ]
+    return sum(_layer(model, *rows) for rows in full)
 
 
 def _token_by_token(model: LanguageModelConfig, rows: int) -> int:
