@@ -76,6 +76,16 @@ def chain_flops(*widths: int) -> int:
     return 2 * _chain(*widths)
 
 
+def layer_flops(model: LanguageModelConfig, rows: LayerRows) -> int:
+    """Return the FLOPs of one layer of the language model."""
+    return 2 * _layer(model, *rows)
+
+
+def head_flops(config: ModelConfig) -> int:
+    """Return the FLOPs of reading the actions out of hidden states once."""
+    return 2 * _head(config)
+
+
 def _tower(tower: TowerConfig) -> int:
     """Multiply-accumulates of one vision transformer on one image."""
     patches = tower.grid[0] * tower.grid[1]
