@@ -173,6 +173,7 @@ class Policy:
         action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
             else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
         chunk_length: actions per inference, 0 for what the checkpoint says, else 8.
+        method_settings: method -> setting -> value, over what the checkpoint says.
         Raises ValueError with one sentence if anything does not fit.
         """
         directory = find_checkpoint(checkpoint)
@@ -187,7 +188,7 @@ class Policy:
         statistics = read_statistics(
             checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
-        settings = _complete_settings(methods, method_settings or {})
+        settings = _complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
         for method in chosen:
@@ -353,11 +354,17 @@ class Policy:
 
 
 def _complete_settings(
-    methods: Sequence[str], chosen: Mapping[str, Mapping[str, object]]
+    methods: Sequence[str],
+    chosen: Mapping[str, Mapping[str, object]],
+    trained: Mapping[str, Mapping[str, object]],
 ) -> dict[str, dict[str, object]]:
+    """Defaults, under what the checkpoint was trained with, under what was chosen."""
     for name in chosen.keys() - set(methods):
         raise ValueError(f'There are settings for the method {name!r}, which is not in use.')
-    return {name: {**acceleration.settings(name), **chosen.get(name, {})} for name in methods}
+    return {
+        name: {**acceleration.settings(name), **trained.get(name, {}), **chosen.get(name, {})}
+        for name in methods
+    }
 
 
 def _choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import yaml
 
-STAGES = ('ground', 'locate', 'clone', 'lightvla')
-LOSSES = ('token', 'point', 'attend', 'readout', 'action')
+STAGES = ('ground', 'locate', 'clone', 'lightvla', 'deer', 'mole', 'foreground')
+LOSSES = (
+    'token', 'point', 'attend', 'readout', 'action', 'exits', 'balance', 'reconstruct')
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
-    stage: names the run; 'lightvla' also puts the pruner into the forward pass.
+    stage: names the run; 'lightvla' also puts the pruner into the forward pass, and 'deer', 'mole'
+        and 'foreground' have lessons of their own (see `lessons`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
@@ -33,6 +35,8 @@ class TrainingConfig:
     multiplicity_bias: count a token as often as it was chosen, see `LightVlaTraining`.
     learnt_queries: how many queries LightVLA* learns, 0 for LightVLA itself; `query_layer`: the
         layer before which they choose, 0 to 3.
+    exit_every, exit_ratio: layers between DeeR's exits, and r of their calibration.
+    layers_run: how many layers MoLE's router picks, 0 for the published share.
     lora_rank: train low-rank updates of all linear layers of towers, projector and language
         model instead of their weights; 0 trains the weights.
     """
@@ -58,6 +62,9 @@ class TrainingConfig:
     multiplicity_bias: bool = True
     learnt_queries: int = 0
     query_layer: int = 0
+    exit_every: int = 2
+    exit_ratio: float = 1.0
+    layers_run: int = 0
     lora_rank: int = 0
     seed: int = 0
     validate_every_steps: int = 250
@@ -80,7 +87,8 @@ class TrainingConfig:
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        return any(self.losses.get(name) for name in ('attend', 'readout', 'action'))
+        return any(
+            self.losses.get(name) for name in ('attend', 'readout', 'action', 'exits', 'balance'))
 
     def document(self) -> dict:
         """Return the entries as plain values, for files."""
