@@ -56,7 +56,8 @@ DROPPING = {
                   'layer_share': 1.0},
     'sqap_vla': {'count': 10, 'attended': 4, 'robot': 1, 'four_bits': False},
 }
-LEARNT = {'lightvla_star'}  # its own tests
+# What needs weights of its own is switched off in its own test.
+LEARNT = {'deer', 'fastdrivevla', 'lightvla_star', 'mole'}
 NEVER_OFF = {'lightvla'}
 
 
@@ -121,6 +122,8 @@ def test_pruning_under_a_cross_frame_cache_is_refused():
             check_together([create(name), create('vla_cache')])
     check_together([create('ttf_vla'), create('vla_cache')])
     check_together([create('depth_cut'), create('fastv')])
+    with pytest.raises(ValueError, match='mole skips layers that fastv looks at'):
+        check_together([create('fastv'), create('mole')])
     with pytest.raises(ValueError, match='vla_cache reuses keys'):
         parse_contender('fastv:count=60+vla_cache')
 
