@@ -138,10 +138,11 @@ def test_hidden_rows_get_no_attention():
     sequence = hide_all_but(SEQUENCE, np.arange(32) % 2 == 0)
     seen = []
 
-    def look(index, sequence, attention):
-        seen.append(attention(slice(-3, None))[..., 2:33:2])
+    class Look(Method):
+        def watch_attention(self, index, sequence, attention):
+            seen.append(attention(slice(-3, None))[..., 2:33:2])
 
-    MODEL.language_model(sequence, watch_attention=look)
+    MODEL.decode(sequence, [Look()])
     assert seen and all((weights == 0).all() for weights in seen)
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils import flop_counter
 
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.models import checkpoint
 from vla_policy_node.models.config import read_config
 from vla_policy_node.models.preprocess import ImagePreprocessor
@@ -60,3 +63,72 @@ def hide_all_but(sequence, kept):
     bias = torch.zeros(sequence.positions.shape)
     bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(~torch.as_tensor(kept), -torch.inf)
     return replace(sequence, key_bias=bias)
+
+
+def prepared(name, model=None, **settings):
+    """A method as `Policy.load` would prepare it for the tiny checkpoint."""
+    method = acceleration.create(name, **settings)
+    method.prepare(CHECKPOINT, CONFIG)
+    if model is not None:
+        method.change_model(model)
+    return method
+
+
+def step_of(inputs, position=(0.0, 0.0, 0.0)):
+    """What `Policy` shows methods at the beginning of a step; position: of the hand, m."""
+    return Step(
+        PREPROCESSOR.rgb(inputs[0][0]),
+        np.array([*position, *[0.0] * 5]),
+        np.full(7, -1.0),
+        np.ones(7),
+    )
+
+
+def run_step(model, method, inputs, position=(0.0, 0.0, 0.0)):
+    """One step as `Policy` makes it: the actions [1, K, 7], and whether the network ran."""
+    reused = method.begin_step(step_of(inputs, position))
+    if reused is None:
+        actions = model(*inputs, methods=[method])
+    else:
+        actions = torch.from_numpy(reused)[None]
+    method.end_step(actions[0].detach().double().numpy(), reused is not None)
+    return actions, reused is None
+
+
+def torchs_flops(function):
+    """What torch itself counts, attention on the CPU included."""
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            lambda query, key, value, *_, **__: flop_counter.sdpa_flop_count(query, key, value)}
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=attention)
+    with counter:
+        function()
+    return counter.get_total_flops()
+
+
+class HideInstead(Method):
+    """Hides what a method drops, to compare: dropping must equal hiding from there on."""
+
+    def __init__(self, method):
+        self._method = method
+
+    def __getattribute__(self, name):
+        if name in ('_method', '_hide', 'select_tokens', 'before_layer', '__class__'):
+            return object.__getattribute__(self, name)
+        return getattr(self._method, name)
+
+    def _hide(self, sequence, changed):
+        if changed is sequence:
+            return sequence
+        hidden = torch.ones(sequence.visual_total, dtype=torch.bool)
+        hidden[changed.visual_tokens] = False
+        bias = torch.zeros(sequence.positions.shape)
+        bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(
+            hidden[sequence.visual_tokens], -torch.inf)
+        return replace(sequence, key_bias=bias)
+
+    def select_tokens(self, sequence):
+        return self._hide(sequence, self._method.select_tokens(sequence))
+
+    def before_layer(self, index, sequence):
+        return self._hide(sequence, self._method.before_layer(index, sequence))

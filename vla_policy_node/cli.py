@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.commands.compress import compress
+from vla_policy_node.commands.methods import methods
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 app = typer.Typer(
@@ -259,7 +260,8 @@ def demos(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help='ground, locate, clone, lightvla or cogact.')],
+    stage: Annotated[str, typer.Argument(
+        help='ground, locate, clone, lightvla, cogact, deer, mole or foreground.')],
     out: Annotated[Path, typer.Option(
         help='Folder of the run; an unfinished one goes on where it was.')],
     start: Annotated[Path | None, typer.Option(
@@ -291,6 +293,7 @@ def train(
 
     * `vla train cogact --from runs/clone/checkpoint --demos data/object --scenes data/scenes
     --out runs/cogact`: the same policy with a diffusion head
+    * `vla train foreground`, `deer`, `mole`: what FastDriveVLA, DeeR and MoLE need, see their YAML
 
     Several machines or GPUs: `torchrun --nproc-per-node 8 -m vla_policy_node train ...`
     """
@@ -386,6 +389,7 @@ app.command()(compress)
 
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(bench, name='bench')
+bench.command('methods')(methods)
 
 
 @bench.command('node')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vla_policy_node import acceleration
-from vla_policy_node.acceleration import Method
+from vla_policy_node.acceleration import Method, Step
+from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ACTION_DIMENSION
 from vla_policy_node.models.flops import count_flops, sequence_rows
@@ -25,7 +26,6 @@ from vla_policy_node.models.preprocess import TRANSFORMS
 from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import Statistics, read_statistics
-from vla_policy_node.models.token_sequence import TokenSequence
 
 CAMERAS = ('third_person', 'wrist')
 
@@ -68,9 +68,13 @@ class ActionChunk:
     actions: [K, 7] float64, un-normalised, in the units of the training data
         (LIBERO: [-1, 1] per dimension, dimension 6 is the gripper, 1 open, 0 closed).
     stage_ms: wall time of 'preprocess', 'vision', 'select', 'language_model' and 'head';
-        their sum is the whole inference.
+        their sum is the whole inference. Where a method may answer instead of the network, its
+        decision is the stage 'reuse'; where it did, no other stage follows.
     method: names of the acceleration methods joined by '+', 'dense' if there are none.
+    tokens_kept: visual tokens that all layers computed anew, 0 if the network did not run.
     flops: arithmetic of this inference, counted as in `models.flops`.
+    layers_run: layers of the language model that ran, 0 if it did not or if it does not tell.
+    reused_by: the method that answered from past actions, '' if the network ran.
     """
 
     actions: np.ndarray
@@ -80,6 +84,9 @@ class ActionChunk:
     tokens_kept: int
     tokens_total: int
     flops: int = 0
+    layers_run: int = 0
+    layers_total: int = 0
+    reused_by: str = ''
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class Policy:
         self._statistics = statistics
         self._methods = tuple(methods)
         self._action_rows = action_rows
-        self._rows = _RowRecorder()
+        self._rows = RowRecorder()
 
     @classmethod
     def load(
@@ -184,6 +191,7 @@ class Policy:
         )
         settings = _complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
+        acceleration.check_together(chosen)
         for method in chosen:
             method.prepare(directory, config)
         action_rows = _choose_action_rows(
@@ -196,6 +204,8 @@ class Policy:
         if threads:
             torch.set_num_threads(threads)
         model = checkpoints.load_model(directory, config, device, dtype)
+        for method in chosen:
+            method.change_model(model)
         description = PolicyDescription(
             checkpoint=str(directory),
             sha256=checkpoints.fingerprint(directory),
@@ -221,6 +231,11 @@ class Policy:
         )
         return cls(model, inputs, statistics, chosen, action_rows, description)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The acceleration methods, in the order of their turns. Worker thread only."""
+        return self._methods
+
     @torch.inference_mode()
     def infer(self, observation: Observation) -> ActionChunk:
         """Predict the next chunk; ValueError with one sentence for an unusable observation.
@@ -237,17 +252,21 @@ class Policy:
         proprio = proprio.to(weight.device, weight.dtype)
         prompt_ids = prompt_ids.to(weight.device)
         clock.mark('preprocess')
-        self._rows.reset()
-        normalised = self._model(
-            pixels, proprio, prompt_ids, (*self._methods, self._rows), self._action_rows,
-            clock.mark,
-        )
-        actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
-        clock.mark('head')
+        actions, reused_by = self._reuse(pixels, observation.proprio, clock)
+        if actions is None:
+            self._rows.reset()
+            normalised = self._model(
+                pixels, proprio, prompt_ids, (*self._methods, self._rows), self._action_rows,
+                clock.mark,
+            )
+            actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
+            clock.mark('head')
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
                 'The policy computed actions that are not finite; check its weights.')
-        selections = self._selections()
+        for method in self._methods:
+            method.end_step(actions, bool(reused_by))
+        selections = self._selections(bool(reused_by))
         return ActionChunk(
             actions=actions,
             selections=selections,
@@ -255,8 +274,28 @@ class Policy:
             method='+'.join(method.name for method in self._methods) or 'dense',
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
-            flops=self._flops(prompt_ids.shape[1]),
+            flops=0 if reused_by else self._flops(prompt_ids.shape[1]),
+            layers_run=0 if reused_by else len(self._rows.layer_rows),
+            layers_total=self._model.config.language_model.layers,
+            reused_by=reused_by,
         )
+
+    def _reuse(
+        self, pixels: Tensor, proprio: np.ndarray, clock: StageClock
+    ) -> tuple[np.ndarray | None, str]:
+        """Actions that a method gives instead of the network, and its name; else None and ''."""
+        methods = [m for m in self._methods if type(m).begin_step is not Method.begin_step]
+        if not methods:
+            return None, ''
+        step = Step(
+            self._inputs.preprocessor.rgb(pixels[0]),
+            np.asarray(proprio, float),
+            self._statistics.action_low,
+            self._statistics.action_high,
+        )
+        answers = [(method.begin_step(step), method.name) for method in methods]
+        clock.mark('reuse')
+        return next(((a, name) for a, name in answers if a is not None), (None, ''))
 
     def reset(self) -> None:
         """Begin a new episode or instruction: methods forget past steps. Worker thread only."""
@@ -282,12 +321,15 @@ class Policy:
         layer_rows = self._rows.layer_rows or [sequence_rows(config, prompt_ids)]
         return choosing + sum(count_flops(config, layer_rows, reused).values())
 
-    def _selections(self) -> tuple[TokenSelection, ...]:
-        """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
-        kept = np.ones(self.description.visual_tokens, bool)
+    def _selections(self, reused: bool) -> tuple[TokenSelection, ...]:
+        """Combine the methods' reports: kept is what all kept, scores are the last ones given.
+
+        reused: nothing of this picture was looked at.
+        """
+        kept = np.full(self.description.visual_tokens, not reused)
         scores = np.empty(0, np.float32)
         for report in (method.report() for method in self._methods):
-            if report is not None:
+            if report is not None and not reused:
                 kept = kept & report.kept
                 scores = report.scores if report.scores.size else scores
         cameras = self.description.cameras
@@ -302,21 +344,6 @@ class Policy:
             )
             for index, camera in enumerate(cameras)
         )
-
-
-class _RowRecorder(Method):
-    """Notes how many rows each layer works on; comes last, so it sees what the others left."""
-
-    def __init__(self):
-        self.layer_rows: list[int] = []
-
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
-        self.layer_rows.append(sequence.states.shape[1])
-
-    def reset(self) -> None:
-        self.layer_rows = []
 
 
 def _complete_settings(

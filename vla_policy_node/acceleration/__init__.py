@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Method, Report, Step
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
-_METHODS = {method.name: method for method in Method.__subclasses__() if method.name}
 
-__all__ = ['Method', 'Report', 'available', 'create', 'settings']
+
+def _subclasses(kind: type[Method]) -> list[type[Method]]:
+    return [method for sub in kind.__subclasses__() for method in (sub, *_subclasses(sub))]
+
+
+_METHODS = {method.name: method for method in _subclasses(Method) if method.name}
+
+__all__ = ['Method', 'Report', 'Step', 'available', 'check_together', 'create', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -47,3 +53,34 @@ def create(name: str, **chosen: object) -> Method:
                 f'{type(defaults[key]).__name__}, not {value!r}.'
             )
     return _METHODS[name](**chosen)
+
+
+def check_together(methods: Sequence[Method]) -> None:
+    """Raise ValueError with one sentence for methods that cannot run together.
+
+    A cross-frame cache of keys and values would have holes where tokens were dropped, and a
+    method that relies on one layer must not find it skipped. Which stages a method overrides
+    tells what it does.
+    """
+    for first in methods:
+        for second in methods:
+            if first is second:
+                continue
+            if _overrides(first, 'keys_values') and _overrides(
+                second, 'select_tokens', 'before_layer', 'keys_values'
+            ):
+                raise ValueError(
+                    f'{first.name} reuses keys and values of the last step, among which those of '
+                    f'the tokens that {second.name} drops are missing; choose one of the two.'
+                )
+            if _overrides(first, 'select_layers') and _overrides(
+                second, 'before_layer', 'keys_values', 'watch_attention', 'watch_output'
+            ):
+                raise ValueError(
+                    f'{first.name} skips layers that {second.name} looks at; choose one of the '
+                    'two.'
+                )
+
+
+def _overrides(method: Method, *stages: str) -> bool:
+    return any(getattr(type(method), name) is not getattr(Method, name) for name in stages)

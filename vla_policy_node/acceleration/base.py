@@ -1,25 +1,37 @@
 """The contract between the forward pass and a method that makes it cheaper.
 
-A forward pass has named stages (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses
-`Method`, overrides the stages it uses and inherits no-ops for the rest. Every method keeps to
-these rules, and its test says so:
+A step of the policy has named stages: `policy.Policy.infer` begins and ends it, and between them
+is a forward pass (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses `Method`,
+overrides the stages it uses and inherits no-ops for the rest; in order they are
+
+    change_model        once, when the policy loads
+    begin_step          every step: look at the inputs, or answer without the network
+    visual_features     every pass: before the projector
+    select_tokens       before layer 0
+    select_layers       which layers to run
+    before_layer, stops_before, keys_values, watch_attention, watch_output      in each layer
+    end_step            every step: see the actions
+    reset               a new episode or instruction
+
+Every method keeps to these rules, and its test says so:
 
 - Switched off, by its own setting or by not being listed, it changes no bit of the result in
   float32.
 - Dropping tokens equals hiding them from attention: order and positions of the rest stay.
 - What it remembers from one step to the next is its own and is gone after `reset()`.
+- It saves what it says it saves: what is dropped, skipped or reused is not computed.
 - It reports what it did in the last pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -29,10 +41,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one step of the policy begins with.
+
+    images: [cameras, 3, H, W] float32 in [0, 1], RGB, cropped as the towers see them.
+    proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
+    action_low, action_high: [7] float64, the range of the training data's actions.
+    """
+
+    images: Tensor
+    proprio: np.ndarray
+    action_low: np.ndarray
+    action_high: np.ndarray
+
+
+@dataclass(frozen=True)
 class Report:
     """What a method did in the last forward pass.
 
-    kept: [V] bool over all visual tokens, camera by camera, row by row.
+    kept: [V] bool over all visual tokens, camera by camera, row by row: those that all layers
+        computed anew. Where tokens from earlier steps are attended to, these are not among them.
     scores: [V] float32, what it ranked the tokens by, empty if it ranked none.
     layer: the other tokens were dropped before this layer of the language model.
     flops: what the choice itself cost, counted as in `models.flops`.
@@ -66,6 +94,20 @@ class Method:
         sentence for weights that are not there and settings that do not fit the model.
         """
 
+    def change_model(self, model: nn.Module) -> None:
+        """Change the loaded weights in place: once, after `prepare`, before the first pass."""
+
+    def begin_step(self, step: Step) -> np.ndarray | None:
+        """A step begins. Return actions [K, 7] to answer it without running the network.
+
+        None lets it run. The actions are those of `policy.ActionChunk`: un-normalised. All methods
+        see every step; the first one that answers is heard.
+        """
+        return None
+
+    def end_step(self, actions: np.ndarray, reused: bool) -> None:
+        """A step ends with these actions [K, 7]; reused: the network did not run."""
+
     def visual_features(self, features: Tensor) -> Tensor:
         """Features of both towers before the projector, [1, V, features] -> same."""
         return features
@@ -74,17 +116,46 @@ class Method:
         """Drop visual tokens before layer 0; called once per pass."""
         return sequence
 
+    def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
+        """Choose which of the layers to run, in order; called once per pass."""
+        return layers
+
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop visual tokens, or change states, before layer `index` (1, 2, ...)."""
         return sequence
 
+    def stops_before(self, index: int, answer: Callable[[], Tensor]) -> bool:
+        """Whether to leave out layer `index` (1, 2, ...) and all behind it.
+
+        answer: computes the normalised actions [B, K, 7] that the head gives for the states so
+        far, which costs the head.
+        """
+        return False
+
+    def keys_values(
+        self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Change what layer `index` (0, 1, ...) attends to.
+
+        key, value: [B, heads, T, head width] of the rows of `sequence`, keys rotated. Those of
+        tokens that are no rows of it may be appended.
+        """
+        return key, value
+
     def watch_attention(
         self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
     ) -> None:
-        """See what layer `index` (0, 1, ...) will attend to; comes after `before_layer`.
+        """See what layer `index` (0, 1, ...) attends to; comes after `keys_values`.
 
-        attention: rows of the sequence that ask -> [B, heads, rows, T] float32, each row sums
-        to 1. It is computed when called and costs the layer's key projection once more.
+        attention: rows of the sequence that ask -> [B, heads, rows, keys] float32, each row sums
+        to 1. It is computed when called (`attention_flops`); in the last layer that runs, the
+        queries of the rows come on top.
+        """
+
+    def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
+        """See what attention adds in layer `index` to the rows that ask, [B, rows, width].
+
+        All rows of the sequence ask, except in the last layer.
         """
 
     def denoise(self, state: DenoisingStep) -> Tensor | None:
@@ -100,3 +171,8 @@ class Method:
     def report(self) -> Report | None:
         """Say what the last pass did, None before the first and after `reset()`."""
         return None
+
+
+def attention_flops(rows: int, sequence: TokenSequence) -> int:
+    """FLOPs of looking at the attention of so many rows, in a layer that is not the last."""
+    return 2 * rows * sequence.states.shape[1] * sequence.states.shape[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Method, Report, attention_flops
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -63,8 +63,7 @@ class FastV(Method):
         received = maps.mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
         scores = received.new_zeros(sequence.visual_total)
         self._scores = scores.index_copy(0, sequence.visual_tokens, received)
-        rows, total, width = maps.shape[1], *sequence.states.shape[1:]
-        self._flops = 2 * ((rows + total) * width**2 + rows * total * width)
+        self._flops = attention_flops(maps.shape[1], sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks; of equal ones the lower index stays."""

@@ -68,7 +68,7 @@ def parse_contender(text: str) -> Contender:
     """Read 'method:setting=value,setting=value+method'; 'dense' is the absence of methods.
 
     Behind an '@' may follow a checkpoint. Raises ValueError for a method, setting, value or
-    checkpoint that does not exist.
+    checkpoint that does not exist, and for methods that cannot run together.
     """
     settings: dict[str, dict[str, object]] = {}
     methods, _, checkpoint = text.partition('@')
@@ -77,7 +77,8 @@ def parse_contender(text: str) -> Contender:
         if name == 'dense' and not chosen:
             continue
         settings[name] = dict(_parse_setting(entry, text) for entry in chosen.split(',') if entry)
-        acceleration.create(name, **settings[name])
+    acceleration.check_together(
+        [acceleration.create(name, **chosen) for name, chosen in settings.items()])
     return Contender(
         text.strip() or 'dense', tuple(settings), settings,
         find_checkpoint(checkpoint.strip()) if checkpoint else None)

@@ -37,7 +37,7 @@ def summarise(plan: Plan, rows: Sequence[Mapping], workers: int) -> dict:
     return {
         'success_rate': first['success_rate'],
         'episodes': first['episodes'],
-        'checkpoint': _describe_checkpoint(plan),
+        'checkpoint': describe_policy(plan),
         'suite': plan.suite,
         'layout': plan.layout,
         'control': plan.control,
@@ -136,7 +136,8 @@ def _pair(first: str, second: str, by_method: Mapping[str, Sequence[Mapping]]) -
     }
 
 
-def _describe_checkpoint(plan: Plan) -> dict:
+def describe_policy(plan: Plan) -> dict:
+    """Return what identifies the checkpoint that figures are about."""
     directory = Path(plan.parameters.checkpoint)
     config = checkpoints.read_model_config(directory)
     return {

@@ -106,6 +106,8 @@ def _describe(result: EpisodeResult) -> dict:
         'tokens': [chunk.tokens_kept for chunk in chunks],
         'phases': [inference.phase for inference in result.inferences],
         'flops': [chunk.flops for chunk in chunks],
+        'layers': [chunk.layers_run for chunk in chunks],
+        'reused': [bool(chunk.reused_by) for chunk in chunks],
         'stage_ms': {
             stage: [round(chunk.stage_ms.get(stage, 0.0), _DIGITS) for chunk in chunks]
             for stage in stages

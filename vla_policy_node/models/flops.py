@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from vla_policy_node.models.config import (
     ACTION_DIMENSION,
@@ -21,21 +22,32 @@ from vla_policy_node.models.config import (
 )
 
 
+class LayerRows(NamedTuple):
+    """Rows of one run of one layer: so many ask, have their keys made, and are attended to."""
+
+    asking: int
+    new: int
+    seen: int
+
+
 def count_flops(
-    config: ModelConfig, layer_rows: Sequence[int], denoising_reused: int = 0
+    config: ModelConfig,
+    layer_rows: Sequence[int] | Sequence[LayerRows],
+    denoising_reused: int = 0,
 ) -> dict[str, int]:
     """Return the FLOPs of one inference, batch 1, by stage.
 
-    layer_rows: rows of the sequence in each layer of the language model, one after the other; a
-        diffusion head runs all layers once per denoising step. In the last layer only the rows
-        ask that the head reads. Token by token, the first pass of `sequence_rows` decides, and
-        may be all that is given.
+    layer_rows: of each layer of the language model that runs, one after the other; a diffusion
+        head runs all layers once per denoising step. Numbers are the rows of the sequence where
+        all layers run and all rows are seen, and only the rows that the head reads ask in the
+        last one. Token by token, the first pass of `sequence_rows` decides, and may be all that
+        is given.
     denoising_reused: steps of a CogACT head that reused what its blocks did in another one.
     Stages are 'vision' (towers, projector), 'language_model' (with what makes its rows) and
     'head'. What an acceleration method computes itself is in its `Report`.
     """
     features = config.dino.width + config.siglip.width
-    width, layers = config.language_model.width, config.language_model.layers
+    width = config.language_model.width
     vision = config.cameras * (_tower(config.dino) + _tower(config.siglip))
     vision += config.visual_tokens * _chain(features, 4 * features, width, width)
     if config.head == 'autoregressive':
@@ -43,7 +55,7 @@ def count_flops(
         passes = 1
     else:
         decoder = _decoder(config.language_model, layer_rows, config.rows_read)
-        passes = len(layer_rows) // layers
+        passes = config.diffusion_steps if config.head == 'diffusion' else 1
     inputs = config.proprio * _chain(PROPRIO_DIMENSION, width, width)
     if config.head == 'diffusion':
         inputs += config.action_slots * _chain(1, width, width)
@@ -69,6 +81,16 @@ def chain_flops(*widths: int) -> int:
     return 2 * _chain(*widths)
 
 
+def layer_flops(model: LanguageModelConfig, rows: LayerRows) -> int:
+    """Return the FLOPs of one layer of the language model."""
+    return 2 * _layer(model, *rows)
+
+
+def head_flops(config: ModelConfig) -> int:
+    """Return the FLOPs of reading the actions out of hidden states once."""
+    return 2 * _head(config)
+
+
 def _tower(tower: TowerConfig) -> int:
     """Multiply-accumulates of one vision transformer on one image."""
     patches = tower.grid[0] * tower.grid[1]
@@ -84,12 +106,16 @@ def _block(rows: int, width: int, mlp_width: int) -> int:
     return rows * (4 * width**2 + 2 * width * mlp_width) + 2 * rows**2 * width
 
 
-def _decoder(model: LanguageModelConfig, layer_rows: Sequence[int], read: int) -> int:
+def _decoder(
+    model: LanguageModelConfig, layer_rows: Sequence[int] | Sequence[LayerRows], read: int
+) -> int:
     """Multiply-accumulates of the decoder layers; queries and MLP only for rows that ask."""
-    return sum(
-        _layer(model, read if index % model.layers == model.layers - 1 else rows, rows, rows)
+    full = [
+        rows if isinstance(rows, LayerRows)
+        else LayerRows(read if index % model.layers == model.layers - 1 else rows, rows, rows)
         for index, rows in enumerate(layer_rows)
-    )
+    ]
+    return sum(_layer(model, *rows) for rows in full)
 
 
 def _token_by_token(model: LanguageModelConfig, rows: int) -> int:

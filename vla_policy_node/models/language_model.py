@@ -7,9 +7,8 @@ robot, hence the head of the checkpoint decides and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,42 @@ from torch.nn import functional
 from vla_policy_node.models.config import LanguageModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
-BetweenLayers = Callable[[int, TokenSequence], TokenSequence]
-WatchAttention = Callable[[int, TokenSequence, Callable[[slice], Tensor]], None]
+
+class LayerHooks:
+    """What can be done between and inside the layers; this one does nothing.
+
+    index counts layers from 0; sequence is the layer's input. `acceleration.base.Method` explains
+    each of them, except where it differs.
+    """
+
+    def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
+        """Layers to run, in order."""
+        return layers
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Change the input of a layer that is not the first."""
+        return sequence
+
+    def stops_before(self, index: int, states: Callable[[], Tensor]) -> bool:
+        """Whether to leave out this layer and all behind it; states: what would be returned."""
+        return False
+
+    def keys_values(
+        self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Change keys and values, [B, heads, T, head width]; more may follow the first T."""
+        return key, value
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """See attention of any rows to all keys."""
+
+    def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
+        """See what attention adds to the rows that ask, [B, rows, width]."""
+
+
+NO_HOOKS = LayerHooks()
 
 
 class RmsNorm(nn.Module):
@@ -64,22 +97,40 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
-        """[B, T, width] -> [B, rows, width]: only `rows` ask, all rows answer."""
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        rows: slice,
+        hooks: LayerHooks = NO_HOOKS,
+        *place: object,
+    ) -> Tensor:
+        """[B, T, width] -> [B, rows, width]: only `rows` ask, all rows answer.
+
+        place: index and input of the layer, for the hooks.
+        """
         query = rope(self._heads(self.q_proj(x[:, rows])), rows)
         key = rope(self._heads(self.k_proj(x)))
         value = self._heads(self.v_proj(x))
+        if place:
+            key, value = hooks.keys_values(*place, key, value)
+            if mask is not None:
+                mask = functional.pad(mask, (0, key.shape[2] - mask.shape[3]))
+
+            def attention(asking: slice) -> Tensor:
+                if rows == slice(None):
+                    chosen = query[:, :, asking]
+                else:  # the layer itself has no use for the queries of other rows
+                    chosen = rope(self._heads(self.q_proj(x[:, asking])), asking)
+                logits = chosen @ key.mT / chosen.shape[-1] ** 0.5
+                hidden = _asked(mask, asking)
+                return (logits if mask is None else logits + hidden).float().softmax(dim=-1)
+
+            hooks.watch_attention(*place, attention)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=_asked(mask, rows))
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
-
-    def weights(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
-        """[B, T, width] -> [B, heads, rows, T] float32: how `rows` divide their attention."""
-        query = rope(self._heads(self.q_proj(x[:, rows])), rows)
-        key = rope(self._heads(self.k_proj(x)))
-        logits = query @ key.mT / query.shape[-1] ** 0.5
-        mask = _asked(mask, rows)
-        return (logits if mask is None else logits + mask).float().softmax(dim=-1)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
@@ -114,14 +165,21 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.width, config.norm_eps)
         self.mlp = SwiGlu(config.width, config.mlp_width)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
-        """[B, T, width] -> [B, rows, width]."""
-        x = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, rows)
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        rows: slice,
+        hooks: LayerHooks = NO_HOOKS,
+        *place: object,
+    ) -> Tensor:
+        """[B, T, width] -> [B, rows, width]; place: index and input of the layer."""
+        added = self.self_attn(self.input_layernorm(x), rope, mask, rows, hooks, *place)
+        if place:
+            hooks.watch_output(*place, added)
+        x = x[:, rows] + added
         return x + self.mlp(self.post_attention_layernorm(x))
-
-    def attention(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice) -> Tensor:
-        """Attention that `forward` pays for the same arguments, [B, heads, rows, T] float32."""
-        return self.self_attn.weights(self.input_layernorm(x), rope, mask, rows)
 
 
 class LanguageModel(nn.Module):
@@ -142,30 +200,28 @@ class LanguageModel(nn.Module):
         self,
         sequence: TokenSequence,
         rows: slice = slice(None),
-        between_layers: BetweenLayers | None = None,
-        watch_attention: WatchAttention | None = None,
+        hooks: LayerHooks = NO_HOOKS,
     ) -> Tensor:
         """Return the hidden states of `rows` after the final norm, [B, rows, width].
 
         rows: counted from the end if rows may be dropped on the way.
-        between_layers: called with the index of the next layer (1, 2, ...) and its input.
-        watch_attention: called with the index of the next layer (0, 1, ...), its input and a
-            function from the rows that ask to their attention, [B, heads, rows, T].
         """
         rope, mask = self._rope(sequence), self._mask(sequence)
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            if between_layers is not None and index > 0:
-                changed = between_layers(index, sequence)
-                if changed is not sequence:
-                    sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
-            if watch_attention is not None:
-                attention = partial(layer.attention, sequence.states, rope, mask)
-                watch_attention(index, sequence, attention)
-            asked = rows if index == last else slice(None)
-            states = layer(sequence.states, rope, mask, asked)
+        layers = hooks.select_layers(sequence, range(len(self.layers)))
+        asked = slice(None)
+        for index in layers:
+            changed = hooks.before_layer(index, sequence) if index else sequence
+            if changed is not sequence:
+                sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
+            states = sequence.states
+            if index and hooks.stops_before(index, lambda x=states: self.norm(x[:, rows])):
+                break
+            # What the last layer makes of other rows, nobody reads.
+            asked = rows if index == layers[-1] else slice(None)
+            states = self.layers[index](states, rope, mask, asked, hooks, index, sequence)
             sequence = replace(sequence, states=states)
-        return self.norm(sequence.states)
+        states = sequence.states
+        return self.norm(states if asked == rows else states[:, rows])
 
     def _rope(self, sequence: TokenSequence) -> Rope:
         head_width = self.config.width // self.config.heads

@@ -14,6 +14,7 @@ from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, Vocabul
 from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
+from vla_policy_node.models.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,20 +96,8 @@ class OpenVlaOft(nn.Module):
             sequence = method.select_tokens(sequence)
         mark('select')
 
-        def between_layers(index: int, sequence: TokenSequence) -> TokenSequence:
-            for method in methods:
-                sequence = method.before_layer(index, sequence)
-            return sequence
-
-        def watch_attention(
-            index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-        ) -> None:
-            for method in methods:
-                method.watch_attention(index, sequence, attention)
-
-        states = self.language_model(
-            sequence, self.action_rows(action_rows), between_layers, watch_attention
-        )
+        hooks = Turns(methods, self.act)
+        states = self.language_model(sequence, self.action_rows(action_rows), hooks)
         mark('language_model')
         return states
 

@@ -63,6 +63,11 @@ class ImagePreprocessor:
         rgb = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         return (rgb.repeat(2, 1, 1) - self._mean) / self._std
 
+    def rgb(self, pixels: Tensor) -> Tensor:
+        """[..., 6, H, W] as `normalise` makes it -> [..., 3, H, W] float32 in [0, 1]."""
+        mean, std = self._mean[:3].to(pixels.device), self._std[:3].to(pixels.device)
+        return pixels[..., :3, :, :].float() * std + mean
+
     @property
     def crop(self) -> tuple[float, float, float, float]:
         """x, y, width, height of what the towers see, as fractions of the image."""

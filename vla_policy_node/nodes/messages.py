@@ -101,6 +101,9 @@ def to_chunk(
         camera_spread_ms=spread_ns / 1e6,
         tokens_kept=chunk.tokens_kept,
         tokens_total=chunk.tokens_total,
+        layers_run=chunk.layers_run,
+        layers_total=chunk.layers_total,
+        reused_by=chunk.reused_by,
         method=chunk.method,
     )
 

@@ -146,6 +146,8 @@ class PolicyWorker:
         self._reported = ''
         self._sequence += 1
         self._counts['inferences'] += 1
+        if chunk.reused_by:
+            self._counts['actions_reused'] += 1
         self.latency.add(sum(chunk.stage_ms.values()))
         self.tokens_kept.add(chunk.tokens_kept)
         self.last = Result(chunk, pair, headers, goal, self._sequence, age_ns)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
-STAGES = ('ground', 'locate', 'clone', 'lightvla', 'cogact')
-LOSSES = ('token', 'point', 'attend', 'readout', 'action', 'noise')
+STAGES = ('ground', 'locate', 'clone', 'lightvla', 'cogact', 'deer', 'mole', 'foreground')
+LOSSES = (
+    'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'reconstruct')
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
     stage: names the run; 'lightvla' also puts the pruner into the forward pass, 'cogact' gives a
-        policy without a diffusion transformer a new one (see `training.cogact`).
+        policy without a diffusion transformer a new one (see `training.cogact`), and 'deer',
+        'mole' and 'foreground' have lessons of their own (see `lessons`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
@@ -34,6 +36,8 @@ class TrainingConfig:
     multiplicity_bias: count a token as often as it was chosen, see `LightVlaTraining`.
     learnt_queries: how many queries LightVLA* learns, 0 for LightVLA itself; `query_layer`: the
         layer before which they choose, 0 to 3.
+    exit_every, exit_ratio: layers between DeeR's exits, and r of their calibration.
+    layers_run: how many layers MoLE's router picks, 0 for the published share.
     lora_rank: train low-rank updates of all linear layers of towers, projector and language
         model instead of their weights; 0 trains the weights.
     repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
@@ -61,6 +65,9 @@ class TrainingConfig:
     multiplicity_bias: bool = True
     learnt_queries: int = 0
     query_layer: int = 0
+    exit_every: int = 2
+    exit_ratio: float = 1.0
+    layers_run: int = 0
     lora_rank: int = 0
     repeated_diffusion_steps: int = 8
     head_blocks: int = 4
@@ -91,7 +98,8 @@ class TrainingConfig:
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        return any(self.losses.get(name) for name in ('attend', 'readout', 'action', 'noise'))
+        reading = ('attend', 'readout', 'action', 'noise', 'exits', 'balance')
+        return any(self.losses.get(name) for name in reading)
 
     def document(self) -> dict:
         """Return the entries as plain values, for files."""

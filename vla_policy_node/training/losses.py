@@ -17,6 +17,7 @@ from vla_policy_node.training.grounding import (
     readout_losses,
     token_losses,
 )
+from vla_policy_node.training.lessons import Lesson
 from vla_policy_node.training.token_sampling import sample_tokens
 
 
@@ -30,7 +31,8 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Return the losses that `config` weighs, and errors for the log, as scalars.
 
-    selection: replaces or drops visual tokens before the language model (stage 'lightvla').
+    selection: replaces or drops visual tokens before the language model (stage 'lightvla'), or
+        teaches something of its own (`lessons.Lesson`).
     rng: draws the tokens, where the step runs on a part of them, and noise for the loss 'noise'.
     """
     cameras = batch.pixels.shape[1]
@@ -50,6 +52,8 @@ def compute_losses(
     if config.losses.get('token') or config.losses.get('point'):
         embedding = model.language_model.embed_tokens
         losses |= token_losses(by_camera, coverage, embedding, batch, heads)
+    lesson = selection if isinstance(selection, Lesson) else Lesson()
+    losses |= lesson.visual_losses(visual, batch)
     if not config.runs_language_model:
         return losses
 
@@ -72,7 +76,7 @@ def compute_losses(
             config.repeated_diffusion_steps, generator)
         if not model.training:
             losses |= _action_errors(model.denoise(states), batch)
-    return losses
+    return losses | lesson.losses(model, batch)
 
 
 def _action_errors(actions: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from vla_policy_node.acceleration.lightvla_training import (
     StraightThroughSelection,
 )
 from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import read_statistics
@@ -31,6 +32,7 @@ from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.demonstrations import Demonstrations
 from vla_policy_node.training.grounding import GroundingHeads
+from vla_policy_node.training.lessons import Lesson, lesson_of
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
 from vla_policy_node.training.trainer import Trainer
@@ -111,10 +113,11 @@ def _process(rank: int, processes: int, run: Run) -> None:
         heads.load_state_dict(load_file(run.start.parent / HEADS, str(device)))
     if run.config.lora_rank:
         add_lora(model, run.config.lora_rank)
-    selection = _selection(run.config, config.language_model.width, device)
+    selection = _selection(run.config, config, device)
+    data = _data(run, config, rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
-            model, heads, _data(run, config, rank, processes), run.config, run.out,
+            model, heads, data, run.config, run.out,
             selection, rank, processes, progress.update)
         trainer.run()
     if rank == 0:
@@ -122,20 +125,27 @@ def _process(rank: int, processes: int, run: Run) -> None:
         export(run, model, heads)
         if isinstance(selection, LightVlaStarTraining):
             selection.queries.save(run.out / 'checkpoint')
+        if isinstance(selection, Lesson):
+            selection.save(
+                run.out / 'checkpoint', model, data.validation(run.config.validation_frames))
     if processes > 1:
         distributed.barrier()
         distributed.destroy_process_group()
 
 
 def _selection(
-    config: TrainingConfig, width: int, device: torch.device
-) -> StraightThroughSelection | None:
+    config: TrainingConfig, model: ModelConfig, device: torch.device
+) -> StraightThroughSelection | Lesson | None:
     if config.stage != 'lightvla':
-        return None
+        lesson = lesson_of(config, model)
+        if lesson is not None and lesson.learnt is not None:
+            lesson.learnt.to(device)
+        return lesson
     options = {'noise': config.noise, 'multiplicity_bias': config.multiplicity_bias}
     if not config.learnt_queries:
         return LightVlaTraining(**options)
-    queries = LearnedQueries(width, config.learnt_queries, config.query_layer)
+    queries = LearnedQueries(
+        model.language_model.width, config.learnt_queries, config.query_layer)
     return LightVlaStarTraining(queries.to(device), **options)
 
 

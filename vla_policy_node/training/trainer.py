@@ -32,6 +32,7 @@ from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
+from vla_policy_node.training.lessons import Lesson
 from vla_policy_node.training.losses import compute_losses, total_loss
 
 FINAL_RATE = 0.05  # of the peak, at the end of the cosine
@@ -48,7 +49,7 @@ class Trainer:
         data: TrainingData,
         config: TrainingConfig,
         out: Path,
-        selection: StraightThroughSelection | None = None,
+        selection: StraightThroughSelection | Lesson | None = None,
         rank: int = 0,
         processes: int = 1,
         progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
@@ -61,6 +62,8 @@ class Trainer:
         self._together = nn.ModuleDict({'model': model, 'heads': heads})
         if isinstance(selection, LightVlaStarTraining):
             self._together['queries'] = selection.queries
+        if isinstance(selection, Lesson) and selection.learnt is not None:
+            self._together['learnt'] = selection.learnt
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_trained(name, config))
         self._trained = {
@@ -126,7 +129,7 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for group in self._optimiser.param_groups:
             group['lr'] = rate
-        if self._selection is not None:
+        if isinstance(self._selection, StraightThroughSelection):
             left = 1 - self.step / config.steps if config.noise_decays else 1.0
             self._selection.noise_scale = config.noise_scale * left
         batch = self._data.batch(self.step).to(self._device)
@@ -146,7 +149,7 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self._average.values()), list(self._trained.values()), 1 - decay)
         losses |= {'loss': loss, 'gradient_norm': norm, 'learning_rate': rate}
-        if self._selection is not None:
+        if isinstance(self._selection, StraightThroughSelection):
             losses['tokens'] = self._selection.kept_counts.float().mean()
         return {name: float(torch.as_tensor(value).detach()) for name, value in losses.items()}
 
@@ -172,7 +175,7 @@ class Trainer:
             present = {name: p.detach().clone() for name, p in self._trained.items()}
             self.load_average()
             self._together.eval()
-            if self._selection is not None:
+            if isinstance(self._selection, StraightThroughSelection):
                 self._selection.noise_scale = 0.0
             for kind, batches in self._held_out.items():
                 rng = np.random.default_rng(0)
@@ -236,9 +239,11 @@ class Trainer:
         path = self._out / STATE
         state = torch.load(path, map_location=self._device, weights_only=True)
         for key, value in self.config.document().items():
-            if key not in ('steps', 'save_every_s') and state['config'].get(key) != value:
+            # Entries that are newer than the run have had their default.
+            before = state['config'].get(key, value)
+            if key not in ('steps', 'save_every_s') and before != value:
                 raise ValueError(
-                    f'{path} is of a run with {key}={state["config"].get(key)}, not {value}; '
+                    f'{path} is of a run with {key}={before}, not {value}; '
                     'take another --out, or the settings it was started with.')
         self.step = state['step']
         with torch.no_grad():

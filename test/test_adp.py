@@ -1,0 +1,71 @@
+"""ADP: tokens close to the prompt, and a gate that the motion opens."""
+
+import numpy as np
+import torch
+from tiny_model import CASES, CONFIG, assemble, inputs_of, load_model, prepared
+
+from vla_policy_node.acceleration.adp import MotionGate, importance
+from vla_policy_node.acceleration.selection import text_rows
+
+MODEL = load_model()
+SEQUENCE = assemble(MODEL, inputs_of(CASES[0]))
+
+
+def test_importance_is_the_mean_product_of_queries_and_keys():
+    layer, text = MODEL.language_model.layers[0], text_rows(SEQUENCE, CONFIG)
+    x = layer.input_layernorm(SEQUENCE.states)[0]
+    heads = CONFIG.language_model.heads
+    query = layer.self_attn.q_proj(x[text]).unflatten(1, (heads, -1))
+    key = layer.self_attn.k_proj(x[1:33]).unflatten(1, (heads, -1))
+    products = torch.einsum('jhd,ihd->ijh', query, key) / query.shape[-1] ** 0.5
+    torch.testing.assert_close(
+        importance(layer, SEQUENCE.visual[0], SEQUENCE.states[0, text]),
+        products.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_the_text_is_the_prompt_alone():
+    prompt = inputs_of(CASES[0])[2]
+    text = text_rows(SEQUENCE, CONFIG)
+    assert torch.equal(SEQUENCE.states[:, text], MODEL.language_model.embed_tokens(prompt[:, 1:]))
+
+
+def test_each_camera_gets_its_share_and_what_the_other_has_no_use_for():
+    for keep, cameras in ((0.5, (6, 10)), (0.75, (10, 14)), (1.0, (16, 16))):
+        method = prepared('adp', MODEL, keep=keep, rule='always')
+        method.select_tokens(SEQUENCE)
+        kept = method.report().kept.reshape(2, 16).sum(axis=1)
+        assert tuple(kept) == cameras
+
+
+def decisions(distances, **settings):
+    gate = MotionGate(**{'rule': 'extrema', 'windows': 3, 'max_pruned': 3, 'hold': False,
+                         **settings})
+    made = []
+    for position in np.concatenate([[0.0], np.cumsum(distances)]):
+        gate.update(np.array([position, 0, 0]))
+        made.append(gate.open)
+    return made
+
+
+def test_at_constant_speed_three_of_four_windows_are_pruned_after_a_cold_start():
+    made = decisions([1.0] * 11)
+    assert made == [False] * 3 + [True, True, True, False] * 2 + [True]
+
+
+def test_the_gate_opens_at_the_farthest_and_closes_at_the_nearest():
+    assert decisions([2, 2, 3])[-1]
+    assert not decisions([2, 3, 1])[-1]
+    assert decisions([1, 3, 2])[-1]
+    assert not decisions([1, 3, 2], hold=True)[-1]
+    assert decisions([1, 3, 4, 3.5], hold=True)[-1]
+
+
+def test_against_the_running_mean():
+    assert decisions([2, 2, 3], rule='average')[-1]
+    assert not decisions([2, 2, 1], rule='average')[-1]
+
+
+def test_forced_shut_nothing_is_dropped():
+    method = prepared('adp', MODEL, keep=0.3, rule='never')
+    assert method.select_tokens(SEQUENCE) is SEQUENCE
+    assert method.report().kept.all()

@@ -1,0 +1,166 @@
+"""What every method owes: off is exact, dropping is hiding, it costs what it says, it forgets.
+
+A new method adds one line to OFF, and one to DROPPING if it drops tokens.
+"""
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import (
+    CASES,
+    CONFIG,
+    HideInstead,
+    inputs_of,
+    load_model,
+    prepared,
+    run_step,
+    step_of,
+    torchs_flops,
+)
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import check_together, create
+from vla_policy_node.acceleration.row_recorder import RowRecorder
+from vla_policy_node.evaluation.contenders import parse_contender
+from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.policy import CAMERAS, Observation, Policy
+
+MODEL = load_model()
+INPUTS = [inputs_of(case) for case in CASES]
+PLAIN = [MODEL(*inputs) for inputs in INPUTS]
+
+# Settings with which a method does nothing.
+OFF = {
+    'adp': {'keep': 1.0, 'rule': 'always'},
+    'depth_cut': {'keep': 1.0},
+    'fastv': {'count': 32},
+    'flashvla': {'count': 32, 'max_angle': 0.0},
+    'random_tokens': {'count': 32},
+    'sp_vla': {'min_keep': 1.0, 'network_share': 1.0},
+    'specprune': {'global_count': 0, 'dynamic_count': 0, 'fine_count': 32, 'coarse_count': 32,
+                  'layer_share': 1.0},
+    'sqap_vla': {'count': 32, 'attended': 32, 'four_bits': False},
+    'ttf_vla': {'keyframe': 1},
+    'vla_cache': {'static': 0},
+}
+# Settings with which it drops tokens of the tiny model in the second step.
+DROPPING = {
+    'adp': {'keep': 0.5, 'rule': 'always'},
+    'fastv': {'count': 10},
+    'flashvla': {'count': 10, 'max_angle': 0.0},
+    'random_tokens': {'count': 10},
+    'sp_vla': {'slow': -1.0, 'fast': -0.5, 'min_keep': 0.3, 'network_share': 1.0,
+               'edge_low': 2.0, 'edge_high': 2.0},
+    'specprune': {'global_count': 4, 'dynamic_count': 2, 'fine_count': 5, 'coarse_count': 5,
+                  'layer_share': 1.0},
+    'sqap_vla': {'count': 10, 'attended': 4, 'robot': 1, 'four_bits': False},
+}
+# What needs weights of its own is switched off in its own test.
+LEARNT = {'deer', 'fastdrivevla', 'lightvla_star', 'mole'}
+NEVER_OFF = {'lightvla'}
+
+
+def two_steps(method):
+    """Another picture first, for what it may leave behind."""
+    run_step(MODEL, method, INPUTS[1])
+    return run_step(MODEL, method, INPUTS[0])[0]
+
+
+def test_every_method_is_here():
+    assert OFF.keys() | LEARNT | NEVER_OFF == set(acceleration.available())
+
+
+@pytest.mark.parametrize('name', OFF)
+def test_switched_off_it_changes_no_bit(name):
+    assert torch.equal(two_steps(prepared(name, load_model(), **OFF[name])), PLAIN[0])
+
+
+@pytest.mark.parametrize('name', DROPPING)
+def test_dropping_tokens_equals_hiding_them(name):
+    dropped = two_steps(method := prepared(name, MODEL, **DROPPING[name]))
+    hidden = two_steps(HideInstead(prepared(name, MODEL, **DROPPING[name])))
+    torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
+    assert (dropped - PLAIN[0]).abs().max() > 1e-4
+    assert 1 <= method.report().kept.sum() < 32
+
+
+@pytest.mark.parametrize('name', sorted({*DROPPING, 'ttf_vla', 'vla_cache'}))
+def test_the_counter_counts_what_torch_counts(name):
+    method, rows = prepared(name, MODEL, **DROPPING.get(name, {})), RowRecorder()
+    run_step(MODEL, method, INPUTS[0])
+    method.begin_step(step_of(INPUTS[0]))
+    counted = torchs_flops(lambda: MODEL(*INPUTS[0], methods=[method, rows]))
+    choosing = method.report().flops
+    if name == 'flashvla':  # torch has no count for a singular value decomposition
+        choosing = 0
+    assert rows.layer_rows
+    assert sum(count_flops(CONFIG, rows.layer_rows).values()) + choosing == counted
+
+
+@pytest.mark.parametrize('name', OFF)
+def test_reset_forgets_everything(name):
+    settings = DROPPING.get(name, {})
+    used, fresh = (prepared(name, **settings) for _ in range(2))
+    used.change_model(model := load_model())
+    if name == 'adp':
+        fresh.change_model(model)
+    for inputs in INPUTS[1:]:
+        run_step(model, used, inputs)
+    used.reset()
+    assert used.report() is None
+    for inputs in INPUTS[:2]:
+        mine, ran = run_step(model, used, inputs)
+        other, fresh_ran = run_step(model, fresh, inputs)
+        assert torch.equal(mine, other)
+        assert ran == fresh_ran
+
+
+def test_pruning_under_a_cross_frame_cache_is_refused():
+    for name in DROPPING:
+        with pytest.raises(ValueError, match=f'among which those of the tokens that {name} drops'):
+            check_together([create(name), create('vla_cache')])
+    check_together([create('ttf_vla'), create('vla_cache')])
+    check_together([create('depth_cut'), create('fastv')])
+    with pytest.raises(ValueError, match='mole skips layers that fastv looks at'):
+        check_together([create('fastv'), create('mole')])
+    with pytest.raises(ValueError, match='vla_cache reuses keys'):
+        parse_contender('fastv:count=60+vla_cache')
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    return create_small_checkpoint(tmp_path_factory.mktemp('small'))
+
+
+def observation(seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+    return Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk')
+
+
+def test_a_policy_refuses_what_does_not_go_together(small):
+    with pytest.raises(ValueError, match='vla_cache reuses keys'):
+        Policy.load(small, methods=('lightvla', 'vla_cache'))
+
+
+def test_a_policy_says_that_an_answer_was_given_again(small):
+    settings = {'flashvla': {'count': 32, 'max_angle': 4.0, 'min_overlap': -1.0}}
+    policy = Policy.load(small, methods=('flashvla',), method_settings=settings)
+    first, second, again, after = (policy.infer(observation(seed)) for seed in range(4))
+    assert [chunk.reused_by for chunk in (first, second, again, after)] == ['', '', 'flashvla', '']
+    np.testing.assert_array_equal(again.actions, second.actions)
+    assert (again.tokens_kept, again.flops, again.layers_run) == (0, 0, 0)
+    assert not any(selection.kept.any() for selection in again.selections)
+    assert list(again.stage_ms) == ['preprocess', 'reuse']
+    assert second.layers_run == second.layers_total == 6
+    assert second.tokens_kept == 32 and second.flops > 0
+    policy.reset()
+    assert policy.infer(observation(5)).reused_by == ''
+
+
+def test_layers_that_are_not_there_are_not_counted(small):
+    whole = Policy.load(small, methods=()).infer(observation())
+    half = Policy.load(small, methods=('depth_cut',)).infer(observation())
+    assert (half.layers_run, half.layers_total) == (3, 6)
+    assert whole.layers_run == 6
+    assert half.flops < whole.flops

@@ -1,0 +1,75 @@
+"""SpecPrune-VLA: which tokens its three sources bring, and how confidence is carried on."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import CASES, CONFIG, inputs_of, load_model, prepared, run_step
+
+from vla_policy_node.acceleration import specprune
+from vla_policy_node.acceleration.specprune import confidence, rank_weights, steps_back
+
+MODEL = load_model()
+INPUTS = [inputs_of(case) for case in CASES[:2]]
+
+
+def test_rank_weights_sum_to_one_and_fall():
+    weights = rank_weights(20, 0.1)
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights.diff() < 0).all()
+
+
+def test_the_best_score_has_the_highest_confidence():
+    scores = torch.tensor([0.1, 0.5, 0.3])
+    weights, ratio = rank_weights(3, 0.1), scores.mean() / (scores.std(correction=0) + 1e-6)
+    torch.testing.assert_close(confidence(scores, 0.1), ratio * weights[[2, 0, 1]])
+
+
+def test_a_constant_confidence_is_the_fixed_point_of_the_running_one():
+    running = 0.0
+    for _ in range(200):
+        running = specprune.KEEP_MEMORY * running + (1 - specprune.KEEP_MEMORY) * 3.0
+    assert running == pytest.approx(3)
+
+
+def test_the_faster_the_younger_is_the_picture_to_compare_with():
+    assert [steps_back(v) for v in (0.0, 0.5, 1.0, 1.375, 9.0)] == [11, 8, 6, 4, 1]
+
+
+def test_the_first_drop_keeps_the_best_of_both_layers_and_later_drops_a_share():
+    class Catch(specprune.SpecPrune):
+        def before_layer(self, index, sequence):
+            changed = super().before_layer(index, sequence)
+            left[index] = changed.visual_tokens
+            return changed
+
+    left = {}
+    method = Catch(global_count=0, dynamic_count=0, fine_count=5, layer_share=0.5)
+    method.prepare(None, CONFIG)
+    run_step(MODEL, method, INPUTS[0])
+    best = {int(t) for layer in (0, 1) for t in method._scores_now[layer].topk(5).indices}
+    assert set(left[2].tolist()) == best
+    assert len(left[3]) == -(-len(best) // 2)
+    assert set(left[3].tolist()) <= best
+
+
+def test_what_moved_and_what_mattered_a_step_ago_stay():
+    quiet = {'fine_count': 1, 'coarse_count': 1, 'layer_share': 1.0}
+    method = prepared('specprune', global_count=6, dynamic_count=0, **quiet)
+    run_step(MODEL, method, INPUTS[0])
+    mattered = torch.stack(list(method._scores_now.values())).mean(0).topk(6).indices
+    run_step(MODEL, method, INPUTS[1])
+    assert method.report().kept[mattered].all()
+
+    method = prepared('specprune', global_count=0, dynamic_count=5, similarity=2.0, **quiet)
+    run_step(MODEL, method, INPUTS[0])
+    assert method.report().kept.sum() <= 2
+    run_step(MODEL, method, INPUTS[1])
+    assert 5 <= method.report().kept.sum() <= 7
+
+
+def test_fine_is_slow_and_not_upwards():
+    method = prepared('specprune')
+    for action, fine in (([0.1, 0, -0.1, 0, 0, 0, 0], True), ([0.1, 0, 0.1, 0, 0, 0, 0], False),
+                         ([0.9, 0, 0, 0, 0, 0, 0], False), ([0, 0, 0, 0.5, 0, 0, 0], False)):
+        method.end_step(np.array([action]), reused=False)
+        assert method.is_fine() == fine

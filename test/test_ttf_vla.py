@@ -1,0 +1,46 @@
+"""TTF-VLA: which features are the last frame's."""
+
+import torch
+from tiny_model import CASES, inputs_of, prepared, step_of
+
+INPUTS = [inputs_of(case) for case in CASES[:2]]
+FEATURES = torch.arange(2 * 32 * 3.0).view(2, 1, 32, 3)
+
+
+def second_frame(frames=(0, 1), relevance=None, **settings):
+    method = prepared('ttf_vla', **settings)
+    for number, frame in enumerate(frames):
+        method.begin_step(step_of(INPUTS[frame]))
+        method._relevance = relevance
+        features = method.visual_features(FEATURES[number])
+    return features, method
+
+
+def test_all_anew_if_everything_counts_as_changed_or_as_relevant_or_as_key_frame():
+    for settings in ({'threshold': -1.0}, {'keyframe': 1}, {'threshold': 9.0, 'count': 16}):
+        assert torch.equal(second_frame(relevance=torch.rand(32), **settings)[0], FEATURES[1])
+
+
+def test_the_last_frame_if_nothing_does():
+    assert torch.equal(second_frame(threshold=9.0, count=0)[0], FEATURES[0])
+
+
+def test_of_each_camera_the_most_relevant_are_anew():
+    features, _ = second_frame(relevance=torch.arange(32.0), threshold=9.0, count=3)
+    anew = (features == FEATURES[1]).all(dim=2)[0].nonzero().flatten().tolist()
+    assert anew == [13, 14, 15, 29, 30, 31]
+
+
+def test_a_picture_that_stands_still_changes_nothing():
+    features, method = second_frame(frames=(0, 0), count=0)
+    assert torch.equal(features, FEATURES[0])
+    assert (method.report().scores == 0).all()
+
+
+def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
+    method = prepared('ttf_vla', threshold=9.0, count=0, keyframe=3)
+    seen = []
+    for number in range(4):
+        method.begin_step(step_of(INPUTS[number % 2]))
+        seen.append(method.visual_features(torch.full((1, 32, 3), float(number)))[0, 0, 0].item())
+    assert seen == [0, 0, 0, 3]

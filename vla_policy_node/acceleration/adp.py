@@ -1,0 +1,172 @@
+"""ADP: fewer tokens while the arm moves far, all of them where it works (2025).
+
+"Action-aware Dynamic Pruning", arXiv 2509.22093, in the form of its public code
+(chen7086/VLA-ADP, TerryPei/VLA-ADP). Two parts:
+
+- Text-driven selection before layer 0: the prompt's rows as queries and the visual tokens as keys
+  of layer 0, without rotary positions and softmax; the mean over heads and rows of q k' / sqrt(d)
+  ranks the tokens of each camera.
+- Motion gate, one window per inference: how far the end effector came since the last one, against
+  the windows before (rule 'extrema'): at least as far as the farthest of them, prune; less than
+  the nearest, do not; between them, prune. Or against a running mean (rule 'average'). After three
+  pruned windows one runs in full.
+
+The public code renumbers the positions of what it keeps; here they stay, by the contract. Its
+further constants (L_eff, hysteresis_up and _down, min_delta) are zero or without effect there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.selection import Selection, text_rows, top
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import DecoderLayer
+from vla_policy_node.models.token_sequence import TokenSequence
+
+RULES = ('extrema', 'average', 'always', 'never')
+
+
+class Adp(Selection):
+    """Keeps the tokens closest to the prompt while the gate is open.
+
+    keep: share of the visual tokens; published are 0.3 to 0.75, 1.0 keeps all.
+    third_person_share: of the kept ones, how many are of the first camera; published is 0.4.
+    rule: 'extrema' or 'average'; 'always' and 'never' prune without a gate.
+    windows: how many are compared, and how many run in full at the start; published is 3.
+    max_pruned: windows pruned in a row at most; published is 3.
+    hold: between the extremes leave the gate as it was, instead of pruning.
+    """
+
+    name = 'adp'
+
+    def __init__(
+        self,
+        *,
+        keep: float = 0.75,
+        third_person_share: float = 0.4,
+        rule: str = 'extrema',
+        windows: int = 3,
+        max_pruned: int = 3,
+        hold: bool = False,
+    ):
+        super().__init__()
+        if not 0 < keep <= 1 or not 0 <= third_person_share <= 1:
+            raise ValueError(
+                'adp needs keep in (0, 1] and third_person_share in [0, 1], not '
+                f'{keep} and {third_person_share}.'
+            )
+        if rule not in RULES or windows < 2 or max_pruned < 1:
+            raise ValueError(
+                f'adp needs a rule of {", ".join(RULES)}, at least 2 windows and max_pruned of at '
+                f'least 1, not {rule!r}, {windows} and {max_pruned}.'
+            )
+        self.keep = keep
+        self.third_person_share = third_person_share
+        self.gate = MotionGate(rule, windows, max_pruned, hold)
+        self._config: ModelConfig | None = None
+        self._layer0: DecoderLayer | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Remember the layout of the sequence."""
+        self._config = config
+
+    def change_model(self, model: nn.Module) -> None:
+        """Change nothing, but take hold of layer 0, whose projections rank the tokens."""
+        self._layer0 = model.language_model.layers[0]
+
+    def begin_step(self, step: Step) -> None:
+        """Look how far the arm came."""
+        self.gate.update(step.proprio[:3])
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Drop the tokens far from the prompt, if the gate is open."""
+        self._begin_pass()
+        if not self.gate.open:
+            return self._keep(sequence, torch.arange(sequence.visual_rows))
+        text = text_rows(sequence, self._config)
+        scores = importance(self._layer0, sequence.visual[0], sequence.states[0, text])
+        width = sequence.states.shape[2]
+        flops = 2 * width * (width * (1 + sequence.visual_rows) + sequence.visual_rows)
+        return self._keep(sequence, self._choose(sequence, scores), scores, flops=flops)
+
+    def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
+        """Places among the visual rows: the best of each camera, whose share is fixed."""
+        count = min(round(self.keep * sequence.visual_total), sequence.visual_rows)
+        per_camera = sequence.visual_total // self._config.cameras
+        third_person = int((sequence.visual_tokens < per_camera).sum())
+        others = sequence.visual_rows - third_person
+        first = round(self.third_person_share * count)
+        # What one camera has too few tokens for, the other gets.
+        first = min(max(first, count - others), third_person)
+        return torch.cat([
+            top(scores[:third_person], first),
+            third_person + top(scores[third_person:], count - first),
+        ])
+
+    def reset(self) -> None:
+        """Forget the motion."""
+        super().reset()
+        self.gate.reset()
+
+
+class MotionGate:
+    """Decides from how far the end effector came whether the next window is pruned."""
+
+    def __init__(self, rule: str, windows: int, max_pruned: int, hold: bool):
+        self._rule = rule
+        self._windows = windows
+        self._max_pruned = max_pruned
+        self._hold = hold
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins: nothing is pruned."""
+        self.open = self._rule == 'always'
+        self._position: np.ndarray | None = None
+        self._distances: list[float] = []
+        self._mean = 0.0
+        self._pruned = 0
+
+    def update(self, position_m: np.ndarray) -> None:
+        """A window begins at this position [3]."""
+        if self._rule in ('always', 'never'):
+            return
+        if self._position is not None:
+            self._distances.append(float(np.linalg.norm(position_m - self._position)))
+            first = len(self._distances) == 1
+            self._mean = self._distances[-1] if first else (
+                0.5 * self._mean + 0.5 * self._distances[-1])
+        self._position = np.array(position_m)
+        if len(self._distances) < self._windows:
+            return
+        self.open = self._pruned < self._max_pruned and self._moves_far()
+        self._pruned = self._pruned + 1 if self.open else 0
+
+    def _moves_far(self) -> bool:
+        *before, last = self._distances[-self._windows :]
+        if self._rule == 'average':
+            return last >= self._mean
+        if last >= max(before):
+            return True
+        if last < min(before):
+            return False
+        return self.open if self._hold else True
+
+
+def importance(layer: DecoderLayer, visual: Tensor, text: Tensor) -> Tensor:
+    """Mean over heads and text rows of q k' / sqrt(head width), [V].
+
+    visual: [V, width]. text: [N, width]. The mean query is the query of the mean row, because
+    nothing but a linear map is in between.
+    """
+    attention = layer.self_attn
+    query = attention.q_proj(layer.input_layernorm(text).mean(dim=0))
+    key = attention.k_proj(layer.input_layernorm(visual))
+    products = (key @ query[:, None]).squeeze(1)
+    return products / (attention.heads * (len(query) / attention.heads) ** 0.5)

@@ -1,0 +1,41 @@
+"""Fixed depth cuts: the last layers of the language model are not there at all.
+
+SmolVLA (Shukor et al. 2025, arXiv 2506.01844): the first half of the layers of the vision-language
+model; "every second layer" is named as a competitive alternative. FLOWER (Reuss et al. 2025, arXiv
+2509.04996, section 4): of decoder-only models the last 30 % go, of encoder-decoder models the
+decoder. Both train the policy after the cut. A checkpoint that was not is what it is: run it to
+see, do not expect it to act.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vla_policy_node.acceleration.base import Method
+
+
+class DepthCut(Method):
+    """Keeps the first layers, or evenly spaced ones, and frees the memory of the others.
+
+    keep: share of the layers, (0, 1]. 0.5 is SmolVLA, 0.7 FLOWER, 1.0 keeps all.
+    spread: keep layers evenly spaced over the depth, the first one always, instead of the first
+        ones; with 0.5 every second layer.
+    """
+
+    name = 'depth_cut'
+
+    def __init__(self, *, keep: float = 0.5, spread: bool = False):
+        if not 0 < keep <= 1:
+            raise ValueError(f'depth_cut must keep a share of the layers in (0, 1], not {keep}.')
+        self.keep = keep
+        self.spread = spread
+
+    def change_model(self, model: nn.Module) -> None:
+        """Remove the layers."""
+        layers = model.language_model.layers
+        count = max(1, round(self.keep * len(layers)))
+        step = len(layers) / count if self.spread else 1
+        kept = {int(index * step) for index in range(count)}
+        for index in reversed(range(len(layers))):
+            if index not in kept:
+                del layers[index]

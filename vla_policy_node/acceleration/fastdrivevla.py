@@ -1,0 +1,108 @@
+"""FastDriveVLA: a small scorer knows the foreground, and only it goes on (AAAI 2026).
+
+ReconPruner, arXiv 2507.23318, from a section-by-section note; official code was not found. One
+decoder layer with full attention sees the visual tokens V and a learnt query Q; the score of a
+token is a linear reading of V* o Q* (their product, element by element), and the best floor(N (1 -
+p)) stay; p = 50 % is recommended. `vla train foreground` trains it as the paper does, by
+reconstruction: the chosen tokens must suffice to paint the foreground, and the others the rest
+(`training.foreground`), with the world's labels in place of Grounded-SAM's. The policy stays as it
+is, and every policy with the same towers and projector can use the scorer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_policy_node.acceleration.selection import Selection, top
+from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
+from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
+from vla_policy_node.models.language_model import DecoderLayer, Rope
+from vla_policy_node.models.token_sequence import TokenSequence
+
+FILE_NAME = 'method--fastdrivevla.safetensors'
+
+
+class ForegroundScorer(nn.Module):
+    """Scores visual tokens; positive means foreground."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self._config = replace(config, layers=1)
+        self.query = nn.Parameter(torch.randn(config.width))
+        self.layer = DecoderLayer(config)
+        self.score = nn.Linear(config.width, 1)
+
+    def forward(self, visual: Tensor, positions: Tensor) -> Tensor:
+        """[B, V, width] at positions [B, V] -> [B, V]; the query has position 0."""
+        query = self.query.expand(len(visual), 1, -1)
+        places = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+        config = self._config
+        rope = Rope(places, config.width // config.heads, config.rope_theta, visual.dtype)
+        rows = self.layer(torch.cat([query, visual], dim=1), rope, None, slice(None))
+        return self.score(rows[:, 1:] * rows[:, :1]).squeeze(-1)
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs of `forward` for one batch element."""
+        rows = LayerRows(1 + tokens, 1 + tokens, 1 + tokens)
+        return layer_flops(self._config, rows) + tokens * chain_flops(self._config.width, 1)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the scorer into the directory of the checkpoint it was trained with."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        save_file(tensors, checkpoint / FILE_NAME)
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: ModelConfig) -> ForegroundScorer:
+        """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
+        path = checkpoint / FILE_NAME
+        if not path.is_file():
+            raise ValueError(
+                f'{checkpoint} has no {FILE_NAME}: no scorer was trained for it; train one with '
+                '`vla train foreground`.'
+            )
+        scorer = cls(config.language_model)
+        try:
+            scorer.load_state_dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+        except RuntimeError as error:
+            raise ValueError(
+                f'{path} is for another model: its sizes are not those of '
+                f'{config.architecture}.'
+            ) from error
+        return scorer.eval().requires_grad_(False)
+
+
+class FastDriveVla(Selection):
+    """Keeps the tokens that the checkpoint's scorer calls foreground most.
+
+    prune: p, the share of the visual tokens that go; 0 keeps all.
+    """
+
+    name = 'fastdrivevla'
+
+    def __init__(self, *, prune: float = 0.5):
+        super().__init__()
+        if not 0 <= prune < 1:
+            raise ValueError(f'fastdrivevla prunes a share in [0, 1), not {prune}.')
+        self.prune = prune
+        self.scorer: ForegroundScorer | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Read the scorer."""
+        self.scorer = ForegroundScorer.load(checkpoint, config)
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Drop the background."""
+        self._begin_pass()
+        rows = sequence.visual_rows
+        scorer = self.scorer.to(sequence.states.device, sequence.states.dtype)
+        scores = scorer(sequence.visual, sequence.positions[:, 1 : 1 + rows])[0]
+        kept = top(scores, max(1, int(rows * (1 - self.prune))))
+        return self._keep(sequence, kept, scores, flops=scorer.flops(rows))

@@ -1,0 +1,136 @@
+"""FlashVLA: keep informative tokens, and answer again what was just answered (2025).
+
+"Think Twice, Act Once", arXiv 2505.21200 (not the streaming FlashVLA of 2026), from summaries and
+reviews; there is no public code. Two parts:
+
+- Information contribution score. The attention output T of the visual tokens, one layer before
+  the drop, has the decomposition U S V'; a token's score is sum_i |u_i s_i|, its L1 norm in
+  the principal axes of T. It needs no attention map.
+- FlashTrigger. If the last two answers point the same way (angle below `max_angle`) and their
+  kept tokens overlap by more than `min_overlap`, the last answer is given again. Equation 6 of
+  the paper prints > for the angle, against its text; < is meant. After an answer given again the
+  network answers twice, so that both memories are its own.
+
+The paper leaves open: how many tokens (100 to 192 per view are mentioned), the threshold of the
+angle, and how its `delta` gives that of the overlap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.selection import Selection, top
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+class FlashVla(Selection):
+    """Keeps the `count` tokens that contribute most, and repeats the answer where nothing changes.
+
+    layer: first layer that runs without the others; published is 2.
+    count: tokens kept of all cameras; at least as many as there are keeps all.
+    max_angle: between the last two chunks, rad; 0 never repeats an answer.
+    min_overlap: share of the kept tokens that were also kept one step before.
+    """
+
+    name = 'flashvla'
+
+    def __init__(
+        self,
+        *,
+        layer: int = 2,
+        count: int = 256,
+        max_angle: float = 0.1,
+        min_overlap: float = 0.8,
+    ):
+        super().__init__()
+        if layer < 1 or count < 1 or max_angle < 0:
+            raise ValueError(
+                'flashvla needs a layer and a count of at least 1 and a max_angle of at least 0, '
+                f'not {layer}, {count} and {max_angle}.'
+            )
+        self.layer = layer
+        self.count = count
+        self.max_angle = max_angle
+        self.min_overlap = min_overlap
+        self._ranks: Tensor | None = None
+        self._actions: deque[np.ndarray] = deque(maxlen=2)
+        self._sets: deque[np.ndarray] = deque(maxlen=2)
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Refuse a layer that the model does not have."""
+        if self.layer >= config.language_model.layers:
+            raise ValueError(
+                f'flashvla cannot drop tokens before layer {self.layer}: the last one is '
+                f'{config.language_model.layers - 1}.'
+            )
+
+    def begin_step(self, step: Step) -> np.ndarray | None:
+        """Give the last answer again if nothing changes."""
+        if len(self._actions) < 2 or len(self._sets) < 2:
+            return None
+        before, last = self._sets
+        overlap = (before & last).sum() / last.sum()
+        if angle(*self._actions) < self.max_angle and overlap > self.min_overlap:
+            return self._actions[-1]
+        return None
+
+    def end_step(self, actions: np.ndarray, reused: bool) -> None:
+        """Remember the answer, or start again after one that was given twice."""
+        if reused or self._kept is None:
+            self._actions.clear()
+            self._sets.clear()
+        else:
+            self._actions.append(actions)
+            self._sets.append(self._kept.cpu().numpy())
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Begin a pass."""
+        self._begin_pass()
+        return sequence
+
+    def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
+        """Rank the tokens one layer before the drop."""
+        if index == self.layer - 1:
+            self._ranks = contribution(output[0, 1 : 1 + sequence.visual_rows])
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Drop the lowest ranks."""
+        if index != self.layer:
+            return sequence
+        flops = svd_flops(*sequence.visual.shape[1:])
+        return self._keep(sequence, top(self._ranks, self.count), self._ranks, index, flops)
+
+    def reset(self) -> None:
+        """Forget answers and kept tokens."""
+        super().reset()
+        self._actions.clear()
+        self._sets.clear()
+
+
+def contribution(output: Tensor) -> Tensor:
+    """Information contribution score of each row of [V, width], [V] float32."""
+    left, singular, _ = torch.linalg.svd(output.float(), full_matrices=False)
+    return (left * singular).abs().sum(dim=1)
+
+
+def svd_flops(rows: int, columns: int) -> int:
+    """FLOPs of a thin singular value decomposition (Golub and Van Loan, R-SVD)."""
+    most, least = max(rows, columns), min(rows, columns)
+    return 6 * most * least**2 + 20 * least**3
+
+
+def angle(first: np.ndarray, second: np.ndarray) -> float:
+    """Angle between two chunks as vectors, rad; 0 if they are equal, also where they are 0."""
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    if lengths == 0:
+        return 0.0 if np.array_equal(first, second) else np.pi / 2
+    if np.array_equal(first, second):
+        return 0.0
+    return float(np.arccos(np.clip((first * second).sum() / lengths, -1, 1)))

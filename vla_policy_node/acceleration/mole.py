@@ -1,0 +1,179 @@
+"""MoLe-VLA: a router picks the layers to run, before the first one runs (2025).
+
+Mixture of layers, arXiv 2503.20384, in the form of its public code (RoyZry98/MoLe-VLA-Pytorch).
+The router sees the normed input embeddings: images through a shared projection, their mean, and
+two layers; the prompt through the projection and one transformer layer, its mean, and one layer. A
+temperature read from the first word multiplies the sum, and the k largest of the logits run.
+Published: width 1024 of 4096, 8 heads, feed-forward 2048, and 18 of 32 layers.
+
+Different here: the released forward pass runs all layers and multiplies by the gates; this one
+leaves layers out, and only training (`vla train mole`) multiplies. The last layer always runs and
+is not routed, because only action rows ask in it. Trained with the action loss and the load
+balance at its published weight 0.1, without the self-distillation (an averaged full-depth teacher,
+reverse KL and MSE on the cognition token), which is made for CogACT's one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.selection import text_rows
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.flops import chain_flops
+from vla_policy_node.models.token_sequence import TokenSequence
+
+FILE_NAME = 'method--mole.safetensors'
+HEADS = 8
+
+
+class LayerRouter(nn.Module):
+    """From input embeddings to a logit for each layer but the last.
+
+    width: of the language model. layers: how many it has.
+    """
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        hidden = max(HEADS, width // 4 // HEADS * HEADS)
+        self.project = nn.Linear(width, hidden)
+        self.spatial = nn.Sequential(
+            nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Linear(hidden // 2, layers - 1))
+        self.text = nn.TransformerEncoderLayer(
+            hidden, HEADS, 2 * hidden, dropout=0.0, batch_first=True)
+        self.temporal = nn.Linear(hidden, layers - 1)
+        self.temperature = nn.Linear(hidden, 1)
+
+    def forward(self, visual: Tensor, text: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """[B, V, width] and, BOS first, [B, N, width] -> logits [B, layers - 1].
+
+        hidden: [B, N] bool, rows of the text that only fill up a batch, None for none.
+        """
+        weight = self.project.weight
+        images, words = (
+            self.project(functional.rms_norm(rows.to(weight.dtype), rows.shape[-1:], eps=1e-6))
+            for rows in (visual, text)
+        )
+        real = torch.ones_like(words[..., :1])
+        if hidden is not None:
+            real = real.masked_fill(hidden[..., None], 0)
+        read = (self.text(words, src_key_padding_mask=hidden) * real).sum(1) / real.sum(1)
+        temperature = torch.sigmoid(self.temperature(words[:, 0]))
+        return (self.spatial(images.mean(dim=1)) + self.temporal(read)) * temperature
+
+    def flops(self, visual_rows: int, text: int) -> int:
+        """FLOPs of `forward` for one batch element."""
+        width, hidden = self.project.in_features, self.project.out_features
+        layers = self.temporal.out_features
+        words = chain_flops(width, hidden) + 4 * chain_flops(hidden, hidden)
+        words += chain_flops(hidden, 2 * hidden, hidden) + 4 * text * hidden
+        return (
+            visual_rows * chain_flops(width, hidden) + text * words
+            + chain_flops(hidden, hidden // 2, layers) + chain_flops(hidden, layers)
+            + chain_flops(hidden, 1)
+        )
+
+    def save(self, checkpoint: Path, run: int) -> None:
+        """Write the router and how many layers run into the checkpoint's directory."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        save_file(tensors, checkpoint / FILE_NAME, metadata={'run': str(run)})
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: ModelConfig) -> tuple[LayerRouter, int]:
+        """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
+        path = checkpoint / FILE_NAME
+        if not path.is_file():
+            raise ValueError(
+                f'{checkpoint} has no {FILE_NAME}: it was not trained to skip layers; train it '
+                'with `vla train mole`.'
+            )
+        router = cls(config.language_model.width, config.language_model.layers)
+        try:
+            with safe_open(path, framework='pt') as file:
+                run = int(file.metadata()['run'])
+                names = file.keys()
+                router.load_state_dict({name: file.get_tensor(name) for name in names})
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+        except RuntimeError as error:
+            raise ValueError(
+                f'{path} is for another model: its sizes are not those of '
+                f'{config.architecture}.'
+            ) from error
+        return router.eval().requires_grad_(False), run
+
+
+class Mole(Method):
+    """Runs the layers that the checkpoint's router picks.
+
+    run: how many layers, the last one among them; 0 is what the router was trained for; as many as
+        there are runs all.
+    """
+
+    name = 'mole'
+
+    def __init__(self, *, run: int = 0):
+        if run < 0:
+            raise ValueError(f'mole cannot run {run} layers.')
+        self.run = run
+        self.router: LayerRouter | None = None
+        self._config: ModelConfig | None = None
+        self._flops: int | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Read the router."""
+        self.router, trained = LayerRouter.load(checkpoint, config)
+        self.run = self.run or trained
+        self._config = config
+
+    def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
+        """Route; of equal logits the lower layer runs."""
+        router = self.router.to(sequence.states.device)
+        text = prompt_of(sequence, self._config)
+        best = best_layers(router(sequence.visual, text), self.run - 1)
+        chosen = {*best[0].nonzero().flatten().tolist()}
+        self._flops = router.flops(sequence.visual_rows, text.shape[1])
+        return [index for index in layers if index in chosen or index == layers[-1]]
+
+    def reset(self) -> None:
+        """Forget the last pass; nothing crosses steps."""
+        self._flops = None
+
+    def report(self) -> Report | None:
+        """All tokens stay; routing costs."""
+        if self._flops is None:
+            return None
+        return Report(np.ones(self._config.visual_tokens, bool), flops=self._flops)
+
+
+def prompt_of(sequence: TokenSequence, config: ModelConfig) -> Tensor:
+    """BOS and the rest of the prompt, [B, N, width]."""
+    rows = text_rows(sequence, config)
+    return torch.cat([sequence.states[:, :1], sequence.states[:, rows]], dim=1)
+
+
+def best_layers(logits: Tensor, count: int) -> Tensor:
+    """[B, L] logits -> [B, L] bool, the `count` largest of each row."""
+    chosen = logits.argsort(dim=1, descending=True, stable=True)[:, : max(count, 0)]
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, chosen, True)
+
+
+def gates(logits: Tensor, count: int) -> Tensor:
+    """Straight-through gates [B, L]: forward 0 or 1, backward the gradient of the softmax."""
+    soft = logits.softmax(dim=1)
+    hard = best_layers(logits, count).to(soft.dtype)
+    # In this order the forward value is exactly 0 or 1.
+    return hard + (soft - soft.detach())
+
+
+def balance_loss(logits: Tensor, count: int) -> Tensor:
+    """Load balance: mean of gate times probability, over batch and layers."""
+    return (best_layers(logits, count).to(logits.dtype) * logits.softmax(dim=1)).mean()

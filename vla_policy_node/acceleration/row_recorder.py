@@ -1,0 +1,35 @@
+"""Notes what each layer works on: what `models.flops` counts, and how many layers ran."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vla_policy_node.acceleration.base import Method
+from vla_policy_node.models.flops import LayerRows
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+class RowRecorder(Method):
+    """Changes nothing; comes last among the methods, so it sees what the others left.
+
+    layer_rows: of each layer that ran since the last `reset`, in order.
+    """
+
+    def __init__(self):
+        self.layer_rows: list[LayerRows] = []
+        self._new = self._seen = 0
+
+    def keys_values(
+        self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Count the rows, and the keys that they see."""
+        self._new, self._seen = sequence.states.shape[1], key.shape[2]
+        return key, value
+
+    def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
+        """Count the rows that asked."""
+        self.layer_rows.append(LayerRows(output.shape[1], self._new, self._seen))
+
+    def reset(self) -> None:
+        """Begin a new pass."""
+        self.layer_rows = []

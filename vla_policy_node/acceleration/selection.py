@@ -1,0 +1,95 @@
+"""What methods that choose among visual tokens have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+class Selection(Method):
+    """Drops visual tokens and remembers which, for the report. Not a method by itself."""
+
+    def __init__(self):
+        self._kept: Tensor | None = None  # [V] bool
+        self._scores: Tensor | None = None  # [V]
+        self._layer = 0
+        self._flops = 0
+
+    def _keep(
+        self,
+        sequence: TokenSequence,
+        kept: Tensor,
+        scores: Tensor | None = None,
+        layer: int = 0,
+        flops: int = 0,
+    ) -> TokenSequence:
+        """Keep the visual rows `kept`, ascending [M]; scores: of all visual rows, for the report.
+
+        Of several drops in one pass, the report names the first layer and the last choice.
+        """
+        tokens = sequence.visual_tokens
+        if layer == 0 or self._kept is None or layer <= self._layer:
+            self._layer = layer
+        self._kept = torch.zeros(sequence.visual_total, dtype=torch.bool, device=tokens.device)
+        self._kept[tokens[kept]] = True
+        if scores is not None:
+            self._scores = scores.new_zeros(sequence.visual_total).index_copy(0, tokens, scores)
+        self._flops += flops
+        return sequence if len(kept) == len(tokens) else sequence.keep_visual(kept)
+
+    def _begin_pass(self) -> None:
+        """Forget the last pass; call it first in `select_tokens`."""
+        self._kept = self._scores = None
+        self._layer = self._flops = 0
+
+    def reset(self) -> None:
+        """Forget the last report."""
+        self._begin_pass()
+
+    def report(self) -> Report | None:
+        """Kept tokens and what they were ranked by."""
+        if self._kept is None:
+            return None
+        kept = self._kept.cpu().numpy()
+        if self._scores is None:
+            return Report(kept, layer=self._layer, flops=self._flops)
+        scores = self._scores.float().cpu().numpy()
+        return Report(kept, scores, self._layer, self._flops)
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Places of the `count` highest scores [V], ascending; of equal ones the lower place wins."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def union(*chosen: Tensor) -> Tensor:
+    """Places that are in any of the lists, ascending, each once."""
+    return torch.cat(chosen).unique()
+
+
+def text_rows(sequence: TokenSequence, config: ModelConfig) -> slice:
+    """Rows of the prompt without BOS: neither proprio, nor action slots, nor stop."""
+    rows = sequence.states.shape[1]
+    return slice(1 + sequence.visual_rows + config.proprio, rows - config.action_slots - 1)
+
+
+def attention_received(maps: Tensor, sequence: TokenSequence) -> Tensor:
+    """Mean over heads and asking rows of [1, heads, rows, keys], of each visual row, [V]."""
+    return maps[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
+
+
+def at_depth(published: int, layers: int, of: int = 32) -> int:
+    """Return the layer that lies as deep among `layers` as `published` does among 32, from 1."""
+    return max(1, round(published * layers / of))
+
+
+def patches(images: Tensor, config: ModelConfig) -> Tensor:
+    """[cameras, C, H, W] -> [V, C * patch pixels], in the order of the visual tokens."""
+    rows, columns = config.grid
+    size = (images.shape[2] // rows, images.shape[3] // columns)
+    return functional.unfold(images, size, stride=size).mT.flatten(0, 1)

@@ -1,0 +1,227 @@
+"""SQAP-VLA: keep what quantised attention can be trusted with, and quantise to 4 bits (2025).
+
+arXiv 2509.09090, from summaries; its code was not read. Three rules choose the tokens, at one
+budget: those with the most attention; those around the robot; and, to fill up, those that lie
+farthest from all chosen ones on the grid of patches. Weights and activations have 4 bits, after a
+Hadamard rotation that spreads outliers: (X H)(H' W) = X W.
+
+Left open by the sources: all numbers; whether scales are per tensor or per channel (here: per
+output channel of the weights, per row of the activations); how the robot is found. Here it is what
+moves: the patches of the third-person picture that changed most since the last step, and their
+neighbours. The rule that a top token must stay one under quantisation is kept by ranking with
+the attention of the model that runs, which is the quantised one.
+
+The 4-bit arithmetic is exact in its results and not in its speed: values are rounded to 16 levels
+and multiplied as floats, because no processor this was written for multiplies 4-bit integers.
+Weights rest as one byte each. FLOPs are counted as if they were full, plus the rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_policy_node.acceleration.base import Step, attention_flops
+from vla_policy_node.acceleration.selection import (
+    Selection,
+    attention_received,
+    patches,
+    text_rows,
+    top,
+    union,
+)
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+LARGEST_BLOCK = 128  # of the rotation; larger ones spread more and cost more
+LEVELS = 7
+
+
+class SqapVla(Selection):
+    """Keeps `count` tokens by three rules; runs the language model in 4 bits.
+
+    count: tokens kept of all cameras; at least as many as there are keeps all.
+    attended: how many of them by attention, of the prompt in the layer before the drop.
+    robot: how many patches count as the robot, their neighbours not counted; 0 for none.
+    layer: first layer without the others.
+    four_bits: quantise weights and activations of the language model's layers.
+    """
+
+    name = 'sqap_vla'
+
+    def __init__(
+        self,
+        *,
+        count: int = 128,
+        attended: int = 64,
+        robot: int = 6,
+        layer: int = 2,
+        four_bits: bool = True,
+    ):
+        super().__init__()
+        if min(count, layer) < 1 or min(attended, robot) < 0 or attended > count:
+            raise ValueError(
+                'sqap_vla needs a count and a layer of at least 1, robot of at least 0, and '
+                f'attended from 0 to count, not {count}, {layer}, {robot} and {attended}.'
+            )
+        self.count = count
+        self.attended = attended
+        self.robot = robot
+        self.layer = layer
+        self.four_bits = four_bits
+        self._config: ModelConfig | None = None
+        self._quantised: list[FourBitLinear] = []
+        self._pixels: Tensor | None = None
+        self._protected = torch.empty(0, dtype=torch.int64)
+        self._attention: Tensor | None = None
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Refuse a layer that the model does not have."""
+        if self.layer >= config.language_model.layers:
+            raise ValueError(
+                f'sqap_vla cannot drop tokens before layer {self.layer}: the last one is '
+                f'{config.language_model.layers - 1}.'
+            )
+        self._config = config
+
+    def change_model(self, model: nn.Module) -> None:
+        """Quantise the linear layers of the decoder."""
+        if not self.four_bits:
+            return
+        for module in list(model.language_model.layers.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, FourBitLinear(child))
+                    self._quantised.append(getattr(module, name))
+
+    def begin_step(self, step: Step) -> None:
+        """Find the robot: what moved."""
+        pixels = patches(step.images[:1], self._config)
+        if self._pixels is not None and self.robot:
+            moved = (pixels - self._pixels).abs().mean(dim=1)
+            seeds = top(moved, self.robot)
+            self._protected = ring(seeds[moved[seeds] > 0].cpu(), self._config.grid)
+        self._pixels = pixels
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Begin a pass."""
+        self._begin_pass()
+        for linear in self._quantised:
+            linear.rows = 0
+        return sequence
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """Rank by what the prompt attends to, one layer before the drop."""
+        if index == self.layer - 1:
+            asking = text_rows(sequence, self._config)
+            self._attention = attention_received(attention(asking), sequence)
+            self._flops = attention_flops(asking.stop - asking.start, sequence)
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Keep the union of the three groups; the robot stays even beyond the budget."""
+        if index != self.layer:
+            return sequence
+        tokens = sequence.visual_tokens
+        robot = torch.isin(tokens, self._protected.to(tokens.device)).nonzero().flatten()
+        chosen = union(top(self._attention, self.attended), robot)
+        kept = spread(chosen.cpu(), self._places(tokens.cpu()), self.count).to(tokens.device)
+        return self._keep(sequence, kept, self._attention, index)
+
+    def _places(self, tokens: Tensor) -> Tensor:
+        """Camera, row and column of each token, [V, 3]; cameras are far apart."""
+        rows, columns = self._config.grid
+        camera, patch = tokens // (rows * columns), tokens % (rows * columns)
+        far = 2 * (rows + columns)
+        return torch.stack([camera * far, patch // columns, patch % columns], dim=1).float()
+
+    def report(self):
+        """The selection, and the rotations in its FLOPs."""
+        self._flops += sum(linear.rows * linear.rotation_flops for linear in self._quantised)
+        for linear in self._quantised:
+            linear.rows = 0
+        return super().report()
+
+    def reset(self) -> None:
+        """Forget the last picture."""
+        super().reset()
+        self._pixels = None
+        self._protected = torch.empty(0, dtype=torch.int64)
+
+
+class FourBitLinear(nn.Module):
+    """A linear layer without bias whose weights and inputs are rounded to 4 bits, rotated before.
+
+    rows: how many it worked on, for whoever counts. rotation_flops: of one row.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        block = block_of(weight.shape[1])
+        self.register_buffer('rotation', hadamard(block).to(weight))
+        rounded, scale = four_bits(self._rotate(weight))
+        self.register_buffer('rounded', rounded.to(torch.int8))
+        self.register_buffer('scale', scale)
+        self.rows = 0
+        self.rotation_flops = 2 * weight.shape[1] * block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        self.rows += x.shape[:-1].numel()
+        values, scale = four_bits(self._rotate(x))
+        product = functional.linear(values, self.rounded.to(values.dtype))
+        return product * scale * self.scale.mT
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        block = len(self.rotation)
+        return (x.unflatten(-1, (-1, block)) @ self.rotation).flatten(-2)
+
+
+def four_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to integers from -7 to 7 and its scale; their product is about x."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / LEVELS
+    return (x / scale).round(), scale
+
+
+def hadamard(size: int) -> Tensor:
+    """Orthogonal matrix of +-1 / sqrt(size) (Sylvester); size is a power of 2."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / size**0.5
+
+
+def block_of(width: int) -> int:
+    """Largest power of 2 that divides the width, at most LARGEST_BLOCK."""
+    return min(width & -width, LARGEST_BLOCK)
+
+
+def ring(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The tokens of one camera and their neighbours on the grid."""
+    mask = torch.zeros(1, grid[0] * grid[1]).index_fill(1, tokens, 1.0).view(1, *grid)
+    return functional.max_pool2d(mask, 3, stride=1, padding=1).flatten().nonzero().flatten()
+
+
+def spread(chosen: Tensor, places: Tensor, count: int) -> Tensor:
+    """Fill up to `count` rows, always by the one that lies farthest from all chosen; ascending.
+
+    chosen: [M] rows of places [V, D]; with none, the first row begins.
+    """
+    missing = min(count, len(places)) - len(chosen)
+    if missing <= 0:
+        return chosen
+    kept = torch.zeros(len(places), dtype=torch.bool)
+    kept[chosen if len(chosen) else 0] = True
+    missing -= 0 if len(chosen) else 1
+    distance = torch.cdist(places, places[kept]).amin(dim=1)
+    for _ in range(missing):
+        farthest = distance.masked_fill(kept, -1).argmax()
+        kept[farthest] = True
+        distance = distance.minimum((places - places[farthest]).norm(dim=1))
+    return kept.nonzero().flatten()

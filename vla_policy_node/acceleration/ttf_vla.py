@@ -1,0 +1,115 @@
+"""TTF-VLA: static, unimportant visual tokens are taken from the last frame (AAAI 2026).
+
+Temporal token fusion, arXiv 2508.19257, in the form of the released code (PKU-XLab/TTF-VLA,
+"hybrid" mode). A token is taken anew if its patch changed (mean absolute difference of the gray
+picture above `threshold`) or if it is among the `count` tokens of its camera to which the prompt
+attended most in the last pass, at layer 15 of 32; else the last frame's, itself perhaps older.
+Every `keyframe`-th step takes all anew. It is meant to act better and saves no time: the towers
+run in full here as there.
+
+The code's gray picture is made of normalised pixels; the threshold here is for pixels in [0, 1],
+so that the published 0.1 and 0.03 become 0.0225 and 0.0067 (divided by the 1 / 0.225 of DINOv2's
+normalisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.acceleration.base import Method, Report, Step, attention_flops
+from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+GRAY = (0.299, 0.587, 0.114)
+ATTENTION_LAYER = 15
+
+
+class TtfVla(Method):
+    """Takes features of the last frame for what neither changed nor matters.
+
+    threshold: of the change of a patch, gray levels in [0, 1]; below 0 takes all anew.
+    count: tokens of each camera that are always taken anew; published are 120 and 70 of 256.
+    keyframe: every so many-th step takes all anew; published are 5 and 3, 1 is always.
+    """
+
+    name = 'ttf_vla'
+
+    def __init__(self, *, threshold: float = 0.0225, count: int = 120, keyframe: int = 5):
+        if keyframe < 1 or count < 0:
+            raise ValueError(
+                'ttf_vla needs a keyframe of at least 1 and a count of at least 0, not '
+                f'{keyframe} and {count}.'
+            )
+        self.threshold = threshold
+        self.count = count
+        self.keyframe = keyframe
+        self._config: ModelConfig | None = None
+        self.reset()
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Remember the sizes."""
+        self._config = config
+
+    def begin_step(self, step: Step) -> None:
+        """Look which patches changed."""
+        weights = step.images.new_tensor(GRAY)[:, None, None]
+        gray = patches((step.images * weights).sum(dim=1, keepdim=True), self._config)
+        self._change = None if self._gray is None else (gray - self._gray).abs().mean(dim=1)
+        self._gray = gray
+
+    def visual_features(self, features: Tensor) -> Tensor:
+        """Put the last frame's features where nothing happened."""
+        self._flops = 0
+        fresh = self._fresh()
+        self._step += 1
+        if fresh is not None:
+            where = fresh.to(features.device)[None, :, None]
+            features = torch.where(where, features, self._features)
+        self._features = features
+        return features
+
+    def _fresh(self) -> Tensor | None:
+        """[V] bool, tokens to take anew; None for all."""
+        if self._features is None or self._change is None or self._step % self.keyframe == 0:
+            return None
+        fresh = self._change > self.threshold
+        if self._relevance is not None and self.count:
+            by_camera = self._relevance.view(self._config.cameras, -1)
+            best = by_camera.topk(min(self.count, by_camera.shape[1])).indices
+            fresh.view(by_camera.shape).scatter_(1, best.to(fresh.device), True)
+        return fresh
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """See what the prompt attends to, for the next step."""
+        layers = self._config.language_model.layers
+        if index != min(at_depth(ATTENTION_LAYER, layers), layers - 1):
+            return
+        asking = text_rows(sequence, self._config)
+        maps = attention(asking)[0].mean(dim=(0, 1))
+        tokens = maps[1 : 1 + sequence.visual_rows]
+        self._relevance = tokens.new_zeros(sequence.visual_total).index_copy(
+            0, sequence.visual_tokens, tokens)
+        self._flops = attention_flops(asking.stop - asking.start, sequence)
+
+    def reset(self) -> None:
+        """Forget the last frame; the next step is a key frame."""
+        self._gray = self._change = self._features = self._relevance = None
+        self._step = 0
+        self._flops = 0
+
+    def report(self) -> Report | None:
+        """All tokens went through the layers; scores: how much each patch changed."""
+        if self._features is None:
+            return None
+        kept = np.ones(self._features.shape[1], bool)
+        if self._change is None:
+            return Report(kept, flops=self._flops)
+        return Report(kept, self._change.cpu().numpy(), flops=self._flops)

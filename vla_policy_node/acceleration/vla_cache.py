@@ -1,0 +1,196 @@
+"""VLA-Cache: patches that stand still keep the keys and values of the last step (NeurIPS 2025).
+
+arXiv 2502.02175, in the form of the released code (siyuhsu/vla-cache, OpenVLA-OFT variant):
+
+1. Of each camera the `static` patches most similar to the last frame's, by the cosine of their raw
+   pixels, at least `similarity`, are static.
+2. Those among the `relevant` tokens that the prompt attended to most in the last step, at layer 15
+   of 32, are taken out again. The rest can be reused.
+3. At layers 2, 6, 9 and 11 of 32 the first k of them (by position) leave the sequence, and later
+   layers attend to the keys and values that earlier steps left. k = r |reusable| and never
+   falls, r = 1 - H with H the entropy of the layer's attention in the last step, min-max
+   normalised over the layers; rises of r from layer to layer are damped by `growth`.
+
+OpenVLA is causal, so that reuse is exact for tokens before anything that changed. OpenVLA-OFT's
+rows all see each other, so here it is exact for identical inputs and an approximation otherwise.
+The entropy is that of the rows that the last step computed; the last layer, whose attention is
+needed nowhere, does not take part. In models of other depth the layers lie as deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vla_policy_node.acceleration.base import Method, Report, Step, attention_flops
+from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.token_sequence import TokenSequence
+
+DROP_LAYERS = (2, 6, 9, 11)
+RELEVANCE_LAYER = 15
+
+
+class VlaCache(Method):
+    """Does not recompute static tokens in the deep layers.
+
+    similarity: cosine of a patch's pixels with the last frame's above which it is static.
+    static: of each camera, at most; published is 150 of 256, 0 reuses nothing.
+    relevant: of each camera, tokens that are recomputed in any case; published is 100.
+    growth: damping of the schedule; published is 0.55, 1.0 does not damp.
+    """
+
+    name = 'vla_cache'
+
+    def __init__(
+        self,
+        *,
+        similarity: float = 0.996,
+        static: int = 150,
+        relevant: int = 100,
+        growth: float = 0.55,
+    ):
+        if static < 0 or relevant < 0 or not 0 < growth <= 1:
+            raise ValueError(
+                'vla_cache needs static and relevant of at least 0 and growth in (0, 1], not '
+                f'{static}, {relevant} and {growth}.'
+            )
+        self.similarity = similarity
+        self.static = static
+        self.relevant = relevant
+        self.growth = growth
+        self._config: ModelConfig | None = None
+        self.reset()
+
+    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
+        """Place the layers in the depth of the model."""
+        self._config = config
+        layers = config.language_model.layers
+        self._drop_layers = {min(at_depth(index, layers), layers - 1) for index in DROP_LAYERS}
+        self._relevance_layer = min(at_depth(RELEVANCE_LAYER, layers), layers - 2)
+
+    def begin_step(self, step: Step) -> None:
+        """Find the static patches."""
+        pixels = patches(step.images, self._config)
+        self._similarity = (
+            None if self._pixels is None
+            else functional.cosine_similarity(pixels, self._pixels, dim=1)
+        )
+        self._pixels = pixels
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Decide what can be reused; nothing is dropped before layer 0."""
+        self._reusable = self._find_reusable(sequence)
+        self._rates = damp(reuse_rates(self._entropies), self.growth)
+        self._dropped = self._reusable[:0]
+        self._entropies = {}
+        self._flops = 0
+        return sequence
+
+    def _find_reusable(self, sequence: TokenSequence) -> Tensor:
+        """Visual tokens, ascending."""
+        nothing = sequence.visual_tokens[:0]
+        if self._similarity is None or self._relevance is None or not self._cache:
+            return nothing
+        chosen = []
+        for camera, (similar, relevance) in enumerate(zip(
+            self._similarity.chunk(self._config.cameras),
+            self._relevance.chunk(self._config.cameras), strict=True,
+        )):
+            static = similar.topk(min(self.static, len(similar))).indices
+            static = static[similar[static] >= self.similarity]
+            matters = relevance.topk(min(self.relevant, len(relevance))).indices
+            static = static[~torch.isin(static, matters)]
+            chosen.append(static + camera * len(similar))
+        return torch.cat(chosen).sort().values.to(nothing.device)
+
+    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
+        """Drop some more of what can be reused."""
+        if index not in self._drop_layers or not len(self._reusable):
+            return sequence
+        count = max(1, int(self._rates.get(index, 0.0) * len(self._reusable)))
+        if count <= len(self._dropped):
+            return sequence
+        self._dropped = self._reusable[:count]
+        left = ~torch.isin(sequence.visual_tokens, self._dropped)
+        return sequence.keep_visual(left.nonzero().flatten())
+
+    def keys_values(
+        self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Remember those of the rows, and add those of the tokens that are none."""
+        rows, tokens = slice(1, 1 + sequence.visual_rows), sequence.visual_tokens
+        if index not in self._cache:
+            self._cache[index] = key[:, :, rows], value[:, :, rows]
+            return key, value
+        kept = tuple(
+            old.index_copy(2, tokens, new[:, :, rows])
+            for old, new in zip(self._cache[index], (key, value), strict=True)
+        )
+        self._cache[index] = kept
+        if not len(self._dropped):
+            return key, value
+        return tuple(
+            torch.cat([new, old.index_select(2, self._dropped)], dim=2)
+            for new, old in zip((key, value), kept, strict=True)
+        )
+
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
+    ) -> None:
+        """See, for the next step, how each layer spreads its attention, and on which tokens."""
+        if not self.static or index == self._config.language_model.layers - 1:
+            return
+        maps = attention(slice(None))[0].mean(dim=0)
+        self._entropies[index] = float(-(maps * maps.clamp(min=1e-12).log()).sum(dim=1).mean())
+        rows, keys = maps.shape
+        self._flops += attention_flops(rows, sequence) * keys // rows
+        if index == self._relevance_layer:
+            received = maps[text_rows(sequence, self._config)].mean(dim=0)
+            visual = torch.cat([received[1 : 1 + sequence.visual_rows], received[rows:]])
+            tokens = torch.cat([sequence.visual_tokens, self._dropped])
+            self._relevance = visual.new_zeros(sequence.visual_total).index_copy(0, tokens, visual)
+
+    def reset(self) -> None:
+        """Forget the last frame, its attention, and all keys and values."""
+        self._pixels = self._similarity = self._relevance = None
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._entropies: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+        self._reusable = self._dropped = None
+        self._flops = 0
+
+    def report(self) -> Report | None:
+        """Kept are the tokens that all layers computed anew; scores: how static each patch is."""
+        if self._reusable is None:
+            return None
+        kept = torch.ones(self._config.visual_tokens, dtype=torch.bool)
+        kept[self._dropped.cpu()] = False
+        layer = min(self._drop_layers)
+        if self._similarity is None:
+            return Report(kept.numpy(), layer=layer, flops=self._flops)
+        return Report(kept.numpy(), self._similarity.cpu().numpy(), layer, self._flops)
+
+
+def reuse_rates(entropies: dict[int, float]) -> dict[int, float]:
+    """Entropy of each layer's attention -> share of the reusable tokens it may reuse."""
+    if not entropies:
+        return {}
+    low, high = min(entropies.values()), max(entropies.values())
+    span = (high - low) or 1.0
+    return {index: 1 - (value - low) / span for index, value in sorted(entropies.items())}
+
+
+def damp(rates: dict[int, float], growth: float) -> dict[int, float]:
+    """Let a rate rise from one layer to the next by the share `growth` of the rise only."""
+    damped: dict[int, float] = {}
+    last = None
+    for index, rate in rates.items():
+        if last is not None and rate > last:
+            rate = last + growth * (rate - last)
+        damped[index] = last = rate
+    return damped

@@ -1,0 +1,184 @@
+"""What a method costs and what it changes, on frames that all methods see in the same order.
+
+The frames are those that the plain model meets in episodes of its own. Every method then answers
+each of them, open loop: actions are compared with the plain model's on the same picture, and
+caches and gates see the succession they would see on a robot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from vla_policy_node.acceleration import Method
+from vla_policy_node.control.latency import percentiles
+from vla_policy_node.evaluation.contenders import Contender
+from vla_policy_node.evaluation.episodes import run_episode
+from vla_policy_node.evaluation.plan import Plan
+from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.world.libero_world import LiberoWorld, tasks
+
+# Where in a method time may go; the policy calls nothing else of it while it infers.
+STAGES = (
+    'begin_step', 'visual_features', 'select_tokens', 'select_layers', 'before_layer',
+    'stops_before', 'keys_values', 'watch_attention', 'watch_output', 'end_step',
+)
+
+
+class Stopwatch:
+    """Counts the time spent inside of methods, ms; with a device it waits for at every call."""
+
+    def __init__(self, methods: Sequence[Method], device: str):
+        self.ms = 0.0
+        self._device = device
+        for method in methods:
+            for stage in STAGES:
+                if getattr(type(method), stage) is not getattr(Method, stage):
+                    setattr(method, stage, self._timed(getattr(method, stage)))
+
+    def _timed(self, call):
+        def timed(*arguments):
+            self._wait()
+            started = time.perf_counter()
+            result = call(*arguments)
+            self._wait()
+            self.ms += (time.perf_counter() - started) * 1e3
+            return result
+
+        return timed
+
+    def _wait(self) -> None:
+        if self._device.startswith('cuda'):
+            torch.cuda.synchronize()
+
+
+class Recording:
+    """A policy that also keeps what it was shown."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self.observations: list[Observation] = []
+        self.reset = policy.reset
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Answer, and keep the observation."""
+        self.observations.append(observation)
+        return self._policy.infer(observation)
+
+
+def record_frames(
+    plan: Plan, policy: Policy, world: LiberoWorld, task: int, episode: int
+) -> list[Observation]:
+    """Return what the policy is shown in one episode of a plan."""
+    world.reset_layout(plan.layout, plan.layout_seed(task, episode))
+    recording = Recording(policy)
+    run_episode(world, recording, plan.parameters, horizon=plan.horizon)
+    return recording.observations
+
+
+class Costs:
+    """Measures methods on one episode's frames at a time; loads each policy once."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._policies: dict[str, tuple[Policy, Stopwatch]] = {}
+        self._world: LiberoWorld | None = None
+        self._dense = self._load(Contender('dense'))[0]
+
+    def measure(self, task: int, episode: int, labels: Sequence[str]) -> list[dict]:
+        """Return a row for each of `labels` that says how its policy answers the frames."""
+        if self._world is None or self._world.task.task_id != task:
+            self.close()
+            self._world = LiberoWorld(tasks(self._plan.suite)[task], self._plan.image_size)
+        frames = record_frames(self._plan, self._dense, self._world, task, episode)
+        self._dense.reset()
+        wanted = [self._dense.infer(frame).actions for frame in frames]
+        chosen = [c for c in self._plan.contenders if c.label in labels]
+        where = {'task_id': task, 'episode': episode}
+        return [{'method': c.label, **where, **self._run(c, frames, wanted)} for c in chosen]
+
+    def close(self) -> None:
+        """Free the world."""
+        if self._world is not None:
+            self._world.close()
+        self._world = None
+
+    def _run(
+        self, contender: Contender, frames: Sequence[Observation], wanted: Sequence[np.ndarray]
+    ) -> dict:
+        policy, stopwatch = self._load(contender)
+        policy.reset()
+        chunks, overheads = [], []
+        for frame in frames:
+            before = stopwatch.ms
+            chunks.append(policy.infer(frame))
+            overheads.append(stopwatch.ms - before)
+        changes = np.abs([c.actions - w for c, w in zip(chunks, wanted, strict=True)])
+        grippers = [
+            (c.actions[:, 6] > 0.5) != (w[:, 6] > 0.5)
+            for c, w in zip(chunks, wanted, strict=True)
+        ]
+        stages = dict.fromkeys(stage for chunk in chunks for stage in chunk.stage_ms)
+        return {
+            'tokens': [chunk.tokens_kept for chunk in chunks],
+            'tokens_total': chunks[0].tokens_total,
+            'layers': [chunk.layers_run for chunk in chunks],
+            'layers_total': chunks[0].layers_total,
+            'reused': [bool(chunk.reused_by) for chunk in chunks],
+            'flops': [chunk.flops for chunk in chunks],
+            'stage_ms': {
+                stage: [round(chunk.stage_ms.get(stage, 0.0), 3) for chunk in chunks]
+                for stage in stages
+            },
+            'overhead_ms': [round(ms, 3) for ms in overheads],
+            'change_mean': [float(change.mean()) for change in changes],
+            'change_max': [float(change.max()) for change in changes],
+            'gripper_flips': [int(flips.sum()) for flips in grippers],
+        }
+
+    def _load(self, contender: Contender) -> tuple[Policy, Stopwatch]:
+        if contender.label not in self._policies:
+            policy = contender.load(self._plan.parameters, self._plan.threads)
+            picture = np.full((*self._plan.image_size[::-1], 3), 128, np.uint8)
+            images = dict.fromkeys(policy.description.cameras, picture)
+            policy.infer(Observation(images, np.zeros(8), 'warm up'))
+            stopwatch = Stopwatch(policy.methods, self._plan.parameters.device)
+            self._policies[contender.label] = policy, stopwatch
+        return self._policies[contender.label]
+
+
+def summarise_costs(rows: Sequence[Mapping]) -> dict:
+    """Put the rows of one method together: means, and percentiles over all frames."""
+    def joined(name: str) -> list:
+        return [value for row in rows for value in row[name]]
+
+    totals = [sum(ms) for row in rows for ms in zip(*row['stage_ms'].values(), strict=True)]
+    stages = dict.fromkeys(stage for row in rows for stage in row['stage_ms'])
+    by_stage = {
+        stage: [ms for row in rows for ms in row['stage_ms'].get(stage, [])] for stage in stages}
+    return {
+        'frames': len(totals),
+        'tokens': float(np.mean(joined('tokens'))),
+        'tokens_total': rows[0]['tokens_total'],
+        'layers': float(np.mean(joined('layers'))),
+        'layers_total': rows[0]['layers_total'],
+        'reused': float(np.mean(joined('reused'))),
+        'flops': float(np.mean(joined('flops'))),
+        'latency_ms': _percentile(totals, 'p50'),
+        'latency_p95_ms': _percentile(totals, 'p95'),
+        'latency_by_stage_ms': {
+            stage: {name: _percentile(ms, name) for name in ('p50', 'p95')}
+            for stage, ms in by_stage.items()
+        },
+        'overhead_ms': _percentile(joined('overhead_ms'), 'p50'),
+        'action_change_mean': float(np.mean(joined('change_mean'))),
+        'action_change_max': float(np.max(joined('change_max'))),
+        'gripper_flips': int(np.sum(joined('gripper_flips'))),
+    }
+
+
+def _percentile(values: Sequence[float], name: str) -> float:
+    return round(percentiles(np.asarray(values))[name], 3)

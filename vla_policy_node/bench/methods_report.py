@@ -1,0 +1,156 @@
+"""The table of methods as Markdown, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 150
+COMMAND = 'vla bench methods'
+
+NOTES = '''\
+- **success**: closed loop, the same held-out layouts for all, 95 % interval (Wilson).
+  **vs dense**: episodes won and lost against the plain model, and McNemar's exact p.
+- **tokens**: visual tokens that all layers computed anew, mean. **layers**: of the language
+  model, that ran. **reused**: steps that were answered without running the network.
+- **GFLOP**: 2 per multiply-accumulate, of what really ran, choosing included; mean.
+- **ms**: one inference, median and 95th percentile. **inside**: of it, time in the method itself.
+- **change**: of the action on the same pictures, mean and largest over chunk and dimensions, in
+  units of the training data. **flips**: gripper commands that differ.
+'''
+
+
+def write_report(document: Mapping, out: Path) -> list[Path]:
+    """Write methods.json, methods.md and methods.png into `out`."""
+    paths = [out / f'methods.{kind}' for kind in ('json', 'md', 'png')]
+    # A list of rows, so that other tools need to know nothing about the rest.
+    context = {key: value for key, value in document.items() if key != 'rows'}
+    rows = [{**row, **({'context': context} if index == 0 else {})}
+            for index, row in enumerate(document['rows'])]
+    paths[0].write_text(json.dumps(rows, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    paths[1].write_text(markdown(document), encoding='utf-8')
+    FigureCanvasAgg(pareto_figure(document)).print_png(paths[2])
+    return paths
+
+
+def markdown(document: Mapping) -> str:
+    """Return the table, what was measured with what, and what the columns mean."""
+    checkpoint, machine = document['checkpoint'], document['machine']
+    ran = [row for row in document['rows'] if row['latency_ms'] is not None]
+    counted = [row for row in document['rows'] if row['latency_ms'] is None]
+    untrained = '' if checkpoint['trained'] else ' **This checkpoint is untrained.**'
+    parts = [
+        f'# Acceleration methods on the same episodes\n\nMade by `{COMMAND}`. '
+        f'{checkpoint["architecture"]}, `{checkpoint["name"]}` '
+        f'({checkpoint["sha256"][:12]}).{untrained} {document["suite"]}, {document["layout"]} '
+        f'layouts, tasks {", ".join(map(str, document["tasks"]))}; costs on '
+        f'{ran[0]["frames"]} frames. {machine["processor"]}, {machine["threads_per_worker"]} '
+        f'thread(s), torch {machine["versions"]["torch"]}.\n',
+        '![success against latency](methods.png)\n',
+        _table(_MEASURED, ran),
+        NOTES,
+    ]
+    if counted:
+        parts += [
+            f'## Published sizes\n\n{counted[0]["model"]}: FLOPs of the rows that each layer '
+            'works on, without what choosing costs. Rows with * depend on the picture, and here '
+            'on noise and random weights.\n',
+            _table(_COUNTED, counted),
+        ]
+    if document['refused']:
+        parts.append('## Not run\n\n' + ''.join(
+            f'- `{label}`: {why}\n' for label, why in document['refused'].items()))
+    return '\n'.join(parts)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the places of the points (cost, value) that no other beats in both, by cost."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    for index in order:
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def pareto_figure(document: Mapping) -> Figure:
+    """Draw success against latency; without episodes, how near the actions are to dense."""
+    rows = [row for row in document['rows'] if row['latency_ms'] is not None]
+    judged = all(row['episodes'] for row in rows)
+    values = [
+        100 * row['success_rate'] if judged else -row['action_change_mean'] for row in rows]
+    points = [(row['latency_ms'], value) for row, value in zip(rows, values, strict=True)]
+    front = pareto_front(points)
+    figure = Figure(figsize=(9, 6), layout='constrained', dpi=DPI)
+    axes = figure.subplots()
+    if judged:
+        low = [value - 100 * row['wilson_low'] for row, value in zip(rows, values, strict=True)]
+        high = [100 * row['wilson_high'] - value for row, value in zip(rows, values, strict=True)]
+        axes.errorbar(*zip(*points, strict=True), yerr=[low, high], fmt='none',
+                      ecolor='lightgray', zorder=1)
+    axes.step(*zip(*(points[i] for i in front), strict=True), where='post', color='tab:orange',
+              label='Pareto front', zorder=2)
+    for index, ((x, y), row) in enumerate(zip(points, rows, strict=True)):
+        on_front = index in front
+        axes.plot(x, y, 'o', color='tab:orange' if on_front else 'tab:blue', zorder=3)
+        # Labels of close points would cover each other; they alternate around their point.
+        above = index % 2 == 0
+        axes.annotate(
+            row['method'], (x, y), xytext=(4, 5 if above else -5), textcoords='offset points',
+            fontsize=7, va='bottom' if above else 'top')
+    checkpoint = document['checkpoint']
+    axes.set(
+        xlabel='one inference, ms (median)',
+        ylabel='success, % (95 % interval)' if judged else 'mean change of the action, negative',
+        title=f'{document["suite"]}, {checkpoint["name"]}'
+              + ('' if checkpoint['trained'] else ', UNTRAINED'))
+    axes.margins(x=0.15, y=0.1)
+    axes.legend(loc='lower right')
+    return figure
+
+
+def _table(columns: Mapping, rows: Sequence[Mapping]) -> str:
+    lines = [' | '.join(columns), ' | '.join(['---', *['---:'] * (len(columns) - 1)])]
+    lines += [' | '.join(cell(row) for cell in columns.values()) for row in rows]
+    return ''.join(f'| {line} |\n' for line in lines)
+
+
+def _success(row: Mapping) -> str:
+    if not row['episodes']:
+        return ''
+    return (f'{100 * row["success_rate"]:.0f} % '
+            f'({100 * row["wilson_low"]:.0f}-{100 * row["wilson_high"]:.0f})')
+
+
+def _against(row: Mapping) -> str:
+    pair = row.get('against_dense')
+    if pair is None:
+        return ''
+    return f'+{pair["only_second"]} -{pair["only_first"]}, {pair["p_value"]:.2g}'
+
+
+_MEASURED = {
+    'method': lambda row: f'`{row["method"]}`',
+    'success': _success,
+    'vs dense': _against,
+    'tokens': lambda row: f'{row["tokens"]:.0f}',
+    'layers': lambda row: f'{row["layers"]:.1f}',
+    'reused': lambda row: f'{100 * row["reused"]:.0f} %',
+    'GFLOP': lambda row: f'{row["flops"] / 1e9:.2f}',
+    'ms': lambda row: f'{row["latency_ms"]:.0f}',
+    'p95': lambda row: f'{row["latency_p95_ms"]:.0f}',
+    'inside': lambda row: f'{row["overhead_ms"]:.1f}',
+    'change': lambda row: f'{row["action_change_mean"]:.3f} / {row["action_change_max"]:.2f}',
+    'flips': lambda row: str(row['gripper_flips']),
+}
+
+_COUNTED = {
+    'method': lambda row: f'`{row["method"]}`' + (' *' if row['depends_on_input'] else ''),
+    'tokens': lambda row: f'{row["tokens"]:.0f}',
+    'layers': lambda row: f'{row["layers"]:.0f}',
+    'TFLOP': lambda row: f'{row["flops"] / 1e12:.2f}',
+}

@@ -1,0 +1,97 @@
+"""FastDriveVLA's training: tokens must suffice to paint what they are called (arXiv 2507.23318).
+
+Tokens scored positive are the foreground, by a straight-through mask; the others are set to zero.
+From them a decoder paints the picture without its background, and from the complement the
+picture without its foreground; without the second, calling everything foreground would do. Both
+count half, each 0.2 (1 - SSIM) + 0.8 MSE. The masks are those of the world, per patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_policy_node.models.config import LanguageModelConfig
+from vla_policy_node.models.language_model import DecoderLayer, Rope
+
+LAYERS = 2  # six in the paper, whose tokens are of a model of 3 billion parameters
+SSIM_SHARE = 0.2
+SSIM_WINDOW = 7
+C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
+
+
+class PatchPainter(nn.Module):
+    """From visual tokens to the pixels of their patches; for training only.
+
+    values: of a patch, channels times pixels.
+    """
+
+    def __init__(self, config: LanguageModelConfig, values: int):
+        super().__init__()
+        self._config = replace(config, layers=LAYERS)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(LAYERS))
+        self.paint = nn.Linear(config.width, values)
+
+    def forward(self, visual: Tensor, positions: Tensor) -> Tensor:
+        """[B, V, width] at positions [B, V] -> [B, V, values]."""
+        config = self._config
+        rope = Rope(positions, config.width // config.heads, config.rope_theta, visual.dtype)
+        for layer in self.layers:
+            visual = layer(visual, rope, None, slice(None))
+        return self.paint(visual)
+
+
+def straight_through(scores: Tensor) -> Tensor:
+    """1 where positive, else 0; backward the gradient of the score itself."""
+    mask = (scores > 0).to(scores.dtype)
+    return mask + (scores - scores.detach())
+
+
+def reconstruction_loss(
+    painter: PatchPainter,
+    visual: Tensor,
+    positions: Tensor,
+    scores: Tensor,
+    things: Tensor,
+    pixels: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:
+    """Return the loss of both halves.
+
+    visual [B, V, width], positions and scores [B, V], things [B, V] bool: foreground.
+    pixels [B, C, 6, H, W] as the towers take them; the second tower's, which has mean and
+    deviation 0.5, are painted.
+    """
+    pictures = 0.5 + 0.5 * pixels[:, :, 3:].flatten(0, 1)
+    side = pictures.shape[-1] // grid[1]
+    mask = straight_through(scores)[..., None]
+    loss = 0.0
+    for chosen, wanted in ((mask, things), (1 - mask, ~things)):
+        painted = _picture(painter(chosen * visual, positions), grid, side)
+        shown = wanted.to(pictures.dtype).view(-1, 1, *grid)
+        shown = functional.interpolate(shown, scale_factor=side)
+        target = pictures * shown
+        error = SSIM_SHARE * (1 - ssim(painted, target))
+        loss = loss + 0.5 * (error + (1 - SSIM_SHARE) * (painted - target).square().mean())
+    return loss
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity of pictures [N, C, H, W] in [0, 1] (Wang et al. 2004)."""
+    def mean(x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, SSIM_WINDOW, stride=1)
+
+    a, b = mean(first), mean(second)
+    variance_a, variance_b = mean(first**2) - a**2, mean(second**2) - b**2
+    covariance = mean(first * second) - a * b
+    similarity = (2 * a * b + C1) * (2 * covariance + C2)
+    return (similarity / ((a**2 + b**2 + C1) * (variance_a + variance_b + C2))).mean()
+
+
+def _picture(values: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """[B, C * patches, 3 * side^2] -> [B * C, 3, H, W]."""
+    rows, columns = grid
+    patches = values.reshape(-1, rows * columns, values.shape[-1]).mT
+    return functional.fold(patches, (rows * side, columns * side), side, stride=side)
