@@ -34,6 +34,8 @@ setup(
             'vla = vla_policy_node.cli:main',
             'policy_node = vla_policy_node.nodes.policy_node:main',
             'visualizer_node = vla_policy_node.nodes.visualizer_node:main',
+            'recorder_node = vla_policy_node.nodes.recorder_node:main',
+            'player_node = vla_policy_node.nodes.player_node:main',
             'world_node = vla_policy_node.nodes.world_node:main',
         ],
     },

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.commands import replay as replay_commands
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 app = typer.Typer(
@@ -372,6 +373,9 @@ def evaluate(
     except ValueError as error:
         raise _refusal(error) from None
     raise typer.Exit(code)
+
+
+replay_commands.register(app)
 
 
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')

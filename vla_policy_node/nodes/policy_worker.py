@@ -100,19 +100,23 @@ class PolicyWorker:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pairer = self._commander.parts.pairer
-            if not pairer.wait(WAIT_S) or self._stop.is_set():
-                continue
-            pair = pairer.take(self._now_ns())
-            if isinstance(pair, Hold):
-                continue
-            goal = self._commander.session.goal
-            if goal is not None:
-                self._follow(goal, pair)
-            try:
-                self._on_pair(pair)
-            except Exception:  # the thread must live: nobody else would notice its death
-                self._logger.error(traceback.format_exc())
+            self.work_once(WAIT_S)
+
+    def work_once(self, timeout_s: float) -> None:
+        """Wait for a pair and deal with it (worker thread; a replay, which has no other one)."""
+        pairer = self._commander.parts.pairer
+        if not pairer.wait(timeout_s) or self._stop.is_set():
+            return
+        pair = pairer.take(self._now_ns())
+        if isinstance(pair, Hold):
+            return
+        goal = self._commander.session.goal
+        if goal is not None:
+            self._follow(goal, pair)
+        try:
+            self._on_pair(pair)
+        except Exception:  # the thread must live: nobody else would notice its death
+            self._logger.error(traceback.format_exc())
 
     def _follow(self, goal: Goal, pair: Pair) -> None:
         try:
