@@ -66,6 +66,8 @@ ARGUMENTS = (
              ('debug', 'info', 'warn', 'error', 'fatal')),
 )
 
+# Beside the messages of a recording: the parameters of the policy node, as a parameter file.
+RECORDED_PARAMETERS = 'policy.yaml'
 # Nodes that something else starts than a switch of their name.
 _SWITCHES = {'recorder': 'record', 'player': 'play'}
 
@@ -160,6 +162,9 @@ def describe(
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
+    recorded = Path(a['play'] or '.') / RECORDED_PARAMETERS
+    if a['play'] and not a['config'] and recorded.is_file():
+        parameters['policy'].update(read_config(recorded)['policy'])
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():

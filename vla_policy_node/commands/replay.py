@@ -31,8 +31,9 @@ def replay(
     instruction: Annotated[str, typer.Option(
         help='Follow this from the first to the last message; empty: what the bag says.')] = '',
     max_error: Annotated[list[str] | None, typer.Option(
-        help='Gate: largest action error, with unit: 2mm, 0.5deg. Repeat for both kinds. The 95th '
-        "percentile of the worst axis, between the two policies, or to the bag's actions.")] = None,
+        help='Gate: largest action error, with unit: 2mm, 0.5deg; repeat for both kinds. The 95th '
+        'percentile of the worst axis, between the two policies, or to the actions of the bag.',
+    )] = None,
     max_p95_ms: Annotated[float | None, typer.Option(
         min=0.0, help='Gate: 95th percentile of the inference time of --config.')] = None,
     min_agreement: Annotated[float | None, typer.Option(
@@ -55,7 +56,7 @@ def replay(
     video: Annotated[bool, typer.Option(help='Write overlay.mp4.')] = True,
     rerun: Annotated[bool, typer.Option(help='Also write replay.rrd for `rerun`.')] = False,
     mcap: Annotated[bool, typer.Option(
-        help='Also write replay.mcap for Foxglove; layout: config/foxglove_layout.json.')] = False,
+        help='Also write foxglove/foxglove.mcap; layout: config/foxglove_layout.json.')] = False,
 ) -> None:
     """Run a policy over a recorded bag, and a second one to see what changes.
 
@@ -100,7 +101,8 @@ def record(
     compress: Annotated[bool, typer.Option(help='With zstd.')] = False,
     compressed_images: Annotated[bool, typer.Option(
         help="Record the cameras' .../compressed topics.")] = False,
-    topic: Annotated[list[str] | None, typer.Option(help='Another topic to record; repeat.')] = None,
+    topic: Annotated[list[str] | None, typer.Option(
+        help='Another topic to record; repeat.')] = None,
     sim_time: Annotated[bool, typer.Option(help='Live on /clock, for a simulated world.')] = False,
     repair: Annotated[bool, typer.Option(
         help='Do not record: OUT is a bag that was cut off; write what is whole of it to '

@@ -37,6 +37,7 @@ from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
+from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.policy import CAMERAS, Observation, Policy
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
@@ -68,6 +69,7 @@ class PolicyNode(LifecycleNode):
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
+        self._shadow: Shadow | None = None
         # From deciding to publishing: an action must not overtake the hold that follows it.
         self._command_lock = threading.Lock()
         # Not created at configure: the last hold must stay deliverable after cleanup.
@@ -87,11 +89,15 @@ class PolicyNode(LifecycleNode):
         spec = parameters.action_spec()
         self._commander = Commander(spec, self._session, parameters.make_parts())
         lock_step = parameters.pacing == 'observation'
+        if parameters.shadow_every:
+            self._shadow = Shadow(self._policy.plain(), spec, parameters.shadow_every,
+                                  parameters.latency_window, self.get_logger())
         self._worker = PolicyWorker(
             self._policy, self._commander, parameters.period_ns, parameters.compressed,
             self._now_ns, self._publish_result,
             self._command_for_pair if lock_step else lambda pair: None,
-            parameters.latency_window, self.get_logger(),
+            parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
+            self.get_logger(),
         )
         self._inputs = Inputs(self._commander)
         self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
@@ -119,6 +125,8 @@ class PolicyNode(LifecycleNode):
         self._active = True
         self._commander.parts.pairer.reset()
         self._session.activate()
+        if self._shadow is not None:
+            self._shadow.start()
         self._worker.start()
         if self._settings.pacing == 'timer':
             self._command_timer = self.create_timer(
@@ -153,6 +161,8 @@ class PolicyNode(LifecycleNode):
         self._session.deactivate()
         self._command_now()  # the worker may take as long as an inference
         self._worker.stop()
+        if self._shadow is not None:
+            self._shadow.stop()
         if self._command_timer is not None:
             self.destroy_timer(self._command_timer)
             self._command_timer = None
@@ -177,7 +187,7 @@ class PolicyNode(LifecycleNode):
             self._clock_watch = None
         if self._policy is not None:
             self._policy.close()
-        self._policy = self._worker = None
+        self._policy = self._worker = self._shadow = None
         gc.collect()
 
     # --- configure ---
@@ -316,7 +326,8 @@ class PolicyNode(LifecycleNode):
             self._diagnostics_publisher.publish(make_diagnostics(
                 self.get_fully_qualified_name(), self._make_status(worker),
                 description.checkpoint,
-                description.chunk_length * self._settings.period_ns / 1e6))
+                description.chunk_length * self._settings.period_ns / 1e6,
+                self._shadow.summary() if self._shadow else None))
 
     def _publish_info(self) -> None:
         parameters = self._settings

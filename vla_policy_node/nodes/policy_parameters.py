@@ -148,6 +148,9 @@ class PolicyParameters:
         5.0, 'Rate of status messages; diagnostics come once a second.', 'Hz', 0.1, 50.0)
     latency_window: int = parameter(
         200, 'Inferences in the latency statistics.', '', 1, 100000)
+    shadow_every: int = parameter(
+        0, 'Once in so many inferences also run the policy without methods, beside the work, and '
+        'say in /diagnostics what they change; 0: never.', '', 0, 100000)
 
     def __post_init__(self) -> None:
         """Make what tunable parameters make, so that a bad combination is refused here."""

@@ -33,7 +33,7 @@ from vla_policy_node.nodes.observations import input_streams
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.running import run
-from vla_policy_node.replay.bag import PARAMETERS_FILE
+from vla_policy_node.system import RECORDED_PARAMETERS
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock
@@ -163,7 +163,7 @@ class RecorderNode(Node):
                   for name, value in values.items() if value is not None}
         if not values:
             return
-        file = self._writer.path / PARAMETERS_FILE
+        file = self._writer.path / RECORDED_PARAMETERS
         partial_file = file.with_suffix('.tmp')
         try:
             partial_file.write_text(

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from rosbags.rosbag2 import Reader
 
-# Beside the recording: the policy node's parameters as a parameter file (`vla record`).
-PARAMETERS_FILE = 'policy.yaml'
-
 
 class BagError(ValueError):
     """A bag that cannot be replayed; one sentence says why and what to do."""

@@ -147,7 +147,7 @@ def _describe_bag(bag: Bag, topics: BagTopics, story: Story) -> dict:
     counts = bag.counts
     read = [*topics.inputs, *([topics.actions] if topics.actions else [])]
     return {
-        'name': bag.path.name, 'duration_s': bag.duration_s,
+        'name': '/'.join(bag.path.resolve().parts[-2:]), 'duration_s': bag.duration_s,
         'messages': {topic: counts[topic] for topic in read},
         'goals': [{'instruction': g.instruction, 'duration_s': (g.end_ns - g.start_ns) / 1e9}
                   for g in story.goals],

@@ -82,8 +82,9 @@ def judge(limits: Limits, report: Mapping, latency: Mapping) -> list[Verdict]:
     if limits.agreement is not None:
         measured = compared.get('gripper', {}).get('agreement')
         measured = math.nan if measured is None else measured
-        verdicts.append(Verdict(f'gripper agreement of {reference}', measured, limits.agreement,
-                                '', measured >= limits.agreement))
+        verdicts.append(Verdict(
+            f'gripper agreement of {reference}', 100 * measured, 100 * limits.agreement, '%',
+            measured >= limits.agreement))
     if limits.p95_ms is not None:
         measured = latency['a']['total']['p95']
         measured = math.nan if measured is None else measured

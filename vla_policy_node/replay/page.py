@@ -18,7 +18,8 @@ h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:34px 0 8px}
 p{margin:6px 0}.soft{color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;
 margin:14px 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:14px 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;
+margin:14px 0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .tile b{display:block;font-size:22px;font-weight:600}
 .badge{display:inline-block;border-radius:6px;padding:1px 9px;color:#fff;font-weight:600}
@@ -44,7 +45,8 @@ def render(
     runs = [run for run in (report['a'], report['b']) if run]
     title = ' against '.join(run['label'] for run in runs)
     parts = [
-        f'<h1>{escape(title)}</h1>', _subtitle(report), _gate(evaluation),
+        f'<h1>{escape(title)}</h1>', _subtitle(report), _verdict(report, latency),
+        _gate(evaluation),
         _tiles(report, latency),
         *_notes(report['notes']),
         '<h2>Over time</h2>', *(_picture(folder / n, text) for n, text in plots.items()),
@@ -92,6 +94,22 @@ def _subtitle(report: Mapping) -> str:
     asked = '; '.join(f'“{goal}”' for goal in goals[:3]) + (' …' if len(goals) > 3 else '')
     return (f'<p class="soft">Bag <b>{escape(bag["name"])}</b>, {bag["duration_s"]:.1f} s, '
             f'{report["a"]["inferences"]} inferences: {escape(asked)}</p>')
+
+
+def _verdict(report: Mapping, latency: Mapping) -> str:
+    """Return in one sentence what an engineer wants to know first."""
+    a, b, difference = report['a'], report['b'], report['difference']
+    if not (b and difference['inferences']):
+        return ''
+    times = [latency[key]['total']['p50'] for key in 'ab']
+    apart = difference['translation_m'], difference['rotation_rad']
+    share = 100 * b['gflops']['mean'] / a['gflops']['mean']
+    return ('<p class="card">' + escape(
+        f'{b["label"]} needs {share:.0f} % of the arithmetic and {times[1]:.0f} instead of '
+        f'{times[0]:.0f} ms of {a["label"]}. On half of the observations their chunks stay within '
+        f'{apart[0]["p50"] * 1e3:.1f} mm and {apart[1]["p50"] * 1e3:.1f} mrad of each other, on '
+        f'95 % within {apart[0]["p95"] * 1e3:.1f} mm and {apart[1]["p95"] * 1e3:.1f} mrad per '
+        'control period.') + '</p>')
 
 
 def _gate(evaluation: Evaluation) -> str:

@@ -1,5 +1,4 @@
-"""The plots of a report. Figures in SI units with their unit on the axis; no wall clock in any
-but the latency plot."""
+"""The plots of a report; only that of the latency depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ def write_plots(
                             'the 33 ms between two frames of a 30 Hz camera.')
     plots['timing.png'] = (
         _timing(traces, start_ns), 'Age of the observation at actuation, distance between the two '
-        "cameras' stamps, and RMS distance of each chunk to the one before.")
+        "cameras' stamps, and, where chunks overlap, RMS distance of each to the one before.")
     for name, (figure, _) in plots.items():
         FigureCanvasAgg(figure).print_png(folder / name)
     return {name: text for name, (_, text) in plots.items()}
@@ -185,7 +184,9 @@ def _latency(traces: Sequence[Trace]) -> Figure:
 
 
 def _timing(traces: Sequence[Trace], start_ns: int) -> Figure:
-    figure, (age, spread, disagreement) = _figure(3, 5.0, sharex=True)
+    overlapping = any(np.isfinite(chunk_disagreement(trace)).any() for trace in traces)
+    figure, axes = _figure(2 + overlapping, 3.4 + 1.5 * overlapping, sharex=True)
+    age, spread = axes[:2]
     for trace, colour in zip(traces, _COLOURS, strict=False):
         sent = sent_actions(trace)
         dots = {'color': colour, 'markersize': 3, 'label': trace.label}
@@ -194,11 +195,14 @@ def _timing(traces: Sequence[Trace], start_ns: int) -> Figure:
         time_s = _seconds([i.stamp_ns for i in trace.inferences], start_ns)
         spread.plot(*_thin(time_s, np.array([i.spread_ns / 1e6 for i in trace.inferences])), '.',
                     **dots)
-        disagreement.plot(*_thin(time_s, chunk_disagreement(trace)), '.', **dots)
+        if overlapping:
+            axes[2].plot(*_thin(time_s, chunk_disagreement(trace)), '.', **dots)
     age.set_ylabel('age, ms')
     spread.set_ylabel('camera spread, ms')
-    disagreement.set(ylabel='to the last chunk,\naction units', xlabel='time, s')
-    for axis in (age, spread, disagreement):
+    if overlapping:
+        axes[2].set_ylabel('to the last chunk,\naction units')
+    axes[-1].set_xlabel('time, s')
+    for axis in axes:
         axis.set_ylim(bottom=0)
     figure.legend(*age.get_legend_handles_labels(), loc='outside upper center', ncols=2,
                   frameon=False)

@@ -9,10 +9,15 @@ from pathlib import Path
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.replay.bag import PARAMETERS_FILE, Bag
+from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.gate import Limits
 from vla_policy_node.replay.topics import INFO, decode
-from vla_policy_node.system import default_checkpoint, default_config, read_config
+from vla_policy_node.system import (
+    RECORDED_PARAMETERS,
+    default_checkpoint,
+    default_config,
+    read_config,
+)
 
 # The inference takes as long as in the bag.
 AS_RECORDED = -1
@@ -84,7 +89,8 @@ def parameters_of(
 
 def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, object]:
     """Return the parameters that the bag was recorded with, as far as it tells."""
-    file = bag.path / PARAMETERS_FILE if bag.path.is_dir() else bag.path.with_name(PARAMETERS_FILE)
+    folder = bag.path if bag.path.is_dir() else bag.path.parent
+    file = folder / RECORDED_PARAMETERS
     if file.is_file():
         return read_config(file)['policy']
     values = read_config(default_config())['policy']

@@ -92,5 +92,5 @@ def _open_exports(
     if settings.mcap:
         from vla_policy_node.replay.mcap_export import McapExport
 
-        exports.append(stack.enter_context(McapExport(folder / 'replay.mcap', evaluation)))
+        exports.append(stack.enter_context(McapExport(folder / 'foxglove', evaluation)))
     return exports
