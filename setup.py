@@ -23,6 +23,7 @@ setup(
           for folder in sorted(str(path) for path in Path('checkpoints').glob('*'))),
     ],
     install_requires=['setuptools'],
+    extras_require={'ray': ['ray']},  # `vla replay --ray`
     zip_safe=True,
     maintainer='vla_policy_node maintainers',
     maintainer_email='maintainers@vla-policy-node.invalid',

@@ -49,7 +49,7 @@ def test_two_runs_leave_the_same_bytes_but_for_wall_times(bag, checkpoint, tmp_p
         first, second = (tmp_path / run / name for run in ('first', 'second'))
         assert first.read_bytes() == second.read_bytes(), f'{name} differs'
     report = json.loads((tmp_path / 'first' / 'report.json').read_text())
-    assert report['a']['inferences'] == report['b']['inferences'] == 19
+    assert report['a']['inferences'] == report['b']['inferences'] == 20
     assert len(report['most_different']) == 10
     assert report['difference']['paired']['tokens_kept']['mean'] == -24.0
     assert report['difference']['paired']['gflops']['mean'] < 0.0

@@ -169,6 +169,10 @@ def _remarks(traces: list[Trace], story: Story) -> list[str]:
                        'dropped, as the node does.')
     if not traces[0].description.trained:
         remarks.append('The policy is untrained: its weights are random.')
+    rows = [trace.description.action_rows for trace in traces]
+    if len(set(rows)) > 1:
+        remarks.append(f'The two read different rows of the language model ({", ".join(rows)}); '
+                       'set action_rows in parameter files to compare the tokens alone.')
     recorded = story.info.checkpoint_sha256 if story.info else ''
     if recorded and recorded != traces[0].description.sha256:
         remarks.append('The checkpoint is another one than in the recording (sha256 differs).')
