@@ -24,7 +24,7 @@ from vla_policy_node.nodes.recorder_node import RecorderNode
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.repair import repair_bag
-from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
 from vla_policy_node.system import RECORDED_PARAMETERS, read_config
 
 HEADER = 'std_msgs/msg/Header'
@@ -77,6 +77,14 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert evaluation.report['notes'] == ['The policy is untrained: its weights are random.']
     error = evaluation.report['a']['actions']['error']
     assert max(row['max'] for row in error) < 0.05  # what was sent is a limited chunk element
+
+    # Without its policy.yaml the bag still says most of it.
+    (bag / RECORDED_PARAMETERS).unlink()
+    with Bag(bag) as opened:
+        parameters, notes = parameters_of('', ReplaySettings(), opened, read_info(opened))
+    assert parameters.checkpoint == recorded['checkpoint']
+    assert parameters.method_names == ('lightvla',)
+    assert 'the rest is as policy_info says' in notes[0]
 
 
 def test_a_folder_that_exists_is_not_recorded_over(ros, tmp_path):

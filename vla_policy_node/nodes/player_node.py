@@ -71,18 +71,20 @@ class PlayerNode(Node):
 
     def __init__(self, on_end: Callable[[], None] = lambda: None, **options):
         super().__init__('player', **options)
+        # First of all: whatever fails below, the node must be destroyable.
+        self._changed = threading.Condition()
+        self._stop = False
+        self._stack = ExitStack()
+        self._thread: threading.Thread | None = None
         self._settings: PlayerParameters = ParameterStore(
             self, PlayerParameters, lambda: True).checked()
         self._on_end = on_end
-        self._stack = ExitStack()
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
             self._topics = find_topics(self._bag, {})
         except BagError as error:
             raise ParameterError(str(error)) from None
         self.failed = False
-        self._changed = threading.Condition()
-        self._stop = False
         self._filed: dict[str, int] = {}
         self._commands = 0
         self._active = False
@@ -95,7 +97,8 @@ class PlayerNode(Node):
         with self._changed:
             self._stop = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self._stack.close()
         super().destroy_node()
 

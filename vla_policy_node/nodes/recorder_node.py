@@ -72,6 +72,8 @@ class RecorderNode(Node):
 
     def __init__(self, **options):
         super().__init__('recorder', **options)
+        # First of all: whatever fails below, the node must be destroyable.
+        self._writer: BagWriter | None = None
         self._settings: RecorderParameters = ParameterStore(
             self, RecorderParameters, lambda: True).checked()
         if not self._settings.output:
@@ -96,8 +98,9 @@ class RecorderNode(Node):
 
     def destroy_node(self):
         """Finish the bag, then the node."""
-        self._writer.close()
-        self._report()
+        if self._writer is not None:
+            self._writer.close()
+            self._report()
         super().destroy_node()
 
     def _subscribe(self) -> None:
