@@ -24,13 +24,11 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.control.hold import Hold
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.images import ImageError, stamp_of
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.observations import input_streams
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
-from vla_policy_node.nodes.policy_node import CLOCK_FILED
+from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.running import run
 from vla_policy_node.replay.bag import Bag, BagError
@@ -38,12 +36,7 @@ from vla_policy_node.replay.story import read_story
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import find_topics
 
-CLOCK_PERIOD_S = 0.01
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
-
-
-class PlaybackError(RuntimeError):
-    """The bag cannot be played to its end; one sentence."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ class PlayerNode(Node):
         parameters = self._read_parameters()
         story = read_story(
             self._bag, self._topics, self._settings.instruction, parameters.period_ns)
-        play = _LockStep(self, parameters) if self._settings.lock_step else _RealTime(self)
+        play = LockStep(self, parameters) if self._settings.lock_step else RealTime(self)
         self.get_logger().info(f'Playing {self._bag.path}: {self._bag.duration_s:.1f} s')
         first = True
         for time_ns, event, raw in events(self._bag, self._topics, story):
@@ -244,76 +237,6 @@ class PlayerNode(Node):
                     raise PlaybackError(
                         f'Waited {self._settings.timeout_s:.0f} s for {what} in vain.')
                 self._changed.wait(look_s)
-
-
-class _RealTime:
-    """Plays at the pace of the recording, times `rate`."""
-
-    def __init__(self, player: PlayerNode):
-        self._player = player
-        self._now_ns: int | None = None
-        self._due_s = 0.0
-
-    def reach(self, time_ns: int) -> None:
-        if self._now_ns is None:
-            self._now_ns, self._due_s = time_ns, time.monotonic()
-        step_ns = round(CLOCK_PERIOD_S * 1e9)
-        while self._now_ns < time_ns:
-            ahead_ns = min(step_ns, time_ns - self._now_ns)
-            self._now_ns += ahead_ns
-            self._due_s += ahead_ns / 1e9 / self._player.rate
-            time.sleep(max(0.0, self._due_s - time.monotonic()))
-            self._player.set_clock(self._now_ns)
-
-    def send(self, stream: str, raw: bytes) -> None:
-        self._player.publish(stream, raw)
-
-    def begun(self) -> None:
-        """Need nothing more."""
-
-
-class _LockStep:
-    """Goes on when the node has filed each sample and has answered each observation.
-
-    Which observations there are it knows from a pairer of its own, made from the node's parameters
-    and fed with the same samples in the same order.
-    """
-
-    def __init__(self, player: PlayerNode, parameters: PolicyParameters):
-        if parameters.pacing != 'observation':
-            raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
-        self._player = player
-        self._pairer = parameters.make_parts().pairer
-        self._now_ns = 0
-        self._expected = player.commands
-
-    def reach(self, time_ns: int) -> None:
-        if time_ns > self._now_ns:
-            self._now_ns = time_ns
-            self._player.set_clock(time_ns)
-            self._player.wait(lambda: (self._player.filed(CLOCK_FILED) or 0) >= time_ns,
-                              'the policy node to follow /clock')
-
-    def send(self, stream: str, raw: bytes) -> None:
-        player = self._player
-        try:
-            stamp_ns = stamp_of(raw)
-        except ImageError:
-            return
-        player.publish(stream, raw)
-        player.wait(lambda: player.filed(stream) == stamp_ns, f'the policy node to file {stream}')
-        self._pairer.file(stream, stamp_ns, None)
-        self._await_command()
-
-    def begun(self) -> None:
-        self._pairer.rearm()
-        self._await_command()
-
-    def _await_command(self) -> None:
-        if self._pairer.wait(0.0) and not isinstance(self._pairer.take(self._now_ns), Hold):
-            self._expected += 1
-            player = self._player
-            player.wait(lambda: player.commands >= self._expected, 'a command')
 
 
 def main(args=None):
