@@ -78,7 +78,7 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert evaluation.traces[0].label == 'lightvla'
     assert evaluation.report['bag']['recorded_policy']['methods'] == ['lightvla']
     assert evaluation.report['notes'] == ['The policy is untrained: its weights are random.']
-    assert evaluation.report['a']['actions']['periods'] >= 4
+    assert evaluation.report['a']['actions']['chunk_elements'] >= 6
     with Bag(bag) as opened:
         chunks = [decode(raw, ActionChunk, CHUNK) for _, _, raw in opened.messages({CHUNK})]
     recorded_actions = {to_ns(chunk.header.stamp): list(chunk.actions) for chunk in chunks}

@@ -83,7 +83,7 @@ def test_what_the_policy_itself_sent_is_no_error(bag, run, tmp_path):
 
     again = run(make_bag(tmp_path / 'again', alter={'/command': as_sent}))
     found = again.report['a']['actions']
-    assert found['periods'] == len(by_target) > 20
+    assert len(by_target) - 1 == found['periods'] > 30  # the last one is after the bag's end
     assert max(row['max'] for row in found['sent_error']) == 0.0
     assert found['gripper']['agreement'] == 1.0
 

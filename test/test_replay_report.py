@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import chromium
 import cv2
@@ -13,6 +14,7 @@ from PIL import Image
 from replay_bag import INSTRUCTION, make_bag
 from rich.console import Console
 
+from vla_policy_node.replay import many
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import evaluate_bag
 from vla_policy_node.replay.gate import Limits, parse_error_limit
@@ -150,6 +152,27 @@ def test_a_failed_bag_is_reported_and_skipped(bags, checkpoint, tmp_path, worker
     settings = ReplaySettings('dense', 'random_tokens:count=8', checkpoint=checkpoint, video=False)
     passed = replay_bags(bags, settings, tmp_path / 'out', workers, '', Console(quiet=True))
     check_merged(tmp_path / 'out', passed)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(bags, checkpoint, tmp_path, monkeypatch):
+    settings = ReplaySettings('dense', checkpoint=checkpoint, video=False)
+    run_one, ran = many.run_one, []
+
+    def interrupted(bag, *rest):
+        ran.append(Path(bag).name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return run_one(bag, *rest)
+
+    monkeypatch.setattr(many, 'run_one', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replay_bags([bags[0], bags[2]], settings, tmp_path / 'out', 1, '', Console(quiet=True))
+    assert not (tmp_path / 'out' / 'report.json').exists()
+    assert replay_bags(
+        [bags[0], bags[2]], settings, tmp_path / 'out', 1, '', Console(quiet=True))
+    assert ran == ['one', 'two', 'two']
+    assert list(json.loads((tmp_path / 'out' / 'report.json').read_text())['bags']) == [
+        'one', 'two']
 
 
 def test_bags_are_spread_over_a_ray_cluster(bags, checkpoint, tmp_path):

@@ -230,6 +230,7 @@ class Script:
 
     name: str
     code: str
+    ends_the_run: bool = False
 
 
 @pytest.fixture
@@ -264,6 +265,18 @@ class TestProcesses:
               System(nodes, output=Output()) as running):
             running.wait()
         assert all(p.poll() is not None for p in running._processes.values())
+
+    def test_a_player_that_has_played_ends_the_system_well(self):
+        nodes = [Script('fine', STAYS), Script('player', 'pass', ends_the_run=True)]
+        with System(nodes, output=Output()) as running:
+            running.wait()
+        assert running._processes['player'].returncode == 0
+
+    def test_a_player_that_failed_is_a_node_that_died(self):
+        nodes = [Script('fine', STAYS), Script('player', 'raise SystemExit(1)', True)]
+        with (pytest.raises(NodeDiedError, match="'player' ended by itself"),
+              System(nodes, output=Output()) as running):
+            running.wait()
 
     def test_nodes_are_interrupted_and_the_stubborn_killed(self):
         output = Output()

@@ -89,7 +89,8 @@ def replay(
         typer.secho(str(error), fg='red', err=True)
         raise typer.Exit(_REFUSED) from None
     except KeyboardInterrupt:
-        typer.secho('Interrupted; nothing was written.', err=True)
+        again = ' The same command goes on with the others.' if len(bags) > 1 else ''
+        typer.secho(f'Interrupted; only whole reports were written.{again}', err=True)
         raise typer.Exit(130) from None
     raise typer.Exit(_PASSED if passed else _FAILED_GATE)
 

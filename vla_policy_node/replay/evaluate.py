@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ def _latency_ns(settings: ReplaySettings, story: Story, parameters: PolicyParame
     period_ns = parameters.period_ns
     if settings.latency_periods != AS_RECORDED:
         return settings.latency_periods * period_ns
+    if parameters.pacing == 'observation':
+        return 0  # in lock-step time stands still meanwhile
     # Rounded up: an action is late as soon as its period has begun.
     return -(-(story.inference_ns or 0) // period_ns) * period_ns
 
@@ -202,7 +205,8 @@ def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dic
         }
         latency |= {'b': metrics.latency(traces[1]), 'difference': compare.compare_latency(pairs)}
     verdicts = judge(settings.limits, report, latency)
-    latency['gate'] = [asdict(v) | {'measured': None if v.measured != v.measured else v.measured}
-                       for v in verdicts]
+    latency['gate'] = [
+        asdict(v) | {'measured': None if math.isnan(v.measured) else v.measured, 'text': v.text}
+        for v in verdicts]
     return Evaluation(path, topics, story, tuple(traces), tuple(pairs), report, latency,
                       tuple(verdicts))

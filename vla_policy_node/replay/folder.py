@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a folder of ours holds; others are never replaced.
+# What a folder of ours holds, whole or (of many bags) unfinished; others are never replaced.
 MARK = 'report.json'
+_MARKS = (MARK, 'plan.json')
 
 
 class OutputError(ValueError):
@@ -23,7 +24,8 @@ def check_target(target: Path) -> None:
     """Raise OutputError for a folder that holds something else than an earlier report."""
     if target.exists() and not target.is_dir():
         raise OutputError(f"'{target}' is a file; name a folder with --out.")
-    if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
+    is_ours = any((target / mark).is_file() for mark in _MARKS)
+    if target.is_dir() and any(target.iterdir()) and not is_ours:
         raise OutputError(f"'{target}' holds other files; name a new folder with --out.")
 
 
@@ -65,8 +67,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def write_json(path: Path, document: object) -> None:
     """Write a document of plain values, sorted, so that the same values are the same bytes."""
-    path.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + '\n',
-                    encoding='utf-8')
+    write_text(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that has its name only when it is whole."""
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        partial.write_text(text, encoding='utf-8')
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _flush(file: Path) -> None:

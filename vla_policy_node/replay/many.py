@@ -6,28 +6,14 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vla_policy_node.replay.folder import OutputError, check_target, whole_folder
-from vla_policy_node.replay.merged import write_merged
+from vla_policy_node.replay.folder import OutputError, check_target
+from vla_policy_node.replay.merged import Outcome, prepare, write_merged
 from vla_policy_node.replay.settings import ReplaySettings
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one bag: its figures, or the sentence that says why there are none."""
-
-    bag: str
-    folder: str
-    report: dict | None = None
-    latency: dict | None = None
-    verdicts: tuple[str, ...] = ()
-    passed: bool = False
-    problem: str = ''
 
 
 def replay_bags(
@@ -37,7 +23,8 @@ def replay_bags(
     """Replay bags and write one report each, and one over all if there are several.
 
     Returns whether every bag was replayed and kept the limits. A bag that fails is reported and
-    skipped. Raises ValueError for what cannot begin.
+    skipped. Interrupted, the same call goes on with the bags that are not done. Raises ValueError
+    for what cannot begin.
     """
     check_target(out)
     if len(bags) == 1 and not ray_address:
@@ -46,18 +33,18 @@ def replay_bags(
             raise ValueError(outcome.problem)
         _say(outcome, out / 'report.html', console)
         return outcome.passed
-    with whole_folder(out) as folder:
-        folders = [folder / name for name in _names(bags)]
-        jobs = list(zip(map(str, bags), map(str, folders), strict=True))
-        outcomes = []
-        with _bar(console) as progress:
-            bar = progress.add_task('bags', total=len(jobs))
-            for outcome in _run(jobs, settings, workers, ray_address):
-                outcomes.append(outcome)
-                progress.update(bar, advance=1, description=Path(outcome.bag).name)
-        order = {bag: index for index, (bag, _) in enumerate(jobs)}
-        outcomes.sort(key=lambda outcome: order[outcome.bag])
-        write_merged(outcomes, folder)
+    jobs = [(str(bag), str(out / name)) for bag, name in zip(bags, _names(bags), strict=True)]
+    done = prepare(out, jobs, settings)
+    outcomes = list(done.values())
+    with _bar(console) as progress:
+        bar = progress.add_task('bags', total=len(jobs), completed=len(done))
+        waiting = [job for job in jobs if job not in done]
+        for outcome in _run(waiting, settings, workers, ray_address):
+            outcomes.append(outcome)
+            progress.update(bar, advance=1, description=Path(outcome.bag).name)
+    order = {bag: index for index, (bag, _) in enumerate(jobs)}
+    outcomes.sort(key=lambda outcome: order[outcome.bag])
+    write_merged(outcomes, out)
     for outcome in outcomes:
         _say(outcome, out / Path(outcome.folder).name / 'report.html', console)
     console.print(f'All bags: {out / "report.html"}')
@@ -77,7 +64,6 @@ def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -
         return Outcome(bag, folder, problem=str(error))
     return Outcome(
         bag, folder, evaluation.report, evaluation.latency,
-        tuple(('passed: ' if v.passed else 'failed: ') + v.text for v in evaluation.verdicts),
         evaluation.passed)
 
 
@@ -129,9 +115,9 @@ def _say(outcome: Outcome, page: Path, console: Console) -> None:
     if outcome.problem:
         console.print(f'[red]{outcome.problem}[/]', soft_wrap=True)
         return
-    for line in outcome.verdicts:
-        console.print(f'[{"green" if line.startswith("passed") else "red"}]{line}[/]',
-                      soft_wrap=True)
+    for verdict in outcome.gate:
+        colour, word = ('green', 'passed') if verdict['passed'] else ('red', 'failed')
+        console.print(f'[{colour}]{word}: {verdict["text"]}[/]', soft_wrap=True)
     console.print(f'{Path(outcome.bag).name}: {page}', soft_wrap=True)
 
 

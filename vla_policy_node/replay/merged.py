@@ -1,30 +1,90 @@
-"""One report over many bags."""
+"""One folder for many bags: a report for each, and one over all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_policy_node.replay.folder import write_json
+from vla_policy_node.replay.folder import MARK, write_json, write_text
 from vla_policy_node.replay.page import document, number, table
+from vla_policy_node.replay.settings import ReplaySettings
 
-if TYPE_CHECKING:
-    from vla_policy_node.replay.many import Outcome
+# What the folder was asked to hold; lets an interrupted run go on.
+PLAN = 'plan.json'
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one bag: its figures, or the sentence that says why there are none."""
+
+    bag: str
+    folder: str
+    report: dict | None = None
+    latency: dict | None = None
+    passed: bool = False
+    problem: str = ''
+
+    @property
+    def gate(self) -> list[dict]:
+        """The limits that were asked for, and how each came out."""
+        return self.latency['gate'] if self.latency else []
+
+
+def prepare(
+    out: Path, jobs: Sequence[tuple[str, str]], settings: ReplaySettings
+) -> dict[tuple[str, str], Outcome]:
+    """Make the folder ready; return what an interrupted run of the same plan has done already.
+
+    jobs: bag and the folder of its report. The results of another plan are removed.
+    """
+    plan = {'settings': asdict(settings), 'bags': {bag: _identity(Path(bag)) for bag, _ in jobs}}
+    plan = json.loads(json.dumps(plan))
+    if _read(out / PLAN) != plan and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).unlink(missing_ok=True)
+    write_json(out / PLAN, plan)
+    done = {}
+    for bag, folder in jobs:
+        report, latency = (_read(Path(folder) / name) for name in (MARK, 'latency.json'))
+        if report and latency:
+            passed = all(verdict['passed'] for verdict in latency['gate'])
+            done[bag, folder] = Outcome(bag, folder, report, latency, passed)
+    return done
+
+
+def _identity(bag: Path) -> list:
+    """Return what changes when a bag does: its files, their sizes and times."""
+    files = sorted(bag.rglob('*')) if bag.is_dir() else [bag]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files if file.is_file()]
+
+
+def _read(path: Path) -> Mapping | None:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
 
 
 def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write report.json, latency.json and report.html over the reports in the folder's folders."""
+    """Write latency.json, report.html and report.json over the reports in the folder's folders.
+
+    Each takes its name when it is whole, report.json last.
+    """
     done = [outcome for outcome in outcomes if outcome.report]
-    write_json(folder / 'report.json', {
+    write_json(folder / 'latency.json', {Path(o.folder).name: o.latency for o in done})
+    write_text(folder / 'report.html', _page(outcomes, done))
+    write_json(folder / MARK, {
         'bags': {Path(o.folder).name: o.report for o in done},
         'failed': {Path(o.folder).name: o.problem for o in outcomes if o.problem},
         'mean': _means(done)})
-    write_json(folder / 'latency.json', {Path(o.folder).name: o.latency for o in done})
-    (folder / 'report.html').write_text(_page(outcomes, done), encoding='utf-8')
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:
@@ -86,7 +146,7 @@ def _row(name: str, figures: dict, outcome: Outcome | None) -> list[str]:
         inferences = str(outcome.report['a']['inferences'])
         times = ' → '.join(number(outcome.latency[run]['total']['p50'], digits=0) for run in 'ab'
                            if outcome.latency[run])
-        gate = ('passed' if outcome.passed else 'failed') if outcome.verdicts else ''
+        gate = ('passed' if outcome.passed else 'failed') if outcome.gate else ''
     return [name, inferences, number(figures['translation_error_p95'], 1e3),
             number(figures['rotation_error_p95'], 1e3),
             number(figures['gripper_agreement'], 100, 1), both('tokens_kept', 0),

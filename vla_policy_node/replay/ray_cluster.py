@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vla_policy_node.replay.many import Outcome, run_one
+from vla_policy_node.replay.many import run_one
+from vla_policy_node.replay.merged import Outcome
 from vla_policy_node.replay.settings import ReplaySettings
 
 
