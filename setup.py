@@ -23,6 +23,7 @@ setup(
           for folder in sorted(str(path) for path in Path('checkpoints').glob('*'))),
     ],
     install_requires=['setuptools'],
+    extras_require={'ray': ['ray']},  # `vla replay --ray`
     zip_safe=True,
     maintainer='vla_policy_node maintainers',
     maintainer_email='maintainers@vla-policy-node.invalid',
@@ -34,6 +35,8 @@ setup(
             'vla = vla_policy_node.cli:main',
             'policy_node = vla_policy_node.nodes.policy_node:main',
             'visualizer_node = vla_policy_node.nodes.visualizer_node:main',
+            'recorder_node = vla_policy_node.nodes.recorder_node:main',
+            'player_node = vla_policy_node.nodes.player_node:main',
             'world_node = vla_policy_node.nodes.world_node:main',
         ],
     },

@@ -36,6 +36,15 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
+# A browser, for the test that opens a report; without it that test is skipped.
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+    && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+  say 'installing chromium for the tests'
+  { [ ${#missing[@]} -gt 0 ] || apt-get update -qq; } \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+    || echo 'No chromium here: the test that opens a report will be skipped.' >&2
+fi
+
 # --- Python packages ---
 say 'creating .venv and installing the pinned packages (a few minutes the first time)'
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv

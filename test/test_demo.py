@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -72,27 +73,59 @@ def test_json_has_null_where_there_is_no_figure(tmp_path):
     assert figures['inference_ms'] == {'p50': None, 'p95': None, 'p99': None}
 
 
-def test_the_demo_runs_three_processes_and_leaves_figures_and_pictures(tmp_path):
-    """World, policy and visualizer over DDS, in lock-step so that no machine is too slow."""
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    """World, policy, visualizer and recorder over DDS for five seconds of the world's time.
+
+    In lock-step, so that no machine is too slow.
+    """
+    out = tmp_path_factory.mktemp('demo')
     environment = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
     done = subprocess.run(
-        [sys.executable, '-m', 'vla_policy_node.cli', 'demo', '--episodes', '1', '--steps', '24',
-         '--pace', 'lock-step', '--out', str(tmp_path)],
-        capture_output=True, text=True, timeout=240, env=environment,
+        [sys.executable, '-m', 'vla_policy_node.cli', 'demo', '--episodes', '1', '--steps', '100',
+         '--pace', 'lock-step', '--out', str(out)],
+        capture_output=True, text=True, timeout=280, env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'untrained' in done.stdout
-    figures = json.loads((tmp_path / 'demo.json').read_text())
+    return out, done.stdout
+
+
+def test_the_demo_runs_its_processes_and_leaves_figures_and_pictures(demo):
+    out, stdout = demo
+    assert 'untrained' in stdout
+    figures = json.loads((out / 'demo.json').read_text())
     assert figures['episodes'] == 1
     assert figures['tasks'][0]['instruction'] == (
         'pick up the alphabet soup and place it in the basket')
-    assert figures['actions_applied'] >= 20
+    assert figures['actions_applied'] >= 90
     assert figures['commands_sent'] >= figures['actions_applied']
     assert 0 < figures['tokens_kept_mean'] < figures['tokens_total'] == 512
     assert figures['inference_ms']['p50'] > 0
     for name in ('filmstrip_0.png', 'tokens_third_person.png', 'tokens_wrist.png'):
-        picture = np.asarray(Image.open(tmp_path / name))
+        picture = np.asarray(Image.open(out / name))
         assert picture.std() > 10, f'{name} is blank'
-    with Image.open(tmp_path / 'overlay.gif') as video:
+    with Image.open(out / 'overlay.gif') as video:
         assert video.n_frames > 1
-    assert (tmp_path / 'overlay.mp4').stat().st_size > 1000
+    assert (out / 'overlay.mp4').stat().st_size > 1000
+
+
+def test_the_bag_of_the_demo_is_replayed_dense_against_lightvla_in_under_a_minute(demo, tmp_path):
+    """The demo ran LightVLA, so the replay must find its commands again in every digit."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, '-m', 'vla_policy_node', 'replay', str(demo[0] / 'bag'), '--config',
+         'dense', '--against', 'lightvla', '--out', str(tmp_path / 'out')],
+        capture_output=True, text=True, timeout=280, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # Of the processor: other programs may share it.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60.0
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert 4.5 < report['bag']['duration_s'] < 7.0
+    assert report['a']['inferences'] >= 12
+    dense, lightvla = report['a']['actions'], report['b']['actions']
+    assert lightvla['periods'] >= 90
+    assert max(row['max'] for row in lightvla['sent_error']) == 0.0
+    assert max(row['max'] for row in dense['sent_error']) > 0.0
+    assert report['b']['gflops']['mean'] < report['a']['gflops']['mean']
+    assert len(list((tmp_path / 'out').glob('different_*.jpg'))) == 10

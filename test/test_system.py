@@ -16,7 +16,9 @@ import yaml
 
 from vla_policy_node import bringup, system
 from vla_policy_node.bringup import NodeDiedError, System, command_line
+from vla_policy_node.nodes.player_node import PlayerParameters
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import (
@@ -30,6 +32,7 @@ from vla_policy_node.system import (
 ROOT = Path(__file__).parents[1]
 DECLARED = {
     'policy': PolicyParameters, 'visualizer': VisualizerParameters, 'world': WorldParameters,
+    'recorder': RecorderParameters, 'player': PlayerParameters,
 }
 CHECKPOINT = {'checkpoint': '/some/checkpoint'}
 
@@ -101,6 +104,7 @@ def test_launch_s_strings_and_python_s_switches_mean_the_same():
     ({'world': 'maybe'}, "world is 'maybe'; write true or false"),
     ({'log_level': 'loud'}, "log_level is 'loud'; choose one of debug, info"),
     ({'lock_step': True}, 'lock_step needs the world'),
+    ({'world': True, 'play': 'bag'}, 'A bag is played instead of a world'),
 ])
 def test_arguments_that_mean_nothing_are_refused(arguments, reason):
     with pytest.raises(SystemDescriptionError, match=reason):
@@ -112,6 +116,27 @@ def test_only_the_world_makes_simulated_time_and_the_others_follow():
     assert nodes['world'].parameters['publish_clock'] is True
     assert {name: node.parameters['use_sim_time'] for name, node in nodes.items()} == {
         'world': False, 'policy': True, 'visualizer': True}
+
+
+def test_a_recording_is_one_more_node_on_everybody_s_clock():
+    nodes = described(world=True, use_sim_time=True, record='bags/one')
+    assert next(iter(nodes)) == 'recorder'  # before anybody speaks
+    assert nodes['recorder'].parameters['output'] == 'bags/one'
+    assert nodes['recorder'].parameters['use_sim_time'] is True
+    assert 'recorder' not in described(world=True)
+
+
+def test_a_played_bag_brings_its_parameters_and_its_clock(tmp_path):
+    (tmp_path / 'policy.yaml').write_text(
+        'policy: {ros__parameters: {frame_id: world, max_age_s: 0.5, checkpoint: /recorded}}')
+    nodes = described(play=str(tmp_path), lock_step=True)
+    assert list(nodes) == ['policy', 'visualizer', 'player']
+    assert nodes['player'].parameters['lock_step'] is True
+    assert nodes['policy'].parameters['use_sim_time'] is True
+    assert nodes['policy'].parameters['pacing'] == 'observation'
+    assert nodes['policy'].parameters['frame_id'] == 'world'
+    assert nodes['policy'].parameters['checkpoint'] == '/some/checkpoint'  # the argument wins
+    assert [node for node in nodes.values() if node.ends_the_run] == [nodes['player']]
 
 
 def test_lock_step_sets_up_both_ends():
@@ -205,6 +230,7 @@ class Script:
 
     name: str
     code: str
+    ends_the_run: bool = False
 
 
 @pytest.fixture
@@ -239,6 +265,18 @@ class TestProcesses:
               System(nodes, output=Output()) as running):
             running.wait()
         assert all(p.poll() is not None for p in running._processes.values())
+
+    def test_a_player_that_has_played_ends_the_system_well(self):
+        nodes = [Script('fine', STAYS), Script('player', 'pass', ends_the_run=True)]
+        with System(nodes, output=Output()) as running:
+            running.wait()
+        assert running._processes['player'].returncode == 0
+
+    def test_a_player_that_failed_is_a_node_that_died(self):
+        nodes = [Script('fine', STAYS), Script('player', 'raise SystemExit(1)', True)]
+        with (pytest.raises(NodeDiedError, match="'player' ended by itself"),
+              System(nodes, output=Output()) as running):
+            running.wait()
 
     def test_nodes_are_interrupted_and_the_stubborn_killed(self):
         output = Output()
@@ -280,6 +318,7 @@ def test_nodes_do_not_outlive_a_supervisor_that_is_killed():
 @pytest.mark.parametrize(('file', 'executables'), [
     ('bringup', ['policy_node', 'visualizer_node']),
     ('world', ['world_node']),
+    ('replay', ['policy_node', 'visualizer_node', 'player_node']),
 ])
 def test_launch_files_start_what_is_described(file, executables, monkeypatch, tmp_path):
     # The folder launch/ of this repository could pass for the package: ask for its parts.
@@ -290,6 +329,8 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
 
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
     context = LaunchContext()
+    if file == 'replay':
+        context.launch_configurations['play'] = str(tmp_path / 'bag')
     source = PythonLaunchDescriptionSource(str(ROOT / 'launch' / f'{file}.launch.py'))
     pending = [source.get_launch_description(context)]
     nodes = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -18,6 +19,7 @@ from std_msgs.msg import Header
 from vla_msgs.msg import TokenSelection
 from vla_policy_node.nodes import qos, visualizer_node
 from vla_policy_node.nodes.images import decode_image, to_image_message
+from vla_policy_node.nodes.messages import SHADOW_ENTRY
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
 
@@ -176,6 +178,24 @@ def record_calls(node, name):
         if subscription.callback == callback:
             subscription.callback = lambda message: (callback(message), calls.append(message))
     return calls
+
+
+def test_what_the_shadow_found_is_shown_below_the_caption(bench):
+    bench.watch()
+    bench.publish_image(7)
+    bench.selections.publish(selection(7))
+    assert bench.spin_until(lambda: bench.overlays)
+    diagnostics = bench.other.create_publisher(
+        DiagnosticArray, '/diagnostics', qos.event_output())
+    assert bench.spin_until(lambda: diagnostics.get_subscription_count() > 0)
+    diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(
+        name=f'/policy{SHADOW_ENTRY}', message='pruning saved 20 ms')]))
+    assert bench.spin_until(lambda: bench.visualizer._shadow == 'pruning saved 20 ms')
+    bench.publish_image(8)
+    bench.selections.publish(selection(8))
+    assert bench.spin_until(lambda: len(bench.overlays) == 2)
+    before, after = bench.overlays
+    assert after.height > before.height  # one more line
 
 
 @pytest.mark.parametrize('bench', [{'max_rate_hz': 0.1}], indirect=True)

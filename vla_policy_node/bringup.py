@@ -43,6 +43,7 @@ class System:
         grace_s: float = GRACE_S,
     ):
         self._nodes = tuple(nodes)
+        self._finite = {node.name for node in nodes if node.ends_the_run}
         self._env = {**os.environ, **middleware_environment(), 'PYTHONUNBUFFERED': '1',
                      **(env or {})}
         self._output = output or sys.stdout
@@ -79,10 +80,10 @@ class System:
             self._output.flush()
 
     def check(self) -> None:
-        """Raise NodeDiedError if a node has ended."""
+        """Raise NodeDiedError if a node has ended that should run on."""
         for name, process in self._processes.items():
             code = process.poll()
-            if code is not None:
+            if code is not None and not (code == 0 and name in self._finite):
                 raise NodeDiedError(
                     f"Node '{name}' ended by itself ({_describe_exit(code)}); its last messages "
                     'say why.')
@@ -92,10 +93,16 @@ class System:
         return self._processes[name].pid
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Return when `until()` is true, looked at ten times a second; else as `check`."""
-        while not until():
+        """Return when `until()` is true or all is done, looked at ten times a second.
+
+        Else as `check`.
+        """
+        while not (until() or self._is_done()):
             time.sleep(0.1)
             self.check()
+
+    def _is_done(self) -> bool:
+        return any(self._processes[name].poll() == 0 for name in self._finite)
 
     def stop(self) -> None:
         """Interrupt the nodes in reverse order, wait for them, and kill what will not end."""

@@ -68,7 +68,7 @@ def highlight(
     """
     x_token, y_token = _tokens_of_pixels(kept.shape, crop, transform, image.shape)
     inside = np.outer(y_token >= 0, x_token >= 0).astype(np.uint8)
-    clear = kept.astype(np.uint8)[y_token][:, x_token] * inside
+    clear = token_mask(image.shape, kept, crop, transform)
 
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     dropped = cv2.addWeighted(image, 0.25, grey, 0.10, 0)
@@ -81,6 +81,18 @@ def highlight(
         boxes = token_boxes(kept.shape, crop, transform, image.shape)
         _draw_scores(out, boxes[kept], scores[kept] / scores.max())
     return out
+
+
+def token_mask(
+    image_shape: Sequence[int], kept: np.ndarray, crop: Crop, transform: str
+) -> np.ndarray:
+    """Return which camera pixels belong to kept tokens: [H, W] uint8, 1 or 0.
+
+    kept: [rows, columns] bool. `image_shape` is the camera image's (H, W, ...).
+    """
+    x_token, y_token = _tokens_of_pixels(kept.shape, crop, transform, image_shape)
+    inside = np.outer(y_token >= 0, x_token >= 0).astype(np.uint8)
+    return kept.astype(np.uint8)[y_token][:, x_token] * inside
 
 
 def draw_overlay(

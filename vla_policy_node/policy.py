@@ -306,6 +306,15 @@ class Policy:
         """Raise the ValueError with which `infer` would refuse the instruction. Any thread."""
         self._inputs.encode_prompt(instruction)
 
+    def plain(self) -> Policy:
+        """Return the same network without acceleration methods; the weights are shared.
+
+        Each of the two belongs to a worker thread, which need not be the same.
+        """
+        description = replace(self.description, methods=(), method_settings={})
+        return Policy(self._model, self._inputs, self._statistics, (), self._action_rows,
+                      description)
+
     def close(self) -> None:
         """Free the model and its device memory; the policy is of no use afterwards."""
         del self._model

@@ -17,7 +17,7 @@ import yaml
 
 PACKAGE = 'vla_policy_node'
 # The file's sections, in the order in which nodes start.
-NODES = ('world', 'policy', 'visualizer')
+NODES = ('recorder', 'world', 'policy', 'visualizer', 'player')
 
 
 SHIPPED = 'libero_object'  # the default checkpoint, of those under checkpoints/
@@ -48,9 +48,12 @@ ARGUMENTS = (
     Argument('policy', True, 'Start the policy node.'),
     Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),
     Argument('visualizer', True, 'Start the node that draws the selected tokens.'),
+    Argument('record', '', 'Record the run into this new folder, a bag for `vla replay`.'),
+    Argument('play', '', 'Play this bag through the policy instead of a robot, with /clock; '
+             'implies use_sim_time.'),
     Argument('use_sim_time', False, 'Live on /clock; the world, if started, publishes it.'),
     Argument('lock_step', False, 'The world waits for every action: episodes do not depend on '
-             'speed. Implies use_sim_time; needs the world.'),
+             'speed. Implies use_sim_time; needs the world, or a bag to play.'),
     Argument('autostart', True, 'Configure and activate the policy at once; otherwise a lifecycle '
              'manager does.'),
     Argument('third_person_topic', '', 'Images of the third-person camera; compressed ones are '
@@ -62,6 +65,11 @@ ARGUMENTS = (
     Argument('log_level', 'info', 'Least severe messages to show.',
              ('debug', 'info', 'warn', 'error', 'fatal')),
 )
+
+# Beside the messages of a recording: the parameters of the policy node, as a parameter file.
+RECORDED_PARAMETERS = 'policy.yaml'
+# Nodes that something else starts than a switch of their name.
+_SWITCHES = {'recorder': 'record', 'player': 'play'}
 
 _TOPICS = {
     'third_person_topic': ('third_person/image_raw', '/compressed'),
@@ -86,6 +94,11 @@ class NodeSpec:
     remappings: Mapping[str, str] = field(default_factory=dict)
     log_level: str = 'info'
     package: str = PACKAGE
+
+    @property
+    def ends_the_run(self) -> bool:
+        """Whether the others have nothing more to do when this one has ended well."""
+        return self.name == 'player'
 
     @property
     def executable(self) -> str:
@@ -124,9 +137,12 @@ def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
     for argument in ARGUMENTS:
         if argument.name in given:
             values[argument.name] = _checked(argument, given[argument.name])
-    if values['lock_step'] and not values['world']:
+    if values['lock_step'] and not (values['world'] or values['play']):
         raise SystemDescriptionError('lock_step needs the world; start it with world:=true.')
-    values['use_sim_time'] = values['use_sim_time'] or values['lock_step']
+    if values['world'] and values['play']:
+        raise SystemDescriptionError('A bag is played instead of a world; start one of them.')
+    values['use_sim_time'] = bool(
+        values['use_sim_time'] or values['lock_step'] or values['play'])
     return values
 
 
@@ -146,6 +162,9 @@ def describe(
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
+    recorded = Path(a['play'] or '.') / RECORDED_PARAMETERS
+    if a['play'] and not a['config'] and recorded.is_file():
+        parameters['policy'].update(read_config(recorded)['policy'])
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -157,7 +176,7 @@ def describe(
     }
     return tuple(
         NodeSpec(name, parameters[name], remappings, a['log_level'])
-        for name in NODES if a[name]
+        for name in NODES if a[_SWITCHES.get(name, name)]
     )
 
 
@@ -168,6 +187,9 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
         'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
         'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
         'visualizer': {'use_sim_time': sim_time},
+        'recorder': {'use_sim_time': sim_time, 'output': a['record'],
+                     'compressed': policy.get('compressed', False)},
+        'player': {'bag': a['play'], 'lock_step': a['lock_step']},
     }
     if a['policy']:
         checkpoint = a['checkpoint'] or policy.get('checkpoint') or default_checkpoint()

@@ -1,6 +1,7 @@
 """Brings the system up, runs episodes of named instructions, reports. Behind `vla demo`."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -141,11 +142,11 @@ def run_demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     enter_private_domain()
-    log_path = out / 'nodes.log'
+    log_path, bag = out / 'nodes.log', out / 'bag'
     try:
         with log_path.open('w') as log:
             def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
-                return _record(lock_step, scenes, steps, arguments, log, console)
+                return _record(bag, lock_step, scenes, steps, arguments, log, console)
 
             recorded, recorder, lock_step = _at_pace(pace, record, console)
     except (DemoError, NodeDiedError) as error:
@@ -164,7 +165,8 @@ def run_demo(
     if not info.trained:
         console.print('The policy is [bold]untrained[/] (random weights from a seed): it reacts '
                       'to what the cameras show, it cannot do the tasks.')
-    console.print('Look at:', *(f'  {path}' for path in [*files, out / 'demo.json']), sep='\n')
+    files = [*files, out / 'demo.json', bag]
+    console.print('Look at:', *(f'  {path}' for path in files), sep='\n')
     found = report.problems(summary)
     for problem in found:
         console.print(f'[red]{problem}[/]')
@@ -186,17 +188,21 @@ def _at_pace(
 
 
 def _record(
-    lock_step: bool, scenes: Sequence[Scene], steps: int, arguments: dict[str, str | bool],
-    log: TextIO, console: Console,
+    bag: Path, lock_step: bool, scenes: Sequence[Scene], steps: int,
+    arguments: dict[str, str | bool], log: TextIO, console: Console,
 ) -> tuple[list[Episode], DemoRecorder]:
-    """Run the system once and return the episodes; TooSlowError if real time is out of reach."""
+    """Run the system once and return the episodes; the bag of it can be replayed.
+
+    Raises TooSlowError if real time is out of reach.
+    """
     with console.status('building the world and the policy (once per machine) ...'):
         overrides = {'visualizer': {'max_rate_hz': float(report.OVERLAY_RATE_HZ)}}
         if lock_step:
             # Time stands still while the policy thinks, so each chunk is played to its end.
             overrides['policy'] = {'execution_mode': 'sync'}
+        shutil.rmtree(bag, ignore_errors=True)  # of an earlier demo, or of the pace that failed
         nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,
-                          'lock_step': lock_step}, overrides)
+                          'record': str(bag), 'lock_step': lock_step}, overrides)
     with System(nodes, output=log) as system:
         rclpy.init(args=[])
         demo = Demo(system)

@@ -7,7 +7,6 @@ transport: every input is there, stamped now.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,14 +33,7 @@ def node_parameters(
     Raises ValueError for parameters that cannot be used.
     """
     world, policy = describe({**arguments, 'world': True, 'visualizer': False})
-    known = {field.name for field in dataclasses.fields(PolicyParameters)}
-    values = {**policy.parameters, **changes}
-    if unknown := sorted(values.keys() - known - {'use_sim_time'}):
-        raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
-    parameters = PolicyParameters(**{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items() if name in known
-    })
+    parameters = PolicyParameters.from_values({**policy.parameters, **changes})
     size = tuple(world.parameters.get(f'image_{side}', 256) for side in ('width', 'height'))
     return parameters, size
 

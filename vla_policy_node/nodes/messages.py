@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # the world shares these functions and needs no torch
     from vla_policy_node import policy as core
 
 _NS = 1_000_000_000
+# How the name of the shadow's entry in /diagnostics ends, after the node's.
+SHADOW_ENTRY = ': shadow'
 
 
 def to_time(ns: int) -> Time:

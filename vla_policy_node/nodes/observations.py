@@ -20,6 +20,16 @@ from vla_policy_node.policy import CAMERAS, Observation
 _STAMP_BYTES = 12
 
 
+def input_streams(compressed: bool) -> dict[str, tuple[type, str]]:
+    """Return what the policy listens to: stream -> message type and topic, without remapping."""
+    kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
+    return {
+        **{camera: (kind, f'{camera}/image_raw{suffix}') for camera in CAMERAS},
+        POSE: (PoseStamped, POSE),
+        GRIPPER: (JointState, GRIPPER),
+    }
+
+
 def decode_pair(
     pair: Pair, instruction: str, frame_id: str, compressed: bool, freeze: FreezeDetector
 ) -> tuple[Observation, dict[str, Header]]:

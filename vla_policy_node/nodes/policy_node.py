@@ -13,11 +13,12 @@ from functools import partial
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import TwistStamped
+from rclpy.clock import JumpHandle, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Header
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
@@ -28,15 +29,19 @@ from vla_policy_node.control.session import Session
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.inputs import Inputs
 from vla_policy_node.nodes.lifecycle import state_label, transition
-from vla_policy_node.nodes.observations import decode_pose
+from vla_policy_node.nodes.observations import input_streams
 from vla_policy_node.nodes.parameters import ParameterStore
-from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
+from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.policy import CAMERAS, Observation, Policy
 
+# In `filed`, beside the names of the streams: the clock has reached the stamp.
+CLOCK_FILED = 'clock'
 WARMUP_INSTRUCTION = 'warm up'
 # How long a stop waits for its hold to arrive at readers that do not answer.
 HOLD_DELIVERY_S = 0.5
@@ -57,12 +62,14 @@ class PolicyNode(LifecycleNode):
             self, PolicyParameters, lambda: self._configured, self._apply_parameters)
         self._session = Session()
         self._counts: Counter[str] = Counter()
-        self._inputs = []
+        self._input_subscriptions = []
         self._report_timers = []
         self._command_timer = None
+        self._clock_watch: JumpHandle | None = None
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
+        self._shadow: Shadow | None = None
         # From deciding to publishing: an action must not overtake the hold that follows it.
         self._command_lock = threading.Lock()
         # Not created at configure: the last hold must stay deliverable after cleanup.
@@ -82,14 +89,23 @@ class PolicyNode(LifecycleNode):
         spec = parameters.action_spec()
         self._commander = Commander(spec, self._session, parameters.make_parts())
         lock_step = parameters.pacing == 'observation'
+        if parameters.shadow_every:
+            self._shadow = Shadow(self._policy.plain(), spec, parameters.shadow_every,
+                                  parameters.latency_window, self.get_logger())
         self._worker = PolicyWorker(
             self._policy, self._commander, parameters.period_ns, parameters.compressed,
             self._now_ns, self._publish_result,
             self._command_for_pair if lock_step else lambda pair: None,
-            parameters.latency_window, self.get_logger(),
+            parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
+            self.get_logger(),
         )
-        self._pose_raw = b''
+        self._inputs = Inputs(self._commander)
         self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
+        if lock_step:
+            self._clock_watch = self.get_clock().create_jump_callback(
+                JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=None,
+                              on_clock_change=False),
+                post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
         self._create_subscriptions(parameters)
         self._goals = GoalServer(
             self, self._commander, self._policy.check_instruction,
@@ -109,6 +125,8 @@ class PolicyNode(LifecycleNode):
         self._active = True
         self._commander.parts.pairer.reset()
         self._session.activate()
+        if self._shadow is not None:
+            self._shadow.start()
         self._worker.start()
         if self._settings.pacing == 'timer':
             self._command_timer = self.create_timer(
@@ -143,6 +161,8 @@ class PolicyNode(LifecycleNode):
         self._session.deactivate()
         self._command_now()  # the worker may take as long as an inference
         self._worker.stop()
+        if self._shadow is not None:
+            self._shadow.stop()
         if self._command_timer is not None:
             self.destroy_timer(self._command_timer)
             self._command_timer = None
@@ -159,12 +179,15 @@ class PolicyNode(LifecycleNode):
         for timer in self._report_timers:
             self.destroy_timer(timer)
         self._report_timers = []
-        for subscription in self._inputs:
+        for subscription in self._input_subscriptions:
             self.destroy_subscription(subscription)
-        self._inputs = []
+        self._input_subscriptions = []
+        if self._clock_watch is not None:
+            self._clock_watch.unregister()
+            self._clock_watch = None
         if self._policy is not None:
             self._policy.close()
-        self._policy = self._worker = None
+        self._policy = self._worker = self._shadow = None
         gc.collect()
 
     # --- configure ---
@@ -174,18 +197,8 @@ class PolicyNode(LifecycleNode):
             raise ValueError('checkpoint is empty; name a checkpoint directory, or make one with '
                              '`vla new-checkpoint DIR`.')
         self.get_logger().info(f'Loading {parameters.checkpoint} ...')
-        self._policy = Policy.load(
-            parameters.checkpoint,
-            methods=parameters.method_names,
-            device=parameters.device,
-            dtype=parameters.dtype,
-            statistics_key=parameters.statistics_key,
-            camera_transforms=parameters.camera_transforms,
-            threads=parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1),
-            method_settings=parameters.settings_by_method(),
-            action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
-            chunk_length=parameters.chunk_length,
-        )
+        self._policy = parameters.load_policy(
+            parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
         parameters.action_spec().check_range(*self._policy.description.action_range)
         grey = np.full((256, 256, 3), 128, np.uint8)
         observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), WARMUP_INSTRUCTION)
@@ -211,19 +224,17 @@ class PolicyNode(LifecycleNode):
         self._status_publisher = self.create_publisher(
             PolicyStatus, 'policy_status', qos.event_output())
         self._info_publisher = self.create_publisher(PolicyInfo, 'policy_info', qos.latched())
+        # In lock-step, for whoever must not run ahead of this node: `player_node`.
+        self._filed_publisher = self.create_publisher(Header, 'filed', qos.event_output())
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', qos.event_output())
 
     def _create_subscriptions(self, parameters: PolicyParameters) -> None:
-        kind, suffix = (CompressedImage, '/compressed') if parameters.compressed else (Image, '')
-        streams = [(camera, kind, f'{camera}/image_raw{suffix}', qos.camera_input())
-                   for camera in CAMERAS]
-        streams += [(POSE, PoseStamped, POSE, qos.state_input()),
-                    (GRIPPER, JointState, GRIPPER, qos.state_input())]
-        for stream, message_type, topic, profile in streams:
+        for stream, (message_type, topic) in input_streams(parameters.compressed).items():
+            profile = qos.camera_input() if stream in CAMERAS else qos.state_input()
             events = SubscriptionEventCallbacks(
                 incompatible_qos=partial(self._on_incompatible_qos, topic))
-            self._inputs.append(self.create_subscription(
+            self._input_subscriptions.append(self.create_subscription(
                 message_type, topic, partial(self._file, stream), profile,
                 event_callbacks=events, raw=True,
             ))
@@ -233,13 +244,16 @@ class PolicyNode(LifecycleNode):
     def _file(self, stream: str, raw: bytes) -> None:
         """File the bytes by stamp; nothing is decoded here."""
         try:
-            stamp_ns = stamp_of(raw)
+            self._inputs.file(stream, raw)
         except ImageError as error:
             self._count_and_warn(f'{stream}.unreadable', str(error))
-            return
-        is_newest = self._commander.parts.pairer.file(stream, stamp_ns, raw)
-        if is_newest and stream == POSE:
-            self._pose_raw = raw
+        else:
+            if self._clock_watch is not None:
+                self._tell_filed(stream, stamp_of(raw))
+
+    def _tell_filed(self, what: str, stamp_ns: int) -> None:
+        if self._filed_publisher.get_subscription_count():
+            self._filed_publisher.publish(Header(stamp=messages.to_time(stamp_ns), frame_id=what))
 
     def _on_incompatible_qos(self, topic: str, event) -> None:
         self._count_and_warn(
@@ -262,7 +276,7 @@ class PolicyNode(LifecycleNode):
     def _command(self, target_time_ns: int) -> None:
         with self._command_lock:
             now_ns = self._now_ns()
-            command = self._commander.tick(now_ns, target_time_ns, self._position_m)
+            command = self._commander.tick(now_ns, target_time_ns, self._inputs.position_m)
             msg = messages.to_command(command, now_ns, self._settings.frame_id)
             self._command_publisher.publish(msg)
             if self._settings.publish_twist:
@@ -282,9 +296,6 @@ class PolicyNode(LifecycleNode):
             self._logged_hold = hold
             self.get_logger().info(
                 'Moving.' if hold.code is HoldReason.NONE else f'Holding: {hold.text}')
-
-    def _position_m(self) -> np.ndarray:
-        return decode_pose(self._pose_raw, self._settings.frame_id)[:3]
 
     # --- results: worker thread ---
 
@@ -315,7 +326,8 @@ class PolicyNode(LifecycleNode):
             self._diagnostics_publisher.publish(make_diagnostics(
                 self.get_fully_qualified_name(), self._make_status(worker),
                 description.checkpoint,
-                description.chunk_length * self._settings.period_ns / 1e6))
+                description.chunk_length * self._settings.period_ns / 1e6,
+                self._shadow.summary() if self._shadow else None))
 
     def _publish_info(self) -> None:
         parameters = self._settings

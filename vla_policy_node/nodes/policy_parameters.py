@@ -1,6 +1,9 @@
 """Every parameter of the policy node, and the parts that are made from them. Knows no ROS."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import yaml
 
@@ -12,7 +15,7 @@ from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.nodes.parameter_fields import parameter
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy import CAMERAS, Policy
 
 POSE, GRIPPER = 'ee_pose', 'gripper_state'
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
@@ -145,12 +148,42 @@ class PolicyParameters:
         5.0, 'Rate of status messages; diagnostics come once a second.', 'Hz', 0.1, 50.0)
     latency_window: int = parameter(
         200, 'Inferences in the latency statistics.', '', 1, 100000)
+    shadow_every: int = parameter(
+        0, 'Once in so many inferences also run the policy without methods, beside the work, and '
+        'say in /diagnostics what they change; 0: never.', '', 0, 100000)
 
     def __post_init__(self) -> None:
         """Make what tunable parameters make, so that a bad combination is refused here."""
         self.make_parts()
         self.action_spec()
         self.settings_by_method()
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> PolicyParameters:
+        """Return the parameters of a file's section. Raises ValueError for what cannot be used."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(values.keys() - known - {'use_sim_time'}):
+            raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
+        return cls(**{name: tuple(value) if isinstance(value, list) else value
+                      for name, value in values.items() if name in known})
+
+    def load_policy(self, threads: int) -> Policy:
+        """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
+
+        Raises ValueError with one sentence if anything does not fit.
+        """
+        return Policy.load(
+            self.checkpoint,
+            methods=self.method_names,
+            device=self.device,
+            dtype=self.dtype,
+            statistics_key=self.statistics_key,
+            camera_transforms=self.camera_transforms,
+            threads=threads,
+            method_settings=self.settings_by_method(),
+            action_rows='' if self.action_rows == 'auto' else self.action_rows,
+            chunk_length=self.chunk_length,
+        )
 
     @property
     def period_ns(self) -> int:

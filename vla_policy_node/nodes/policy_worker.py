@@ -16,7 +16,7 @@ from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.nodes.observations import decode_pair
-from vla_policy_node.policy import ActionChunk, NonFiniteActionError, Policy
+from vla_policy_node.policy import ActionChunk, NonFiniteActionError, Observation, Policy
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
@@ -42,6 +42,7 @@ class PolicyWorker:
 
     now_ns: the node's clock. publish: called with each Result (worker thread).
     on_pair: called after each pair was dealt with; paces the robot in lock-step (worker thread).
+    on_observation: given what was inferred from, last of all; must not wait (worker thread).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PolicyWorker:
         publish: Callable[[Result], None],
         on_pair: Callable[[Pair], None] = lambda pair: None,
         latency_window: int = 200,
+        on_observation: Callable[[Observation, ActionChunk], None] = lambda *_: None,
         logger: logging.Logger | None = None,
     ):
         self._policy = policy
@@ -63,6 +65,7 @@ class PolicyWorker:
         self._now_ns = now_ns
         self._publish = publish
         self._on_pair = on_pair
+        self._on_observation = on_observation
         self._logger = logger or logging.getLogger(__name__)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -100,19 +103,23 @@ class PolicyWorker:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pairer = self._commander.parts.pairer
-            if not pairer.wait(WAIT_S) or self._stop.is_set():
-                continue
-            pair = pairer.take(self._now_ns())
-            if isinstance(pair, Hold):
-                continue
-            goal = self._commander.session.goal
-            if goal is not None:
-                self._follow(goal, pair)
-            try:
-                self._on_pair(pair)
-            except Exception:  # the thread must live: nobody else would notice its death
-                self._logger.error(traceback.format_exc())
+            self.work_once(WAIT_S)
+
+    def work_once(self, timeout_s: float) -> None:
+        """Wait for a pair and deal with it (worker thread; a replay, which has no other one)."""
+        pairer = self._commander.parts.pairer
+        if not pairer.wait(timeout_s) or self._stop.is_set():
+            return
+        pair = pairer.take(self._now_ns())
+        if isinstance(pair, Hold):
+            return
+        goal = self._commander.session.goal
+        if goal is not None:
+            self._follow(goal, pair)
+        try:
+            self._on_pair(pair)
+        except Exception:  # the thread must live: nobody else would notice its death
+            self._logger.error(traceback.format_exc())
 
     def _follow(self, goal: Goal, pair: Pair) -> None:
         try:
@@ -152,6 +159,7 @@ class PolicyWorker:
         self.tokens_kept.add(chunk.tokens_kept)
         self.last = Result(chunk, pair, headers, goal, self._sequence, age_ns)
         self._publish(self.last)
+        self._on_observation(observation, chunk)
 
     def _report(self, hold: Hold, text: str, goal: Goal) -> None:
         if text != self._reported:  # a bad camera sends the same picture 30 times a second

@@ -8,9 +8,10 @@ from std_msgs.msg import Header
 from vla_msgs.msg import PolicyStatus
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
-from vla_policy_node.nodes.messages import finite_or_zero, to_hold, to_time
+from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
 from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
+from vla_policy_node.nodes.shadow import ShadowSummary
 
 # Standing still for these reasons is as it should be.
 _CALM = frozenset({
@@ -75,11 +76,12 @@ def make_status(
 
 
 def make_diagnostics(
-    name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float
+    name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
+    shadow: ShadowSummary | None = None,
 ) -> DiagnosticArray:
-    """Return /diagnostics: one entry for the commands, one for the inference.
+    """Return /diagnostics: one entry for the commands, one for the inference, one for the shadow.
 
-    chunk_ms: how long the robot can go on with one chunk.
+    chunk_ms: how long the robot can go on with one chunk. shadow: None if there is none.
     """
     code = HoldReason(status.hold.code)
     if code in _CALM:
@@ -114,4 +116,10 @@ def make_diagnostics(
         ('kept ratio', f'{kept:.3f}'),
         ('execution mode', status.execution_mode),
     )]
-    return DiagnosticArray(header=status.header, status=[commands, inference])
+    entries = [commands, inference]
+    if shadow is not None:
+        entries.append(DiagnosticStatus(
+            level=DiagnosticStatus.OK, name=f'{name}{SHADOW_ENTRY}', message=shadow.text,
+            hardware_id=hardware_id,
+            values=[KeyValue(key=key, value=value) for key, value in shadow.figures()]))
+    return DiagnosticArray(header=status.header, status=entries)

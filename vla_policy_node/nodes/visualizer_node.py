@@ -10,6 +10,7 @@ from functools import partial
 from time import monotonic
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message
@@ -23,11 +24,13 @@ from vla_policy_node.nodes.images import (
     stamp_of,
     to_image_message,
 )
-from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.nodes.messages import SHADOW_ENTRY, to_ns
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
 from vla_policy_node.overlay import caption, draw_overlay
 
+# What the shadow said longer ago is not shown any more; diagnostics come once a second.
+SHADOW_AGE_S = 5.0
 CAMERAS = ('third_person', 'wrist')
 
 
@@ -99,9 +102,19 @@ class VisualizerNode(Node):
         self.create_subscription(
             TokenSelection, 'token_selection', self._on_selection, qos.event_output()
         )
+        self._shadow, self._shadow_at_s = '', float('-inf')
+        self.create_subscription(
+            DiagnosticArray, '/diagnostics', self._on_diagnostics, qos.event_output()
+        )
 
     def _apply(self, settings: VisualizerParameters) -> None:
         self._settings = settings
+
+    def _on_diagnostics(self, msg: DiagnosticArray) -> None:
+        """Remember what the policy's shadow found."""
+        for status in msg.status:
+            if status.name.endswith(SHADOW_ENTRY):
+                self._shadow, self._shadow_at_s = status.message, monotonic()
 
     def _on_image(self, camera: _Camera, raw: bytes) -> None:
         try:
@@ -135,7 +148,8 @@ class VisualizerNode(Node):
         raw = camera.frames[to_ns(selection.header.stamp)]
         try:
             image = self._decode(deserialize_message(raw, self._image_type))
-            picture = _draw(image, selection)
+            is_recent = now_s - self._shadow_at_s < SHADOW_AGE_S
+            picture = _draw(image, selection, self._shadow if is_recent else '')
         except ValueError as error:
             self._complain(error)
             return
@@ -145,8 +159,11 @@ class VisualizerNode(Node):
         self.get_logger().warning(str(reason), throttle_duration_sec=5.0)
 
 
-def _draw(image: np.ndarray, selection: TokenSelection) -> np.ndarray:
-    """Return the overlay; raises ValueError if the selection contradicts itself."""
+def _draw(image: np.ndarray, selection: TokenSelection, remark: str = '') -> np.ndarray:
+    """Return the overlay, with a remark below the caption.
+
+    Raises ValueError if the selection contradicts itself.
+    """
     grid = (selection.grid_height, selection.grid_width)
     kept = np.array(selection.kept, bool)
     scores = np.asarray(selection.scores, np.float32)
@@ -160,6 +177,7 @@ def _draw(image: np.ndarray, selection: TokenSelection) -> np.ndarray:
     lines = caption(
         selection.camera, selection.method, kept, selection.inference_ms, selection.instruction
     )
+    lines += [remark] if remark else []
     scores = scores.reshape(grid) if scores.size else None
     return draw_overlay(image, kept, crop, selection.camera_transform, lines, scores)
 

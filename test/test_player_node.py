@@ -1,0 +1,137 @@
+"""The live node on a played bag, and `vla replay` on the same bag: the same actions."""
+
+# ruff: noqa: F401 - fixtures are imported by name
+
+import threading
+
+import numpy as np
+import pytest
+import yaml
+from node_bench import create_tiny_checkpoint
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from replay_bag import make_bag
+from robot_double import TIMEOUT_S
+from ros_testing import ros
+
+from vla_msgs.msg import EndEffectorCommand
+from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.lifecycle import shut_down
+from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.nodes.parameters import ParameterError
+from vla_policy_node.nodes.player_node import PlayerNode
+from vla_policy_node.nodes.policy_node import PolicyNode
+from vla_policy_node.replay.evaluate import replay_bag
+from vla_policy_node.replay.settings import ReplaySettings
+
+pytestmark = pytest.mark.usefixtures('ros')
+
+
+class Live:
+    """A policy node, a player and a listener, each spun by a thread of its own."""
+
+    def __init__(self, parameters, bag, **playing):
+        overrides = [Parameter(k, value=v) for k, v in parameters.items()]
+        self.commands = []
+        self.ended = threading.Event()
+        self.policy = PolicyNode(
+            parameter_overrides=[*overrides, Parameter('use_sim_time', value=True)])
+        self.listener = Node('listener')
+        self.listener.create_subscription(
+            EndEffectorCommand, 'command', self.commands.append, qos.event_output())
+        self._executors, self._threads = [], []
+        for node in (self.policy, self.listener):
+            self._spin(node)
+        self.policy.trigger_configure()
+        self.policy.trigger_activate()
+        self.player = PlayerNode(self.ended.set, parameter_overrides=[
+            Parameter('bag', value=str(bag)), Parameter('timeout_s', value=3 * TIMEOUT_S),
+            *(Parameter(k, value=v) for k, v in playing.items())])
+        self._spin(self.player)
+
+    def _spin(self, node):
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        thread = threading.Thread(target=executor.spin)
+        thread.start()
+        self._executors.append(executor)
+        self._threads.append(thread)
+
+    def close(self):
+        shut_down(self.policy)
+        self.player.destroy_node()
+        for executor in self._executors:
+            executor.shutdown()
+        for thread in self._threads:
+            thread.join()
+        self.policy.destroy_node()
+        self.listener.destroy_node()
+
+
+@pytest.fixture(scope='module')
+def parameters(tmp_path_factory):
+    checkpoint = create_tiny_checkpoint(tmp_path_factory.mktemp('tiny'))
+    return {'checkpoint': str(checkpoint), 'methods': ['lightvla'], 'pacing': 'observation',
+            'warmup_inferences': 1, 'max_identical_frames': 0, 'threads': 1}
+
+
+@pytest.fixture
+def play(parameters):
+    lives = []
+
+    def make(bag, changes, **playing):
+        lives.append(Live({**parameters, **changes}, bag, **playing))
+        return lives[-1]
+
+    yield make
+    for live in lives:
+        live.close()
+
+
+def replayed(bag, parameters, tmp_path):
+    file = tmp_path / 'policy.yaml'
+    file.write_text(yaml.safe_dump({'policy': {'ros__parameters': parameters}}))
+    settings = ReplaySettings(str(file), latency_periods=0)
+    return replay_bag(bag, settings, lambda what, share: None).traces[0].commands
+
+
+@pytest.mark.parametrize('mode', ['sync', 'async', 'temporal_ensemble'])
+def test_live_node_and_replay_send_the_same_actions(play, parameters, tmp_path, mode):
+    """Cameras of two rates, so that pairing matters; every command, hold or action, in order."""
+    bag = make_bag(tmp_path / 'bag', seconds=1.5, wrist_hz=15.0)
+    changes = {'execution_mode': mode}
+    live = play(bag, changes, lock_step=True)
+    assert live.ended.wait(6 * TIMEOUT_S)
+    assert not live.player.failed
+    expected = [command for _, command in replayed(bag, {**parameters, **changes}, tmp_path)]
+    assert len(live.commands) == len(expected) > 10
+    for sent, command in zip(live.commands, expected, strict=True):
+        assert to_ns(sent.target_time) == command.target_time_ns
+        assert sent.hold_reason.code == command.hold.code
+        assert to_ns(sent.observation_stamp) == command.observation_stamp_ns
+        moved = (sent.translation, sent.rotation)
+        np.testing.assert_array_equal(
+            [getattr(vector, axis) for vector in moved for axis in 'xyz'],
+            [*command.delta.translation_m, *command.delta.rotation_rad])
+        np.testing.assert_array_equal(sent.gripper, np.float32(command.delta.gripper))
+    assert sum(not sent.hold for sent in live.commands) > 8
+
+
+def test_a_bag_is_played_in_real_time_with_clock(play, tmp_path):
+    bag = make_bag(tmp_path / 'bag', seconds=2.0)
+    live = play(bag, {'pacing': 'timer', 'max_age_s': 1.0}, rate=1.0)
+    assert live.ended.wait(6 * TIMEOUT_S)
+    assert not live.player.failed
+    assert any(not command.hold for command in live.commands)
+
+
+def test_lock_step_needs_a_node_that_answers_every_observation(play, tmp_path):
+    live = play(make_bag(tmp_path / 'bag', seconds=0.5), {'pacing': 'timer'}, lock_step=True)
+    assert live.ended.wait(3 * TIMEOUT_S)
+    assert live.player.failed
+
+
+def test_a_bag_that_is_not_there_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(ParameterError, match='There is no bag'):
+        PlayerNode(parameter_overrides=[Parameter('bag', value=str(tmp_path / 'none'))])

@@ -1,0 +1,158 @@
+"""The recorder: a bag that a replay understands, whatever happens to the recorder."""
+
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from node_bench import START_NS, checkpoint, make_bench
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message
+from robot_double import TIMEOUT_S
+from ros_testing import ros
+from std_msgs.msg import Header
+
+from vla_msgs.msg import ActionChunk
+from vla_policy_node.nodes.bag_writer import BagWriter, RecordingError
+from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.nodes.parameters import ParameterError
+from vla_policy_node.nodes.recorder_node import RecorderNode
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.evaluate import replay_bag
+from vla_policy_node.replay.repair import repair_bag
+from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
+from vla_policy_node.replay.topics import CHUNK, decode
+from vla_policy_node.system import RECORDED_PARAMETERS, read_config
+
+HEADER = 'std_msgs/msg/Header'
+
+
+@pytest.fixture
+def recorder(ros, tmp_path):
+    node = RecorderNode(parameter_overrides=[
+        Parameter('output', value=str(tmp_path / 'bag')),
+        Parameter('use_sim_time', value=True)])
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin)
+    thread.start()
+
+    def finish():
+        if thread.is_alive():
+            executor.shutdown()
+            thread.join()
+            node.destroy_node()
+        return tmp_path / 'bag'
+
+    yield node, finish
+    finish()
+
+
+def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench):
+    """Policy node and robot over DDS; the replay finds instruction, parameters, actions."""
+    node, finish = recorder
+    bench = make_bench(max_age_s=0.7).activate()
+    bench.robot.wait(
+        lambda: all(p.get_subscription_count() == 2 for p in bench.robot.inputs.values())
+        and bench.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+    bench.start()
+    for _ in range(6):
+        bench.infer()
+        bench.advance()
+    bench.robot.wait(lambda: (node._writer.path / RECORDED_PARAMETERS).is_file(), 'policy.yaml')
+    bench.robot.wait(lambda: node._writer.written['/action_chunk'] >= 6
+                     and node._writer.written['/command'] >= 6, 'the bag')
+    bag = finish()
+    recorded = read_config(bag / RECORDED_PARAMETERS)['policy']
+    assert recorded['max_age_s'] == 0.7
+    with Bag(bag) as opened:
+        assert {'/policy_info', '/policy_status', '/action_chunk', '/token_selection', '/command',
+                '/third_person/image_raw', '/ee_pose'} <= opened.types.keys()
+    evaluation = replay_bag(bag, ReplaySettings(), lambda what, share: None)
+    assert evaluation.traces[0].label == 'lightvla'
+    assert evaluation.report['bag']['recorded_policy']['methods'] == ['lightvla']
+    assert evaluation.report['notes'] == ['The policy is untrained: its weights are random.']
+    assert evaluation.report['a']['actions']['chunk_elements'] >= 6
+    with Bag(bag) as opened:
+        chunks = [decode(raw, ActionChunk, CHUNK) for _, _, raw in opened.messages({CHUNK})]
+    recorded_actions = {to_ns(chunk.header.stamp): list(chunk.actions) for chunk in chunks}
+    again = {i.stamp_ns: i.actions.ravel().tolist() for i in evaluation.traces[0].inferences}
+    shared = recorded_actions.keys() & again.keys()
+    assert len(shared) >= 5
+    assert all(recorded_actions[stamp_ns] == again[stamp_ns] for stamp_ns in shared)
+
+    # Without its policy.yaml the bag still says most of it.
+    (bag / RECORDED_PARAMETERS).unlink()
+    with Bag(bag) as opened:
+        parameters, notes = parameters_of('', ReplaySettings(), opened, read_info(opened))
+    assert parameters.checkpoint == recorded['checkpoint']
+    assert parameters.method_names == ('lightvla',)
+    assert 'the rest is as policy_info says' in notes[0]
+
+
+def test_a_folder_that_exists_is_not_recorded_over(ros, tmp_path):
+    for output, reason in ((str(tmp_path), 'exists; name a new folder'), ('', 'output is empty')):
+        with pytest.raises(ParameterError, match=reason):
+            RecorderNode(parameter_overrides=[Parameter('output', value=output)])
+
+
+def test_what_the_disk_cannot_take_is_dropped_and_counted(tmp_path, monkeypatch):
+    gate = threading.Event()
+    write = BagWriter._write
+    monkeypatch.setattr(
+        BagWriter, '_write', lambda self, *item: (gate.wait(TIMEOUT_S), write(self, *item)))
+    writer = BagWriter(tmp_path / 'bag', 'mcap', False, queue_mb=1)
+    raw = serialize_message(Header(frame_id='x' * 300_000))
+    for index in range(10):
+        writer.add('/big', HEADER, index, raw)
+    gate.set()
+    writer.close()
+    assert writer.written['/big'] == 3
+    assert writer.dropped['/big'] == 7
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path, monkeypatch):
+    writer = BagWriter(tmp_path / 'bag', 'mcap', False, queue_mb=1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer._writer, 'write', full)
+    writer.add('/a', HEADER, 1, serialize_message(Header()))
+    writer.close()
+    assert writer.problem.startswith(f"Recording to '{tmp_path / 'bag'}' ended: No space left")
+    writer.add('/a', HEADER, 2, b'')
+    assert writer.dropped['/a'] == 1
+
+
+_KILLED = '''
+import os, signal, sys
+from pathlib import Path
+from rclpy.serialization import serialize_message
+from std_msgs.msg import Header
+from vla_msgs.msg import ActionChunk
+from vla_policy_node.nodes.bag_writer import BagWriter
+writer = BagWriter(Path(sys.argv[1]), 'mcap', False, 64)
+raw = serialize_message(Header(frame_id='x' * 100_000))
+for index in range(40):
+    writer.add('/a', 'std_msgs/msg/Header', 1 + index, raw)
+while writer.written['/a'] < 40:
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_a_killed_recorder_leaves_what_can_be_repaired(tmp_path):
+    bag = tmp_path / 'bag'
+    done = subprocess.run([sys.executable, '-c', _KILLED, str(bag)], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    repaired, count = repair_bag(bag)
+    assert 25 <= count <= 40  # all but what was in the last chunk
+    with Bag(repaired) as whole:
+        assert [time_ns for _, time_ns, _ in whole.messages({'/a'})] == [*range(1, count + 1)]

@@ -1,0 +1,278 @@
+"""Bags that are not as they should be: one sentence each, and nothing half-written."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from node_bench import create_tiny_checkpoint
+from replay_bag import START_NS, make_bag
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from vla_policy_node.nodes.messages import to_time
+from vla_policy_node.replay import evaluate, write
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
+from vla_policy_node.replay.folder import OutputError, whole_folder
+from vla_policy_node.replay.repair import repair_bag
+from vla_policy_node.replay.settings import ReplaySettings
+
+SHORT = {'seconds': 0.6}
+
+
+@pytest.fixture(scope='module')
+def settings(tmp_path_factory):
+    checkpoint = str(create_tiny_checkpoint(tmp_path_factory.mktemp('tiny')))
+    return ReplaySettings('dense', checkpoint=checkpoint, video=False)
+
+
+def replay(bag, settings):
+    return replay_bag(bag, settings, lambda what, share: None)
+
+
+def refused(bag, settings, out):
+    """The sentence with which a bag is refused; nothing must be left behind."""
+    with pytest.raises(BagError) as caught:
+        evaluate_bag(bag, settings, out)
+    assert not out.exists()
+    assert not list(out.parent.glob('.*'))
+    sentence = str(caught.value)
+    assert sentence.endswith('.')
+    assert '\n' not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(('storage', 'compression'), [
+    ('mcap', ''), ('mcap', 'storage'), ('sqlite3', ''), ('sqlite3', 'message'),
+    ('sqlite3', 'file'),
+])
+def test_every_format_gives_the_same_actions(settings, tmp_path, storage, compression):
+    plain = replay(make_bag(tmp_path / 'plain', **SHORT), settings).traces[0]
+    other = replay(make_bag(tmp_path / 'other', **SHORT, storage=storage,
+                            compression=compression), settings).traces[0]
+    assert len(plain.inferences) == len(other.inferences) > 3
+    for first, second in zip(plain.inferences, other.inferences, strict=True):
+        assert (first.actions == second.actions).all()
+
+
+def test_a_single_file_is_a_bag_too(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT)
+    assert replay(bag / 'bag.mcap', settings).traces[0].inferences
+
+
+@pytest.mark.parametrize(('storage', 'name'), [('mcap', 'bag.mcap'), ('sqlite3', 'bag.db3')])
+def test_a_truncated_bag_is_refused(settings, tmp_path, storage, name):
+    bag = make_bag(tmp_path / 'bag', seconds=2.0, storage=storage)
+    os.truncate(bag / name, (bag / name).stat().st_size // 2)
+    assert 'damaged or cut off' in refused(bag, settings, tmp_path / 'out')
+
+
+def test_a_recording_that_was_cut_off_says_how_to_repair_it(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', seconds=2.0, size=(120, 160))
+    (bag / 'metadata.yaml').unlink()
+    os.truncate(bag / 'bag.mcap', (bag / 'bag.mcap').stat().st_size * 2 // 3)
+    assert 'vla record --repair' in refused(bag, settings, tmp_path / 'out')
+    repaired, count = repair_bag(bag)
+    with Bag(repaired) as whole:
+        assert sum(whole.counts.values()) == count > 20
+    assert replay(repaired, settings).traces[0].inferences
+
+
+@pytest.mark.parametrize('topic', [
+    '/third_person/image_raw', '/wrist/image_raw', '/ee_pose', '/gripper_state'])
+def test_a_missing_topic_is_named(settings, tmp_path, topic):
+    bag = make_bag(tmp_path / 'bag', **SHORT, omit=(topic,))
+    sentence = refused(bag, settings, tmp_path / 'out')
+    assert f"no messages on '{topic}'" in sentence
+
+
+def test_a_topic_of_another_name_is_suggested_and_can_be_named(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/third_person/image_raw',))
+    sentence = refused(bag, settings, tmp_path / 'out')
+    assert '--third-person-topic TOPIC: /wrist/image_raw' in sentence
+    named = ReplaySettings('dense', checkpoint=settings.checkpoint,
+                           topics={'third_person': '/wrist/image_raw'})
+    with Bag(bag) as opened, pytest.raises(BagError):
+        evaluate.find_topics(opened, {})
+    with Bag(bag) as opened:
+        inputs = evaluate.find_topics(opened, named.topics).inputs
+    assert '/wrist/image_raw' in inputs
+
+
+def test_a_bag_that_does_not_say_what_was_asked_needs_the_option(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/policy_status',))
+    assert '--instruction' in refused(bag, settings, tmp_path / 'out')
+
+
+def test_an_unknown_encoding_is_counted_and_named(settings, tmp_path):
+    def bayer(index, message):
+        message.encoding = 'bayer_rggb8'
+        return message
+
+    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer})
+    sentence = refused(bag, settings, tmp_path / 'out')
+    assert 'worker.input_invalid' in sentence
+
+
+def test_one_picture_of_an_unknown_encoding_costs_one_inference(settings, tmp_path):
+    def bayer_once(index, message):
+        message.encoding = 'bayer_rggb8' if index == 2 else message.encoding
+        return message
+
+    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer_once})
+    report = replay(bag, settings).report['a']
+    assert report['counts']['worker.input_invalid'] == 1
+    assert report['holds']['input_invalid'] > 0
+
+
+def test_a_message_type_that_is_not_known_is_named(settings, tmp_path):
+    path = tmp_path / 'bag'
+    store = get_typestore(Stores.ROS2_KILTED)
+    make_bag(path, **SHORT)
+    foreign = tmp_path / 'foreign'
+    with Writer(foreign, version=8, storage_plugin=StoragePlugin.MCAP) as writer, Bag(path) as bag:
+        connections = {}
+        for topic, time_ns, raw in bag.messages(bag.types):
+            kind = 'std_msgs/msg/String' if topic == '/ee_pose' else bag.types[topic]
+            if kind not in store.types:
+                continue
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=store)
+            writer.write(connections[topic], time_ns, raw)
+    sentence = refused(foreign, settings, tmp_path / 'out')
+    assert "'/ee_pose'" in sentence
+    assert 'std_msgs/msg/String, which is not known here' in sentence
+
+
+def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT)
+    short = tmp_path / 'short'
+    store = get_typestore(Stores.ROS2_KILTED)
+    from vla_policy_node.nodes.message_definitions import MessageDefinitions
+    definitions = MessageDefinitions()
+    with Writer(short, version=8, storage_plugin=StoragePlugin.MCAP) as writer, Bag(bag) as whole:
+        connections = {}
+        for topic, time_ns, raw in whole.messages(whole.types):
+            if topic not in connections:
+                connections[topic] = writer.add_connection(
+                    topic, whole.types[topic], typestore=definitions.learn(whole.types[topic]))
+            writer.write(connections[topic], time_ns, raw[:20] if topic == '/command' else raw)
+    assert store
+    assert 'replay with the version of the messages' in refused(short, settings, tmp_path / 'out')
+
+
+def test_stamps_that_go_backwards_hold_are_counted_and_said(settings, tmp_path):
+    def back(index, message):
+        if index >= 6:
+            message.header.stamp = to_time(START_NS + index * 100_000_000 - 300_000_000)
+        return message
+
+    bag = make_bag(tmp_path / 'bag', seconds=1.5, alter={'/third_person/image_raw': back})
+    report = replay(bag, settings).report
+    assert report['a']['counts']['input.third_person.backward'] == 1
+    assert report['a']['holds']['clock_jump'] == 1
+    assert any('stamps of third_person went backwards 1 times' in n for n in report['notes'])
+
+
+def test_recording_times_of_another_clock_are_noticed(settings, tmp_path):
+    """A bag recorded without simulated time: stamps are the simulation's, times are not."""
+    bag = make_bag(tmp_path / 'bag', **SHORT, arrival_delay_ns=10**18)
+    report = replay(bag, settings).report
+    assert report['a']['actions_sent'] > 5
+    assert any('different clocks' in note for note in report['notes'])
+
+
+@pytest.mark.parametrize('wrist_hz', [30.0, 7.0])
+def test_cameras_of_different_rate_are_paired_as_the_node_does(settings, tmp_path, wrist_hz):
+    bag = make_bag(tmp_path / 'bag', seconds=1.0, camera_hz=10.0, wrist_hz=wrist_hz)
+    trace = replay(bag, settings).traces[0]
+    assert len(trace.inferences) >= 3
+    assert all(i.spread_ns <= 40_000_000 for i in trace.inferences)
+
+
+# --- the folder ---
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(settings, tmp_path, monkeypatch):
+    bag = make_bag(tmp_path / 'bag', **SHORT)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(write, 'render', full)
+    with pytest.raises(OutputError, match=r'^The disk is full, so nothing was written to'):
+        evaluate_bag(bag, settings, tmp_path / 'out')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['bag']
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('mount'),
+                    reason='only root can mount a disk of 1 MB')
+def test_a_really_full_disk_is_one_sentence(settings, tmp_path):
+    bag, disk = make_bag(tmp_path / 'bag', **SHORT), tmp_path / 'disk'
+    disk.mkdir()
+    mounted = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=100k', 'tmpfs', str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip('this machine lets nobody mount')
+    try:
+        with pytest.raises(OutputError, match=r'^The disk is full'):
+            evaluate_bag(bag, settings, disk / 'out')
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(settings, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('years of work')
+    with pytest.raises(OutputError, match='holds other files'):
+        evaluate_bag(tmp_path / 'no bag', settings, tmp_path / 'mine')
+    assert (tmp_path / 'mine' / 'thesis.txt').read_text() == 'years of work'
+
+
+def test_an_interrupted_report_leaves_the_earlier_one(tmp_path):
+    out = tmp_path / 'out'
+    with whole_folder(out) as folder:
+        (folder / 'report.json').write_text('1')
+    with pytest.raises(KeyboardInterrupt), whole_folder(out) as folder:
+        (folder / 'report.json').write_text('2')
+        raise KeyboardInterrupt
+    assert (out / 'report.json').read_text() == '1'
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+# --- memory ---
+
+_MEASURE = '''
+import sys
+from pathlib import Path
+from vla_policy_node.replay.evaluate import evaluate_bag
+from vla_policy_node.replay.settings import ReplaySettings
+
+def resident_mb():
+    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20
+
+seen = []
+evaluate_bag(Path(sys.argv[1]), ReplaySettings('dense', checkpoint=sys.argv[2], video=False),
+             Path(sys.argv[3]), lambda what, share: seen.append((what, share, resident_mb())))
+half = [mb for what, share, mb in seen if what != 'drawing' and 0.2 < share < 0.4]
+end = [mb for what, share, mb in seen if what != 'drawing' and share > 0.9]
+print(sum(half) / len(half), sum(end) / len(end))
+'''
+
+
+def test_memory_stays_flat_on_a_long_bag(settings, tmp_path):
+    """150 MB of pictures go by; keeping a sixth of the last two thirds would be seen."""
+    bag = make_bag(tmp_path / 'long', seconds=40.0, size=(240, 320), commands=False)
+    size_mb = sum(f.stat().st_size for f in Path(bag).iterdir()) / 2**20
+    assert size_mb > 150
+    done = subprocess.run(
+        [sys.executable, '-c', _MEASURE, str(bag), settings.checkpoint, str(tmp_path / 'out')],
+        capture_output=True, text=True, check=False, timeout=290)
+    assert done.returncode == 0, done.stderr
+    early_mb, late_mb = map(float, done.stdout.split())
+    assert late_mb - early_mb < 15.0

@@ -1,0 +1,140 @@
+"""`vla replay` and `vla record`, as the command line declares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_PASSED, _FAILED_GATE, _REFUSED = 0, 1, 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command()(replay)
+    app.command()(record)
+
+
+def replay(
+    bags: Annotated[list[Path], typer.Argument(
+        help='Folders of rosbag2 (mcap or sqlite3, zstd too), or single .mcap or .db3 files.')],
+    out: Annotated[Path, typer.Option(help='Folder for the report; an earlier one is replaced.')],
+    config: Annotated[str, typer.Option(
+        help="A parameter file, or methods as for `vla eval`: 'dense', 'lightvla', "
+        "'fastv:count=60'. Empty: what the bag was recorded with.")] = '',
+    against: Annotated[str, typer.Option(
+        help='The same, for a second policy to compare with. Empty: none.')] = '',
+    checkpoint: Annotated[str, typer.Option(
+        help='Checkpoint of both; empty: that of the parameters.')] = '',
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'; empty: as the config says.")] = '',
+    instruction: Annotated[str, typer.Option(
+        help='Follow this from the first to the last message; empty: what the bag says.')] = '',
+    max_error: Annotated[list[str] | None, typer.Option(
+        help='Gate: largest action error, with unit: 2mm, 0.5deg; repeat for both kinds. The 95th '
+        'percentile of the worst axis, between the two policies, or to the actions of the bag.',
+    )] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(
+        min=0.0, help='Gate: 95th percentile of the inference time of --config.')] = None,
+    min_agreement: Annotated[float | None, typer.Option(
+        min=0.0, max=1.0, help='Gate: share of periods in which the gripper agrees.')] = None,
+    latency_periods: Annotated[int, typer.Option(
+        min=-1, help="Control periods that an inference takes in the bag's time; -1: as long as "
+        'when the bag was recorded.')] = -1,
+    third_person_topic: Annotated[str, typer.Option(help='Images of this camera.')] = '',
+    wrist_topic: Annotated[str, typer.Option(help='Likewise.')] = '',
+    ee_pose_topic: Annotated[str, typer.Option(help='End-effector pose.')] = '',
+    gripper_state_topic: Annotated[str, typer.Option(help='Gripper joints.')] = '',
+    actions_topic: Annotated[str, typer.Option(
+        help='Executed or expert actions to compare with: vla_msgs/EndEffectorCommand or '
+        'geometry_msgs/TwistStamped. Empty: /command.')] = '',
+    threads: Annotated[int, typer.Option(min=1, help='Threads of torch per worker.')] = 1,
+    workers: Annotated[int, typer.Option(min=1, help='Bags at a time on this machine.')] = 1,
+    ray: Annotated[str, typer.Option(
+        help="Address of a Ray cluster to spread the bags over, 'auto' for the one of this "
+        'machine. The bags and --out must be on storage that all machines see.')] = '',
+    video: Annotated[bool, typer.Option(help='Write overlay.mp4.')] = True,
+    rerun: Annotated[bool, typer.Option(help='Also write replay.rrd for `rerun`.')] = False,
+    mcap: Annotated[bool, typer.Option(
+        help='Also write foxglove/foxglove.mcap; layout: config/foxglove_layout.json.')] = False,
+) -> None:
+    """Run a policy over a recorded bag, and a second one to see what changes.
+
+    The bag goes through the node's own pairing, execution and limits; time is counted, not
+    measured, so two runs say the same. Leaves report.html, report.json (the same bytes every
+    time), latency.json (wall times), plots, overlay.mp4. Exit code 0: all gates kept; 1: one was
+    not, or a bag failed; 2: could not begin.
+
+    * `vla replay out/demo/bag --config dense --against lightvla --out out/replay`
+
+    * `vla replay bags/* --config my.yaml --max-error 2mm --min-agreement 0.98 --out out/ci`
+
+    * `vla replay bags/* --config dense --against lightvla --ray auto --out out/many`
+    """
+    from rich.console import Console
+
+    from vla_policy_node.replay.gate import Limits, parse_error_limit
+    from vla_policy_node.replay.many import replay_bags
+    from vla_policy_node.replay.settings import ReplaySettings
+
+    topics = {'third_person': third_person_topic, 'wrist': wrist_topic,
+              'ee_pose': ee_pose_topic, 'gripper_state': gripper_state_topic}
+    try:
+        limits = Limits(tuple(map(parse_error_limit, max_error or ())), max_p95_ms, min_agreement)
+        settings = ReplaySettings(
+            config, against, checkpoint, device, instruction, topics, actions_topic,
+            latency_periods, threads, video, rerun, mcap, limits)
+        passed = replay_bags(bags, settings, out, workers, ray, Console())
+    except ValueError as error:
+        typer.secho(str(error), fg='red', err=True)
+        raise typer.Exit(_REFUSED) from None
+    except KeyboardInterrupt:
+        again = ' The same command goes on with the others.' if len(bags) > 1 else ''
+        typer.secho(f'Interrupted; only whole reports were written.{again}', err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(_PASSED if passed else _FAILED_GATE)
+
+
+def record(
+    out: Annotated[Path, typer.Argument(help='New folder for the bag.')],
+    storage: Annotated[str, typer.Option(
+        help='mcap, or sqlite3; only mcap survives a recorder that is killed.')] = 'mcap',
+    compress: Annotated[bool, typer.Option(help='With zstd.')] = False,
+    compressed_images: Annotated[bool, typer.Option(
+        help="Record the cameras' .../compressed topics.")] = False,
+    topic: Annotated[list[str] | None, typer.Option(
+        help='Another topic to record; repeat.')] = None,
+    sim_time: Annotated[bool, typer.Option(help='Live on /clock, for a simulated world.')] = False,
+    repair: Annotated[bool, typer.Option(
+        help='Do not record: OUT is a bag that was cut off; write what is whole of it to '
+        'OUT-repaired.')] = False,
+) -> None:
+    """Record what `vla replay` needs of a running system, until Ctrl-C.
+
+    The inputs of the policy, its chunks, commands, selections, status and self-description, and
+    its parameters as policy.yaml. `vla bringup --record DIR` and `record:=DIR` of the launch files
+    do the same.
+
+    * `vla record bags/monday-1 --compress`
+
+    * `vla record bags/monday-1 --repair`
+    """
+    if repair:
+        from vla_policy_node.replay.bag import BagError
+        from vla_policy_node.replay.repair import repair_bag
+
+        try:
+            target, count = repair_bag(out)
+        except BagError as error:
+            typer.secho(str(error), fg='red', err=True)
+            raise typer.Exit(_REFUSED) from None
+        typer.echo(f'{target}: {count} messages.')
+        return
+    from vla_policy_node.nodes.recorder_node import main
+
+    values = {'output': str(out), 'storage': storage, 'compressed': compressed_images,
+              'compression': 'zstd' if compress else 'none', 'use_sim_time': sim_time,
+              'extra_topics': topic or ['']}
+    from vla_policy_node.system import NodeSpec
+
+    main(['vla', '--ros-args', *NodeSpec('recorder', values).ros_arguments()])

@@ -1,0 +1,98 @@
+"""The two paces of a played bag: that of the recording, and that of the policy node.
+
+Both are for the playing thread of `player_node`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vla_policy_node.control.hold import Hold
+from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.policy_node import CLOCK_FILED
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+
+if TYPE_CHECKING:
+    from vla_policy_node.nodes.player_node import PlayerNode
+
+CLOCK_PERIOD_S = 0.01
+
+
+class PlaybackError(RuntimeError):
+    """The bag cannot be played to its end; one sentence."""
+
+
+class RealTime:
+    """Plays at the pace of the recording, times `rate`."""
+
+    def __init__(self, player: PlayerNode):
+        self._player = player
+        self._now_ns: int | None = None
+        self._due_s = 0.0
+
+    def reach(self, time_ns: int) -> None:
+        """Let time go on to this; /clock tells it in small steps."""
+        if self._now_ns is None:
+            self._now_ns, self._due_s = time_ns, time.monotonic()
+        step_ns = round(CLOCK_PERIOD_S * 1e9)
+        while self._now_ns < time_ns:
+            ahead_ns = min(step_ns, time_ns - self._now_ns)
+            self._now_ns += ahead_ns
+            self._due_s += ahead_ns / 1e9 / self._player.rate
+            time.sleep(max(0.0, self._due_s - time.monotonic()))
+            self._player.set_clock(self._now_ns)
+
+    def send(self, stream: str, raw: bytes) -> None:
+        """Publish one sample."""
+        self._player.publish(stream, raw)
+
+    def begun(self) -> None:
+        """Need nothing more."""
+
+
+class LockStep:
+    """Goes on when the node has filed each sample and has answered each observation.
+
+    Which observations there are it knows from a pairer of its own, made from the node's parameters
+    and fed with the same samples in the same order.
+    """
+
+    def __init__(self, player: PlayerNode, parameters: PolicyParameters):
+        if parameters.pacing != 'observation':
+            raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
+        self._player = player
+        self._pairer = parameters.make_parts().pairer
+        self._now_ns = 0
+        self._expected = player.commands
+
+    def reach(self, time_ns: int) -> None:
+        """Set the clock, and wait until the node has it."""
+        if time_ns > self._now_ns:
+            self._now_ns = time_ns
+            self._player.set_clock(time_ns)
+            self._player.wait(lambda: (self._player.filed(CLOCK_FILED) or 0) >= time_ns,
+                              'the policy node to follow /clock')
+
+    def send(self, stream: str, raw: bytes) -> None:
+        """Publish one sample, and wait for what comes of it."""
+        player = self._player
+        try:
+            stamp_ns = stamp_of(raw)
+        except ImageError:
+            return
+        player.publish(stream, raw)
+        player.wait(lambda: player.filed(stream) == stamp_ns, f'the policy node to file {stream}')
+        self._pairer.file(stream, stamp_ns, None)
+        self._await_command()
+
+    def begun(self) -> None:
+        """Wait for the command on what was there when the goal began."""
+        self._pairer.rearm()
+        self._await_command()
+
+    def _await_command(self) -> None:
+        if self._pairer.wait(0.0) and not isinstance(self._pairer.take(self._now_ns), Hold):
+            self._expected += 1
+            player = self._player
+            player.wait(lambda: player.commands >= self._expected, 'a command')

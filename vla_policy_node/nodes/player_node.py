@@ -1,0 +1,256 @@
+"""The player: a recorded bag in the place of cameras and robot, for the live policy node.
+
+It publishes the inputs of the policy and /clock, and asks for what the bag says was asked for. In
+lock-step it goes on only when the policy node has filed what it sent and has answered every
+observation, so that nothing depends on how fast anything runs and the node sends exactly what
+`vla replay` computes.
+"""
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+from builtin_interfaces.msg import Duration
+from rclpy.node import Node
+from rclpy.parameter import parameter_value_to_python
+from rclpy.parameter_client import AsyncParameterClient
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from vla_msgs.msg import EndEffectorCommand, PolicyStatus
+from vla_msgs.srv import StartInstruction
+from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.messages import to_ns, to_time
+from vla_policy_node.nodes.observations import input_streams
+from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
+from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.running import run
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.story import read_story
+from vla_policy_node.replay.timeline import events
+from vla_policy_node.replay.topics import find_topics
+
+_A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
+
+
+@dataclass(frozen=True)
+class PlayerParameters:
+    """Parameters of the node `player`."""
+
+    bag: str = parameter('', 'Folder of the bag.')
+    rate: float = parameter(
+        1.0, 'Times as fast as it was recorded; without meaning in lock-step.', '', 0.01, 100.0)
+    lock_step: bool = parameter(
+        False, 'Wait for the policy after every observation; it needs `pacing: observation`.')
+    instruction: str = parameter(
+        '', 'What to follow from the first to the last message; empty: what the bag says.')
+    timeout_s: float = parameter(
+        60.0, 'Wall time to wait for the policy node, also for one command in lock-step.', 's',
+        0.1, 3600.0)
+
+
+class PlayerNode(Node):
+    """Node `player`. One thread plays; callbacks, on the thread that spins, only tell it.
+
+    on_end: called once when the bag has ended (playing thread); `failed` says whether well.
+    Raises ParameterError for a bag or a parameter that cannot be used.
+    """
+
+    def __init__(self, on_end: Callable[[], None] = lambda: None, **options):
+        super().__init__('player', **options)
+        # First of all: whatever fails below, the node must be destroyable.
+        self._changed = threading.Condition()
+        self._stop = False
+        self._stack = ExitStack()
+        self._thread: threading.Thread | None = None
+        self._settings: PlayerParameters = ParameterStore(
+            self, PlayerParameters, lambda: True).checked()
+        self._on_end = on_end
+        try:
+            self._bag = self._stack.enter_context(Bag(self._settings.bag))
+            self._topics = find_topics(self._bag, {})
+        except BagError as error:
+            raise ParameterError(str(error)) from None
+        self.failed = False
+        self._filed: dict[str, int] = {}
+        self._commands = 0
+        self._active = False
+        self._create_endpoints()
+        self._thread = threading.Thread(target=self._run, name='player', daemon=True)
+        self._thread.start()
+
+    def destroy_node(self):
+        """Stop to play, then the node."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._stack.close()
+        super().destroy_node()
+
+    def _create_endpoints(self) -> None:
+        self._outputs = {
+            stream: self.create_publisher(kind, topic, qos.observation_output())
+            for stream, (kind, topic) in input_streams(self._topics.compressed).items()}
+        self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
+        self._start = self.create_client(StartInstruction, 'policy/start')
+        self._cancel = self.create_client(Trigger, 'policy/cancel')
+        self._parameters = AsyncParameterClient(self, 'policy')
+        self.create_subscription(Header, 'filed', self._on_filed, qos.event_output())
+        self.create_subscription(
+            EndEffectorCommand, 'command', self._on_command, qos.command_input())
+        self.create_subscription(
+            PolicyStatus, 'policy_status', self._on_status, qos.event_output())
+
+    # --- what the policy node says: spinning thread ---
+
+    def _on_filed(self, msg: Header) -> None:
+        with self._changed:
+            self._filed[msg.frame_id] = to_ns(msg.stamp)
+            self._changed.notify_all()
+
+    def _on_command(self, msg: EndEffectorCommand) -> None:
+        with self._changed:
+            self._commands += 1
+            self._changed.notify_all()
+
+    def _on_status(self, msg: PolicyStatus) -> None:
+        with self._changed:
+            self._active = msg.lifecycle_state == 'active'
+            self._changed.notify_all()
+
+    # --- the rest: playing thread ---
+
+    def _run(self) -> None:
+        try:
+            self._play()
+        except (BagError, PlaybackError) as error:
+            self.failed = True
+            self.get_logger().error(str(error))
+        except Exception:
+            self.failed = True
+            self.get_logger().fatal(traceback.format_exc())
+        self._on_end()
+
+    def _play(self) -> None:
+        parameters = self._read_parameters()
+        story = read_story(
+            self._bag, self._topics, self._settings.instruction, parameters.period_ns)
+        play = LockStep(self, parameters) if self._settings.lock_step else RealTime(self)
+        self.get_logger().info(f'Playing {self._bag.path}: {self._bag.duration_s:.1f} s')
+        first = True
+        for time_ns, event, raw in events(self._bag, self._topics, story):
+            if self._stop:
+                return
+            if first:
+                self._wait_for_policy(time_ns)
+                first = False
+            play.reach(time_ns)
+            if isinstance(event, str):
+                play.send(event, raw)
+            elif event is None:
+                self.call(self._cancel, Trigger.Request())
+            else:
+                request = StartInstruction.Request(
+                    instruction=event.instruction, max_duration=Duration(sec=_A_YEAR_S))
+                answer = self.call(self._start, request)
+                if not answer.success:
+                    raise PlaybackError(f'The policy node refused: {answer.message}')
+                play.begun()
+        self.get_logger().info('The bag has ended.')
+
+    def _read_parameters(self) -> PolicyParameters:
+        self.wait(self._parameters.services_are_ready, 'the policy node')
+        names = [field.name for field in fields(PolicyParameters)]
+        answer = self.finish(self._parameters.get_parameters(names), 'its parameters')
+        values = {}
+        for name, value in zip(names, answer.values, strict=True):
+            value = parameter_value_to_python(value)
+            is_list = not isinstance(value, (str, int, float, bool))
+            values[name] = list(value) if is_list else value
+        return PolicyParameters.from_values(values)
+
+    def _wait_for_policy(self, time_ns: int) -> None:
+        """Wait until the node is active and listens; its status comes only as time goes on."""
+        before_ns = time_ns - 10_000_000_000
+
+        def ready() -> bool:
+            nonlocal before_ns
+            before_ns = min(before_ns + 100_000_000, time_ns)
+            self.set_clock(before_ns)
+            return (self._active and self._start.service_is_ready()
+                    and all(p.get_subscription_count() for p in self._outputs.values()))
+
+        self.wait(ready, 'the policy node to be active', 0.05)
+
+    def publish(self, stream: str, raw: bytes) -> None:
+        """Send one recorded sample as it was."""
+        self._outputs[stream].publish(raw)
+
+    def set_clock(self, time_ns: int) -> None:
+        """Tell everybody the time."""
+        self._clock.publish(Clock(clock=to_time(time_ns)))
+
+    def filed(self, stream: str) -> int | None:
+        """Return the stamp (ns) of the last sample of a stream that the node has filed."""
+        return self._filed.get(stream)
+
+    @property
+    def commands(self) -> int:
+        """Number of commands heard."""
+        return self._commands
+
+    @property
+    def rate(self) -> float:
+        """Times as fast as recorded."""
+        return self._settings.rate
+
+    def call(self, client, request):
+        """Return a service's answer."""
+        return self.finish(client.call_async(request), f'an answer of {client.srv_name}')
+
+    def finish(self, future, what: str):
+        """Return a future's result; the spinning thread completes it."""
+        future.add_done_callback(lambda _: self._notify())
+        self.wait(future.done, what)
+        return future.result()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait(self, condition: Callable[[], bool], what: str, look_s: float = 0.5) -> None:
+        """Block until the condition holds; PlaybackError after timeout_s."""
+        deadline = time.monotonic() + self._settings.timeout_s
+        with self._changed:
+            while not condition():
+                if self._stop:
+                    raise PlaybackError('Interrupted.')
+                if time.monotonic() > deadline:
+                    raise PlaybackError(
+                        f'Waited {self._settings.timeout_s:.0f} s for {what} in vain.')
+                self._changed.wait(look_s)
+
+
+def main(args=None):
+    """Play the bag once, or until SIGINT or SIGTERM."""
+    players = []
+
+    def make() -> PlayerNode:
+        players.append(PlayerNode(lambda: signal.raise_signal(signal.SIGTERM)))
+        return players[0]
+
+    run(make, args)
+    if players[0].failed:
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    main()

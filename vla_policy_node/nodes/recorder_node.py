@@ -1,0 +1,202 @@
+"""The recorder: everything of a run that a replay needs, in a bag that explains itself.
+
+There is no rosbag2_py outside a ROS 2 installation, so this is a node with raw subscriptions.
+Beside the messages the folder gets `policy.yaml`, the policy node's parameters, ready to be used
+as a parameter file.
+"""
+
+import importlib
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TwistStamped
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.parameter import parameter_value_to_python
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+from vla_msgs.msg import (
+    ActionChunk,
+    EndEffectorCommand,
+    PolicyInfo,
+    PolicyStatus,
+    TokenSelection,
+    WorldStatus,
+)
+from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
+from vla_policy_node.nodes.observations import input_streams
+from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.running import run
+from vla_policy_node.system import RECORDED_PARAMETERS
+
+REPORT_PERIOD_S = 10.0
+_EARLY = 20  # messages kept from before the clock
+# What a replay or a person looking at the bag may want, beside the inputs of the policy.
+_OUTPUTS = (
+    (EndEffectorCommand, 'command'), (TwistStamped, 'twist_command'),
+    (ActionChunk, 'action_chunk'), (TokenSelection, 'token_selection'),
+    (PolicyStatus, 'policy_status'), (WorldStatus, 'world_status'),
+    (DiagnosticArray, '/diagnostics'),
+)
+
+
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of the node `recorder`."""
+
+    output: str = parameter('', 'Folder of the bag; must not exist.')
+    storage: str = parameter('mcap', 'Format; only mcap survives a recorder that is killed.',
+                             choices=tuple(STORAGES))
+    compression: str = parameter('none', 'Compress with zstd.', choices=('none', 'zstd'))
+    compressed: bool = parameter(
+        False, "Record '<camera>/image_raw/compressed' instead of '<camera>/image_raw'.")
+    queue_mb: int = parameter(
+        256, 'Messages waiting for the disk; what comes beyond is dropped and counted.', 'MB', 1,
+        65536)
+    extra_topics: tuple = parameter([''], 'Other topics to record, once they have a publisher.')
+    policy_node: str = parameter('policy', 'Node whose parameters are kept beside the messages.')
+
+
+class RecorderNode(Node):
+    """Node `recorder`: records from its start to its end. All callbacks run on one thread.
+
+    Times in the bag are the node's clock, so with use_sim_time those of the simulation.
+    Raises ParameterError if a parameter cannot be used or the bag cannot be made.
+    """
+
+    def __init__(self, **options):
+        super().__init__('recorder', **options)
+        # First of all: whatever fails below, the node must be destroyable.
+        self._writer: BagWriter | None = None
+        self._settings: RecorderParameters = ParameterStore(
+            self, RecorderParameters, lambda: True).checked()
+        if not self._settings.output:
+            raise ParameterError('output is empty; name a new folder for the recording.')
+        try:
+            self._writer = BagWriter(
+                Path(self._settings.output), self._settings.storage,
+                self._settings.compression == 'zstd', self._settings.queue_mb, self.get_logger())
+        except RecordingError as error:
+            raise ParameterError(str(error)) from None
+        self._last_ns = 0
+        self._early: list[tuple[str, str, bytes]] = []
+        self._asking = None
+        self._info_topic = self.resolve_topic_name('policy_info')
+        self._extra = set(filter(None, self._settings.extra_topics))
+        self._parameters = AsyncParameterClient(self, self._settings.policy_node)
+        self._subscribe()
+        self.create_timer(REPORT_PERIOD_S, self._report)
+        if self._extra:
+            self.create_timer(0.5, self._subscribe_extra)
+        self.get_logger().info(f'Recording to {self._settings.output}')
+
+    def destroy_node(self):
+        """Finish the bag, then the node."""
+        if self._writer is not None:
+            self._writer.close()
+            self._report()
+        super().destroy_node()
+
+    def _subscribe(self) -> None:
+        inputs = input_streams(self._settings.compressed).values()
+        for kind, topic in inputs:
+            self._listen(kind, topic, _deep(ReliabilityPolicy.BEST_EFFORT))
+        for kind, topic in _OUTPUTS:
+            self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
+        self._listen(PolicyInfo, 'policy_info', qos.latched())
+
+    def _listen(self, kind: type, topic: str, profile: QoSProfile) -> None:
+        name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+        resolved = self.resolve_topic_name(topic)
+        self.create_subscription(
+            kind, topic, partial(self._keep, resolved, name), profile, raw=True)
+
+    def _subscribe_extra(self) -> None:
+        for topic, types in self.get_topic_names_and_types():
+            if topic not in self._extra:
+                continue
+            self._extra.discard(topic)
+            package, _, name = types[0].partition('/msg/')
+            try:
+                kind = getattr(importlib.import_module(f'{package}.msg'), name)
+            except (ImportError, AttributeError):
+                self.get_logger().warning(f"'{topic}' is not recorded: its type {types[0]} is not "
+                                          'installed here.')
+                continue
+            self._listen(kind, topic, _deep(ReliabilityPolicy.BEST_EFFORT))
+
+    def _keep(self, topic: str, type_name: str, raw: bytes) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        if topic == self._info_topic:
+            self._ask_for_parameters()
+        if now_ns == 0:  # simulated time is not known yet; only what is latched is not lost
+            self._early = [*self._early, (topic, type_name, raw)][-_EARLY:]
+            return
+        # A bag is read in the order of its times; a clock that went back must not mix it up.
+        self._last_ns = max(self._last_ns, now_ns)
+        early, self._early = self._early, []
+        for message in (*early, (topic, type_name, raw)):
+            self._writer.add(*message[:2], self._last_ns, message[2])
+
+    def _ask_for_parameters(self) -> None:
+        """Ask the policy node, once it answers; again whenever it describes itself anew."""
+        if not self._parameters.services_are_ready():
+            self._asking = self._asking or self.create_timer(
+                0.5, self._ask_for_parameters, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            return
+        if self._asking:
+            self.destroy_timer(self._asking)
+            self._asking = None
+        names = [field.name for field in fields(PolicyParameters)]
+        future = self._parameters.get_parameters(names)
+        future.add_done_callback(partial(self._write_parameters, names))
+
+    def _write_parameters(self, names: list[str], future) -> None:
+        answer = future.result()
+        values = {} if answer is None else {
+            name: parameter_value_to_python(value)
+            for name, value in zip(names, answer.values, strict=False)}
+        values = {name: list(value) if not isinstance(value, (str, int, float, bool)) else value
+                  for name, value in values.items() if value is not None}
+        if not values:
+            return
+        file = self._writer.path / RECORDED_PARAMETERS
+        partial_file = file.with_suffix('.tmp')
+        try:
+            partial_file.write_text(
+                yaml.safe_dump({'policy': {'ros__parameters': values}}, sort_keys=False),
+                encoding='utf-8')
+            partial_file.replace(file)
+        except OSError as error:
+            self.get_logger().error(f'{file} cannot be written: {error.strerror}.')
+
+    def _report(self) -> None:
+        written, dropped = self._writer.written, self._writer.dropped
+        text = f'{sum(written.values())} messages on {len(written)} topics'
+        if lost := {topic: n for topic, n in dropped.items() if n}:
+            counts = ', '.join(f'{topic} {n}' for topic, n in sorted(lost.items()))
+            why = self._writer.problem or 'The disk is too slow.'
+            self.get_logger().warning(f'{text}; dropped: {counts}. {why}')
+        else:
+            self.get_logger().info(text)
+
+
+def _deep(reliability: ReliabilityPolicy) -> QoSProfile:
+    """Return a profile with room for a callback that comes late; a recording wants every one."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=reliability,
+                      durability=DurabilityPolicy.VOLATILE)
+
+
+def main(args=None):
+    """Run the node until SIGINT or SIGTERM; it then finishes the bag."""
+    run(RecorderNode, args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,212 @@
+"""One bag from the first message to the folder with its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vla_policy_node.evaluation.contenders import parse_contender
+from vla_policy_node.machine import processor_name
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.replay import compare, metrics
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.folder import check_target, whole_folder, write_json
+from vla_policy_node.replay.gate import Verdict, judge
+from vla_policy_node.replay.run import run_policy
+from vla_policy_node.replay.settings import (
+    AS_RECORDED,
+    ReplaySettings,
+    parameters_of,
+    read_info,
+)
+from vla_policy_node.replay.story import Story, read_story
+from vla_policy_node.replay.topics import BagTopics, find_topics
+from vla_policy_node.replay.trace import Trace
+
+# Told: what is being done, and how far it is (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one bag gave.
+
+    report: without wall times, the same in every run. latency: the wall times. verdicts: of the
+    limits that were asked for.
+    """
+
+    bag: Path
+    topics: BagTopics
+    story: Story
+    traces: tuple[Trace, ...]
+    pairs: tuple[compare.PairedInference, ...]
+    report: dict
+    latency: dict
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit was kept."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def worst(self) -> list[compare.PairedInference]:
+        """The inferences in which the two policies differ most."""
+        return compare.most_different(list(self.pairs))
+
+
+def evaluate_bag(
+    path: Path, settings: ReplaySettings, out: Path,
+    on_progress: Progress = lambda what, share: None,
+) -> Evaluation:
+    """Replay one bag and write its report into the folder `out`, whole or not at all.
+
+    Raises ValueError with one sentence for what cannot be done.
+    """
+    from vla_policy_node.replay.write import write_report  # draws; a worker that fails needs none
+
+    check_target(out)
+    evaluation = replay_bag(path, settings, on_progress)
+    with whole_folder(out) as folder:
+        write_json(folder / 'report.json', evaluation.report)
+        write_json(folder / 'latency.json', evaluation.latency)
+        write_report(evaluation, settings, folder, on_progress)
+    return evaluation
+
+
+def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> Evaluation:
+    """Run one or two policies through a bag and return the figures."""
+    with Bag(path) as bag:
+        topics = find_topics(bag, settings.topics, settings.actions_topic)
+        info = read_info(bag)
+        choices = [settings.config, *([settings.against] if settings.against else [])]
+        chosen = [parameters_of(choice, settings, bag, info) for choice in choices]
+        parameters = [first for first, _ in chosen]
+        if len({p.period_ns for p in parameters}) > 1:
+            raise ValueError('The two configurations have different control rates; actions of '
+                             'different periods cannot be compared.')
+        on_progress('reading the bag', 0.0)
+        story = read_story(bag, topics, settings.instruction, parameters[0].period_ns)
+        latency_ns = _latency_ns(settings, story, parameters[0])
+        traces = [
+            _run(bag, topics, story, p, label, latency_ns, settings.threads, on_progress)
+            for p, label in zip(parameters, _labels(choices, parameters), strict=True)]
+        described = _describe_bag(bag, topics, story)
+    notes = list(dict.fromkeys([*story.notes, *(n for _, found in chosen for n in found)]))
+    notes += _remarks(traces, story)
+    return _evaluation(path, topics, story, traces, settings, {
+        'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
+        'control_period_s': traces[0].period_ns / 1e9})
+
+
+def _run(
+    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, label: str,
+    latency_ns: int, threads: int, on_progress: Progress,
+) -> Trace:
+    first_ns, last_ns = story.goals[0].start_ns, story.goals[-1].end_ns
+    policy = parameters.load_policy(threads)
+    try:
+        trace = run_policy(
+            bag, topics, story, parameters, policy, label, latency_ns,
+            lambda stamp_ns: on_progress(
+                label, min(1.0, (stamp_ns - first_ns) / max(1, last_ns - first_ns))))
+    finally:
+        policy.close()
+    if not trace.inferences:
+        counts = ', '.join(f'{name} {n}' for name, n in trace.counts.items()) or 'no input'
+        raise BagError(f"No observation of the bag '{bag.path}' could be used by {label}: "
+                       f'{counts}; loosen max_spread_s or max_age_s in --config.')
+    return trace
+
+
+def _latency_ns(settings: ReplaySettings, story: Story, parameters: PolicyParameters) -> int:
+    """Return the part of the bag's time that an inference takes, whole control periods."""
+    period_ns = parameters.period_ns
+    if settings.latency_periods != AS_RECORDED:
+        return settings.latency_periods * period_ns
+    if parameters.pacing == 'observation':
+        return 0  # in lock-step time stands still meanwhile
+    # Rounded up: an action is late as soon as its period has begun.
+    return -(-(story.inference_ns or 0) // period_ns) * period_ns
+
+
+def _labels(choices: list[str], parameters: list[PolicyParameters]) -> list[str]:
+    labels = []
+    for choice, p in zip(choices, parameters, strict=True):
+        name = '+'.join(p.method_names) or 'dense'
+        if choice and choice.endswith(('.yaml', '.yml')):
+            name = f'{Path(choice).stem} ({name})'
+        elif choice:
+            name = parse_contender(choice).label
+        labels.append(name)
+    if len(set(labels)) < len(labels):
+        labels = [f'{name} ({letter})' for name, letter in zip(labels, 'AB', strict=False)]
+    return labels
+
+
+def _describe_bag(bag: Bag, topics: BagTopics, story: Story) -> dict:
+    counts = bag.counts
+    read = [*topics.inputs, *([topics.actions] if topics.actions else [])]
+    return {
+        'name': '/'.join(bag.path.resolve().parts[-2:]), 'duration_s': bag.duration_s,
+        'messages': {topic: counts[topic] for topic in read},
+        'goals': [{'instruction': g.instruction, 'duration_s': (g.end_ns - g.start_ns) / 1e9}
+                  for g in story.goals],
+        'actions': {'topic': topics.actions, 'count': len(story.actions.target_ns)},
+        'recorded_policy': None if story.info is None else {
+            'checkpoint_sha256': story.info.checkpoint_sha256,
+            'methods': list(story.info.methods), 'trained': story.info.trained,
+            'execution_mode': story.info.execution_mode},
+    }
+
+
+def _remarks(traces: list[Trace], story: Story) -> list[str]:
+    remarks = []
+    for stream in dict.fromkeys(
+            name.removeprefix('input.').removesuffix('.backward') for trace in traces
+            for name in trace.counts if name.endswith('.backward')):
+        count = traces[0].counts.get(f'input.{stream}.backward', 0)
+        remarks.append(f'The stamps of {stream} went backwards {count} times; what was older was '
+                       'dropped, as the node does.')
+    if not traces[0].description.trained:
+        remarks.append('The policy is untrained: its weights are random.')
+    rows = [trace.description.action_rows for trace in traces]
+    if len(set(rows)) > 1:
+        remarks.append(f'The two read different rows of the language model ({", ".join(rows)}); '
+                       'set action_rows in parameter files to compare the tokens alone.')
+    recorded = story.info.checkpoint_sha256 if story.info else ''
+    if recorded and recorded != traces[0].description.sha256:
+        remarks.append('The checkpoint is another one than in the recording (sha256 differs).')
+    if not len(story.actions.target_ns):
+        remarks.append('The bag holds no actions to compare with.')
+    return remarks
+
+
+def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dict) -> Evaluation:
+    report = {**head, 'a': metrics.summarise(traces[0], story.actions), 'b': None,
+              'difference': None, 'most_different': []}
+    latency = {'a': metrics.latency(traces[0]), 'b': None, 'difference': None,
+               'processor': processor_name(), 'threads': settings.threads,
+               'device': traces[0].description.device}
+    pairs = []
+    if len(traces) > 1:
+        pairs = compare.pair_inferences(*traces)
+        report |= {
+            'b': metrics.summarise(traces[1], story.actions),
+            'difference': compare.compare(*traces, pairs),
+            'most_different': [
+                {'stamp_ns': p.first.stamp_ns, 'instruction': p.first.instruction,
+                 'distance': p.distance, 'translation_m': p.translation_m,
+                 'rotation_rad': p.rotation_rad,
+                 'tokens_kept': [p.first.tokens_kept, p.second.tokens_kept]}
+                for p in compare.most_different(pairs)],
+        }
+        latency |= {'b': metrics.latency(traces[1]), 'difference': compare.compare_latency(pairs)}
+    verdicts = judge(settings.limits, report, latency)
+    latency['gate'] = [
+        asdict(v) | {'measured': None if math.isnan(v.measured) else v.measured, 'text': v.text}
+        for v in verdicts]
+    return Evaluation(path, topics, story, tuple(traces), tuple(pairs), report, latency,
+                      tuple(verdicts))

@@ -1,0 +1,136 @@
+"""Many bags: one after the other, in processes of this machine, or over a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vla_policy_node.replay.folder import OutputError, check_target
+from vla_policy_node.replay.merged import Outcome, prepare, write_merged
+from vla_policy_node.replay.settings import ReplaySettings
+
+
+def replay_bags(
+    bags: Sequence[Path], settings: ReplaySettings, out: Path, workers: int, ray_address: str,
+    console: Console,
+) -> bool:
+    """Replay bags and write one report each, and one over all if there are several.
+
+    Returns whether every bag was replayed and kept the limits. A bag that fails is reported and
+    skipped. Interrupted, the same call goes on with the bags that are not done. Raises ValueError
+    for what cannot begin.
+    """
+    check_target(out)
+    if len(bags) == 1 and not ray_address:
+        outcome = _with_bar(bags[0], settings, out, console)
+        if outcome.problem:
+            raise ValueError(outcome.problem)
+        _say(outcome, out / 'report.html', console)
+        return outcome.passed
+    jobs = [(str(bag), str(out / name)) for bag, name in zip(bags, _names(bags), strict=True)]
+    done = prepare(out, jobs, settings)
+    outcomes = list(done.values())
+    with _bar(console) as progress:
+        bar = progress.add_task('bags', total=len(jobs), completed=len(done))
+        waiting = [job for job in jobs if job not in done]
+        for outcome in _run(waiting, settings, workers, ray_address):
+            outcomes.append(outcome)
+            progress.update(bar, advance=1, description=Path(outcome.bag).name)
+    order = {bag: index for index, (bag, _) in enumerate(jobs)}
+    outcomes.sort(key=lambda outcome: order[outcome.bag])
+    write_merged(outcomes, out)
+    for outcome in outcomes:
+        _say(outcome, out / Path(outcome.folder).name / 'report.html', console)
+    console.print(f'All bags: {out / "report.html"}')
+    return all(outcome.passed for outcome in outcomes)
+
+
+def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -> Outcome:
+    """Replay one bag, in whatever process this is; never raises for what one sentence can say."""
+    from vla_policy_node.replay.evaluate import evaluate_bag
+
+    try:
+        evaluation = evaluate_bag(
+            Path(bag), settings, Path(folder), on_progress or (lambda what, share: None))
+    except OutputError:
+        raise
+    except ValueError as error:
+        return Outcome(bag, folder, problem=str(error))
+    return Outcome(
+        bag, folder, evaluation.report, evaluation.latency,
+        evaluation.passed)
+
+
+def _run(jobs, settings: ReplaySettings, workers: int, ray_address: str) -> Iterator[Outcome]:
+    if ray_address:
+        from vla_policy_node.replay.ray_cluster import run_on_ray
+
+        return run_on_ray(jobs, settings, ray_address)
+    if workers == 1:
+        return (run_one(*job, settings) for job in jobs)
+    return _run_apart(jobs, settings, workers)
+
+
+def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[Outcome]:
+    # Spawned, because a forked process would share torch's threads.
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        futures = {pool.submit(run_one, *job, settings): job for job in jobs}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield Outcome(*futures[future], problem=f"The process that replayed "
+                              f"'{futures[future][0]}' died, perhaps for lack of memory; try "
+                              'fewer --workers.')
+
+
+def _with_bar(bag: Path, settings: ReplaySettings, out: Path, console: Console) -> Outcome:
+    with _bar(console) as progress:
+        bars: dict[str, object] = {}
+
+        def show(what: str, share: float) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=1.0)
+            progress.update(bars[what], completed=share)
+
+        outcome = run_one(str(bag), str(out), settings, show)
+        for bar in bars.values():
+            progress.update(bar, completed=1.0)
+    return outcome
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(30), TimeElapsedColumn(),
+                    console=console)
+
+
+def _say(outcome: Outcome, page: Path, console: Console) -> None:
+    if outcome.problem:
+        console.print(f'[red]{outcome.problem}[/]', soft_wrap=True)
+        return
+    for verdict in outcome.gate:
+        colour, word = ('green', 'passed') if verdict['passed'] else ('red', 'failed')
+        console.print(f'[{colour}]{word}: {verdict["text"]}[/]', soft_wrap=True)
+    console.print(f'{Path(outcome.bag).name}: {page}', soft_wrap=True)
+
+
+def _names(bags: Sequence[Path]) -> list[str]:
+    """Return a folder name for each bag; equal ones get a number."""
+    names: list[str] = []
+    for bag in bags:
+        stem = bag.resolve().name.removesuffix('.mcap').removesuffix('.db3')
+        name, count = stem, 1
+        while name in names:
+            count += 1
+            name = f'{stem}-{count}'
+        names.append(name)
+    return names
+
+

@@ -1,0 +1,99 @@
+"""The pictures that the policies looked at, with what they kept: video, and the worst moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_policy_node.nodes.images import decode_compressed, decode_image, stamp_of
+from vla_policy_node.overlay import draw_overlay
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.compare import PairedInference
+from vla_policy_node.replay.topics import BagTopics
+from vla_policy_node.replay.trace import Inference, Trace
+
+# Of a long bag the video shows every n-th inference.
+MOST_VIDEO_FRAMES = 3000
+_STILL_WIDTH_PX = 900
+Images = Mapping[str, np.ndarray]
+
+
+def moments(
+    bag: Bag, topics: BagTopics, inferences: Sequence[Inference]
+) -> Iterator[tuple[int, Images]]:
+    """Yield index and decoded pictures of each inference, in the order of the bag.
+
+    Reads the bag once more and holds no more pictures than one observation needs.
+    """
+    cameras = {topic: stream for topic, stream in topics.inputs.items() if stream in CAMERAS}
+    wanted: dict[str, dict[int, list[int]]] = {camera: {} for camera in CAMERAS}
+    for index, inference in enumerate(inferences):
+        for camera, stamp_ns in zip(CAMERAS, inference.camera_stamps_ns, strict=True):
+            wanted[camera].setdefault(stamp_ns, []).append(index)
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for topic, _, raw in bag.messages(cameras):
+        camera = cameras[topic]
+        try:
+            indices = wanted[camera].pop(stamp_of(raw), ())
+        except ValueError:
+            continue
+        for index in indices:
+            images = found.setdefault(index, {})
+            images[camera] = _decode(raw, topics.compressed)
+            if len(images) == len(CAMERAS):
+                yield index, found.pop(index)
+
+
+def _decode(raw: bytes, compressed: bool) -> np.ndarray:
+    if compressed:
+        return decode_compressed(deserialize_message(raw, CompressedImage))
+    return decode_image(deserialize_message(raw, Image))
+
+
+def draw_moment(
+    images: Images, traces: Sequence[Trace], inferences: Sequence[Inference], remark: str
+) -> np.ndarray:
+    """Return the cameras side by side, a row for each policy, with what it kept."""
+    rows = []
+    for trace, inference in zip(traces, inferences, strict=True):
+        pictures = []
+        for camera, selection in trace.selections(inference).items():
+            kept = selection.kept
+            lines = [f'{trace.label}: {int(kept.sum())} of {kept.size} tokens of {camera}', remark]
+            pictures.append(draw_overlay(
+                images[camera], kept, selection.crop, selection.camera_transform, lines))
+        height = max(p.shape[0] for p in pictures)
+        rows.append(np.hstack([_padded(p, height) for p in pictures]))
+    width = max(row.shape[1] for row in rows)
+    return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def _padded(picture: np.ndarray, height: int) -> np.ndarray:
+    return np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
+
+
+def describe(seconds: float, inference: Inference, pair: PairedInference | None) -> str:
+    """Return the line under a picture; without wall times, so that it is the same every time."""
+    apart = ''
+    if pair is not None:
+        apart = (f'differ by {pair.translation_m * 1e3:.1f} mm, '
+                 f'{pair.rotation_rad * 1e3:.1f} mrad   ')
+    return f'{seconds:.2f} s   {apart}"{inference.instruction}"'
+
+
+def write_still(path: Path, picture: np.ndarray) -> None:
+    """Write a picture as JPEG, no wider than a page."""
+    if picture.shape[1] > _STILL_WIDTH_PX:
+        factor = _STILL_WIDTH_PX / picture.shape[1]
+        picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR),
+                              [cv2.IMWRITE_JPEG_QUALITY, 82])
+    if not done:
+        raise OSError(f'OpenCV cannot write {path.name}.')
+    path.write_bytes(data.tobytes())

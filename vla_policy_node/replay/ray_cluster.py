@@ -1,0 +1,53 @@
+"""Bags over an existing Ray cluster. Ray is an extra: `pip install vla_policy_node[ray]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vla_policy_node.replay.many import run_one
+from vla_policy_node.replay.merged import Outcome
+from vla_policy_node.replay.settings import ReplaySettings
+
+
+class RayError(ValueError):
+    """No Ray, or no cluster at the address; one sentence says what to do."""
+
+
+def run_on_ray(
+    jobs: Sequence[tuple[str, str]], settings: ReplaySettings, address: str
+) -> Iterator[Outcome]:
+    """Yield outcomes as they come; each job is a bag and the folder of its report.
+
+    address: of a running cluster, for instance 'auto' or 'ray://head:10001'. This package must be
+    installed on every machine of it. Raises RayError.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise RayError('Ray is not installed; `pip install ray`, or use --workers.') from None
+    mine = not ray.is_initialized()
+    if mine:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level='ERROR')
+        except (ConnectionError, ValueError, OSError, RuntimeError) as error:
+            reason = str(error).strip().split('\n')[0].rstrip('.')
+            raise RayError(f"There is no Ray cluster at '{address}' ({reason}); start one with "
+                           '`ray start --head`.') from error
+    return _results(ray, jobs, settings, mine)
+
+
+def _results(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:
+    try:
+        remote = ray.remote(num_cpus=settings.threads)(run_one)
+        waiting = {remote.remote(*job, settings): job for job in jobs}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().split('\n')[-1]
+                yield Outcome(*job, problem=f"The worker for '{job[0]}' failed: {reason}")
+    finally:
+        if mine:
+            ray.shutdown()

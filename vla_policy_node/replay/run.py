@@ -1,0 +1,66 @@
+"""One policy through one bag, with the node's pairer, worker, executor, limits and commander."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.session import Session
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.policy_worker import PolicyWorker
+from vla_policy_node.nodes.reporting import counters
+from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.story import Story
+from vla_policy_node.replay.timeline import PacedPolicy, Timeline
+from vla_policy_node.replay.topics import BagTopics
+from vla_policy_node.replay.trace import Trace
+
+_WARMUP = 'warm up'
+
+
+def run_policy(
+    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: Policy,
+    label: str, latency_ns: int, on_inference: Callable[[int], None] = lambda stamp_ns: None,
+) -> Trace:
+    """Return what the policy says and sends; two calls return the same but for wall times.
+
+    latency_ns: part of the bag's time that an inference takes. on_inference: told each stamp.
+    Raises BagError for a bag that cannot be read to its end.
+    """
+    session = Session()
+    session.activate()
+    spec = parameters.action_spec()
+    commander = Commander(spec, session, parameters.make_parts())
+    trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,
+                  policy.description)
+    by_timer = parameters.pacing == 'timer'
+    timeline = Timeline(
+        bag, topics, story, commander, parameters.period_ns, by_timer,
+        lambda time_ns, command: trace.commands.append((time_ns, command)))
+
+    def keep(result) -> None:
+        trace.add(result)
+        on_inference(result.pair.stamp_ns)
+
+    worker = PolicyWorker(
+        PacedPolicy(policy, timeline, latency_ns), commander, parameters.period_ns,
+        topics.compressed, lambda: timeline.now_ns, keep,
+        (lambda pair: None) if by_timer else timeline.command_for,
+        logger=logging.getLogger(__name__),
+    )
+    _warm_up(policy, parameters.warmup_inferences)
+    while timeline.step():
+        worker.work_once(0.0)
+    trace.counts = counters(commander, worker, timeline.counts)
+    return trace
+
+
+def _warm_up(policy: Policy, inferences: int) -> None:
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    for _ in range(inferences):
+        policy.infer(Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), _WARMUP))
+    policy.reset()

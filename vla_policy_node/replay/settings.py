@@ -1,0 +1,115 @@
+"""What is replayed: the parameters of each policy, from a file, from words, or from the bag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vla_msgs.msg import PolicyInfo
+from vla_policy_node.evaluation.contenders import parse_contender
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.gate import Limits
+from vla_policy_node.replay.topics import INFO, decode
+from vla_policy_node.system import (
+    RECORDED_PARAMETERS,
+    default_checkpoint,
+    default_config,
+    read_config,
+)
+
+# The inference takes as long as in the bag.
+AS_RECORDED = -1
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Everything that `vla replay` was asked for, the same for every bag; can be sent to workers.
+
+    config, against: a parameter file, or methods as `vla eval` writes them; '' for the methods
+        that the bag was recorded with, and for no comparison.
+    checkpoint, device: '' for those of the parameters. instruction: '' for those of the bag.
+    topics: stream -> topic. actions_topic: of the actions to compare with, '' for '/command'.
+    latency_periods: control periods that an inference takes, or AS_RECORDED.
+    threads: of torch. video, rerun, mcap: what to write beside the report.
+    """
+
+    config: str = ''
+    against: str = ''
+    checkpoint: str = ''
+    device: str = ''
+    instruction: str = ''
+    topics: Mapping[str, str] = field(default_factory=dict)
+    actions_topic: str = ''
+    latency_periods: int = AS_RECORDED
+    threads: int = 1
+    video: bool = True
+    rerun: bool = False
+    mcap: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+def read_info(bag: Bag) -> PolicyInfo | None:
+    """Return the last self-description of the policy that was recorded, if there is one."""
+    info = None
+    for topic, _, raw in bag.messages({INFO} & bag.types.keys()):
+        info = decode(raw, PolicyInfo, topic)
+    return info
+
+
+def parameters_of(
+    choice: str, settings: ReplaySettings, bag: Bag, info: PolicyInfo | None
+) -> tuple[PolicyParameters, list[str]]:
+    """Return the parameters that `choice` (config or against) means for a bag, and remarks.
+
+    Raises ValueError for a choice that cannot be used.
+    """
+    notes = []
+    is_file = choice.endswith(('.yaml', '.yml'))
+    values = read_config(choice)['policy'] if is_file else _recorded(bag, info, notes)
+    if choice and not is_file:
+        contender = parse_contender(choice)
+        values['methods'] = list(contender.methods) or ['dense']
+        values['method_settings'] = [f'{method}.{name}={value}'
+                                     for method, chosen in contender.settings.items()
+                                     for name, value in chosen.items()] or ['']
+    values |= {name: value for name, value in (
+        ('checkpoint', settings.checkpoint), ('device', settings.device)) if value}
+    parameters = PolicyParameters.from_values(values)
+    named = parameters.checkpoint
+    if not named or (named.startswith('/') and not Path(named).is_dir() and not is_file):
+        default = str(default_checkpoint())
+        if named:
+            notes.append(f"The checkpoint '{named}' of the recording is not here; the default "
+                         'one is used.')
+        parameters = replace(parameters, checkpoint=default)
+    return parameters, notes
+
+
+def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, object]:
+    """Return the parameters that the bag was recorded with, as far as it tells."""
+    folder = bag.path if bag.path.is_dir() else bag.path.parent
+    file = folder / RECORDED_PARAMETERS
+    if file.is_file():
+        return read_config(file)['policy']
+    values = read_config(default_config())['policy']
+    if info is None:
+        notes.append('The bag holds neither policy.yaml nor policy_info: the parameters are '
+                     'those of config/bringup.yaml.')
+        return values
+    notes.append('The bag holds no policy.yaml: pairing and limits are those of '
+                 'config/bringup.yaml, the rest is as policy_info says.')
+    action = info.action
+    third_person, wrist = (*info.camera_transforms, 'none', 'none')[:2]
+    return values | {
+        'checkpoint': info.checkpoint, 'methods': list(info.methods) or ['dense'],
+        'method_settings': list(info.method_settings) or [''], 'dtype': info.dtype,
+        'statistics_key': info.statistics_key, 'execution_mode': info.execution_mode,
+        'third_person_transform': third_person, 'wrist_transform': wrist,
+        'control_rate_hz': 1.0 / info.control_period_s, 'frame_id': action.frame_id,
+        'rotation_form': action.rotation_form,
+        'translation_scale_m': action.translation_scale_m,
+        'rotation_scale_rad': action.rotation_scale_rad, 'gripper_open': action.gripper_open,
+        'gripper_closed': action.gripper_closed,
+    }

@@ -1,0 +1,181 @@
+"""What a bag tells about itself: instructions, executed actions, the pace of its inferences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
+from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
+
+# Recording times and stamps this far apart at the median are times of different clocks.
+_OTHER_CLOCK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One instruction, from when to when on the clock of the replay (ns)."""
+
+    instruction: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Actions:
+    """Actions that the bag holds, one per control period, sorted by the period's end.
+
+    target_ns: [N]. delta: [N, 6], m and rad per control period. gripper: [N], 1 open, 0 closed,
+    NaN where it was not told. Holds are not in it.
+    """
+
+    target_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    delta: np.ndarray = field(default_factory=lambda: np.zeros((0, 6)))
+    gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def at(self, target_ns: np.ndarray, tolerance_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each target the index of the nearest action and whether it is that near."""
+        target_ns = np.asarray(target_ns, np.int64)
+        if not len(self.target_ns):
+            return np.zeros(len(target_ns), int), np.zeros(len(target_ns), bool)
+        right = np.clip(np.searchsorted(self.target_ns, target_ns), 1, len(self.target_ns) - 1)
+        if len(self.target_ns) == 1:
+            right = np.zeros(len(target_ns), int)
+        left = np.maximum(right - 1, 0)
+        nearer = (np.abs(self.target_ns[left] - target_ns)
+                  <= np.abs(self.target_ns[right] - target_ns))
+        index = np.where(nearer, left, right)
+        return index, np.abs(self.target_ns[index] - target_ns) <= tolerance_ns
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """The bag in a few numbers.
+
+    on_stamps: the recording times belong to another clock than the stamps, so the stamps alone
+        say when something came.
+    inference_ns: how long an inference took in the bag's time, None if it has no chunks; 0 in
+        lock-step. notes: sentences for the report.
+    """
+
+    goals: tuple[Goal, ...]
+    info: PolicyInfo | None
+    actions: Actions
+    inference_ns: int | None
+    on_stamps: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_story(bag: Bag, topics: BagTopics, instruction: str, period_ns: int) -> Story:
+    """Read through a bag once; raises BagError if nobody says what the robot should do.
+
+    instruction: what to follow from the first to the last message; '' for what the bag says.
+    """
+    teller = _Teller(topics, period_ns)
+    first_camera = next(t for t, stream in topics.inputs.items() if stream == CAMERAS[0])
+    wanted = {*RECORDS, first_camera, topics.actions} & bag.types.keys()
+    for topic, time_ns, raw in bag.messages(wanted):
+        teller.hear(topic, time_ns, raw, topic == first_camera)
+    return teller.tell(bag, instruction)
+
+
+class _Teller:
+    """Listens to the messages of one bag."""
+
+    def __init__(self, topics: BagTopics, period_ns: int):
+        self._topics = topics
+        self._period_ns = period_ns
+        self._info: PolicyInfo | None = None
+        self._goals: list[Goal] = []
+        self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
+        self._delays_ns: list[int] = []  # recording less stamp
+        self._inference_ns: list[int] = []
+        self._actions: list[tuple[int, np.ndarray, float]] = []
+        self._first_ns = self._last_ns = 0
+
+    def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
+        if is_camera:
+            try:
+                stamp_ns = stamp_of(raw)
+            except ImageError:
+                return  # the replay counts it
+            self._delays_ns.append(time_ns - stamp_ns)
+            self._first_ns = self._first_ns or min(time_ns, stamp_ns)
+            self._last_ns = max(self._last_ns, time_ns, stamp_ns)
+            return
+        is_action = topic == self._topics.actions
+        kind = self._topics.action_type if is_action else RECORDS[topic]
+        message = decode(raw, kind, topic)
+        if is_action:
+            self._hear_action(message)
+        elif topic == INFO:
+            self._info = message
+        elif topic == STATUS:
+            self._hear_status(message)
+        elif topic == CHUNK:
+            self._hear_chunk(message, time_ns)
+
+    def _hear_status(self, status: PolicyStatus) -> None:
+        # By its own stamp: the recorder may have heard of it later.
+        time_ns = to_ns(status.header.stamp)
+        running = (status.epoch, status.instruction) if status.goal_active else None
+        if self._running and running != self._running[:2]:
+            self._end_goal(time_ns)
+        if running and self._running is None:
+            self._running = (*running, time_ns)
+
+    def _end_goal(self, time_ns: int) -> None:
+        _, instruction, start_ns = self._running
+        self._goals.append(Goal(instruction, start_ns, time_ns))
+        self._running = None
+
+    def _hear_chunk(self, chunk: ActionChunk, time_ns: int) -> None:
+        age_ns = round(chunk.observation_age_ms * 1e6)
+        self._inference_ns.append(time_ns - to_ns(chunk.header.stamp) - age_ns)
+
+    def _hear_action(self, message) -> None:
+        if hasattr(message, 'twist'):
+            scale = self._period_ns / 1e9
+            parts = (message.twist.linear, message.twist.angular)
+            target_ns, gripper = to_ns(message.header.stamp) + self._period_ns, np.nan
+        elif message.hold:
+            return
+        else:
+            scale, parts = 1.0, (message.translation, message.rotation)
+            target_ns, gripper = to_ns(message.target_time), message.gripper
+        delta = np.array([getattr(part, axis) for part in parts for axis in 'xyz']) * scale
+        self._actions.append((target_ns, delta, gripper))
+
+    def tell(self, bag: Bag, instruction: str) -> Story:
+        notes = []
+        delay_s = np.median(self._delays_ns) / 1e9 if self._delays_ns else 0.0
+        on_stamps = abs(delay_s) > _OTHER_CLOCK_S
+        if on_stamps:
+            notes.append('Recording times and stamps are of different clocks, so messages are '
+                         'taken to have come at their stamps; ages mean little.')
+        if self._running:
+            self._end_goal(self._last_ns)
+        goals = self._goals
+        if instruction:
+            goals = [Goal(instruction, self._first_ns, self._last_ns)]
+        if not goals:
+            raise BagError(
+                f"The bag '{bag.path}' does not say what the robot was asked to do: no goal on "
+                f'{STATUS}; say it with --instruction "...".')
+        inference_ns = None
+        if self._inference_ns and not on_stamps:
+            inference_ns = max(0, round(float(np.median(self._inference_ns))))
+        return Story(tuple(goals), self._info, self._sorted_actions(), inference_ns, on_stamps,
+                     tuple(notes))
+
+    def _sorted_actions(self) -> Actions:
+        if not self._actions:
+            return Actions()
+        rows = sorted(self._actions, key=lambda row: row[0])
+        targets, deltas, grippers = zip(*rows, strict=True)
+        return Actions(np.array(targets, np.int64), np.array(deltas), np.array(grippers, float))

@@ -1,0 +1,124 @@
+"""The bag's time: what the executor thread of the policy node does, without waiting for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from vla_policy_node.control.commander import Command, Commander
+from vla_policy_node.control.pairing import Pair
+from vla_policy_node.control.session import Outcome
+from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.inputs import Inputs
+from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.story import Goal, Story
+from vla_policy_node.replay.topics import BagTopics
+
+# The goals of a bag end when it says so.
+FOR_EVER_NS = 10**18
+
+
+class Timeline:
+    """Files messages when they came, begins and ends goals, ticks the commander each period.
+
+    Time is counted in what the bag holds and in control periods; no clock is ever looked at.
+    on_command: called with the time (ns) and each command.
+    """
+
+    def __init__(
+        self, bag: Bag, topics: BagTopics, story: Story, commander: Commander, period_ns: int,
+        paced_by_timer: bool, on_command: Callable[[int, Command], None],
+    ):
+        self._events = events(bag, topics, story)
+        self._next = next(self._events, None)
+        self._commander = commander
+        self._inputs = Inputs(commander)
+        self._period_ns = period_ns
+        self._on_command = on_command
+        self.now_ns = self._next[0] if self._next else 0
+        self._tick_ns = self.now_ns + period_ns if paced_by_timer else None
+        self.counts: Counter[str] = Counter()
+
+    def step(self) -> bool:
+        """Let the next thing happen; False at the end of the bag."""
+        if self._next is None:
+            return False
+        self.now_ns = max(self.now_ns, self._next[0])
+        if self._tick_ns is not None and self._tick_ns <= self._next[0]:
+            self.now_ns = self._tick_ns
+            self._tick_ns += self._period_ns
+            self._command(self.now_ns + self._period_ns)
+            return True
+        _, event, raw = self._next
+        self._next = next(self._events, None)
+        if isinstance(event, str):
+            self._file(event, raw)
+        elif event is None:
+            self._commander.end(Outcome.CANCELLED)
+        else:
+            self._commander.begin(event.instruction, FOR_EVER_NS)
+        return True
+
+    def advance(self, duration_ns: int) -> None:
+        """Let everything of this span happen, as it does while the node's worker thinks."""
+        until_ns = self.now_ns + duration_ns
+        while self._next is not None and min(
+                self._next[0], self._next[0] if self._tick_ns is None else self._tick_ns
+        ) <= until_ns:
+            self.step()
+        self.now_ns = max(self.now_ns, until_ns)
+
+    def command_for(self, pair: Pair) -> None:
+        """Send the one command of an observation, for parameters with `pacing: observation`."""
+        self._command(pair.stamp_ns + self._period_ns)
+
+    def _command(self, target_ns: int) -> None:
+        command = self._commander.tick(self.now_ns, target_ns, self._inputs.position_m)
+        self._on_command(self.now_ns, command)
+
+    def _file(self, stream: str, raw: bytes) -> None:
+        try:
+            self._inputs.file(stream, raw)
+        except ImageError:
+            self.counts[f'{stream}.unreadable'] += 1
+
+
+class PacedPolicy:
+    """A policy whose inferences take a fixed part of the bag's time, however long they really do.
+
+    latency_ns: that part. Meanwhile messages come and commands go, as beside the node's worker.
+    """
+
+    def __init__(self, policy: Policy, timeline: Timeline, latency_ns: int):
+        self.description = policy.description
+        self.reset = policy.reset
+        self._policy = policy
+        self._timeline = timeline
+        self._latency_ns = latency_ns
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Return the policy's chunk, once its time has come."""
+        chunk = self._policy.infer(observation)
+        self._timeline.advance(self._latency_ns)
+        return chunk
+
+
+Event = tuple[int, str | Goal | None, bytes]  # time ns, stream or goal or its end, message
+
+
+def events(bag: Bag, topics: BagTopics, story: Story) -> Iterator[Event]:
+    """Yield everything in order of time; a goal begins and ends after the messages of its time."""
+    goals = [turn for goal in story.goals
+             for turn in ((goal.start_ns, goal, b''), (goal.end_ns, None, b''))]
+    for topic, recorded_ns, raw in bag.messages(topics.inputs):
+        stream, time_ns = topics.inputs[topic], recorded_ns
+        if story.on_stamps:
+            try:
+                time_ns = stamp_of(raw)
+            except ImageError:
+                time_ns = goals[0][0] if goals else 0
+        while goals and goals[0][0] < time_ns:
+            yield goals.pop(0)
+        yield time_ns, stream, raw
+    yield from goals

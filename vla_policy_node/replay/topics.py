@@ -1,0 +1,87 @@
+"""Which topic of a bag is which input of the policy, and messages to and from their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from geometry_msgs.msg import TwistStamped
+from rclpy.serialization import deserialize_message
+
+from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
+from vla_policy_node.nodes.observations import input_streams
+from vla_policy_node.policy import CAMERAS
+from vla_policy_node.replay.bag import Bag, BagError
+
+STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
+RECORDS = {STATUS: PolicyStatus, INFO: PolicyInfo, CHUNK: ActionChunk}
+ACTION_TYPES = (EndEffectorCommand, TwistStamped)
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """What is read of a bag.
+
+    inputs: topic -> stream, see `nodes.observations.input_streams`. compressed: as the node's
+    parameter. actions: topic of the executed or expert actions, '' if there are none;
+    action_type: its message class.
+    """
+
+    inputs: Mapping[str, str]
+    compressed: bool
+    actions: str = ''
+    action_type: type = EndEffectorCommand
+
+
+def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTopics:
+    """Return the topics to read; raises BagError for one that is missing or of another type.
+
+    chosen: stream -> topic, where it is not the node's own name. Compressed images are taken where
+    there are no raw ones. actions: topic of the actions to compare with; '' for '/command', if
+    that is there.
+    """
+    types = bag.types
+    names = {stream: chosen.get(stream) or f'/{topic}'
+             for stream, (_, topic) in input_streams(False).items()}
+    compressed = all(names[c] not in types and f'{names[c]}/compressed' in types for c in CAMERAS)
+    inputs = {}
+    for stream, (kind, _) in input_streams(compressed).items():
+        topic = names[stream] + ('/compressed' if compressed and stream in CAMERAS else '')
+        _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
+        inputs[topic] = stream
+    if not actions and COMMAND not in types:
+        return BagTopics(inputs, compressed)
+    topic = actions or COMMAND
+    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
+    kind = kinds.get(types.get(topic, ''), EndEffectorCommand)
+    _require(bag, topic, kind, '--actions-topic TOPIC')
+    return BagTopics(inputs, compressed, topic, kind)
+
+
+def type_name(kind: type) -> str:
+    """Return a message class's name as bags write it, for instance 'sensor_msgs/msg/Image'."""
+    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+
+
+def decode(raw: bytes, kind: type, topic: str):
+    """Return the message; raises BagError if the bytes are none of this type."""
+    try:
+        return deserialize_message(raw, kind)
+    except Exception as error:  # whatever the middleware throws at bytes that do not fit
+        raise BagError(
+            f"A message on '{topic}' is not the {type_name(kind)} that is installed here; replay "
+            'with the version of the messages that it was recorded with.') from error
+
+
+def _require(bag: Bag, topic: str, kind: type, option: str) -> None:
+    found = bag.types.get(topic)
+    if found is None:
+        fitting = sorted(t for t, name in bag.types.items() if name == type_name(kind))
+        hint = f'name one with {option}: {", ".join(fitting)}' if fitting else (
+            f'no topic has the type {type_name(kind)}; record the inputs of the policy with '
+            '`vla record`')
+        raise BagError(f"The bag '{bag.path}' has no messages on '{topic}'; {hint}.")
+    if found != type_name(kind):
+        raise BagError(
+            f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
+            f'known here: {type_name(kind)} is needed; name another topic with {option}.')

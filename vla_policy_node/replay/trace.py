@@ -1,0 +1,99 @@
+"""What one policy said and sent on one bag, and the cost of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.control.commander import Command
+from vla_policy_node.nodes.policy_worker import Result
+from vla_policy_node.policy import CAMERAS, PolicyDescription, TokenSelection
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """One chunk without the pictures that it was made from: about one kilobyte.
+
+    stamp_ns: of the observation. camera_stamps_ns: of each picture. age_ns: stamp to start of
+    work. epoch: counts goals. actions: [K, 7], action units. kept: camera -> bits of the grid.
+    stage_ms: wall time, the only thing here that differs between two runs.
+    """
+
+    stamp_ns: int
+    camera_stamps_ns: tuple[int, ...]
+    age_ns: int
+    spread_ns: int
+    epoch: int
+    instruction: str
+    actions: np.ndarray
+    kept: Mapping[str, np.ndarray]
+    tokens_kept: int
+    flops: int
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the tokens of one camera lie on its picture, see `policy.TokenSelection`."""
+
+    shape: tuple[int, int]
+    crop: tuple[float, float, float, float]
+    camera_transform: str
+
+
+@dataclass(eq=False)
+class Trace:
+    """Everything of one run; grows by about a kilobyte per inference, never by a picture.
+
+    label: what the report calls it. commands: time (ns) and what was sent. counts: everything
+    dropped, stale, limited, held, by name, as in the node's status.
+    """
+
+    label: str
+    spec: ActionSpec
+    period_ns: int
+    execution_mode: str
+    description: PolicyDescription
+    inferences: list[Inference] = field(default_factory=list)
+    commands: list[tuple[int, Command]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    tokens_total: int = 0
+    method: str = ''
+
+    def add(self, result: Result) -> None:
+        """Keep one inference."""
+        chunk, pair = result.chunk, result.pair
+        for selection in chunk.selections:
+            self.grids[selection.camera] = Grid(
+                selection.kept.shape, selection.crop, selection.camera_transform)
+        self.tokens_total, self.method = chunk.tokens_total, chunk.method
+        self.inferences.append(Inference(
+            pair.stamp_ns, tuple(pair.stamps_ns[camera] for camera in CAMERAS),
+            result.observation_age_ns, pair.spread_ns, result.goal.epoch,
+            result.goal.instruction, chunk.actions,
+            {s.camera: np.packbits(s.kept) for s in chunk.selections},
+            chunk.tokens_kept, chunk.flops, chunk.stage_ms,
+        ))
+
+    def selections(self, inference: Inference) -> dict[str, TokenSelection]:
+        """Return the kept tokens of one inference by camera; the scores were not kept."""
+        result = {}
+        for camera, bits in inference.kept.items():
+            grid = self.grids[camera]
+            kept = np.unpackbits(bits, count=grid.shape[0] * grid.shape[1]).astype(bool)
+            result[camera] = TokenSelection(
+                camera, kept.reshape(grid.shape), np.empty(0, np.float32), grid.crop,
+                grid.camera_transform)
+        return result
+
+    def metric(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions [N, 7] as displacements [N, 6] (m, rad) and openings [N] (0 to 1)."""
+        deltas = [self.spec.to_command(action) for action in actions]
+        if not deltas:
+            return np.zeros((0, 6)), np.zeros(0)
+        return (np.array([[*d.translation_m, *d.rotation_rad] for d in deltas]),
+                np.array([d.gripper for d in deltas]))
