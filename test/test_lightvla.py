@@ -115,7 +115,7 @@ def test_a_method_that_does_nothing_changes_no_bit(case):
 @pytest.fixture
 def every_token_votes_for_itself(monkeypatch):
     target = 'vla_policy_node.acceleration.lightvla.score'
-    monkeypatch.setattr(target, lambda visual, context: torch.eye(len(visual)))
+    monkeypatch.setattr(target, lambda visual, *_: torch.eye(len(visual)))
 
 
 @pytest.mark.usefixtures('every_token_votes_for_itself')

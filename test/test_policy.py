@@ -18,7 +18,7 @@ from vla_policy_node.policy import CAMERAS, NonFiniteActionError, Observation, P
 
 DATA = Path(__file__).parent / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
-STAGES = {'preprocess', 'vision', 'select', 'language_model', 'head'}
+STAGES = {'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
 
 
 def picture(name):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.commands.bench_policy import bench_policy
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 app = typer.Typer(
@@ -376,6 +377,9 @@ def evaluate(
 
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(bench, name='bench')
+
+
+bench.command('policy')(bench_policy)
 
 
 @bench.command('node')

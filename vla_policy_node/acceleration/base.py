@@ -41,6 +41,20 @@ class Report:
     flops: int = 0
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which visual rows stay, in tensors whose shapes do not depend on what was chosen.
+
+    kept: [V] bool. votes: [V] int64, how many chose each row. bias: [V] float32 to add to the
+    attention logits of a kept row, None for nothing. flops: what choosing cost.
+    """
+
+    kept: Tensor
+    votes: Tensor
+    bias: Tensor | None
+    flops: int
+
+
 class Method:
     """A method that does nothing; subclasses override the stages they use.
 
@@ -68,6 +82,17 @@ class Method:
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop visual tokens before layer 0; called once per pass."""
         return sequence
+
+    def choose(self, sequence: TokenSequence) -> Choice | None:
+        """Choose what `select_tokens` would keep, without a step that waits for the device.
+
+        None: the method cannot, and `models.static_forward` cannot run it. A method that can
+        does nothing at any other stage. Nothing is remembered; `note` is told what came of it.
+        """
+        return None
+
+    def note(self, choice: Choice) -> None:
+        """Take a choice for that of the last pass; `report` speaks of it."""
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop visual tokens, or change states, before layer `index` (1, 2, ...)."""

@@ -57,6 +57,8 @@ class Contender:
             method_settings=self.settings,
             action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
             chunk_length=parameters.chunk_length,
+            preprocessing=parameters.preprocessing,
+            optimisation=parameters.optimisation,
         )
 
 

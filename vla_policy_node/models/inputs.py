@@ -40,7 +40,7 @@ class InputEncoder:
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels [1, cameras, 6, H, W], proprio [1, 8] and prompt ids [1, L].
+        """Return pictures [1, cameras, H, W, 3] uint8, proprio [1, 8] and prompt ids [1, L].
 
         proprio is [1, 0] for a policy that takes none, whatever the robot says.
         ValueError with one sentence for whatever the policy cannot use.
@@ -50,12 +50,12 @@ class InputEncoder:
         if self._proprio:
             normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
         prompt_ids = self.encode_prompt(instruction)
-        pixels = [
-            self.preprocessor(image, self.camera_transforms[camera])
+        pictures = [
+            self.preprocessor.picture(image, self.camera_transforms[camera])
             for camera, image in checked.items()
         ]
         return (
-            torch.stack(pixels)[None],
+            torch.from_numpy(np.stack(pictures))[None],
             torch.from_numpy(normalised)[None],
             torch.tensor(prompt_ids)[None],
         )

@@ -185,6 +185,8 @@ class PolicyNode(LifecycleNode):
             method_settings=parameters.settings_by_method(),
             action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
             chunk_length=parameters.chunk_length,
+            preprocessing=parameters.preprocessing,
+            optimisation=parameters.optimisation,
         )
         parameters.action_spec().check_range(*self._policy.description.action_range)
         grey = np.full((256, 256, 3), 128, np.uint8)

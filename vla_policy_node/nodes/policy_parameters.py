@@ -43,8 +43,17 @@ class PolicyParameters:
         '', 'Data set to un-normalise with; may be empty if the checkpoint has only one.')
     device: str = parameter('cpu', "Torch device, for example 'cpu' or 'cuda:0'.")
     dtype: str = parameter(
-        'float32', 'Arithmetic of the networks; int8 and int4 are bfloat16 with smaller weights.',
-        choices=('float32', 'bfloat16', 'int8', 'int4'))
+        'float32', 'Arithmetic of the networks; int8 and int4 are bfloat16 with smaller weights, '
+        'float8 is for recent GPUs.',
+        choices=('float32', 'bfloat16', 'int8', 'int4', 'float8'))
+    optimisation: str = parameter(
+        'none', 'none: as published. fused: weights put together. graphs: also fixed shapes, on a '
+        'GPU as CUDA graphs. compiled: also torch.compile, minutes at the first inferences. '
+        'All but none change actions by rounding.',
+        choices=('none', 'fused', 'graphs', 'compiled'))
+    preprocessing: str = parameter(
+        'exact', 'exact: pictures as in the evaluation of the checkpoint. fast: crop and resize '
+        'in one pass, no JPEG round trip.', choices=('exact', 'fast'))
     threads: int = parameter(
         0, 'CPU threads torch may use; 0: all but the one that commands and subscriptions need.',
         '', 0, 1024)

@@ -1,0 +1,189 @@
+"""`vla bench policy`: where the time of an inference goes, and how much of it must."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from vla_policy_node.bench.contenders import Contender, Garage
+from vla_policy_node.bench.public_structure import wasted_flops
+from vla_policy_node.bench.random_policy import stored_bytes
+from vla_policy_node.bench.rates import Rates
+from vla_policy_node.control.latency import percentiles
+from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
+from vla_policy_node.policy import CAMERAS, ActionChunk, Observation, Policy
+
+STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
+
+
+@dataclass
+class Row:
+    """One contender and what it did. stage_ms: of each timed inference.
+
+    flops, stored: by stage, FLOPs of the last inference and bytes of weights it read.
+    actions: one chunk per observation, [K, 7] each.
+    """
+
+    contender: Contender
+    policy: Policy
+    flops: dict[str, int]
+    stored: dict[str, int]
+    actions: list[np.ndarray] = field(default_factory=list)
+    stage_ms: list[dict[str, float]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def total_ms(self) -> dict[str, float]:
+        """p50, p95, p99 from pictures of the towers' size on the host to actions on the host."""
+        return percentiles([sum(run[s] for s in STAGES) for run in self.stage_ms])
+
+    def stage(self, name: str) -> dict[str, float]:
+        """The same of one stage."""
+        return percentiles([run[name] for run in self.stage_ms])
+
+
+def load_rows(
+    garage: Garage, contenders: Sequence[Contender], console: Console
+) -> list[Row]:
+    """Load every contender that fits; say which do not."""
+    rows = []
+    for contender in contenders:
+        try:
+            policy = garage.policy(contender)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            reason = str(error).splitlines()[0]
+            console.print(f'Left out: {contender.name}, {contender.dtype}: {reason}')
+            continue
+        rows.append(Row(contender, policy, {}, _stored(garage.network(contender))))
+    return rows
+
+
+def run_rows(
+    rows: Sequence[Row], observations: Sequence[Observation], repetitions: int, warm_up: int,
+    console: Console,
+) -> None:
+    """Let all rows act in turn, so that a machine that slows down slows down all of them."""
+    timed = [row for row in rows if row.contender.timed]
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(
+            'measuring', total=len(rows) * len(observations) * (1 + warm_up)
+            + len(timed) * repetitions)
+        for row in rows:
+            for observation in observations:
+                for _ in range(warm_up):  # each may be the first of its bucket
+                    row.policy.infer(observation)
+                    progress.advance(bar)
+                chunk = _infer(row, observation)
+                row.actions.append(chunk.actions)
+                row.tokens.append(chunk.tokens_kept)
+                progress.advance(bar)
+            row.flops = _flops(row, chunk, observations[-1])
+        for repetition in range(repetitions):
+            observation = observations[repetition % len(observations)]
+            for row in timed:
+                row.stage_ms.append(row.policy.infer(observation).stage_ms)
+                progress.advance(bar)
+
+
+def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
+                 policy: Policy) -> dict[str, float]:
+    """Mean and largest difference, as shares of each dimension's range in the training data."""
+    low, high = (np.array(end) for end in policy.description.action_range)
+    errors = np.abs(np.stack(actions) - np.stack(reference)) / (high - low)
+    return {'mean': float(errors.mean()), 'max': float(errors.max())}
+
+
+def reference_of(row: Row, rows: Sequence[Row]) -> Row:
+    """The plain network with the same method in the widest dtype of the bench."""
+    plain = [other for other in rows if other.contender.method == row.contender.method
+             and other.contender.optimisation == 'none' and not other.contender.public]
+    return plain[0] if plain else row
+
+
+def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
+    """The floor of each stage that has one; work of the baseline that is wasted is in none."""
+    return {
+        stage: rates.floor_ms(row.flops[stage], row.stored[stage], row.contender.dtype)
+        for stage in ('vision', 'select', 'language_model', 'head')
+    }
+
+
+def measure_cameras(
+    garage: Garage, contender: Contender, observations: Sequence[Observation], repetitions: int
+) -> dict[str, dict]:
+    """Time both kinds of preprocessing on camera pictures, and what `fast` changes."""
+    policies = {kind: garage.policy(contender, kind) for kind in PREPROCESSING}
+    times: dict[str, list[float]] = {kind: [] for kind in PREPROCESSING}
+    actions: dict[str, list[np.ndarray]] = {kind: [] for kind in PREPROCESSING}
+    for repetition in range(max(repetitions, len(observations))):
+        observation = observations[repetition % len(observations)]
+        for kind, policy in policies.items():
+            chunk = policy.infer(observation)
+            times[kind].append(chunk.stage_ms['preprocess'])
+            if repetition < len(observations):
+                actions[kind].append(chunk.actions)
+    pictures = {
+        kind: np.stack([[policy.inputs.preprocessor.picture(observation.images[camera])
+                         for camera in CAMERAS] for observation in observations]).astype(int)
+        for kind, policy in policies.items()
+    }
+    levels = np.abs(pictures['fast'] - pictures['exact'])
+    return {
+        'ms': {kind: percentiles(values) for kind, values in times.items()},
+        'pixel_error': {'mean': float(levels.mean()), 'p99': float(np.percentile(levels, 99)),
+                        'max': int(levels.max())},
+        'action_error': action_error(actions['fast'], actions['exact'], policies['exact']),
+    }
+
+
+def shrink(observations: Sequence[Observation], side: int) -> list[Observation]:
+    """The same observations as a camera of the towers' resolution would give them."""
+    return [
+        replace(observation, images={
+            camera: resize(jpeg_round_trip(image), side)
+            for camera, image in observation.images.items()})
+        for observation in observations
+    ]
+
+
+def _infer(row: Row, observation: Observation) -> ActionChunk:
+    """One inference, with the device memory it needed at most."""
+    cuda = row.policy.description.device.startswith('cuda')
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    chunk = row.policy.infer(observation)
+    row.peak_bytes = torch.cuda.max_memory_allocated() if cuda else 0
+    return chunk
+
+
+def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, int]:
+    """By stage, for the rows that are needed: those that only fill up a bucket are overhead."""
+    config = row.policy.config
+    dropped = chunk.tokens_total - chunk.tokens_kept
+    prompt_ids = row.policy.inputs.encode_prompt(observation.instruction)
+    length = sequence_rows(config, len(prompt_ids)) - dropped
+    flops = count_flops(config, [length] * config.language_model.layers)
+    network = count_flops(config, row.policy.layer_rows)
+    flops['select'] = chunk.flops - sum(network.values())
+    if row.contender.public:
+        for stage, count in wasted_flops(config, length).items():
+            flops[f'{stage} wasted'] = count
+    return flops
+
+
+def _stored(network: torch.nn.Module) -> dict[str, int]:
+    vision = stored_bytes(network.vision_backbone) + stored_bytes(network.projector)
+    decoder = network.language_model
+    return {
+        'vision': vision,
+        'select': 0,
+        'language_model': stored_bytes(decoder.layers) + stored_bytes(decoder.norm),
+        'head': stored_bytes(network.action_head),
+        'all': stored_bytes(network),
+    }
