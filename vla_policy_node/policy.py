@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +128,11 @@ class Policy:
 
     Not thread-safe: `infer` and `reset` belong to one worker thread. `description` never changes
     and may be read by any.
+
+    read_s: what `ActionChunk.stage_ms` is measured with; set it before the first inference.
     """
+
+    read_s: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(
         self,
@@ -260,7 +265,7 @@ class Policy:
         until `reset`.
         """
         weight = next(self._model.parameters())
-        clock = StageClock(weight.device)
+        clock = StageClock(weight.device, self.read_s)
         pictures, proprio, prompt_ids = self._inputs.encode(
             observation.images, observation.proprio, observation.instruction
         )

@@ -17,6 +17,7 @@ from vla_policy_node.bench.rates import Rates
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
+from vla_policy_node.models.quantise import INT4_SHARE
 from vla_policy_node.policy import CAMERAS, ActionChunk, Observation, Policy
 
 STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
@@ -60,7 +61,10 @@ def load_rows(
             reason = str(error).splitlines()[0]
             console.print(f'Left out: {contender.name}, {contender.dtype}: {reason}')
             continue
-        rows.append(Row(contender, policy, {}, _stored(garage.network(contender))))
+        stored = _stored(garage.network(contender))
+        if contender.imitates_int4:
+            stored['all'] -= round((1 - INT4_SHARE) * stored['language_model'])
+        rows.append(Row(contender, policy, {}, stored))
     return rows
 
 

@@ -36,7 +36,8 @@ class Lines:
 
     def markdown(self) -> str:
         """For a file on GitHub."""
-        head = ['| ' + ' | '.join(self.head) + ' |', '|---' * 2 + '|---:' * (len(self.head) - 2) + '|']
+        rule = '|---' * 2 + '|---:' * (len(self.head) - 2) + '|'
+        head = ['| ' + ' | '.join(self.head) + ' |', rule]
         lines = ['| ' + ' | '.join(line) + ' |' for line in self.body]
         return '\n'.join([f'{self.title}', '', *head, *lines, ''])
 

@@ -24,8 +24,12 @@ def bench_policy(
     )] = 0,
     compiled: Annotated[bool, typer.Option(
         help='Also through torch.compile; takes minutes.')] = False,
+    clock: Annotated[str, typer.Option(
+        help='wall; processor: only the time that this process computed, for a CPU that others '
+        'use as well.')] = 'wall',
     only: Annotated[list[str] | None, typer.Option(
-        help="Only contenders whose 'method, way, dtype' contains this; repeat for several.")] = None,
+        help="Only contenders whose 'method, way, dtype' contains this; repeat for several."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help='File for all figures.')] = None,
     markdown: Annotated[Path | None, typer.Option(help='File for the tables.')] = None,
 ) -> None:
@@ -43,11 +47,12 @@ def bench_policy(
     """
     from rich.console import Console
 
-    from vla_policy_node.bench.policy_run import run
+    from vla_policy_node.bench.policy_run import Options, run
 
+    options = Options(checkpoint, size, device, repetitions, warm_up, pictures, threads, count,
+                      compiled, clock, only or ())
     try:
-        run(checkpoint, size, device, repetitions, warm_up, pictures, threads, count, compiled,
-            only or (), json, markdown, Console())
+        run(options, json, markdown, Console())
     except ValueError as error:
         typer.secho(str(error), fg='red', err=True)
         raise typer.Exit(2) from None
