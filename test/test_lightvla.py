@@ -307,3 +307,12 @@ def test_methods_are_found_by_name():
 def test_unknown_methods_and_settings_are_named(name, chosen, sentence):
     with pytest.raises(ValueError, match=sentence):
         acceleration.create(name, **chosen)
+
+
+def test_a_count_keeps_the_most_voted_tokens(case):
+    voted, counted = LightVla(), LightVla(count=5)
+    sequence = sequence_of(case)
+    voted.select_tokens(sequence)
+    assert counted.select_tokens(sequence).visual_rows == 5
+    votes, kept = voted.report().scores, counted.report().kept
+    assert votes[kept].min() >= votes[~kept].max()

@@ -33,7 +33,8 @@ from vla_policy_node.bench.policy_tables import (
 from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.machine import processor_name
-from vla_policy_node.models.checkpoint import load_model
+from vla_policy_node.models.checkpoint import load_model, read_model_config
+from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.system import default_checkpoint
 
 PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
@@ -101,9 +102,12 @@ def _check(options: Options) -> None:
 def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, list[Lines]]:
     read_s = CLOCKS[options.clock]
     count = options.count or (PUBLIC_COUNT if options.size else 0)
-    garage = Garage(
+    directory = (
         write_files(folder, SIZES[options.size]) if options.size
-        else Path(options.checkpoint or default_checkpoint()),
+        else find_checkpoint(options.checkpoint or default_checkpoint()))
+    read_model_config(directory)  # before anything that takes long
+    garage = Garage(
+        directory,
         options.device, options.threads, load_random if options.size else load_model,
         {'lightvla': {'count': count}}, read_s)
     contenders = [c for c in list_contenders(options.device, options.compiled)
