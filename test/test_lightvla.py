@@ -285,6 +285,7 @@ def test_methods_are_found_by_name():
         'multiplicity_bias': False,
         'extra_random': 0,
         'drop_fraction': 0.0,
+        'count': 0,
         'seed': 0,
     }
     assert acceleration.create('lightvla', multiplicity_bias=True).multiplicity_bias

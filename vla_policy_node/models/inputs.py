@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vla_policy_node.models.statistics import Statistics
 
 
 class InputEncoder:
-    """Encodes images, proprio and instruction for one checkpoint. Holds no state.
+    """Encodes images, proprio and instruction for one checkpoint. Any thread.
 
     camera_transforms: camera -> name in `models.preprocess.TRANSFORMS`, in the order in which
         the policy takes its cameras.
@@ -31,7 +32,7 @@ class InputEncoder:
     ):
         self.camera_transforms = camera_transforms
         self.preprocessor = preprocessor
-        self._prompt = prompt
+        self._encode = lru_cache(maxsize=16)(prompt.encode)
         self._statistics = statistics
         self._context_rows = config.language_model.context_length
         self._proprio = config.proprio
@@ -62,7 +63,7 @@ class InputEncoder:
 
     def encode_prompt(self, instruction: str) -> list[int]:
         """Prompt ids; ValueError if the instruction is empty or too long. Any thread."""
-        prompt_ids = self._prompt.encode(instruction)
+        prompt_ids = self._encode(instruction)
         rows = self._fixed_rows + len(prompt_ids)
         if rows > self._context_rows:
             raise ValueError(

@@ -68,8 +68,10 @@ def imitate_int4(small: nn.Module, plain: nn.Module) -> None:
 
 
 def _import() -> tuple[Callable, dict[str, Callable]]:
-    # It reports each of its compiled parts that is for another kind of machine.
-    logging.getLogger('torchao').setLevel(logging.ERROR)
+    # It reports each of its compiled parts that is for another kind of machine, and torch what
+    # it registers.
+    for logger in ('torchao', 'torch.utils._pytree'):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         from torchao.quantization import (
             Int4WeightOnlyConfig,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROMPT_BUCKET = 16
 VISUAL_BUCKET = 16
+_BUCKETS = 128  # of prompt and visual rows together, more than there are
 _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must not be captured
 
 
@@ -48,7 +49,7 @@ class StaticForward:
             )
         self._model = model
         self._method = methods[0] if methods else None
-        self._wrap = torch.compile if compiled else (lambda function: function)
+        self._wrap = _compile if compiled else (lambda function: function)
         self._stages: dict[tuple, Stage] = {}
         self._pool = torch.cuda.graph_pool_handle() if _on_cuda(model) else None
         self.layer_rows: list[int] = []
@@ -172,6 +173,13 @@ class Stage:
             own.copy_(given)
         self._graph.replay()
         return self._result
+
+
+def _compile(function: Callable) -> Callable:
+    # A compiled function per bucket; beyond the limit torch would quietly run them uncompiled.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, _BUCKETS)
+    return torch.compile(function, dynamic=False)
 
 
 def _on_cuda(model: OpenVlaOft) -> bool:
