@@ -83,7 +83,7 @@ def contender_table(entries: Sequence[Mapping], title: str) -> Lines:
             f'{sum(entry["flops"].values()) / 1e9:.2f}',
             f'{entry["weight_bytes"] / 1e6:.1f}',
             *((f'{entry["peak_device_bytes"] / 1e6:.0f}',) if cuda else ()),
-            f'{error["mean"]:.2%} / {error["max"]:.2%}' if error['max'] else '0',
+            _shares(error),
         ))
     return Lines(
         title,
@@ -122,7 +122,7 @@ def camera_table(cameras: Mapping, title: str) -> Lines:
     changed = {
         'exact': ('0', '0'),
         'fast': (f'{pixel["mean"]:.2f} / {pixel["p99"]:.0f} / {pixel["max"]}',
-                 f'{action["mean"]:.2%} / {action["max"]:.2%}'),
+                 _shares(action)),
     }
     return Lines(
         title,
@@ -131,6 +131,14 @@ def camera_table(cameras: Mapping, title: str) -> Lines:
         tuple((kind, f'{ms["p50"]:.1f} / {ms["p95"]:.1f}', *changed[kind])
               for kind, ms in cameras['ms'].items()),
     )
+
+
+def _shares(error: Mapping[str, float]) -> str:
+    if not error['max']:
+        return '0'
+    if error['max'] < 1e-4:
+        return '< 0.01 %'
+    return f'{error["mean"]:.2%} / {error["max"]:.2%}'
 
 
 def describe_rates(rates: Rates) -> str:
