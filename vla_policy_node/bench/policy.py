@@ -58,8 +58,7 @@ def load_rows(
         try:
             policy = garage.policy(contender)
         except (ValueError, torch.OutOfMemoryError) as error:
-            reason = str(error).splitlines()[0]
-            console.print(f'Left out: {contender.name}, {contender.dtype}: {reason}')
+            _leave_out(contender, error, console)
             continue
         stored = _stored(garage.network(contender))
         if contender.imitates_int4:
@@ -71,28 +70,42 @@ def load_rows(
 def run_rows(
     rows: Sequence[Row], observations: Sequence[Observation], repetitions: int, warm_up: int,
     console: Console,
-) -> None:
-    """Let all rows act in turn, so that a machine that slows down slows down all of them."""
-    timed = [row for row in rows if row.contender.timed]
+) -> list[Row]:
+    """Let all rows act in turn, so that a machine that slows down slows down all of them.
+
+    Returns the rows that ran; one that needs more memory than there is does not.
+    """
+    done = []
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(
-            'measuring', total=len(rows) * len(observations) * (1 + warm_up)
-            + len(timed) * repetitions)
-        for row in rows:
-            for observation in observations:
-                for _ in range(warm_up):  # each may be the first of its bucket
-                    row.policy.infer(observation)
-                    progress.advance(bar)
-                chunk = _infer(row, observation)
-                row.actions.append(chunk.actions)
-                row.tokens.append(chunk.tokens_kept)
-                progress.advance(bar)
-            row.flops = _flops(row, chunk, observations[-1])
-        for repetition in range(repetitions):
+        for row in progress.track(rows, description='warming up'):
+            try:
+                _warm_up(row, observations, warm_up)
+            except torch.OutOfMemoryError as error:
+                _leave_out(row.contender, error, console)
+            else:
+                done.append(row)
+        timed = [row for row in done if row.contender.timed]
+        for repetition in progress.track(range(repetitions), description='measuring'):
             observation = observations[repetition % len(observations)]
             for row in timed:
                 row.stage_ms.append(row.policy.infer(observation).stage_ms)
-                progress.advance(bar)
+    return done
+
+
+def _warm_up(row: Row, observations: Sequence[Observation], repetitions: int) -> None:
+    """Look at everything, and note what does not depend on time."""
+    for observation in observations:
+        for _ in range(repetitions):  # each observation may be the first of its bucket
+            row.policy.infer(observation)
+        chunk = _infer(row, observation)
+        row.actions.append(chunk.actions)
+        row.tokens.append(chunk.tokens_kept)
+    row.flops = _flops(row, chunk, observations[-1])
+
+
+def _leave_out(contender: Contender, error: Exception, console: Console) -> None:
+    reason = str(error).splitlines()[0]
+    console.print(f'Left out: {contender.name}, {contender.dtype}: {reason}')
 
 
 def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
@@ -103,11 +116,12 @@ def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
     return {'mean': float(errors.mean()), 'max': float(errors.max())}
 
 
-def reference_of(row: Row, rows: Sequence[Row]) -> Row:
-    """The plain network with the same method in the widest dtype of the bench."""
-    plain = [other for other in rows if other.contender.method == row.contender.method
-             and other.contender.optimisation == 'none' and not other.contender.public]
-    return plain[0] if plain else row
+def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The plain network with the same method in the dtype of the bench, if it took part."""
+    dtype = 'bfloat16' if _on_cuda(row) else 'float32'
+    wanted = row.contender.method, 'plain', dtype
+    return next((other for other in rows if wanted == (
+        other.contender.method, other.contender.way, other.contender.dtype)), None)
 
 
 def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
@@ -157,13 +171,18 @@ def shrink(observations: Sequence[Observation], side: int) -> list[Observation]:
 
 
 def _infer(row: Row, observation: Observation) -> ActionChunk:
-    """One inference, with the device memory it needed at most."""
-    cuda = row.policy.description.device.startswith('cuda')
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    """One inference, with the device memory that it and its weights need at most."""
+    if not _on_cuda(row):
+        return row.policy.infer(observation)
+    torch.cuda.reset_peak_memory_stats()
+    others = torch.cuda.memory_allocated() - row.stored['all']
     chunk = row.policy.infer(observation)
-    row.peak_bytes = torch.cuda.max_memory_allocated() if cuda else 0
+    row.peak_bytes = torch.cuda.max_memory_allocated() - others
     return chunk
+
+
+def _on_cuda(row: Row) -> bool:
+    return row.policy.description.device.startswith('cuda')
 
 
 def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, int]:

@@ -123,7 +123,7 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
     for note in notes:
         console.print(note, highlight=False)
     small = shrink(observations, rows[0].policy.config.image_px)
-    run_rows(rows, small, options.repetitions, options.warm_up, console)
+    rows = run_rows(rows, small, options.repetitions, options.warm_up, console)
     entries = [summarise(row, rows, rates) for row in rows]
     plainest = min((row.contender for row in rows), key=lambda c: (
         c.public, c.optimisation != 'none'))

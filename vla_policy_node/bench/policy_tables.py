@@ -55,7 +55,7 @@ def summarise(row: Row, rows: Sequence[Row], rates: Rates) -> dict:
         'flops': row.flops,
         'weight_bytes': row.stored['all'],
         'peak_device_bytes': row.peak_bytes,
-        'action_error': action_error(row.actions, reference.actions, row.policy),
+        'action_error': reference and action_error(row.actions, reference.actions, row.policy),
         'floor_ms': {**floors, 'total': sum(floors.values())},
     }
     if row.stage_ms:
@@ -71,7 +71,6 @@ def contender_table(entries: Sequence[Mapping], title: str) -> Lines:
     body = []
     for entry in entries:
         total, floor = entry.get('total_ms'), entry['floor_ms']['total']
-        error = entry['action_error']
         body.append((
             f'{entry["method"]}, {entry["way"]}',
             entry['dtype'],
@@ -83,7 +82,7 @@ def contender_table(entries: Sequence[Mapping], title: str) -> Lines:
             f'{sum(entry["flops"].values()) / 1e9:.2f}',
             f'{entry["weight_bytes"] / 1e6:.1f}',
             *((f'{entry["peak_device_bytes"] / 1e6:.0f}',) if cuda else ()),
-            _shares(error),
+            _shares(entry['action_error']),
         ))
     return Lines(
         title,
@@ -133,7 +132,9 @@ def camera_table(cameras: Mapping, title: str) -> Lines:
     )
 
 
-def _shares(error: Mapping[str, float]) -> str:
+def _shares(error: Mapping[str, float] | None) -> str:
+    if error is None:
+        return ''
     if not error['max']:
         return '0'
     if error['max'] < 1e-4:
