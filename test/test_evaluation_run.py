@@ -1,12 +1,14 @@
 """`vla eval`: all methods on the same episodes, and an interrupted run goes on where it was."""
 
-import copy
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_episodes import Scene, made_up, tiny_checkpoint
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -14,14 +16,11 @@ from typer.testing import CliRunner
 from vla_policy_node import cli
 from vla_policy_node.evaluation import worker
 from vla_policy_node.evaluation.contenders import Contender, parse_contender
-from vla_policy_node.evaluation.episodes import EpisodeResult, Inference
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results, side_file
 from vla_policy_node.evaluation.run import missing_units
 from vla_policy_node.evaluation.summary import summarise
-from vla_policy_node.models.small import CONFIG, create_small_checkpoint
-from vla_policy_node.policy import ActionChunk, TokenSelection
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 
 CONSOLE = Console(width=100)
@@ -29,12 +28,7 @@ CONSOLE = Console(width=100)
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    document = copy.deepcopy(CONFIG)
-    for tower in document['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
-    document['text_config'].update(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    return create_small_checkpoint(tmp_path_factory.mktemp('tiny') / 'tiny', config=document)
+    return tiny_checkpoint(tmp_path_factory.mktemp('tiny') / 'tiny')
 
 
 def plan_of(checkpoint, *methods, **options) -> Plan:
@@ -51,6 +45,15 @@ def test_methods_and_their_settings():
     assert both.methods == ('lightvla', 'random_tokens')
     assert both.settings == {
         'lightvla': {'multiplicity_bias': True, 'extra_random': 3}, 'random_tokens': {'count': 9}}
+
+
+def test_a_method_on_another_checkpoint(checkpoint):
+    contender = parse_contender(f'lightvla@{checkpoint}')
+    assert (contender.methods, contender.checkpoint) == (('lightvla',), checkpoint)
+    plan, other = plan_of(checkpoint), plan_of(checkpoint, f'dense@{checkpoint}')
+    assert plan.identity() != other.identity()
+    with pytest.raises(ValueError, match='no such directory'):
+        parse_contender('dense@nowhere')
 
 
 @pytest.mark.parametrize(('text', 'message'), [
@@ -136,58 +139,6 @@ def test_settings_belong_to_the_evaluation_but_methods_do_not(checkpoint):
 
 
 # --- whole evaluations, with stand-ins for world and episodes ---
-
-
-class Scene:
-    """As much of a world as a worker needs when episodes are made up."""
-
-    instances = 0
-
-    def __init__(self, task, image_size):
-        Scene.instances += 1
-        self.task, self.instruction = task, task.instruction
-
-    def reset_layout(self, layout, seed):
-        self.seed = seed
-
-    def close(self):
-        pass
-
-
-def chunk_of(tokens):
-    kept = np.zeros((2, 2), bool)
-    kept.flat[:tokens] = True
-    selections = tuple(
-        TokenSelection(camera, kept, np.empty(0), (0, 0, 1, 1), 'none') for camera in 'ab')
-    stages = {'vision': 1.0 + tokens, 'head': 0.5}
-    return ActionChunk(np.zeros((8, 7)), selections, stages, 'x', 2 * tokens, 8, 1000 * tokens)
-
-
-@pytest.fixture
-def made_up(monkeypatch):
-    """Episodes whose outcome is a function of method and seed; returns what was run."""
-    ran = []
-
-    class Brain:
-        def __init__(self, label):
-            self.label = label
-
-        def infer(self, observation):
-            return chunk_of(4)
-
-    def run_episode(world, policy, parameters, instruction, **options):
-        ran.append((policy.label, world.seed))
-        tokens = 4 if policy.label == 'dense' else 1
-        success = world.seed % 3 > 0 if policy.label == 'dense' else world.seed % 3 > 1
-        inferences = tuple(
-            Inference(8 * i, phase, chunk_of(tokens), {}) for i, phase in
-            enumerate(('reach', 'grasp')))
-        return EpisodeResult(success, 16, '' if success else 'dropped', inferences)
-
-    monkeypatch.setattr(worker, 'LiberoWorld', Scene)
-    monkeypatch.setattr(worker, 'run_episode', run_episode)
-    monkeypatch.setattr(Contender, 'load', lambda self, *_: Brain(self.label))
-    return ran
 
 
 def test_the_document(checkpoint, made_up, tmp_path):

@@ -52,6 +52,20 @@ def test_a_run_leaves_a_policy_that_acts(folders, tmp_path):
     assert list((tmp_path / 'run' / 'tensorboard').iterdir())
 
 
+def test_a_policy_runs_lightvla_as_it_was_trained(folders, tmp_path):
+    for bias in (True, False):
+        config = replace(
+            CLONE, stage='lightvla', tokens_kept=0, steps=1, losses={'action': 1.0},
+            multiplicity_bias=bias)
+        checkpoint = train(run_in(tmp_path / str(bias), folders, config))
+        described = Policy.load(checkpoint, methods=('lightvla',)).description
+        assert described.method_settings['lightvla']['multiplicity_bias'] is bias
+        chosen = Policy.load(
+            checkpoint, methods=('lightvla',),
+            method_settings={'lightvla': {'multiplicity_bias': not bias}}).description
+        assert chosen.method_settings['lightvla']['multiplicity_bias'] is not bias
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bits(folders, tmp_path, monkeypatch):
     straight, stopped = run_in(tmp_path / 'a', folders), run_in(tmp_path / 'b', folders)
     train(straight)

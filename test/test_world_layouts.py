@@ -95,10 +95,36 @@ def test_what_cannot_be_asked_for_is_refused(world):
         world.reset_layout('upside_down', 0)
 
 
-def test_relational_suites_refuse_to_be_shuffled():
-    world = LiberoWorld(tasks('libero_spatial')[0], 64)
+def test_where_every_task_has_a_goal_of_its_own_nothing_is_shuffled():
+    world = LiberoWorld(tasks('libero_goal')[0], 64)
     with pytest.raises(ValueError, match='--layout standard'):
         world.reset_layout('shuffled', 0)
+    world.close()
+
+
+@given(seed=st.integers(0, 2**32))
+def test_objects_that_shift_stay_as_they_lie_among_each_other(seed):
+    new = layouts.shift(PLACES, FIXED, np.random.default_rng(seed))
+    moved = new - PLACES
+    assert (moved[4] == 0).all(), 'what stands on furniture stays'
+    np.testing.assert_allclose(moved[:4], moved[[0] * 4], atol=1e-12)
+    assert (layouts.SHIFT_M[:, 0] <= moved[0]).all()
+    assert (moved[0] <= layouts.SHIFT_M[:, 1]).all()
+
+
+def test_a_relation_holds_wherever_the_objects_are_shifted():
+    """'The black bowl on the cookie box'; the other bowl stands on the cabinet and stays."""
+    world = LiberoWorld(tasks('libero_spatial')[3], 64)
+    bowl, other, cookies, _, plate = world.objects
+    plates = []
+    for seed in range(4):
+        world.reset_layout('shuffled', seed)
+        between = world.object_position(bowl) - world.object_position(cookies)
+        assert np.linalg.norm(between[:2]) < 0.02
+        assert 0.03 < between[2] < 0.06
+        assert world.object_position(other)[2] > 1.1, 'on the cabinet'
+        plates.append(world.object_position(plate)[:2])
+    assert np.ptp(plates, axis=0).max() > 0.02
     world.close()
 
 

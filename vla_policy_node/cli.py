@@ -178,7 +178,7 @@ def demo(
     instruction: Annotated[str, typer.Option(
         help='Ask for this in every episode instead; one of `vla tasks`.')] = '',
     layout: Annotated[str, typer.Option(
-        help='standard: objects where LIBERO puts them; shuffled (libero_object): anywhere, in '
+        help='standard: objects where LIBERO puts them; shuffled (not libero_goal): elsewhere, in '
         'layouts that no training has seen. Default: shuffled where possible.')] = '',
     steps: Annotated[int, typer.Option(min=1, help='Control steps per episode at most.')] = 200,
     pace: Annotated[str, typer.Option(
@@ -198,10 +198,11 @@ def demo(
 
     from vla_policy_node.demo.run import PACES, DemoError, run_demo
     from vla_policy_node.demo.scenes import choose_scenes
+    from vla_policy_node.world.libero_world import SHUFFLED_SUITES
 
     if pace not in PACES:
         raise _refusal(f"pace is '{pace}'; choose one of {', '.join(PACES)}.")
-    layout = layout or ('shuffled' if suite == 'libero_object' else 'standard')
+    layout = layout or ('shuffled' if suite in SHUFFLED_SUITES else 'standard')
     try:
         scenes = choose_scenes(suite, layout, episodes, task or (), instruction)
         code = run_demo(out, scenes, steps, pace,
@@ -237,7 +238,7 @@ def demos(
 
     * `vla demos --count 1500 --out data/object`: any object, anywhere
 
-    * `vla demos --suite libero_spatial --layout standard --no-retarget --out data/spatial`
+    * `vla demos --suite libero_spatial --no-retarget --out data/spatial`
     """
     from rich.console import Console
 
@@ -403,6 +404,47 @@ def bench_node(
         run(duration, {'checkpoint': checkpoint, 'config': config}, out, Console())
     except (NodeDiedError, RuntimeError, SystemDescriptionError) as error:
         raise _refusal(error) from None
+
+
+@bench.command('selection')
+def bench_selection(
+    dense: Annotated[Path, typer.Option(
+        help='Dense checkpoint that the others were fine-tuned from.')] = Path(
+            'checkpoints/libero_object_dense'),
+    lightvla: Annotated[Path, typer.Option(
+        help='Checkpoint fine-tuned with LightVLA.')] = Path('checkpoints/libero_object'),
+    runs: Annotated[Path, typer.Option(
+        help='Folder of the variants; those that are missing are trained there.')] = Path(
+            'runs/selection'),
+    demos: Annotated[Path | None, typer.Option(
+        help='Demonstrations to train missing variants on, a folder of `vla demos`.')] = None,
+    out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path('docs'),
+    tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
+    episodes: Annotated[int, typer.Option(
+        min=1, help='Episodes per task and row.')] = 5,
+    workers: Annotated[int, typer.Option(min=1, help='Processes, for both parts.')] = 2,
+) -> None:
+    """Ask which selection of visual tokens a policy needs; every row on the same episodes.
+
+    Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few less tokens, and
+    LightVLA trained with other noise. Interrupted, the same command goes on where it was.
+
+    `vla bench selection --demos data/object` is the table of the README.
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.selection import Question, answer
+    from vla_policy_node.commands.numbers import parse_numbers
+
+    try:
+        answer(Question(
+            dense, lightvla, runs, demos, out, episodes,
+            parse_numbers(tasks) if tasks else (), workers), Console())
+    except ValueError as error:
+        raise _refusal(error) from None
+    except KeyboardInterrupt:
+        typer.echo('Interrupted; the same command goes on from here.')
+        raise typer.Exit(130) from None
 
 
 def _refusal(reason: object) -> typer.Exit:

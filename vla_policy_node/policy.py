@@ -194,6 +194,7 @@ class Policy:
         preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`models.preprocess`).
         optimisation: one of OPTIMISATIONS; all but 'none' change results by rounding.
         load_model: makes the network, with the arguments of `models.checkpoint.load_model`.
+        method_settings: method -> setting -> value, over what the checkpoint says.
         Raises ValueError with one sentence if anything does not fit.
         """
         directory = find_checkpoint(checkpoint)
@@ -209,7 +210,7 @@ class Policy:
         statistics = read_statistics(
             checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
-        settings = _complete_settings(methods, method_settings or {})
+        settings = _complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         for method in chosen:
             method.prepare(directory, config)
@@ -377,11 +378,17 @@ class _RowRecorder(Method):
 
 
 def _complete_settings(
-    methods: Sequence[str], chosen: Mapping[str, Mapping[str, object]]
+    methods: Sequence[str],
+    chosen: Mapping[str, Mapping[str, object]],
+    trained: Mapping[str, Mapping[str, object]],
 ) -> dict[str, dict[str, object]]:
+    """Defaults, under what the checkpoint was trained with, under what was chosen."""
     for name in chosen.keys() - set(methods):
         raise ValueError(f'There are settings for the method {name!r}, which is not in use.')
-    return {name: {**acceleration.settings(name), **chosen.get(name, {})} for name in methods}
+    return {
+        name: {**acceleration.settings(name), **trained.get(name, {}), **chosen.get(name, {})}
+        for name in methods
+    }
 
 
 def _choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:

@@ -3,6 +3,7 @@
     dense                                   the plain model
     lightvla:multiplicity_bias=true         one method with a setting
     lightvla:extra_random=8,seed=1+fastv    two methods, one after the other
+    dense@runs/clone/checkpoint             on another checkpoint than the evaluation's
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vla_policy_node import acceleration
+from vla_policy_node.models.hub import find_checkpoint
 
 if TYPE_CHECKING:
     from vla_policy_node.nodes.policy_parameters import PolicyParameters
@@ -27,12 +29,14 @@ class Contender:
     """A policy under one set of acceleration methods, or the blind baseline.
 
     label: its name in tables. settings: method -> setting -> value.
-    blind: file of a blind baseline; it then has nothing to do with the checkpoint.
+    checkpoint: directory to run instead of the evaluation's, None for that one.
+    blind: file of a blind baseline; it then has nothing to do with any checkpoint.
     """
 
     label: str
     methods: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    checkpoint: Path | None = None
     blind: Path | None = None
 
     def load(self, parameters: PolicyParameters, threads: int):
@@ -47,7 +51,7 @@ class Contender:
         from vla_policy_node.policy import Policy
 
         return Policy.load(
-            parameters.checkpoint,
+            self.checkpoint or parameters.checkpoint,
             methods=self.methods,
             device=parameters.device,
             dtype=parameters.dtype,
@@ -65,16 +69,20 @@ class Contender:
 def parse_contender(text: str) -> Contender:
     """Read 'method:setting=value,setting=value+method'; 'dense' is the absence of methods.
 
-    Raises ValueError for a method, setting or value that does not exist.
+    Behind an '@' may follow a checkpoint. Raises ValueError for a method, setting, value or
+    checkpoint that does not exist.
     """
     settings: dict[str, dict[str, object]] = {}
-    for part in filter(None, (part.strip() for part in text.split('+'))):
+    methods, _, checkpoint = text.partition('@')
+    for part in filter(None, (part.strip() for part in methods.split('+'))):
         name, _, chosen = part.partition(':')
         if name == 'dense' and not chosen:
             continue
         settings[name] = dict(_parse_setting(entry, text) for entry in chosen.split(',') if entry)
         acceleration.create(name, **settings[name])
-    return Contender(text.strip() or 'dense', tuple(settings), settings)
+    return Contender(
+        text.strip() or 'dense', tuple(settings), settings,
+        find_checkpoint(checkpoint.strip()) if checkpoint else None)
 
 
 def _parse_setting(entry: str, text: str) -> tuple[str, object]:

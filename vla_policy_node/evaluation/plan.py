@@ -95,6 +95,8 @@ class Plan:
         return {
             'checkpoint_sha256': checkpoints.fingerprint(Path(self.parameters.checkpoint)),
             'blind_sha256': [_sha256(c.blind) for c in self.contenders if c.blind],
+            'other_checkpoints_sha256': sorted({
+                checkpoints.fingerprint(c.checkpoint) for c in self.contenders if c.checkpoint}),
             'suite': self.suite,
             'layout': self.layout,
             'seed': self.seed,

@@ -14,10 +14,13 @@ from vla_policy_node.evaluation.progress import PHASES
 DPI = 150
 
 
-def write_plots(document: Mapping, directory: Path) -> list[Path]:
-    """Write success.png and tokens.png; document: what `summarise` returns."""
+def write_plots(document: Mapping, directory: Path, prefix: str = '') -> list[Path]:
+    """Write success.png and tokens.png, or with `prefix`; document: what `summarise` returns."""
     directory.mkdir(parents=True, exist_ok=True)
-    pictures = {'success.png': success_figure(document), 'tokens.png': tokens_figure(document)}
+    pictures = {
+        f'{prefix}success.png': success_figure(document),
+        f'{prefix}tokens.png': tokens_figure(document),
+    }
     for name, figure in pictures.items():
         FigureCanvasAgg(figure).print_png(directory / name)
     return [directory / name for name in pictures]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
@@ -81,6 +81,7 @@ class ModelConfig:
     action_bins, action_ids_end: heads that predict tokens divide [-1, 1] into so many bins; the
         ids count down from the end of the tokenizer's vocabulary, which padding follows.
     diffusion_steps: denoising steps, of training and of inference.
+    method_settings: method -> setting -> value, what acceleration methods were trained with.
     """
 
     dino: TowerConfig
@@ -97,6 +98,7 @@ class ModelConfig:
     action_bins: int = 256
     action_ids_end: int = 32000
     diffusion_steps: int = 50
+    method_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
 
     @property
     def image_px(self) -> int:
@@ -224,6 +226,7 @@ _OWN_KEYS = (
     'proprio',
     'cameras',
     'diffusion_steps',
+    'method_settings',
 )
 
 _TEXT_KEYS = {

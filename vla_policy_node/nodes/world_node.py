@@ -58,7 +58,7 @@ class WorldParameters:
     suite: str = parameter('libero_object', 'Suite of the first task.', choices=SUITES)
     task_id: int = parameter(0, 'First task, an index into the suite.', '', 0, 9)
     layout: str = parameter(
-        'standard', "Where objects lie: as LIBERO puts them, or 'shuffled' (libero_object only).",
+        'standard', "Where objects lie: as LIBERO puts them, or 'shuffled' (not libero_goal).",
         choices=LAYOUTS)
     initial_state: int = parameter(
         0, "First episode's initial state, an index into the 50 that LIBERO gives for the task; "

@@ -17,9 +17,8 @@ from vla_policy_node.models.statistics import Statistics
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
-from vla_policy_node.world.words import basket_instruction, object_words
+from vla_policy_node.world.words import GOALS, basket_instruction, object_words
 
-GOAL = 'basket_1'  # where things are put; it is named in every instruction
 LABELS_PX = 112  # side of the label images before they are counted per token
 NOT_THINGS = ('arm',)
 
@@ -100,7 +99,7 @@ class BatchMaker:
             offset=_floats(_pad_first(columns['offset'], axis=0)),
             place=_floats(_pad_first(columns['place'], axis=1)),
             asked=torch.tensor([frame.objects.index(frame.target) for frame in frames]),
-            goal=torch.tensor([frame.objects.index(GOAL) for frame in frames]),
+            goal=torch.tensor([frame.objects.index(GOALS[frame.suite]) for frame in frames]),
             things=torch.from_numpy(np.stack(columns['things'])),
         )
 
@@ -143,8 +142,10 @@ class BatchMaker:
 
 
 def ask_for_anything(frame: Frame, rng: np.random.Generator) -> Frame:
-    """Let the instruction of a frame without actions name any of its things."""
-    target = str(rng.choice([name for name in frame.objects if name != GOAL]))
+    """Let the instruction of a frame without actions name any of its things, where words can."""
+    if frame.suite != 'libero_object':
+        return frame
+    target = str(rng.choice([name for name in frame.objects if name != GOALS[frame.suite]]))
     return replace(frame, target=target, instruction=basket_instruction(target))
 
 

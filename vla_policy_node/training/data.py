@@ -9,6 +9,7 @@ import numpy as np
 from vla_policy_node.training.batches import Batch, BatchMaker, ask_for_anything
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.demonstrations import Demonstrations
+from vla_policy_node.world.words import GOALS
 
 VALIDATION_EVERY = 25  # every so many-th episode is kept out of training
 
@@ -86,6 +87,10 @@ def _split(source: Demonstrations | None) -> tuple | None:
     """Return the source, its training frames and its held-out frames."""
     if source is None:
         return None
+    if source.document['suite'] not in GOALS:
+        raise ValueError(
+            f'{source.directory} is of {source.document["suite"]}; training knows where things '
+            f'belong in {" and ".join(GOALS)}.')
     held_out = source.frames[:, 0] % VALIDATION_EVERY == 0
     if held_out.all() or not held_out.any():
         raise ValueError(

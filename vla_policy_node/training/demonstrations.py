@@ -79,7 +79,8 @@ class Frame:
 
     images: per camera [H, W, 3] uint8 RGB. labels: per camera [h, w] uint8, 0 or 1 + index into
     `segments`. proprio: [8]. actions: [K, 7], the policy's convention; has_actions is False where
-    they mean nothing. objects: names; object_position: [O, 3] m. target: one of `objects`.
+    they mean nothing. suite: of the task. objects: names; object_position: [O, 3] m. target: one
+    of `objects`.
     """
 
     images: Mapping[str, np.ndarray]
@@ -91,6 +92,7 @@ class Frame:
     objects: tuple[str, ...]
     object_position: np.ndarray
     segments: tuple[str, ...]
+    suite: str
     has_actions: bool = True
 
 
@@ -205,6 +207,7 @@ class Demonstrations:
                 objects=tuple(json.loads(header['objects'])),
                 object_position=file.get_slice('object_position')[frame:frame + 1][0],
                 segments=tuple(json.loads(header['segments'])),
+                suite=header['suite'],
                 has_actions=header['layout'] != SCATTERED,
             )
 

@@ -7,8 +7,8 @@ trained whole. The checkpoint holds merged weights and no trace of the updates.
 
 from __future__ import annotations
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+import logging
+
 from torch import nn
 
 PARTS = ('vision_backbone.', 'projector.', 'language_model.')
@@ -18,6 +18,11 @@ _MARK = 'lora_'
 
 def add_lora(model: nn.Module, rank: int) -> None:
     """Put updates of `rank` beside all linear layers of PARTS, in place."""
+    # peft is imported by those who use it: it brings torchao, which takes seconds and reports each
+    # of its compiled parts that is for another kind of machine.
+    logging.getLogger('torchao').setLevel(logging.ERROR)
+    from peft import LoraConfig, inject_adapter_in_model
+
     layers = [
         name for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(PARTS)
@@ -39,6 +44,8 @@ def merge_lora(model: nn.Module) -> None:
     ValueError if there are none: a merge that ran twice would have added them twice, which
     loads, runs and fails on the robot (openvla-oft issue 151).
     """
+    from peft.tuners.lora import LoraLayer
+
     layers = [
         (name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
     ]

@@ -15,11 +15,11 @@ from vla_policy_node.training.demonstrations import Demonstration
 from vla_policy_node.world.expert import STAND_STILL, Expert
 from vla_policy_node.world.libero_world import LiberoWorld
 from vla_policy_node.world.proprio import proprio_of
+from vla_policy_node.world.words import GOALS
 
 LABELS_STRIDE = 2  # of the label images against the camera images
 REST_STEPS = 4  # after success, so that a policy learns to stop
 LONGEST_STEPS = 180  # about 100 are usual; an episode that takes longer was stuck
-GOAL_OBJECT = 'basket_1'
 
 _PUSHED_SHARE, _MOVED_SHARE = 1 / 3, 3 / 8
 
@@ -52,7 +52,7 @@ def record(world: LiberoWorld, recipe: Recipe, seed: int) -> Demonstration | Non
     # A stream of its own: the layout takes the seed itself.
     rng = np.random.default_rng([seed, 1])
     if recipe.retarget:
-        candidates = [name for name in world.objects if name != GOAL_OBJECT]
+        candidates = [name for name in world.objects if name != GOALS[recipe.suite]]
         world.retarget(candidates[rng.integers(len(candidates))])
     noise = recipe.noise * rng.choice([0.0, 0.5, 1.0])
     disturbance = _Disturbance(noise, rng)

@@ -168,6 +168,9 @@ def export(run: Run, model, heads) -> None:
     if run.demonstrations:
         shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
     document = checkpoints.read_json(target, 'config.json') | {'trained': True}
+    if run.config.stage == 'lightvla' and not run.config.learnt_queries:
+        document['method_settings'] = {
+            'lightvla': {'multiplicity_bias': run.config.multiplicity_bias}}
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     if run.config.lora_rank:
         merge_lora(model)

@@ -22,14 +22,15 @@ import numpy as np
 from vla_policy_node.world import layouts
 from vla_policy_node.world.initial_states import load_initial_states
 from vla_policy_node.world.libero_setup import SUITES, libero_folder, prepare
-from vla_policy_node.world.words import basket_instruction
+from vla_policy_node.world.words import GOALS, basket_instruction
 
 CAMERAS: Mapping[str, str] = {'third_person': 'agentview', 'wrist': 'robot0_eye_in_hand'}
 # Longest episodes (control steps) of the public evaluations on these suites.
 HORIZONS = {'libero_spatial': 220, 'libero_object': 280, 'libero_goal': 300}
+SHUFFLED_SUITES = ('libero_object', 'libero_spatial')
 
 _SETTLING_STEPS = 10
-_BASKET = 'basket_1'
+_BASKET = GOALS['libero_object']
 _ROBOT_SEGMENTS = ('gripper', 'arm')
 _HOLD_OPEN = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
@@ -173,7 +174,7 @@ class LiberoWorld:
     def reset_layout(self, layout: str, seed: int) -> None:
         """Start an episode with the objects laid out by `world.layouts`; same seed, same scene.
 
-        layout: 'standard' or, for libero_object, 'shuffled'.
+        layout: 'standard' or, for libero_object and libero_spatial, 'shuffled'.
         """
         if layout not in layouts.LAYOUTS:
             raise ValueError(
@@ -181,10 +182,10 @@ class LiberoWorld:
         if layout == 'standard':
             self.reset(layouts.standard_state(seed, self.initial_states))
             return
-        if self.task.suite != 'libero_object':
+        if self.task.suite not in SHUFFLED_SUITES:
             raise ValueError(
-                f'{self.task.suite} has no shuffled layout: its instructions say where things '
-                'are. Use --layout standard.')
+                f'{self.task.suite} has no shuffled layout, only {" and ".join(SHUFFLED_SUITES)} '
+                'have. Use --layout standard.')
         self._restart(self._shuffled_state(seed), seed)
 
     def scatter(self, seed: int) -> None:
@@ -205,9 +206,19 @@ class LiberoWorld:
         rng = np.random.default_rng(seed)
         state = self._states[rng.integers(self.initial_states)].copy()
         places = self._planar_addresses() + 1  # the state starts with the time
-        fixed = [name == _BASKET for name in self.objects]
-        state[places] = layouts.shuffle(state[places], self._radii_m, fixed, rng)
+        if self.task.suite == 'libero_spatial':
+            state[places] = layouts.shift(state[places], self._on_furniture(), rng)
+        else:
+            fixed = [name == _BASKET for name in self.objects]
+            state[places] = layouts.shuffle(state[places], self._radii_m, fixed, rng)
         return state
+
+    def _on_furniture(self) -> list[bool]:
+        """Return of each object whether it starts on or in a fixture."""
+        begin = self._env.env.parsed_problem['initial_state']
+        place = {name: where for _, name, where in (fact for fact in begin if len(fact) == 3)}
+        fixtures = tuple(self._env.env.fixtures_dict)
+        return [place[name].startswith(fixtures) for name in self.objects]
 
     def _restart(self, state: np.ndarray, seed: int) -> None:
         # LIBERO scatters its furniture by numpy's global generator, a centimetre at most.

@@ -1,0 +1,173 @@
+"""`vla bench selection`: LightVLA's own questions, asked of one policy on the same episodes.
+
+Does it matter which tokens stay, or only how many? Are there tokens it should have kept, or too
+many? Does noise in training help? Variants that take a training of their own are made here where
+they do not exist yet, all from the same dense checkpoint with the same demonstrations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from vla_policy_node.commands.train import run_stage, stage_config
+from vla_policy_node.evaluation.contenders import Contender
+from vla_policy_node.evaluation.evaluate import make_plan
+from vla_policy_node.evaluation.grounding import PARTS
+from vla_policy_node.evaluation.plan import Plan
+from vla_policy_node.evaluation.plots import write_plots
+from vla_policy_node.evaluation.progress import PHASES
+from vla_policy_node.evaluation.results import Results
+from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.summary import summarise
+from vla_policy_node.evaluation.tables import tables
+from vla_policy_node.training.run import Run
+
+LIGHTVLA = 'LightVLA'
+STAR = 'LightVLA*'
+# What is trained for the table: label -> folder, and what differs from config/training.
+VARIANTS = {
+    STAR: ('star', ('learnt_queries=64', 'multiplicity_bias=false')),
+    'LightVLA trained without noise': ('no-noise', ('noise_scale=0.0',)),
+    'LightVLA trained with fixed noise': ('fixed-noise', ('noise_decays=false',)),
+}
+EXTRA_RANDOM = 16
+DROPPED = 0.1
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to compare, and where.
+
+    dense: the checkpoint that everything starts from. lightvla: fine-tuned from it.
+    runs: folder of the variants' runs. demonstrations: what to train missing ones on, None to
+    refuse instead. out: gets selection.json, selection.md and two PNGs. tasks: () for all.
+    """
+
+    dense: Path
+    lightvla: Path
+    runs: Path
+    demonstrations: Path | None
+    out: Path
+    episodes: int
+    tasks: Sequence[int]
+    workers: int
+
+
+def answer(question: Question, console: Console) -> dict:
+    """Train what is missing, run every row, write the files; return the document.
+
+    Goes on where an interrupted run stopped. ValueError with one sentence for what cannot be.
+    """
+    variants = {label: _variant(question, label, console) for label in VARIANTS}
+    question.out.mkdir(parents=True, exist_ok=True)
+    learnt = [
+        Contender('dense', checkpoint=question.dense),
+        _contender(LIGHTVLA, question.lightvla),
+        *(_contender(label, directory) for label, directory in variants.items()),
+    ]
+    plan = make_plan(
+        arguments={'checkpoint': str(question.lightvla)}, episodes=question.episodes,
+        task_ids=question.tasks, changes={'execution_mode': 'sync'},
+        trace=question.runs / 'trace')
+    plan = replace(plan, contenders=tuple(learnt))
+    file = question.out / 'selection.json'
+    results = Results(file, plan.identity())
+    run_plan(plan, results, question.workers, console)
+    count = round(_mean_tokens(plan, results))
+    plan = replace(plan, contenders=(*learnt[:2], *_same_count(question, count), *learnt[2:]))
+    run_plan(plan, results, question.workers, console)
+
+    document = summarise(plan, results.rows(plan.keys), question.workers)
+    for table in tables(document):
+        console.print(table)
+    draft = file.with_name(f'{file.name}.draft')
+    draft.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    draft.replace(file)
+    (question.out / 'selection.md').write_text(markdown(document), encoding='utf-8')
+    write_plots(document, question.out, prefix='selection-')
+    results.discard_side_file()
+    return document
+
+
+def _variant(question: Question, label: str, console: Console) -> Path:
+    """Return the checkpoint of a variant, trained now if it does not exist."""
+    folder, changes = VARIANTS[label]
+    out = question.runs / folder
+    if not (out / 'checkpoint' / 'config.json').is_file():
+        if question.demonstrations is None:
+            raise ValueError(
+                f'{out} has no checkpoint of {label}; name the demonstrations to train it on '
+                'with --demos.')
+        run = Run(
+            stage_config('lightvla', None, changes), question.dense, question.demonstrations,
+            None, out, processes=question.workers)
+        if run_stage(run, console):
+            raise KeyboardInterrupt
+    return out / 'checkpoint'
+
+
+def _contender(label: str, checkpoint: Path) -> Contender:
+    method = 'lightvla_star' if label == STAR else 'lightvla'
+    return Contender(label, (method,), checkpoint=checkpoint)
+
+
+def _same_count(question: Question, count: int) -> list[Contender]:
+    """Return the rows that keep as many tokens as LightVLA, or a few more or less than it."""
+    rows = {
+        f'{count} random tokens': ('random_tokens', {'count': count}, question.dense),
+        f'FastV, {count} tokens': ('fastv', {'count': count}, question.dense),
+        f'LightVLA + {EXTRA_RANDOM} random tokens': (
+            'lightvla', {'extra_random': EXTRA_RANDOM}, question.lightvla),
+        f'LightVLA - {DROPPED:.0%} of its tokens': (
+            'lightvla', {'drop_fraction': DROPPED}, question.lightvla),
+        f'{count} random tokens, LightVLA weights': (
+            'random_tokens', {'count': count}, question.lightvla),
+    }
+    return [
+        Contender(label, (method,), {method: settings}, checkpoint)
+        for label, (method, settings, checkpoint) in rows.items()
+    ]
+
+
+def _mean_tokens(plan: Plan, results: Results) -> float:
+    rows = results.rows({key for key in plan.keys if key[0] == LIGHTVLA})
+    return float(np.mean([count for row in rows for count in row['tokens']]))
+
+
+def markdown(document: Mapping) -> str:
+    """Return the document as the table of the README."""
+    pairs = {pair['second']: pair for pair in document['paired']}
+    everything = document['totals'][0]['grounding']
+    lines = [
+        '| selection | success | 95 % | against dense | tokens | GFLOP | '
+        + ' | '.join(f'on {part}' for part in PARTS) + ' |',
+        '|---' * (6 + len(PARTS)) + '|',
+        f'| share of the image | | | | {document["totals"][0]["tokens_total"]} | | '
+        + ' | '.join(f'{everything[part]["image"]:.1%}' for part in PARTS) + ' |',
+    ]
+    for total in document['totals']:
+        pair = pairs.get(total['method'])
+        against = '' if pair is None else (
+            f'+{pair["only_second"]} -{pair["only_first"]}, p = {pair["p_value"]:.2g}')
+        lines.append('| ' + ' | '.join([
+            total['method'],
+            f'{total["success_rate"]:.1%}',
+            f'{100 * total["wilson_low"]:.0f}-{100 * total["wilson_high"]:.0f}',
+            against,
+            f'{total["tokens"]:.0f}',
+            f'{total["flops"] / 1e9:.2f}',
+            *(f'{total["grounding"][part]["kept"]:.1%}' for part in PARTS),
+        ]) + ' |')
+    lines += ['', '| tokens kept while the robot is to | ' + ' | '.join(PHASES) + ' |',
+              '|---' * (1 + len(PHASES)) + '|']
+    for total in document['totals']:
+        phases = total['tokens_by_phase']
+        lines.append(f'| {total["method"]} | ' + ' | '.join(
+            '' if phases[phase] is None else f'{phases[phase]:.0f}' for phase in PHASES) + ' |')
+    return '\n'.join(lines) + '\n'
