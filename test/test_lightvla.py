@@ -115,7 +115,7 @@ def test_a_method_that_does_nothing_changes_no_bit(case):
 @pytest.fixture
 def every_token_votes_for_itself(monkeypatch):
     target = 'vla_policy_node.acceleration.lightvla.score'
-    monkeypatch.setattr(target, lambda visual, context: torch.eye(len(visual)))
+    monkeypatch.setattr(target, lambda visual, *_: torch.eye(len(visual)))
 
 
 @pytest.mark.usefixtures('every_token_votes_for_itself')
@@ -285,6 +285,7 @@ def test_methods_are_found_by_name():
         'multiplicity_bias': False,
         'extra_random': 0,
         'drop_fraction': 0.0,
+        'count': 0,
         'seed': 0,
     }
     assert acceleration.create('lightvla', multiplicity_bias=True).multiplicity_bias
@@ -307,3 +308,12 @@ def test_methods_are_found_by_name():
 def test_unknown_methods_and_settings_are_named(name, chosen, sentence):
     with pytest.raises(ValueError, match=sentence):
         acceleration.create(name, **chosen)
+
+
+def test_a_count_keeps_the_most_voted_tokens(case):
+    voted, counted = LightVla(), LightVla(count=5)
+    sequence = sequence_of(case)
+    voted.select_tokens(sequence)
+    assert counted.select_tokens(sequence).visual_rows == 5
+    votes, kept = voted.report().scores, counted.report().kept
+    assert votes[kept].min() >= votes[~kept].max()

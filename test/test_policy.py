@@ -18,7 +18,7 @@ from vla_policy_node.policy import CAMERAS, NonFiniteActionError, Observation, P
 
 DATA = Path(__file__).parent / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
-STAGES = {'preprocess', 'vision', 'select', 'language_model', 'head'}
+STAGES = {'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
 
 
 def picture(name):
@@ -215,3 +215,19 @@ def test_models_import_neither_ros_nor_the_control_layer():
         'sys.exit(str(bad) if bad else 0)'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('optimisation', ['fused', 'graphs'])
+def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimisation):
+    optimised = Policy.load(checkpoint, optimisation=optimisation)
+    expected, chunk = policy.infer(observe()), optimised.infer(observe())
+    np.testing.assert_allclose(chunk.actions, expected.actions, atol=1e-4)
+    assert chunk.tokens_kept == expected.tokens_kept
+    assert chunk.flops >= expected.flops  # rows that fill up a bucket are paid for
+    assert set(chunk.stage_ms) == STAGES
+
+
+def test_fast_preprocessing_reaches_the_policy(checkpoint, policy):
+    fast = Policy.load(checkpoint, preprocessing='fast')
+    assert fast.description.preprocessing == 'fast'
+    assert 0 < np.abs(fast.infer(observe()).actions - policy.infer(observe()).actions).max() < 0.2

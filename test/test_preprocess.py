@@ -127,3 +127,22 @@ def test_prompt(entry):
     assert prompt_text(entry['instruction']) == entry['prompt']
     assert end_with_empty(entry['tokenizer_ids'], 29871) == entry['prompt_ids']
     assert end_with_empty(entry['prompt_ids'], 29871) == entry['prompt_ids']
+
+
+@pytest.mark.parametrize('name', ['shapes_480x640', 'shapes_256'])
+@pytest.mark.parametrize('crop', [False, True])
+def test_fast_preprocessing_shows_nearly_the_same_picture(name, crop):
+    image, _ = load(name)
+    exact, fast = (
+        preprocess.ImagePreprocessor(NORMALISATION, 224, crop, kind).picture(image).astype(int)
+        for kind in preprocess.PREPROCESSING)
+    assert fast.shape == exact.shape
+    assert np.abs(fast - exact).mean() < 3
+    # The picture is in its place: moved by a pixel, it agrees less well.
+    for axis in (0, 1):
+        assert np.abs(np.roll(fast, 1, axis) - exact).mean() > np.abs(fast - exact).mean()
+
+
+def test_an_unknown_preprocessing_is_refused_with_a_sentence():
+    with pytest.raises(ValueError, match="one of exact, fast, not 'quick'"):
+        preprocess.ImagePreprocessor(NORMALISATION, 224, True, 'quick')

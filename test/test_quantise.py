@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.quantise import make_quantiser
+from vla_policy_node.models.quantise import make_quantiser, round_to_int4
 
 HAS_TORCHAO = True
 try:
@@ -71,3 +71,12 @@ def test_without_torchao_there_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torchao.quantization', None)
     with pytest.raises(ValueError, match='need the package torchao: pip install torchao'):
         make_quantiser(torch.nn.Linear(2, 2), 'int8', torch.device('cpu'))
+
+
+def test_rounding_to_four_bits_leaves_sixteen_levels_per_group():
+    weight = torch.randn(3, 64)
+    groups = weight.unflatten(1, (2, 32))
+    rounded = round_to_int4(weight).unflatten(1, (2, 32))
+    step = (groups.amax(2) - groups.amin(2)) / 15
+    assert ((rounded - groups).abs() <= 0.501 * step[..., None]).all()
+    assert all(len(group.unique()) <= 16 for row in rounded for group in row)

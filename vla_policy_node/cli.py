@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.commands import replay as replay_commands
+from vla_policy_node.commands.bench_policy import bench_policy
 from vla_policy_node.commands.compress import compress
 from vla_policy_node.commands.methods import methods
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
@@ -392,6 +393,7 @@ replay_commands.register(app)
 bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(bench, name='bench')
 bench.command('methods')(methods)
+bench.command('policy')(bench_policy)
 
 
 @bench.command('node')

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,18 +17,22 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.config import ACTION_DIMENSION
+from vla_policy_node.models.config import ACTION_DIMENSION, ModelConfig
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.layout import published_action_rows
+from vla_policy_node.models.layout import published_action_rows, read_normalisation
 from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
-from vla_policy_node.models.preprocess import TRANSFORMS
+from vla_policy_node.models.preprocess import TRANSFORMS, Normaliser
 from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.stage_clock import StageClock
+from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
 
 CAMERAS = ('third_person', 'wrist')
+# none: the network as it was published. fused: its weights put together. graphs: also in fixed
+# shapes, on a GPU as CUDA graphs. compiled: also through torch.compile, which takes minutes.
+OPTIMISATIONS = ('none', 'fused', 'graphs', 'compiled')
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class ActionChunk:
 
     actions: [K, 7] float64, un-normalised, in the units of the training data
         (LIBERO: [-1, 1] per dimension, dimension 6 is the gripper, 1 open, 0 closed).
-    stage_ms: wall time of 'preprocess', 'vision', 'select', 'language_model' and 'head';
+    stage_ms: wall time of 'preprocess' (pictures of the size the towers take), 'upload'
+        (normalised, on the device), 'vision', 'select', 'language_model' and 'head' (actions);
         their sum is the whole inference. Where a method may answer instead of the network, its
         decision is the stage 'reuse'; where it did, no other stage follows.
     method: names of the acceleration methods joined by '+', 'dense' if there are none.
@@ -116,6 +122,8 @@ class PolicyDescription:
     cameras: tuple[str, ...] = CAMERAS
     action_rows: str = 'oft'
     action_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    preprocessing: str = 'exact'
+    optimisation: str = 'none'
 
 
 class NonFiniteActionError(ValueError):
@@ -127,7 +135,11 @@ class Policy:
 
     Not thread-safe: `infer` and `reset` belong to one worker thread. `description` never changes
     and may be read by any.
+
+    read_s: what `ActionChunk.stage_ms` is measured with; set it before the first inference.
     """
+
+    read_s: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(
         self,
@@ -137,8 +149,12 @@ class Policy:
         methods: Sequence[Method],
         action_rows: str,
         description: PolicyDescription,
+        normaliser: Normaliser,
     ):
-        """Put loaded parts together; `load` does the loading."""
+        """Put loaded parts together; `load` does the loading.
+
+        ValueError for methods that the chosen optimisation cannot run.
+        """
         self.description = description
         self._model = model
         self._inputs = inputs
@@ -146,6 +162,11 @@ class Policy:
         self._methods = tuple(methods)
         self._action_rows = action_rows
         self._rows = RowRecorder()
+        self._normalise = normaliser
+        self._static = None
+        if description.optimisation in ('graphs', 'compiled'):
+            self._static = StaticForward(
+                model, self._methods, description.optimisation == 'compiled')
 
     @classmethod
     def load(
@@ -160,13 +181,17 @@ class Policy:
         method_settings: Mapping[str, Mapping[str, object]] | None = None,
         action_rows: str = '',
         chunk_length: int = 0,
+        preprocessing: str = 'exact',
+        optimisation: str = 'none',
+        load_model: Callable[..., OpenVlaOft] = checkpoints.load_model,
     ) -> Policy:
         """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
         `models.layout` says which kinds of checkpoints there are.
         methods: acceleration methods in the order they take their turns, () for none.
         dtype: 'float32' or 'bfloat16'; few CPUs compute in bfloat16, on the others it is slow.
-            'int8' and 'int4' compute in bfloat16 and need half and a third of its memory.
+            'int8' and 'int4' compute in bfloat16 and need half and a third of its memory;
+            'float8' is for speed on GPUs of compute capability 8.9 and above.
         statistics_key: data set to un-normalise with, '' if the checkpoint has only one.
         camera_transforms: camera -> how to turn its upright image into what training saw.
         threads: CPU threads torch may use in this process, 0 to leave that alone.
@@ -174,6 +199,9 @@ class Policy:
             else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
         chunk_length: actions per inference, 0 for what the checkpoint says, else 8; where the
             weights fix it, they decide.
+        preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`models.preprocess`).
+        optimisation: one of OPTIMISATIONS; all but 'none' change results by rounding.
+        load_model: makes the network, with the arguments of `models.checkpoint.load_model`.
         method_settings: method -> setting -> value, over what the checkpoint says.
         Raises ValueError with one sentence if anything does not fit.
         """
@@ -186,6 +214,7 @@ class Policy:
                 f'{directory} has a {config.head} head, which runs without acceleration methods; '
                 'choose none (dense).'
             )
+        _check_optimisation(optimisation, config.head)
         statistics = read_statistics(
             checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
@@ -200,10 +229,11 @@ class Policy:
         transforms = _complete_transforms(camera_transforms or {})
         cameras = CAMERAS[: config.cameras]
         inputs = InputEncoder.load(
-            directory, config, statistics, {camera: transforms[camera] for camera in cameras})
+            directory, config, statistics, {camera: transforms[camera] for camera in cameras},
+            preprocessing)
         if threads:
             torch.set_num_threads(threads)
-        model = checkpoints.load_model(directory, config, device, dtype)
+        model = load_model(directory, config, device, dtype, fused=optimisation != 'none')
         for method in chosen:
             method.change_model(model)
         description = PolicyDescription(
@@ -228,8 +258,11 @@ class Policy:
             action_range=tuple(
                 tuple(end.tolist()) for end in (statistics.action_low, statistics.action_high)
             ),
+            preprocessing=preprocessing,
+            optimisation=optimisation,
         )
-        return cls(model, inputs, statistics, chosen, action_rows, description)
+        normaliser = Normaliser(read_normalisation(directory), device)
+        return cls(model, inputs, statistics, chosen, action_rows, description, normaliser)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -244,21 +277,18 @@ class Policy:
         until `reset`.
         """
         weight = next(self._model.parameters())
-        clock = StageClock(weight.device)
-        pixels, proprio, prompt_ids = self._inputs.encode(
+        clock = StageClock(weight.device, self.read_s)
+        pictures, proprio, prompt_ids = self._inputs.encode(
             observation.images, observation.proprio, observation.instruction
         )
-        pixels = pixels.to(weight.device, weight.dtype)
+        clock.mark('preprocess')
+        pixels = self._normalise(pictures.to(weight.device)).to(weight.dtype)
         proprio = proprio.to(weight.device, weight.dtype)
         prompt_ids = prompt_ids.to(weight.device)
-        clock.mark('preprocess')
-        actions, reused_by = self._reuse(pixels, observation.proprio, clock)
+        clock.mark('upload')
+        actions, reused_by = self._reuse(pictures, observation.proprio, clock)
         if actions is None:
-            self._rows.reset()
-            normalised = self._model(
-                pixels, proprio, prompt_ids, (*self._methods, self._rows), self._action_rows,
-                clock.mark,
-            )
+            normalised = self._forward(pixels, proprio, prompt_ids, clock.mark)
             actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
             clock.mark('head')
         if not np.isfinite(actions).all():
@@ -281,14 +311,14 @@ class Policy:
         )
 
     def _reuse(
-        self, pixels: Tensor, proprio: np.ndarray, clock: StageClock
+        self, pictures: Tensor, proprio: np.ndarray, clock: StageClock
     ) -> tuple[np.ndarray | None, str]:
         """Actions that a method gives instead of the network, and its name; else None and ''."""
         methods = [m for m in self._methods if type(m).begin_step is not Method.begin_step]
         if not methods:
             return None, ''
         step = Step(
-            self._inputs.preprocessor.rgb(pixels[0]),
+            pictures[0].movedim(-1, -3) / 255,
             np.asarray(proprio, float),
             self._statistics.action_low,
             self._statistics.action_high,
@@ -296,6 +326,30 @@ class Policy:
         answers = [(method.begin_step(step), method.name) for method in methods]
         clock.mark('reuse')
         return next(((a, name) for a, name in answers if a is not None), (None, ''))
+
+    def _forward(
+        self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor, mark: Callable[[str], None]
+    ) -> Tensor:
+        inputs = pixels, proprio, prompt_ids
+        if self._static is not None:
+            return self._static(*inputs, self._action_rows, mark)
+        self._rows.reset()
+        return self._model(*inputs, (*self._methods, self._rows), self._action_rows, mark)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the network. Any thread."""
+        return self._model.config
+
+    @property
+    def inputs(self) -> InputEncoder:
+        """What turns observations into tensors. Any thread."""
+        return self._inputs
+
+    @property
+    def layer_rows(self) -> list[int]:
+        """Rows of the sequence in each layer in the last inference. Worker thread only."""
+        return (self._static or self._rows).layer_rows
 
     def reset(self) -> None:
         """Begin a new episode or instruction: methods forget past steps. Worker thread only."""
@@ -318,6 +372,7 @@ class Policy:
     def close(self) -> None:
         """Free the model and its device memory; the policy is of no use afterwards."""
         del self._model
+        self._static = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -327,7 +382,7 @@ class Policy:
         reused = sum(report.denoising_reused for report in reports)
         config = self._model.config
         # Models that take no methods do not tell.
-        layer_rows = self._rows.layer_rows or [sequence_rows(config, prompt_ids)]
+        layer_rows = self.layer_rows or [sequence_rows(config, prompt_ids)]
         return choosing + sum(count_flops(config, layer_rows, reused).values())
 
     def _selections(self, reused: bool) -> tuple[TokenSelection, ...]:
@@ -375,6 +430,15 @@ def _choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) 
     if rows not in ACTION_ROWS:
         raise ValueError(f'action_rows must be one of {", ".join(ACTION_ROWS)}, not {rows!r}.')
     return rows
+
+
+def _check_optimisation(optimisation: str, head: str) -> None:
+    if optimisation not in OPTIMISATIONS:
+        raise ValueError(
+            f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'
+        )
+    if optimisation != 'none' and head == 'autoregressive':
+        raise ValueError("A policy that answers token by token runs with optimisation 'none'.")
 
 
 def _complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:

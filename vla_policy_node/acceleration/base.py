@@ -74,6 +74,20 @@ class Report:
     denoising_reused: int = 0
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which visual rows stay, in tensors whose shapes do not depend on what was chosen.
+
+    kept: [V] bool. votes: [V] int64, how many chose each row. bias: [V] float32 to add to the
+    attention logits of a kept row, None for nothing. flops: what choosing cost.
+    """
+
+    kept: Tensor
+    votes: Tensor
+    bias: Tensor | None
+    flops: int
+
+
 class Method:
     """A method that does nothing; subclasses override the stages they use.
 
@@ -119,6 +133,17 @@ class Method:
     def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
         """Choose which of the layers to run, in order; called once per pass."""
         return layers
+
+    def choose(self, sequence: TokenSequence) -> Choice | None:
+        """Choose what `select_tokens` would keep, without a step that waits for the device.
+
+        None: the method cannot, and `models.static_forward` cannot run it. A method that can
+        does nothing at any other stage. Nothing is remembered; `note` is told what came of it.
+        """
+        return None
+
+    def note(self, choice: Choice) -> None:
+        """Take a choice for that of the last pass; `report` speaks of it."""
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop visual tokens, or change states, before layer `index` (1, 2, ...)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Choice, Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -25,6 +25,8 @@ class LightVla(Method):
     extra_random, drop_fraction: the paper's ablation (table IV): so many random tokens that
         nobody voted for are kept as well; this share of the voted ones, in [0, 1), is dropped
         at random. Off by default.
+    count: keep so many, those with the most votes, whatever the picture; 0: all that have any.
+        For measurements at a fixed price.
     seed: of the ablation's random choices; `reset` starts them again.
     """
 
@@ -37,8 +39,11 @@ class LightVla(Method):
         multiplicity_bias: bool = False,
         extra_random: int = 0,
         drop_fraction: float = 0.0,
+        count: int = 0,
         seed: int = 0,
     ):
+        if count < 0:
+            raise ValueError(f'LightVLA needs a count of at least 0, not {count}.')
         if extra_random < 0 or not 0 <= drop_fraction < 1:
             raise ValueError(
                 'LightVLA needs extra_random of at least 0 and drop_fraction in [0, 1), not '
@@ -47,22 +52,46 @@ class LightVla(Method):
         self.multiplicity_bias = multiplicity_bias
         self.extra_random = extra_random
         self.drop_fraction = drop_fraction
+        self.count = count
         self._generator = torch.Generator().manual_seed(seed)
         self._report: tuple[Tensor, Tensor, int] | None = None
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens nobody voted for."""
-        winners = find_winners(score(sequence.visual[0], sequence.context[0]))
-        votes = torch.bincount(winners, minlength=sequence.visual_rows)
-        kept = self._ablate(votes.nonzero().flatten(), (votes == 0).nonzero().flatten())
+        choice = self._vote(sequence)
+        kept = self._ablate(choice.kept.nonzero().flatten(), (~choice.kept).nonzero().flatten())
         tokens, total = sequence.visual_tokens, sequence.visual_total
+        votes = choice.votes
         self._report = (
             votes.new_zeros(total, dtype=torch.bool).index_fill(0, tokens[kept], True),
             votes.new_zeros(total).index_copy(0, tokens, votes),
-            score_flops(sequence.visual, sequence.context),
+            choice.flops,
         )
-        bias = votes[kept].clamp(min=1).float().log() if self.multiplicity_bias else None
-        return sequence.keep_visual(kept, bias)
+        return sequence.keep_visual(kept, None if choice.bias is None else choice.bias[kept])
+
+    def choose(self, sequence: TokenSequence) -> Choice | None:
+        """Choose the visual tokens somebody voted for; the ablation draws, and cannot."""
+        return None if self.extra_random or self.drop_fraction else self._vote(sequence)
+
+    def note(self, choice: Choice) -> None:
+        """Take a choice among all visual tokens for that of the last pass."""
+        self._report = choice.kept, choice.votes, choice.flops
+
+    def _vote(self, sequence: TokenSequence) -> Choice:
+        hidden = sequence.context_hidden
+        winners = find_winners(score(
+            sequence.visual[0], sequence.context[0], None if hidden is None else hidden[0]))
+        votes = torch.zeros_like(winners).index_add(0, winners, torch.ones_like(winners))
+        return Choice(
+            kept=self._most_voted(votes) if self.count else votes > 0,
+            votes=votes,
+            bias=votes.clamp(min=1).float().log() if self.multiplicity_bias else None,
+            flops=score_flops(sequence.visual, sequence.context),
+        )
+
+    def _most_voted(self, votes: Tensor) -> Tensor:
+        order = votes.argsort(descending=True, stable=True)[: self.count]
+        return torch.zeros_like(votes, dtype=torch.bool).index_fill(0, order, True)
 
     def _ablate(self, voted: Tensor, others: Tensor) -> Tensor:
         """Tokens to keep, ascending; at least one of the voted ones stays."""

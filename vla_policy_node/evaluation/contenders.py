@@ -48,19 +48,11 @@ class Contender:
             from vla_policy_node.training.blind import BlindPolicy
 
             return BlindPolicy.load(self.blind)
-        from vla_policy_node.policy import Policy
-
-        return Policy.load(
-            self.checkpoint or parameters.checkpoint,
+        return parameters.load_policy(
+            threads,
+            checkpoint=self.checkpoint or parameters.checkpoint,
             methods=self.methods,
-            device=parameters.device,
-            dtype=parameters.dtype,
-            statistics_key=parameters.statistics_key,
-            camera_transforms=parameters.camera_transforms,
-            threads=threads,
             method_settings=self.settings,
-            action_rows='' if parameters.action_rows == 'auto' else parameters.action_rows,
-            chunk_length=parameters.chunk_length,
         )
 
 

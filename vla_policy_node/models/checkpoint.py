@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.float8 import check_device, to_float8
+from vla_policy_node.models.fusing import fuse
 from vla_policy_node.models.layout import (
     PARTS,
     model_files,
@@ -36,6 +38,7 @@ from vla_policy_node.models.weights import MODEL, locate, read_tensors
 __all__ = [
     'DTYPES',
     'fingerprint',
+    'finish_model',
     'load_model',
     'read_json',
     'read_model_config',
@@ -49,6 +52,7 @@ DTYPES = {
     'bfloat16': torch.bfloat16,
     'int8': torch.bfloat16,
     'int4': torch.bfloat16,
+    'float8': torch.bfloat16,  # around products of 8-bit floats, see `models.float8`
 }
 
 
@@ -58,14 +62,18 @@ def load_model(
     device: str,
     dtype: str,
     progress: Callable[[float], None] = lambda share: None,
+    fused: bool = False,
 ) -> OpenVlaOft:
     """Build the model and fill it with the weights of `directory`.
 
     dtype: one of DTYPES. progress: called with the share of parameters that is loaded, up to 1.
+    fused: put weights together (`models.fusing`), unless they are of 8 or 4 bit integers.
     Tensors the forward pass never uses (vocabulary head, attention pool, blocks after the
     feature block) are not read. ValueError names what is missing or has the wrong shape.
     """
     where, precision = _device(device), _dtype(dtype)
+    if dtype == 'float8':
+        check_device(where)
     with torch.device('meta'):
         model = create_model(config)
     quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
@@ -89,7 +97,15 @@ def load_model(
             f'{_file_of(directory, missing[0], config)}; the download may be incomplete.'
         )
     model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+    return finish_model(model, dtype, fused)
+
+
+def finish_model(model: OpenVlaOft, dtype: str, fused: bool) -> OpenVlaOft:
+    """Make a filled model ready to run, see `load_model`."""
+    model.eval().requires_grad_(False)
+    if fused and dtype not in BITS:
+        fuse(model)
+    return to_float8(model) if dtype == 'float8' else model
 
 
 def save_model(directory: Path, model: OpenVlaOft, step: int = 0) -> None:

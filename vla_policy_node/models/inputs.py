@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vla_policy_node.models.statistics import Statistics
 
 
 class InputEncoder:
-    """Encodes images, proprio and instruction for one checkpoint. Holds no state.
+    """Encodes images, proprio and instruction for one checkpoint. Any thread.
 
     camera_transforms: camera -> name in `models.preprocess.TRANSFORMS`, in the order in which
         the policy takes its cameras.
@@ -33,7 +34,7 @@ class InputEncoder:
     ):
         self.camera_transforms = camera_transforms
         self.preprocessor = preprocessor
-        self._prompt = prompt
+        self._encode = lru_cache(maxsize=16)(prompt.encode)
         self._statistics = statistics
         self._context_rows = config.language_model.context_length
         self._proprio = config.proprio
@@ -46,12 +47,14 @@ class InputEncoder:
         config: ModelConfig,
         statistics: Statistics,
         camera_transforms: Mapping[str, str],
+        preprocessing: str = 'exact',
     ) -> InputEncoder:
         """Read tokenizer and normalisation of a checkpoint; ValueError if they cannot be used."""
+        document = read_normalisation(directory)
         return cls(
             config,
             PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
-            ImagePreprocessor(read_normalisation(directory), config.image_px, config.center_crop),
+            ImagePreprocessor(document, config.image_px, config.center_crop, preprocessing),
             statistics,
             camera_transforms,
         )
@@ -59,7 +62,7 @@ class InputEncoder:
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels [1, cameras, 6, H, W], proprio [1, 8] and prompt ids [1, L].
+        """Return pictures [1, cameras, H, W, 3] uint8, proprio [1, 8] and prompt ids [1, L].
 
         proprio is [1, 0] for a policy that takes none, whatever the robot says.
         ValueError with one sentence for whatever the policy cannot use.
@@ -69,19 +72,19 @@ class InputEncoder:
         if self._proprio:
             normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
         prompt_ids = self.encode_prompt(instruction)
-        pixels = [
-            self.preprocessor(image, self.camera_transforms[camera])
+        pictures = [
+            self.preprocessor.picture(image, self.camera_transforms[camera])
             for camera, image in checked.items()
         ]
         return (
-            torch.stack(pixels)[None],
+            torch.from_numpy(np.stack(pictures))[None],
             torch.from_numpy(normalised)[None],
             torch.tensor(prompt_ids)[None],
         )
 
     def encode_prompt(self, instruction: str) -> list[int]:
         """Prompt ids; ValueError if the instruction is empty or too long. Any thread."""
-        prompt_ids = self._prompt.encode(instruction)
+        prompt_ids = self._encode(instruction)
         rows = self._fixed_rows + len(prompt_ids)
         if rows > self._context_rows:
             raise ValueError(

@@ -110,9 +110,7 @@ class SelfAttention(nn.Module):
 
         place: index and input of the layer, for the hooks.
         """
-        query = rope(self._heads(self.q_proj(x[:, rows])), rows)
-        key = rope(self._heads(self.k_proj(x)))
-        value = self._heads(self.v_proj(x))
+        query, key, value = self.project(x, rope, rows)
         if place:
             key, value = hooks.keys_values(*place, key, value)
             if mask is not None:
@@ -122,7 +120,7 @@ class SelfAttention(nn.Module):
                 if rows == slice(None):
                     chosen = query[:, :, asking]
                 else:  # the layer itself has no use for the queries of other rows
-                    chosen = rope(self._heads(self.q_proj(x[:, asking])), asking)
+                    chosen = self.queries(x, rope, asking)
                 logits = chosen @ key.mT / chosen.shape[-1] ** 0.5
                 hidden = _asked(mask, asking)
                 return (logits if mask is None else logits + hidden).float().softmax(dim=-1)
@@ -131,6 +129,15 @@ class SelfAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=_asked(mask, rows))
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rope: Rope, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `rows`, keys and values of all, [B, heads, rows or T, head width]."""
+        key, value = rope(self._heads(self.k_proj(x))), self._heads(self.v_proj(x))
+        return self.queries(x, rope, rows), key, value
+
+    def queries(self, x: Tensor, rope: Rope, rows: slice) -> Tensor:
+        """Queries of `rows` alone, [B, heads, rows, head width]."""
+        return rope(self._heads(self.q_proj(x[:, rows])), rows)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -132,11 +132,12 @@ class OpenVlaOft(nn.Module):
         prompt_ids: Tensor,
         time: Tensor | None = None,
         slots: Tensor | None = None,
+        padded: bool | None = None,
     ) -> TokenSequence:
         """Lay out the rows of `models.token_sequence`; the action slots are zero vectors.
 
         time [B, 1, width] and slots [B, 7 K, width]: the row after proprio and the action slots
-        of a diffusion head.
+        of a diffusion head. padded: whether prompts may be filled up, None: those of batches.
         Padding sits before the prompt instead of at the end, where the reference has it: with
         explicit positions and hidden keys the place of a row does not matter, and the action
         rows are the same for the whole batch.
@@ -150,8 +151,8 @@ class OpenVlaOft(nn.Module):
         states = torch.cat(
             [text[:, :1], visual, *state, text[:, 1:], slots, self._stop_row(batch)], dim=1
         )
-        if batch == 1:
-            positions = torch.arange(states.shape[1], device=states.device)[None]
+        if not (batch > 1 if padded is None else padded):
+            positions = torch.arange(states.shape[1], device=states.device).expand(batch, -1)
             return TokenSequence(states, positions, visual_rows=visual.shape[1])
         real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         first = 1 + visual.shape[1] + len(state)

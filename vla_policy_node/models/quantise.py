@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 BITS = {'int8': 8, 'int4': 4}
 GROUP_SIZE = 32
+# Of the bits of bfloat16: 4 and, per group, a scale and a zero point of 16.
+INT4_SHARE = (4 + 2 * 16 / GROUP_SIZE) / 16
 _DECODER = 'language_model.layers.'
 
 
@@ -45,9 +47,31 @@ def make_quantiser(model: nn.Module, dtype: str, device: torch.device) -> Callab
     return quantise
 
 
+def round_to_int4(weight: Tensor) -> Tensor:
+    """[N, M] -> the same, rounded as int4 weights are: 16 levels from least to most per group."""
+    groups = weight.float().unflatten(1, (-1, GROUP_SIZE))
+    low, high = groups.aminmax(dim=2, keepdim=True)
+    step = ((high - low) / 15).clamp(min=1e-12)
+    return (((groups - low) / step).round() * step + low).flatten(1).to(weight.dtype)
+
+
+def imitate_int4(small: nn.Module, plain: nn.Module) -> None:
+    """Give the decoder of `small` the weights of `plain`, rounded to 4 bits but kept in 16.
+
+    For what int4 changes, on devices that cannot run it.
+    """
+    for name, module in plain.language_model.layers.named_modules():
+        if isinstance(module, nn.Linear) and module.weight.shape[1] % GROUP_SIZE == 0:
+            rounded = round_to_int4(module.weight.detach())
+            small.language_model.layers.get_submodule(name).weight = nn.Parameter(
+                rounded, requires_grad=False)
+
+
 def _import() -> tuple[Callable, dict[str, Callable]]:
-    # It reports each of its compiled parts that is for another kind of machine.
-    logging.getLogger('torchao').setLevel(logging.ERROR)
+    # It reports each of its compiled parts that is for another kind of machine, and torch what
+    # it registers.
+    for logger in ('torchao', 'torch.utils._pytree'):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         from torchao.quantization import (
             Int4WeightOnlyConfig,

@@ -107,6 +107,13 @@ def create_small_checkpoint(
 
     Same seed, same bytes. config: other sizes, in the form of CONFIG.
     """
+    directory = create_small_files(directory, config)
+    save_model(directory, _random_model(config, seed).bfloat16())
+    return directory
+
+
+def create_small_files(directory: Path | str, config: Mapping) -> Path:
+    """Write everything but weights: `config` as config.json, tokenizer, statistics."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, document in (
@@ -116,7 +123,6 @@ def create_small_checkpoint(
     ):
         (directory / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     _tokenizer().save(str(directory / 'tokenizer.json'))
-    save_model(directory, _random_model(config, seed).bfloat16())
     return directory
 
 

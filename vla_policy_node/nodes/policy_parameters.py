@@ -46,8 +46,17 @@ class PolicyParameters:
         '', 'Data set to un-normalise with; may be empty if the checkpoint has only one.')
     device: str = parameter('cpu', "Torch device, for example 'cpu' or 'cuda:0'.")
     dtype: str = parameter(
-        'float32', 'Arithmetic of the networks; int8 and int4 are bfloat16 with smaller weights.',
-        choices=('float32', 'bfloat16', 'int8', 'int4'))
+        'float32', 'Arithmetic of the networks; int8 and int4 are bfloat16 with smaller weights, '
+        'float8 is for recent GPUs.',
+        choices=('float32', 'bfloat16', 'int8', 'int4', 'float8'))
+    optimisation: str = parameter(
+        'none', 'none: as published. fused: weights put together. graphs: also fixed shapes, on a '
+        'GPU as CUDA graphs. compiled: also torch.compile, minutes at the first inferences. '
+        'All but none change actions by rounding.',
+        choices=('none', 'fused', 'graphs', 'compiled'))
+    preprocessing: str = parameter(
+        'exact', 'exact: pictures as in the evaluation of the checkpoint. fast: crop and resize '
+        'in one pass, no JPEG round trip.', choices=('exact', 'fast'))
     threads: int = parameter(
         0, 'CPU threads torch may use; 0: all but the one that commands and subscriptions need.',
         '', 0, 1024)
@@ -167,23 +176,27 @@ class PolicyParameters:
         return cls(**{name: tuple(value) if isinstance(value, list) else value
                       for name, value in values.items() if name in known})
 
-    def load_policy(self, threads: int) -> Policy:
+    def load_policy(self, threads: int, **instead: object) -> Policy:
         """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
 
+        instead: arguments of `Policy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        return Policy.load(
-            self.checkpoint,
-            methods=self.method_names,
-            device=self.device,
-            dtype=self.dtype,
-            statistics_key=self.statistics_key,
-            camera_transforms=self.camera_transforms,
-            threads=threads,
-            method_settings=self.settings_by_method(),
-            action_rows='' if self.action_rows == 'auto' else self.action_rows,
-            chunk_length=self.chunk_length,
-        )
+        return Policy.load(**{
+            'checkpoint': self.checkpoint,
+            'methods': self.method_names,
+            'device': self.device,
+            'dtype': self.dtype,
+            'statistics_key': self.statistics_key,
+            'camera_transforms': self.camera_transforms,
+            'threads': threads,
+            'method_settings': self.settings_by_method(),
+            'action_rows': '' if self.action_rows == 'auto' else self.action_rows,
+            'chunk_length': self.chunk_length,
+            'preprocessing': self.preprocessing,
+            'optimisation': self.optimisation,
+            **instead,
+        })
 
     @property
     def period_ns(self) -> int:

@@ -34,6 +34,7 @@ from vla_policy_node.models.layout import (
     read_statistics_document,
 )
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.policy import CAMERAS
@@ -136,6 +137,7 @@ def _samples(
         read_statistics_document(directory), recipe.statistics_key, config.proprio)
     transforms = dict.fromkeys(CAMERAS[: config.cameras], recipe.transform)
     inputs = InputEncoder.load(directory, config, statistics, transforms)
+    normalise = Normaliser(read_normalisation(directory), device=next(model.parameters()).device)
     source = Demonstrations(recipe.demonstrations)
     count = min(recipe.samples, len(source))
     chosen = np.random.default_rng(recipe.seed).choice(len(source), count, replace=False)
@@ -143,8 +145,9 @@ def _samples(
     sequences = []
     for index in chosen:
         frame = source.load(int(index))
-        pixels, proprio, ids = inputs.encode(frame.images, frame.proprio, frame.instruction)
-        pixels, proprio = (x.to(weight.device, weight.dtype) for x in (pixels, proprio))
+        pictures, proprio, ids = inputs.encode(frame.images, frame.proprio, frame.instruction)
+        pixels = normalise(pictures.to(weight.device)).to(weight.dtype)
+        proprio = proprio.to(weight.device, weight.dtype)
         ids = ids.to(weight.device)
         sequences.append(model.assemble(model.visual(pixels, ids), proprio, ids))
         progress(len(sequences), count)

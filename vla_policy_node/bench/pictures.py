@@ -1,0 +1,31 @@
+"""What the cameras show during `vla bench policy`: the simulated world, seen at 640x480."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_policy_node.policy import Observation
+
+WIDTH, HEIGHT = 640, 480
+PROPRIO = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.02, -0.02])
+_SUITE, _TASK = 'libero_object', 0
+
+
+def observe_world(count: int) -> list[Observation]:
+    """Observe `count` layouts of one LIBERO task, [480, 640, 3] per camera; always the same ones.
+
+    ValueError with one sentence if the simulated world is not installed.
+    """
+    try:
+        from vla_policy_node.world.libero_world import LiberoWorld, tasks
+    except ImportError as error:
+        raise ValueError(
+            f'The bench takes its pictures from the simulated world, which needs {error.name}; '
+            'run scripts/setup.sh.'
+        ) from error
+    world = LiberoWorld(tasks(_SUITE)[_TASK], (WIDTH, HEIGHT))
+    observations = []
+    for layout in range(count):
+        world.reset(layout % world.initial_states)
+        observations.append(Observation(world.render(), PROPRIO, world.instruction))
+    return observations

@@ -1,0 +1,155 @@
+"""Puts `vla bench policy` together: subject, rows, cameras, tables, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vla_policy_node.bench.contenders import Contender, Garage, list_contenders
+from vla_policy_node.bench.pictures import observe_world
+from vla_policy_node.bench.policy import (
+    load_rows,
+    measure_cameras,
+    run_rows,
+    shrink,
+)
+from vla_policy_node.bench.policy_tables import (
+    Lines,
+    camera_table,
+    contender_table,
+    describe_rates,
+    markdown,
+    stage_table,
+    summarise,
+)
+from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
+from vla_policy_node.bench.rates import measure_rates
+from vla_policy_node.machine import processor_name
+from vla_policy_node.models.checkpoint import load_model, read_model_config
+from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.system import default_checkpoint
+
+PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
+# Processor time is that of the process: what an idle machine would take, on one that is shared.
+CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
+_WIDTH = 160  # of lines where output is not a terminal
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how; the options of `vla bench policy` say what each means."""
+
+    checkpoint: str = ''
+    size: str = ''
+    device: str = 'cpu'
+    repetitions: int = 20
+    warm_up: int = 2
+    pictures: int = 4
+    threads: int = 1
+    count: int = 0
+    compiled: bool = False
+    clock: str = 'wall'
+    only: Sequence[str] = ()
+
+
+def run(
+    options: Options, json_file: Path | None, markdown_file: Path | None, console: Console
+) -> None:
+    """Measure, print, write. ValueError with one sentence for what cannot be measured here."""
+    if not console.is_terminal:
+        console.width = _WIDTH
+    _check(options)
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        figures, tables = _measure(options, Path(folder), console)
+    for table in tables:
+        console.print(table.rich())
+    for path, text in ((json_file, json.dumps(figures, indent=2)),
+                       (markdown_file, markdown(tables, figures['notes']))):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + '\n', encoding='utf-8')
+
+
+def _check(options: Options) -> None:
+    cuda = options.device.startswith('cuda')
+    if options.size and options.size not in SIZES:
+        raise ValueError(f'size must be one of {", ".join(SIZES)}, not {options.size!r}.')
+    if options.size and options.checkpoint:
+        raise ValueError('Give a checkpoint or a size, not both.')
+    if options.size and not cuda:
+        raise ValueError(
+            f'--size {options.size} is measured on a GPU: --device cuda. On the CPU, leave it out '
+            'to measure the small checkpoint.'
+        )
+    if cuda and not torch.cuda.is_available():
+        raise ValueError('There is no GPU that torch can use here; choose --device cpu.')
+    if options.clock not in CLOCKS or (options.clock == 'processor' and cuda):
+        raise ValueError(
+            f'clock must be one of {", ".join(CLOCKS)}, the latter on the CPU only, not '
+            f'{options.clock!r}.'
+        )
+
+
+def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, list[Lines]]:
+    read_s = CLOCKS[options.clock]
+    count = options.count or (PUBLIC_COUNT if options.size else 0)
+    directory = (
+        write_files(folder, SIZES[options.size]) if options.size
+        else find_checkpoint(options.checkpoint or default_checkpoint()))
+    read_model_config(directory)  # before anything that takes long
+    garage = Garage(
+        directory,
+        options.device, options.threads, load_random if options.size else load_model,
+        {'lightvla': {'count': count}}, read_s)
+    contenders = [c for c in list_contenders(options.device, options.compiled)
+                  if _wanted(c, options.only)]
+    with console.status('Looking at the simulated world ...'):
+        observations = observe_world(options.pictures)
+    with console.status('Measuring what this device can do ...'):
+        rates = measure_rates(options.device, read_s)
+    rows = load_rows(garage, contenders, console)
+    if not rows:
+        raise ValueError(f'There is no contender like {", ".join(options.only)} here.')
+    notes = [rows[0].policy.description.architecture, _machine(options), describe_rates(rates)]
+    for note in notes:
+        console.print(note, highlight=False)
+    small = shrink(observations, rows[0].policy.config.image_px)
+    rows = run_rows(rows, small, options.repetitions, options.warm_up, console)
+    entries = [summarise(row, rows, rates) for row in rows]
+    plainest = min((row.contender for row in rows), key=lambda c: (
+        c.public, c.optimisation != 'none'))
+    cameras = measure_cameras(garage, plainest, observations, options.repetitions)
+    figures = {
+        'notes': notes, 'repetitions': options.repetitions,
+        'rates': {'flop_s': rates.flop_s, 'byte_s': rates.byte_s},
+        'contenders': entries, 'cameras': cameras,
+    }
+    return figures, [
+        contender_table(entries, 'From 224-px pictures on the host to actions on the host'),
+        stage_table(entries, 'The same by stage'),
+        camera_table(cameras, 'Two 640x480 pictures to what the towers take, one core'),
+    ]
+
+
+def _wanted(contender: Contender, only: Sequence[str]) -> bool:
+    name = f'{contender.name}, {contender.dtype}'
+    return not only or any(part in name for part in only)
+
+
+def _machine(options: Options) -> str:
+    machine = (
+        f'{processor_name()}, {os.cpu_count()} cores, threads: {options.threads}, clock: '
+        f'{options.clock}, load average {os.getloadavg()[0]:.1f}, torch {torch.__version__}'
+    )
+    if options.device.startswith('cuda'):
+        return f'{torch.cuda.get_device_name(options.device)}; {machine}'
+    return machine

@@ -1,0 +1,104 @@
+"""The baseline: the same network in the steps of the public implementation, operator by operator.
+
+What openvla-oft and its fork of transformers 4.40 do and this package does not: each image goes
+through each tower on its own; the towers' last blocks run although their output is not used;
+every decoder layer computes its rotary embedding anew; the last layer computes all its rows; all
+hidden states are kept; the vocabulary head runs on every row, and its result is cast to float32
+and dropped. Results are those of `OpenVlaOft`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vla_policy_node.acceleration.base import Method
+from vla_policy_node.models.config import ModelConfig, TowerConfig
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.towers import Block, Tower
+
+
+class PublicStructure(nn.Module):
+    """Runs a plain `OpenVlaOft` with an L1 head the public way; batch 1.
+
+    The weights of what is computed for nothing are uninitialised.
+    """
+
+    def __init__(self, model: OpenVlaOft):
+        super().__init__()
+        self.config = model.config
+        self.model = model
+        weight = next(model.parameters())
+        options = {'device': weight.device, 'dtype': weight.dtype}
+        decoder = self.config.language_model
+        self.unused = nn.ModuleList(
+            Block(tower).to(**options) for tower in (self.config.dino, self.config.siglip))
+        self.lm_head = nn.Linear(decoder.width, decoder.vocabulary, bias=False, **options)
+        self.requires_grad_(False)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        methods: Sequence[Method] = (),
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """As `OpenVlaOft.forward`."""
+        images = [self._features(image[None]) for image in pixels[0]]
+        visual = self.model.projector(torch.cat(images, dim=1))
+        mark('vision')
+        sequence = self.model.assemble(visual, proprio, prompt_ids)
+        for method in methods:
+            sequence = method.select_tokens(sequence)
+        mark('select')
+        states, kept = sequence.states, []
+        for index, layer in enumerate(self.model.language_model.layers):
+            for method in methods:
+                method.watch_attention(index, sequence, lambda rows: None)
+            kept.append(states)
+            rope = self.model.language_model._rope(sequence)
+            states = layer(states, rope, None, slice(None))
+        states = self.model.language_model.norm(states)
+        self.lm_head(states).float()
+        rows = states[:, self.model.action_rows(action_rows)]
+        mark('language_model')
+        return self.model.action_head(rows)
+
+    def _features(self, image: Tensor) -> Tensor:
+        """[1, 6, H, W] -> [1, patches, features]."""
+        backbone = self.model.vision_backbone
+        towers = (backbone.featurizer, backbone.fused_featurizer)
+        return torch.cat(
+            [_with_unused_block(tower, block, channels) for tower, block, channels
+             in zip(towers, self.unused, image.split(3, dim=1), strict=True)],
+            dim=-1,
+        )
+
+
+def _with_unused_block(tower: Tower, block: Block, image: Tensor) -> Tensor:
+    features = tower(image)
+    block(features)  # without class and register tokens, 2 % less than it would cost
+    return features
+
+
+def wasted_flops(config: ModelConfig, rows: int) -> dict[str, int]:
+    """FLOPs beyond those of `models.flops.count_flops`, by stage; rows: in the last layer."""
+    decoder = config.language_model
+    unasked = rows - config.action_slots
+    last_layer = unasked * (
+        2 * decoder.width**2 + 3 * decoder.width * decoder.mlp_width + 2 * rows * decoder.width)
+    head = rows * decoder.width * decoder.vocabulary
+    return {
+        'vision': 2 * config.cameras * (_block(config.dino) + _block(config.siglip)),
+        'language_model': 2 * (last_layer + head),
+    }
+
+
+def _block(tower: TowerConfig) -> int:
+    rows = tower.grid[0] * tower.grid[1]
+    width = tower.width
+    return rows * (4 * width**2 + 2 * width * tower.mlp_width) + 2 * rows**2 * width

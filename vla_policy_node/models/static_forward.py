@@ -1,0 +1,187 @@
+"""A forward pass of fixed shapes, which CUDA graphs can hold and compilers like.
+
+How many tokens LightVLA keeps depends on the picture, and prompts differ in length. Both are
+rounded up to buckets; the rows that fill up a bucket are hidden from attention, so the result is
+that of dropping them, up to rounding. On a GPU each stage of each bucket is captured once, in the
+first pass that needs it, and replayed with a single launch; the one moment at which the host
+waits for the device is to learn how many tokens were kept. On the CPU the same stages just run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.token_sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from vla_policy_node.acceleration.base import Choice, Method
+
+PROMPT_BUCKET = 16
+VISUAL_BUCKET = 16
+_BUCKETS = 128  # of prompt and visual rows together, more than there are
+_WARM_UPS = 3  # libraries choose their kernels in the first calls, which must not be captured
+
+
+class StaticForward:
+    """Runs an `OpenVlaOft` with an L1 head, batch 1, in buckets. One thread.
+
+    compiled: hand every stage to `torch.compile` first.
+    layer_rows: rows of the sequence in each layer of the last pass, those that fill up included.
+    """
+
+    def __init__(self, model: OpenVlaOft, methods: Sequence[Method] = (), compiled: bool = False):
+        """ValueError with one sentence for a head or methods that shapes cannot be fixed for."""
+        if model.config.head != 'l1':
+            raise ValueError(
+                f'Fixed shapes are for the L1 head, not the {model.config.head} head; '
+                "choose optimisation 'none'."
+            )
+        if len(methods) > 1:
+            raise ValueError(
+                "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
+                f'{"+".join(method.name for method in methods)}.'
+            )
+        self._model = model
+        self._method = methods[0] if methods else None
+        self._wrap = _compile if compiled else (lambda function: function)
+        self._stages: dict[tuple, Stage] = {}
+        self._pool = torch.cuda.graph_pool_handle() if _on_cuda(model) else None
+        self.layer_rows: list[int] = []
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """As `OpenVlaOft.forward`; the result is overwritten by the next pass."""
+        prompt_ids = self._fill_up(prompt_ids)
+        length = prompt_ids.shape[1]
+        visual = self._run(('vision', length), self._vision, (pixels, prompt_ids))
+        mark('vision')
+        sequence, order, choice = self._run(
+            ('select', length), self._select, (proprio, prompt_ids), (visual,))
+        room = self._room(choice, order)
+        mark('select')
+        key = (length, room, action_rows)
+        states = self._run(
+            ('decode', *key), self._decode(room, action_rows), (), (sequence, order))
+        mark('language_model')
+        actions = self._run(('head', *key), self._model.action_head, (), (states,))
+        self.layer_rows = [sequence.states.shape[1] - sequence.visual_rows + room]
+        self.layer_rows *= len(self._model.language_model.layers)
+        return actions
+
+    def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
+        if key not in self._stages:
+            self._stages[key] = Stage(self._wrap(function), fed, made, self._pool)
+        return self._stages[key](fed, made)
+
+    def _fill_up(self, prompt_ids: Tensor) -> Tensor:
+        """Pad right after BOS, where `assemble` expects it. FiLM would see the padding."""
+        if self._model.config.film:
+            return prompt_ids
+        padding = prompt_ids.new_full(
+            (1, -prompt_ids.shape[1] % PROMPT_BUCKET), self._model.config.token_ids.pad)
+        return torch.cat([prompt_ids[:, :1], padding, prompt_ids[:, 1:]], dim=1)
+
+    def _room(self, choice: Choice | None, order: Tensor) -> int:
+        """Visual rows of the bucket; waits for the device if something was chosen."""
+        if choice is None:
+            return len(order)
+        self._method.note(choice)
+        kept = int(choice.kept.sum())
+        return min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, len(order))
+
+    # --- the stages: tensors in, tensors out, the same work whatever the values ---
+
+    def _vision(self, pixels: Tensor, prompt_ids: Tensor) -> Tensor:
+        return self._model.visual(pixels, prompt_ids)
+
+    def _select(
+        self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
+    ) -> tuple[TokenSequence, Tensor, Choice | None]:
+        """The whole sequence, its visual rows in the order of their right to stay, the choice.
+
+        A row that must go has -inf as its key bias already.
+        """
+        sequence = self._model.assemble(visual, proprio, prompt_ids, padded=True)
+        if self._method is None:
+            return sequence, torch.arange(visual.shape[1], device=visual.device), None
+        choice = self._method.choose(sequence)
+        if choice is None:
+            raise ValueError(
+                f'{self._method.name}, as it is set, cannot run in fixed shapes; choose '
+                "optimisation 'fused'."
+            )
+        bias = torch.zeros_like(choice.votes, dtype=torch.float32)
+        bias = (bias if choice.bias is None else choice.bias).masked_fill(
+            ~choice.kept, -torch.inf)
+        last = 1 + sequence.visual_rows
+        key_bias = sequence.key_bias.clone()
+        key_bias[:, 1:last] += bias
+        order = (~choice.kept).to(torch.uint8).argsort(stable=True)
+        return replace(sequence, key_bias=key_bias), order, choice
+
+    def _decode(self, room: int, action_rows: str) -> Callable[[TokenSequence, Tensor], Tensor]:
+        rows = self._model.action_rows(action_rows)
+
+        def decode(sequence: TokenSequence, order: Tensor) -> Tensor:
+            if room < sequence.visual_rows:
+                sequence = sequence.keep_visual(order[:room])
+            return self._model.language_model(sequence, rows)
+
+        return decode
+
+
+class Stage:
+    """One function on tensors; on a GPU captured with its first inputs, then replayed.
+
+    fed: inputs from outside, copied to where the graph expects them. made: results of other
+    stages, always the same tensors, read where they are.
+    """
+
+    def __init__(self, function: Callable, fed: tuple, made: tuple, pool: Any):
+        self._function = function
+        self._graph = None
+        if pool is None:
+            return
+        self._fed = tuple(value.clone() for value in fed)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                function(*self._fed, *made)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._result = function(*self._fed, *made)
+
+    def __call__(self, fed: tuple, made: tuple) -> Any:
+        """Run on these inputs; on a GPU the result is overwritten by the next call."""
+        if self._graph is None:
+            return self._function(*fed, *made)
+        for own, given in zip(self._fed, fed, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._result
+
+
+def _compile(function: Callable) -> Callable:
+    # A compiled function per bucket; beyond the limit torch would quietly run them uncompiled.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, _BUCKETS)
+    return torch.compile(function, dynamic=False)
+
+
+def _on_cuda(model: OpenVlaOft) -> bool:
+    return next(model.parameters()).is_cuda
+
