@@ -7,13 +7,9 @@ from typing import Annotated
 
 import typer
 
-_PASSED, _FAILED_GATE, _REFUSED = 0, 1, 2
+from vla_policy_node.cli.refusal import refusal
 
-
-def register(app: typer.Typer) -> None:
-    """Add both commands."""
-    app.command()(replay)
-    app.command()(record)
+_PASSED, _FAILED_GATE = 0, 1
 
 
 def replay(
@@ -86,8 +82,7 @@ def replay(
             latency_periods, threads, video, rerun, mcap, limits)
         passed = replay_bags(bags, settings, out, workers, ray, Console())
     except ValueError as error:
-        typer.secho(str(error), fg='red', err=True)
-        raise typer.Exit(_REFUSED) from None
+        raise refusal(error) from None
     except KeyboardInterrupt:
         again = ' The same command goes on with the others.' if len(bags) > 1 else ''
         typer.secho(f'Interrupted; only whole reports were written.{again}', err=True)
@@ -126,8 +121,7 @@ def record(
         try:
             target, count = repair_bag(out)
         except BagError as error:
-            typer.secho(str(error), fg='red', err=True)
-            raise typer.Exit(_REFUSED) from None
+            raise refusal(error) from None
         typer.echo(f'{target}: {count} messages.')
         return
     from vla_policy_node.nodes.recorder_node import main

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.cli.refusal import refusal
+
 
 def compress(
     checkpoint: Annotated[str, typer.Argument(
@@ -53,8 +55,7 @@ def compress(
                 checkpoint, out, recipe, device, dtype,
                 lambda done, total: progress.update(bar, completed=done, total=total))
     except ValueError as error:
-        typer.secho(str(error), fg='red', err=True)
-        raise typer.Exit(2) from None
+        raise refusal(error) from None
     _report(console, result)
     console.print(f'Checkpoint: {out}', soft_wrap=True)
 

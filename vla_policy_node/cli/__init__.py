@@ -1,0 +1,34 @@
+"""The command `vla`. Everything heavy is imported by the command that needs it."""
+
+import typer
+
+from vla_policy_node.cli import bench as benches
+from vla_policy_node.cli import learning, robot
+from vla_policy_node.cli.compress import compress
+from vla_policy_node.cli.replay import record, replay
+
+app = typer.Typer(
+    name='vla',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode='markdown',
+    pretty_exceptions_enable=False,
+    help='Serve accelerated vision-language-action policies to a robot.\n\n'
+         'Try it: `vla bringup --world` in one terminal, and in another '
+         '`vla instruct "pick up the alphabet soup and place it in the basket"`.',
+)
+for _command in (
+    robot.bringup, robot.instruct, robot.demo, record, replay, robot.tasks, learning.demos,
+    learning.train, learning.evaluate, compress, robot.new_checkpoint, robot.check, robot.doctor,
+):
+    app.command('eval' if _command is learning.evaluate else None)(_command)
+
+_bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
+app.add_typer(_bench, name='bench')
+for _command in (benches.node, benches.policy, benches.selection, benches.methods):
+    _bench.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

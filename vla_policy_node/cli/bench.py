@@ -1,0 +1,176 @@
+"""`vla bench`: measurements that take longer than a test."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.system import SystemDescriptionError
+
+
+def node(
+    duration: Annotated[float, typer.Option(min=5.0, help='Seconds to measure.')] = 60.0,
+    out: Annotated[Path, typer.Option(help='Directory for the figures.')] = Path('out/bench'),
+    checkpoint: Annotated[
+        str, typer.Option(help='Checkpoint directory; empty: the small untrained one.')] = '',
+    config: Annotated[str, typer.Option(help='Parameter file; empty: config/bringup.yaml.')] = '',
+) -> None:
+    """Measure what the ROS side costs: two 640x480 cameras at 30 Hz, inference all the time.
+
+    `vla bench node --duration 600` is the table of the README.
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.node import run
+    from vla_policy_node.bringup import NodeDiedError
+
+    try:
+        run(duration, {'checkpoint': checkpoint, 'config': config}, out, Console())
+    except (NodeDiedError, RuntimeError, SystemDescriptionError) as error:
+        raise refusal(error) from None
+
+
+def selection(
+    dense: Annotated[Path, typer.Option(
+        help='Dense checkpoint that the others were fine-tuned from.')] = Path(
+            'checkpoints/libero_object_dense'),
+    lightvla: Annotated[Path, typer.Option(
+        help='Checkpoint fine-tuned with LightVLA.')] = Path('checkpoints/libero_object'),
+    runs: Annotated[Path, typer.Option(
+        help='Folder of the variants; those that are missing are trained there.')] = Path(
+            'runs/selection'),
+    demos: Annotated[Path | None, typer.Option(
+        help='Demonstrations to train missing variants on, a folder of `vla demos`.')] = None,
+    out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path('docs'),
+    tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
+    episodes: Annotated[int, typer.Option(
+        min=1, help='Episodes per task and row.')] = 5,
+    workers: Annotated[int, typer.Option(min=1, help='Processes, for both parts.')] = 2,
+) -> None:
+    """Ask which selection of visual tokens a policy needs; every row on the same episodes.
+
+    Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few less tokens, and
+    LightVLA trained with other noise. Interrupted, the same command goes on where it was.
+
+    `vla bench selection --demos data/object` is the table of the README.
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.selection import Question, answer
+    from vla_policy_node.commands.numbers import parse_numbers
+
+    try:
+        answer(Question(
+            dense, lightvla, runs, demos, out, episodes,
+            parse_numbers(tasks) if tasks else (), workers), Console())
+    except ValueError as error:
+        raise refusal(error) from None
+    except KeyboardInterrupt:
+        typer.echo('Interrupted; the same command goes on from here.')
+        raise typer.Exit(130) from None
+
+
+def methods(
+    method: Annotated[list[str] | None, typer.Option(
+        help="What to compare with dense, as in `vla eval`: 'a', 'a:setting=value', 'a+b'. "
+        'Repeat. Default: every method there is, and pairs.')] = None,
+    success: Annotated[bool, typer.Option(
+        help='Also run closed loop; without, cost columns alone.')] = True,
+    checkpoint: Annotated[
+        str, typer.Option(help='Checkpoint directory; empty: the shipped default.')] = '',
+    suite: Annotated[str, typer.Option(help='Suite of tasks, see `vla tasks`.')] = 'libero_object',
+    tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
+    episodes: Annotated[int, typer.Option(min=0, help='Episodes per task; 0: 20.')] = 0,
+    frames_episodes: Annotated[int, typer.Option(
+        min=1, help='Episodes per task on whose frames costs are measured.')] = 1,
+    horizon: Annotated[int, typer.Option(
+        min=0, help="Control steps per episode at most; 0: the suite's.")] = 0,
+    workers: Annotated[int, typer.Option(
+        min=1, help='Processes for the episodes; costs are always measured by one alone.')] = 1,
+    threads: Annotated[int, typer.Option(min=1, help='Threads of torch in each.')] = 1,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'; empty: as the config says.")] = '',
+    config: Annotated[str, typer.Option(help='Parameter file; empty: config/bringup.yaml.')] = '',
+    out: Annotated[Path, typer.Option(
+        help='Directory for methods.md, methods.json and methods.png, and for what is needed to '
+        'go on after an interruption.')] = Path('docs'),
+) -> None:
+    """Compare all acceleration methods: success, tokens, FLOPs, latency, change of the actions.
+
+    Interrupted, the same command goes on where it was.
+
+    * `vla bench methods`: the table of the documentation
+
+    * `vla bench methods --no-success --tasks 0 --out out/methods`: costs alone, minutes
+
+    * `vla bench methods --method fastv:count=64 --method fastv:count=128 --out out/fastv`
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.methods import bench_methods
+    from vla_policy_node.commands.numbers import parse_numbers
+
+    try:
+        bench_methods(
+            out, Console(), method or (), success, frames_episodes, workers,
+            suite=suite, task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
+            arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
+            changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,
+        )
+    except ValueError as error:
+        raise refusal(error) from None
+    except KeyboardInterrupt:
+        typer.echo('Interrupted; the same command goes on from here.')
+        raise typer.Exit(130) from None
+
+
+def policy(
+    checkpoint: Annotated[
+        str, typer.Option(help='Checkpoint directory; empty: the shipped default.')] = '',
+    size: Annotated[str, typer.Option(
+        help="'7b': the public size with random weights, made on the device. Empty: the "
+        'checkpoint.')] = '',
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = 'cpu',
+    repetitions: Annotated[
+        int, typer.Option(min=1, help='Timed inferences of each contender.')] = 20,
+    warm_up: Annotated[int, typer.Option(
+        min=1, help='Untimed inferences on each of the pictures before.')] = 2,
+    pictures: Annotated[int, typer.Option(min=1, help='Layouts to look at.')] = 4,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads of torch.')] = 1,
+    count: Annotated[int, typer.Option(
+        min=0, help='Visual tokens that LightVLA keeps; 0: as it chooses, but 78 with --size.',
+    )] = 0,
+    compiled: Annotated[bool, typer.Option(
+        help='Also through torch.compile; takes minutes.')] = False,
+    clock: Annotated[str, typer.Option(
+        help='wall; processor: only the time that this process computed, for a CPU that others '
+        'use as well.')] = 'wall',
+    only: Annotated[list[str] | None, typer.Option(
+        help="Only contenders whose 'method, way, dtype' contains this; repeat for several."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help='File for all figures.')] = None,
+    markdown: Annotated[Path | None, typer.Option(help='File for the tables.')] = None,
+) -> None:
+    """Measure where the time of one inference goes, and how much of it must.
+
+    The floor of a stage is its FLOPs over the rate of matrix products, or the bytes of its weights
+    over that of memory, whichever is more; both rates are measured first. Contenders act in turn,
+    so that a machine that slows down slows down all of them. Batch 1, two cameras.
+
+    * `vla bench policy --json out/policy.json --markdown out/policy.md`: the table of the README
+
+    * `vla bench policy --size 7b --device cuda --compiled --repetitions 100`: public size on a GPU
+
+    * `vla bench policy --only lightvla --only "dense, plain"`
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.policy_run import Options, run
+
+    options = Options(checkpoint, size, device, repetitions, warm_up, pictures, threads, count,
+                      compiled, clock, only or ())
+    try:
+        run(options, json, markdown, Console())
+    except ValueError as error:
+        typer.secho(str(error), fg='red', err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,11 @@
+"""How every command says that it cannot do what was asked."""
+
+import typer
+
+REFUSED = 2  # exit code
+
+
+def refusal(reason: object) -> typer.Exit:
+    """Say the one sentence on standard error; raise what is returned."""
+    typer.secho(str(reason), fg='red', err=True)
+    return typer.Exit(REFUSED)
