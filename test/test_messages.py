@@ -1,6 +1,5 @@
 """Messages say what the core means: same numbers, same units, same shapes."""
 
-
 from dataclasses import replace
 
 import numpy as np

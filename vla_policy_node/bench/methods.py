@@ -27,6 +27,7 @@ def bench_methods(
     out: Path,
     console: Console,
     methods: Sequence[str] = (),
+    also: Sequence[str] = (),
     success: bool = True,
     frames_episodes: int = 1,
     workers: int = 1,
@@ -34,13 +35,14 @@ def bench_methods(
 ) -> dict:
     """Measure, write methods.md, methods.json and methods.png into `out`, return the document.
 
-    methods: as `evaluation.contenders` writes them, () for all. success: also run closed loop.
-    frames_episodes: episodes of each task whose frames the costs are measured on. options: those
-    of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on where it was.
+    methods: as `evaluation.contenders` writes them, () for all; also: more of them. success: run
+    closed loop, too. frames_episodes: episodes of each task whose frames the costs are measured
+    on. options: those of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on
+    where it was.
     Raises ValueError with one sentence for what cannot be.
     """
     plan = make_plan(methods=['dense'], **options)
-    chosen = contenders(methods)
+    chosen = contenders(methods, also)
     usable, refused = split_usable(chosen, Path(plan.parameters.checkpoint))
     plan = replace(plan, contenders=tuple(usable))
     for label, why in refused.items():
