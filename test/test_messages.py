@@ -1,5 +1,6 @@
 """Messages say what the core means: same numbers, same units, same shapes."""
 
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,10 @@ def test_chunk_and_selection_keep_shape_and_order():
     np.testing.assert_array_equal(np.reshape(message.actions, shape), chunk.actions)
     assert (message.inference_ms, message.observation_age_ms) == (3.0, 12.0)
     assert message.period_s == 0.05
+    assert message.reused_by == ''
+    again = replace(chunk, reused_by='flashvla', layers_total=6)
+    message = messages.to_chunk(again, header, 'go', 4, 5, 50_000_000, 12_000_000, 4_000_000)
+    assert (message.reused_by, message.layers_run, message.layers_total) == ('flashvla', 0, 6)
     selection = messages.to_selection(chunk.selections[0], chunk, header, 'go')
     grid = np.reshape(selection.kept, (selection.grid_height, selection.grid_width))
     np.testing.assert_array_equal(grid, chunk.selections[0].kept)

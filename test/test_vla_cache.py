@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from tiny_model import CASES, inputs_of, load_model, prepared, run_step, step_of
+from tiny_model import (
+    CASES,
+    CONFIG,
+    inputs_of,
+    load_model,
+    prepared,
+    run_step,
+    step_of,
+    torchs_flops,
+)
 
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
+from vla_policy_node.models.flops import count_flops
 
 MODEL = load_model()
 INPUTS = [inputs_of(case) for case in CASES[:2]]
@@ -16,8 +26,11 @@ def test_of_an_identical_frame_the_answer_is_the_same_and_less_is_computed():
     method, rows = prepared('vla_cache', **EAGER), RowRecorder()
     first, _ = run_step(MODEL, method, INPUTS[0])
     method.begin_step(step_of(INPUTS[0]))
-    second = MODEL(*INPUTS[0], methods=[method, rows])
-    torch.testing.assert_close(second, first, rtol=0, atol=2e-5)
+    second = []
+    counted = torchs_flops(lambda: second.append(MODEL(*INPUTS[0], methods=[method, rows])))
+    torch.testing.assert_close(second[0], first, rtol=0, atol=2e-5)
+    own = sum(count_flops(CONFIG, rows.layer_rows).values())
+    assert own + method.report().flops == counted
     reused = int((~method.report().kept).sum())
     assert reused > 0
     full = rows.layer_rows[0]

@@ -22,11 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.learnt import read_learnt, save_learnt
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import head_flops
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -126,26 +125,20 @@ def calibrate(deltas: np.ndarray, ratio: float) -> np.ndarray:
 
 def save_thresholds(checkpoint: Path, exits: Sequence[int], thresholds: np.ndarray) -> None:
     """Write what `calibrate` found into the directory of the checkpoint it is for."""
-    save_file({
+    save_learnt(checkpoint / FILE_NAME, {
         'exits': torch.tensor(exits, dtype=torch.int64),
         'thresholds': torch.as_tensor(thresholds, dtype=torch.float64),
-    }, checkpoint / FILE_NAME)
+    })
 
 
 def load_thresholds(checkpoint: Path, layers: int) -> dict[int, float]:
     """Read what `save_thresholds` wrote; ValueError if it is missing or does not fit."""
     path = checkpoint / FILE_NAME
-    if not path.is_file():
-        raise ValueError(
-            f'{checkpoint} has no {FILE_NAME}: it was not trained for early exits; train it with '
-            '`vla train deer`, or give a threshold.'
-        )
-    try:
-        tensors = load_file(path)
-        pairs = zip(tensors['exits'].tolist(), tensors['thresholds'].tolist(), strict=True)
-        thresholds = dict(pairs)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
-    if not all(1 < count < layers for count in thresholds):
+    tensors = read_learnt(
+        path, 'it was not trained for early exits; train it with `vla train deer`, or give a '
+        'threshold')
+    exits, thresholds = (
+        tensors.get(name, torch.zeros(0)).tolist() for name in ('exits', 'thresholds'))
+    if len(exits) != len(thresholds) or not all(1 < count < layers for count in exits):
         raise ValueError(f'{path} is for another model: this one has {layers} layers.')
-    return thresholds
+    return dict(zip(exits, thresholds, strict=True))

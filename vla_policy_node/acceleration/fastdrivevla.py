@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vla_policy_node.acceleration.learnt import fill, read_learnt, save_learnt
 from vla_policy_node.acceleration.selection import Selection, top
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
 from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
@@ -54,29 +53,17 @@ class ForegroundScorer(nn.Module):
 
     def save(self, checkpoint: Path) -> None:
         """Write the scorer into the directory of the checkpoint it was trained with."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(tensors, checkpoint / FILE_NAME)
+        save_learnt(checkpoint / FILE_NAME, self.state_dict())
 
     @classmethod
     def load(cls, checkpoint: Path, config: ModelConfig) -> ForegroundScorer:
         """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
         path = checkpoint / FILE_NAME
-        if not path.is_file():
-            raise ValueError(
-                f'{checkpoint} has no {FILE_NAME}: no scorer was trained for it; train one with '
-                '`vla train foreground`.'
-            )
+        tensors = read_learnt(
+            path, 'no scorer was trained for it; train one with `vla train foreground`')
         scorer = cls(config.language_model)
-        try:
-            scorer.load_state_dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
-        except RuntimeError as error:
-            raise ValueError(
-                f'{path} is for another model: its sizes are not those of '
-                f'{config.architecture}.'
-            ) from error
-        return scorer.eval().requires_grad_(False)
+        fill(scorer, tensors, path, config)
+        return scorer
 
 
 class FastDriveVla(Selection):

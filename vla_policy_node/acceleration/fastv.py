@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report, attention_flops
+from vla_policy_node.acceleration.base import attention_flops
+from vla_policy_node.acceleration.selection import Selection, attention_received, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
-class FastV(Method):
+class FastV(Selection):
     """Keeps the `count` tokens with the most attention in the layer before `layer`.
 
     layer: the first layer that runs without the others; the published value is 2.
@@ -36,12 +36,11 @@ class FastV(Method):
             raise ValueError(
                 f'fastv needs a layer and a count of at least 1, not {layer} and {count}.'
             )
+        super().__init__()
         self.layer = layer
         self.count = count
         self.last_row = last_row
-        self._scores: Tensor | None = None
-        self._kept: Tensor | None = None
-        self._flops = 0
+        self._received: Tensor | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
@@ -52,37 +51,23 @@ class FastV(Method):
                 f'{layers - 1}.'
             )
 
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Begin a pass."""
+        self._begin_pass()
+        return sequence
+
     def watch_attention(
         self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
     ) -> None:
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:
             return
-        asking = slice(-1 if self.last_row else 1 + sequence.visual_rows, None)
-        maps = attention(asking)[0]
-        received = maps.mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
-        scores = received.new_zeros(sequence.visual_total)
-        self._scores = scores.index_copy(0, sequence.visual_tokens, received)
-        self._flops = attention_flops(maps.shape[1], sequence)
+        maps = attention(slice(-1 if self.last_row else 1 + sequence.visual_rows, None))
+        self._received = attention_received(maps, sequence)
+        self._flops = attention_flops(maps.shape[2], sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks; of equal ones the lower index stays."""
         if index != self.layer:
             return sequence
-        tokens = sequence.visual_tokens
-        ranked = self._scores[tokens].argsort(descending=True, stable=True)
-        kept = ranked[: self.count].sort().values
-        self._kept = torch.zeros_like(self._scores, dtype=torch.bool)
-        self._kept[tokens[kept]] = True
-        return sequence if len(kept) == len(tokens) else sequence.keep_visual(kept)
-
-    def reset(self) -> None:
-        """Forget the last report; nothing else crosses steps."""
-        self._scores = self._kept = None
-
-    def report(self) -> Report | None:
-        """Kept tokens and the attention each of them got."""
-        if self._kept is None:
-            return None
-        kept, scores = self._kept.cpu().numpy(), self._scores.cpu().numpy()
-        return Report(kept, scores, self.layer, self._flops)
+        return self._keep(sequence, top(self._received, self.count), self._received, index)

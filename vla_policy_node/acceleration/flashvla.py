@@ -78,7 +78,7 @@ class FlashVla(Selection):
         before, last = self._sets
         overlap = (before & last).sum() / last.sum()
         if angle(*self._actions) < self.max_angle and overlap > self.min_overlap:
-            return self._actions[-1]
+            return self._actions[-1].copy()
         return None
 
     def end_step(self, actions: np.ndarray, reused: bool) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.learnt import fill, read_learnt, save_learnt
 from vla_policy_node.acceleration.selection import text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import chain_flops
@@ -83,32 +82,18 @@ class LayerRouter(nn.Module):
 
     def save(self, checkpoint: Path, run: int) -> None:
         """Write the router and how many layers run into the checkpoint's directory."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(tensors, checkpoint / FILE_NAME, metadata={'run': str(run)})
+        save_learnt(checkpoint / FILE_NAME, {**self.state_dict(), 'run': torch.tensor(run)})
 
     @classmethod
     def load(cls, checkpoint: Path, config: ModelConfig) -> tuple[LayerRouter, int]:
         """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
         path = checkpoint / FILE_NAME
-        if not path.is_file():
-            raise ValueError(
-                f'{checkpoint} has no {FILE_NAME}: it was not trained to skip layers; train it '
-                'with `vla train mole`.'
-            )
+        tensors = read_learnt(
+            path, 'it was not trained to skip layers; train it with `vla train mole`')
+        run = int(tensors.pop('run', torch.tensor(0)))
         router = cls(config.language_model.width, config.language_model.layers)
-        try:
-            with safe_open(path, framework='pt') as file:
-                run = int(file.metadata()['run'])
-                names = file.keys()
-                router.load_state_dict({name: file.get_tensor(name) for name in names})
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
-        except RuntimeError as error:
-            raise ValueError(
-                f'{path} is for another model: its sizes are not those of '
-                f'{config.architecture}.'
-            ) from error
-        return router.eval().requires_grad_(False), run
+        fill(router, tensors, path, config)
+        return router, run
 
 
 class Mole(Method):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.selection import Selection
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
-class RandomTokens(Method):
+class RandomTokens(Selection):
     """Keeps `count` visual tokens of each pass, drawn anew without regard to the input.
 
     count: how many; at least as many as there are keeps all. 78 is LightVLA's mean on LIBERO.
@@ -19,28 +19,21 @@ class RandomTokens(Method):
     name = 'random_tokens'
 
     def __init__(self, *, count: int = 78, seed: int = 0):
+        super().__init__()
         if count < 1:
             raise ValueError(f'random_tokens must keep at least 1 token, not {count}.')
         self.count = count
         self._generator = torch.Generator().manual_seed(seed)
-        self._kept: Tensor | None = None
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop all but `count` visual tokens, the same ones in a whole batch."""
         rows = torch.arange(sequence.visual_rows, device=sequence.positions.device)
-        kept = draw(rows, self.count, self._generator)
-        everything = torch.zeros(sequence.visual_total, dtype=torch.bool, device=kept.device)
-        self._kept = everything.index_fill(0, sequence.visual_tokens[kept], True)
-        return sequence if len(kept) == len(rows) else sequence.keep_visual(kept)
+        return self._keep(sequence, draw(rows, self.count, self._generator))
 
     def reset(self) -> None:
         """Forget the last report and start the random choices again."""
-        self._kept = None
+        super().reset()
         self._generator.manual_seed(self._generator.initial_seed())
-
-    def report(self) -> Report | None:
-        """Kept tokens; nothing was scored."""
-        return None if self._kept is None else Report(kept=self._kept.cpu().numpy())
 
 
 def draw(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:

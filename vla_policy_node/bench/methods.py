@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,15 @@ from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
 from vla_policy_node.evaluation.summary import describe_machine, describe_policy
 
+# In the output directory, while a run is not finished: what it need not do again.
+UNFINISHED = 'methods.unfinished'
+
 
 def bench_methods(
     out: Path,
     console: Console,
     methods: Sequence[str] = (),
+    also: Sequence[str] = (),
     success: bool = True,
     frames_episodes: int = 1,
     workers: int = 1,
@@ -30,21 +35,24 @@ def bench_methods(
 ) -> dict:
     """Measure, write methods.md, methods.json and methods.png into `out`, return the document.
 
-    methods: as `evaluation.contenders` writes them, () for all. success: also run closed loop.
-    frames_episodes: episodes of each task whose frames the costs are measured on. options: those
-    of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on where it was.
+    methods: as `evaluation.contenders` writes them, () for all; also: more of them. success: run
+    closed loop, too. frames_episodes: episodes of each task whose frames the costs are measured
+    on. options: those of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on
+    where it was.
     Raises ValueError with one sentence for what cannot be.
     """
     plan = make_plan(methods=['dense'], **options)
-    chosen = contenders(methods)
+    chosen = contenders(methods, also)
     usable, refused = split_usable(chosen, Path(plan.parameters.checkpoint))
     plan = replace(plan, contenders=tuple(usable))
     for label, why in refused.items():
         console.print(f'Without {label}: {why}')
-    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / UNFINISHED
+    unfinished.mkdir(parents=True, exist_ok=True)
 
-    costs = _measure_costs(plan, min(frames_episodes, plan.episodes), out, console)
-    evaluated = evaluate(plan, workers, console, out / 'success.json') if success else None
+    counted = published_rows(chosen)
+    costs = _measure_costs(plan, min(frames_episodes, plan.episodes), unfinished, console)
+    evaluated = evaluate(plan, workers, console, unfinished / 'success.json') if success else None
     document = {
         'checkpoint': describe_policy(plan),
         'suite': plan.suite,
@@ -53,11 +61,11 @@ def bench_methods(
         'seed': plan.seed,
         'machine': describe_machine(plan.threads, workers),
         'refused': refused,
-        'rows': [_row(c.label, plan, costs, evaluated) for c in usable],
+        'rows': [*(_row(c.label, plan, costs, evaluated) for c in usable), *counted],
     }
-    document['rows'] += published_rows(chosen)
     for path in write_report(document, out):
         console.print(f'Wrote {path}.')
+    shutil.rmtree(unfinished)
     return document
 
 
@@ -96,6 +104,10 @@ def _row(label: str, plan: Plan, costs: dict[str, list[dict]], evaluated: dict |
     total = next(t for t in evaluated['totals'] if t['method'] == label)
     names = ('success_rate', 'episodes', 'wilson_low', 'wilson_high', 'failures')
     row |= {name: total[name] for name in names}
+    row['successes_by_task'] = {
+        str(part['task_id']): part['successes']
+        for part in evaluated['rows'] if part['method'] == label
+    }
     row['against_dense'] = next(
         (pair for pair in evaluated['paired'] if pair['second'] == label), None)
     return row

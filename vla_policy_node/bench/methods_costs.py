@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,55 +90,33 @@ class Costs:
         self._dense = self._load(Contender('dense'))[0]
 
     def measure(self, task: int, episode: int, labels: Sequence[str]) -> list[dict]:
-        """Return a row for each of `labels` that says how its policy answers the frames."""
+        """Return a row for each of `labels` that says how its policy answers the frames.
+
+        All of them answer one frame before the next one comes, so that what else the machine
+        does slows down all alike.
+        """
         if self._world is None or self._world.task.task_id != task:
             self.close()
             self._world = LiberoWorld(tasks(self._plan.suite)[task], self._plan.image_size)
         frames = record_frames(self._plan, self._dense, self._world, task, episode)
-        self._dense.reset()
-        wanted = [self._dense.infer(frame).actions for frame in frames]
-        chosen = [c for c in self._plan.contenders if c.label in labels]
+        loaded = {c.label: self._load(c) for c in self._plan.contenders if c.label in labels}
+        answers: dict[str, list[_Answer]] = {label: [] for label in loaded}
+        for policy, _ in ((self._dense, None), *loaded.values()):
+            policy.reset()
+        for frame in frames:
+            wanted = self._dense.infer(frame).actions
+            for label, (policy, stopwatch) in loaded.items():
+                before = stopwatch.ms
+                chunk = policy.infer(frame)
+                answers[label].append(_Answer(chunk, wanted, stopwatch.ms - before))
         where = {'task_id': task, 'episode': episode}
-        return [{'method': c.label, **where, **self._run(c, frames, wanted)} for c in chosen]
+        return [{'method': label, **where, **_describe(given)} for label, given in answers.items()]
 
     def close(self) -> None:
         """Free the world."""
         if self._world is not None:
             self._world.close()
         self._world = None
-
-    def _run(
-        self, contender: Contender, frames: Sequence[Observation], wanted: Sequence[np.ndarray]
-    ) -> dict:
-        policy, stopwatch = self._load(contender)
-        policy.reset()
-        chunks, overheads = [], []
-        for frame in frames:
-            before = stopwatch.ms
-            chunks.append(policy.infer(frame))
-            overheads.append(stopwatch.ms - before)
-        changes = np.abs([c.actions - w for c, w in zip(chunks, wanted, strict=True)])
-        grippers = [
-            (c.actions[:, 6] > 0.5) != (w[:, 6] > 0.5)
-            for c, w in zip(chunks, wanted, strict=True)
-        ]
-        stages = dict.fromkeys(stage for chunk in chunks for stage in chunk.stage_ms)
-        return {
-            'tokens': [chunk.tokens_kept for chunk in chunks],
-            'tokens_total': chunks[0].tokens_total,
-            'layers': [chunk.layers_run for chunk in chunks],
-            'layers_total': chunks[0].layers_total,
-            'reused': [bool(chunk.reused_by) for chunk in chunks],
-            'flops': [chunk.flops for chunk in chunks],
-            'stage_ms': {
-                stage: [round(chunk.stage_ms.get(stage, 0.0), 3) for chunk in chunks]
-                for stage in stages
-            },
-            'overhead_ms': [round(ms, 3) for ms in overheads],
-            'change_mean': [float(change.mean()) for change in changes],
-            'change_max': [float(change.max()) for change in changes],
-            'gripper_flips': [int(flips.sum()) for flips in grippers],
-        }
 
     def _load(self, contender: Contender) -> tuple[Policy, Stopwatch]:
         if contender.label not in self._policies:
@@ -148,6 +127,45 @@ class Costs:
             stopwatch = Stopwatch(policy.methods, self._plan.parameters.device)
             self._policies[contender.label] = policy, stopwatch
         return self._policies[contender.label]
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What a method made of a frame, the plain model's actions [K, 7], and time inside of it."""
+
+    chunk: ActionChunk
+    wanted: np.ndarray
+    overhead_ms: float
+
+    @property
+    def change(self) -> np.ndarray:
+        return np.abs(self.chunk.actions - self.wanted)
+
+    @property
+    def flips(self) -> int:
+        return int(((self.chunk.actions[:, 6] > 0.5) != (self.wanted[:, 6] > 0.5)).sum())
+
+
+def _describe(answers: Sequence[_Answer]) -> dict:
+    """Return the row of one episode, as JSON."""
+    chunks = [answer.chunk for answer in answers]
+    stages = dict.fromkeys(stage for chunk in chunks for stage in chunk.stage_ms)
+    return {
+        'tokens': [chunk.tokens_kept for chunk in chunks],
+        'tokens_total': chunks[0].tokens_total,
+        'layers': [chunk.layers_run for chunk in chunks],
+        'layers_total': chunks[0].layers_total,
+        'reused': [bool(chunk.reused_by) for chunk in chunks],
+        'flops': [chunk.flops for chunk in chunks],
+        'stage_ms': {
+            stage: [round(chunk.stage_ms.get(stage, 0.0), 3) for chunk in chunks]
+            for stage in stages
+        },
+        'overhead_ms': [round(answer.overhead_ms, 3) for answer in answers],
+        'change_mean': [float(answer.change.mean()) for answer in answers],
+        'change_max': [float(answer.change.max()) for answer in answers],
+        'gripper_flips': [answer.flips for answer in answers],
+    }
 
 
 def summarise_costs(rows: Sequence[Mapping]) -> dict:

@@ -63,8 +63,9 @@ def _row(model: OpenVlaOft, contender: Contender) -> dict:
     step = Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7))
     with torch.inference_mode():
         for _ in range(FRAMES):
-            for method in methods:
-                method.begin_step(step)
+            answers = [method.begin_step(step) for method in methods]
+            if any(answer is not None for answer in answers):
+                continue  # counted is what the network costs when it runs
             recorder.reset()
             pixels = torch.cat([images, images], dim=1)[None]
             actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))

@@ -81,35 +81,33 @@ def pareto_figure(document: Mapping) -> Figure:
     """Draw success against latency; without episodes, how near the actions are to dense."""
     rows = [row for row in document['rows'] if row['latency_ms'] is not None]
     judged = all(row['episodes'] for row in rows)
-    values = [
-        100 * row['success_rate'] if judged else -row['action_change_mean'] for row in rows]
-    points = [(row['latency_ms'], value) for row, value in zip(rows, values, strict=True)]
+    points = [
+        (row['latency_ms'], 100 * row['success_rate'] if judged else -row['action_change_mean'])
+        for row in rows
+    ]
     front = pareto_front(points)
-    figure = Figure(figsize=(9, 6), layout='constrained', dpi=DPI)
+    figure = Figure(figsize=(11, 6), layout='constrained', dpi=DPI)
     axes = figure.subplots()
     if judged:
-        low = [value - 100 * row['wilson_low'] for row, value in zip(rows, values, strict=True)]
-        high = [100 * row['wilson_high'] - value for row, value in zip(rows, values, strict=True)]
+        low = [y - 100 * row['wilson_low'] for row, (_, y) in zip(rows, points, strict=True)]
+        high = [100 * row['wilson_high'] - y for row, (_, y) in zip(rows, points, strict=True)]
         axes.errorbar(*zip(*points, strict=True), yerr=[low, high], fmt='none',
                       ecolor='lightgray', zorder=1)
     axes.step(*zip(*(points[i] for i in front), strict=True), where='post', color='tab:orange',
               label='Pareto front', zorder=2)
+    # Numbers, because names of close points would cover each other.
     for index, ((x, y), row) in enumerate(zip(points, rows, strict=True)):
-        on_front = index in front
-        axes.plot(x, y, 'o', color='tab:orange' if on_front else 'tab:blue', zorder=3)
-        # Labels of close points would cover each other; they alternate around their point.
-        above = index % 2 == 0
-        axes.annotate(
-            row['method'], (x, y), xytext=(4, 5 if above else -5), textcoords='offset points',
-            fontsize=7, va='bottom' if above else 'top')
+        colour = 'tab:orange' if index in front else 'tab:blue'
+        axes.plot(x, y, 'o', color=colour, zorder=3, label=f'{index + 1}  {row["method"]}')
+        axes.annotate(str(index + 1), (x, y), xytext=(4, 3), textcoords='offset points',
+                      fontsize=8)
     checkpoint = document['checkpoint']
     axes.set(
         xlabel='one inference, ms (median)',
-        ylabel='success, % (95 % interval)' if judged else 'mean change of the action, negative',
+        ylabel='success, % (95 % interval)' if judged else 'change of the action, mean, times -1',
         title=f'{document["suite"]}, {checkpoint["name"]}'
               + ('' if checkpoint['trained'] else ', UNTRAINED'))
-    axes.margins(x=0.15, y=0.1)
-    axes.legend(loc='lower right')
+    figure.legend(loc='outside right upper', fontsize=8)
     return figure
 
 

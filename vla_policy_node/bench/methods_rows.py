@@ -18,10 +18,9 @@ PAIRS = (
 )
 
 
-def contenders(methods: Sequence[str] = ()) -> list[Contender]:
-    """Return 'dense' and then `methods`, or else all methods with their defaults and the pairs."""
-    texts = methods or (*acceleration.available(), *PAIRS)
-    texts = ['dense', *(text for text in texts if text != 'dense')]
+def contenders(methods: Sequence[str] = (), also: Sequence[str] = ()) -> list[Contender]:
+    """Return 'dense', then `methods`, or else all of them and the pairs, and then `also`."""
+    texts = ['dense', *(methods or (*acceleration.available(), *PAIRS)), *also]
     return [parse_contender(text) for text in dict.fromkeys(texts)]
 
 
@@ -30,17 +29,19 @@ def split_usable(
 ) -> tuple[list[Contender], dict[str, str]]:
     """Return those that the checkpoint can run, and for the others a sentence that says why not.
 
-    Methods that learn need weights that only some checkpoints bring.
+    Methods that learn need weights that only some checkpoints bring; a contender may have a
+    checkpoint of its own.
     """
-    config = checkpoints.read_model_config(checkpoint)
     usable, refused = [], {}
     for contender in chosen:
+        directory = contender.checkpoint or checkpoint
+        config = checkpoints.read_model_config(directory)
         try:
             for name in contender.methods:
                 method = acceleration.create(name, **contender.settings.get(name, {}))
-                method.prepare(checkpoint, config)
+                method.prepare(directory, config)
         except ValueError as error:
-            refused[contender.label] = str(error).replace(str(checkpoint), 'The checkpoint')
+            refused[contender.label] = str(error).replace(str(directory), 'The checkpoint')
         else:
             usable.append(contender)
     return usable, refused

@@ -75,6 +75,9 @@ def methods(
     method: Annotated[list[str] | None, typer.Option(
         help="What to compare with dense, as in `vla eval`: 'a', 'a:setting=value', 'a+b'. "
         'Repeat. Default: every method there is, and pairs.')] = None,
+    also: Annotated[list[str] | None, typer.Option(
+        help="Beside those, e.g. 'deer@runs/deer/checkpoint' for what has to be learnt. "
+        'Repeat.')] = None,
     success: Annotated[bool, typer.Option(
         help='Also run closed loop; without, cost columns alone.')] = True,
     checkpoint: Annotated[
@@ -101,6 +104,8 @@ def methods(
 
     * `vla bench methods`: the table of the documentation
 
+    * `vla bench methods --also deer@runs/deer/checkpoint --also mole@runs/mole/checkpoint`
+
     * `vla bench methods --no-success --tasks 0 --out out/methods`: costs alone, minutes
 
     * `vla bench methods --method fastv:count=64 --method fastv:count=128 --out out/fastv`
@@ -112,7 +117,7 @@ def methods(
 
     try:
         bench_methods(
-            out, Console(), method or (), success, frames_episodes, workers,
+            out, Console(), method or (), also or (), success, frames_episodes, workers,
             suite=suite, task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
             arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,

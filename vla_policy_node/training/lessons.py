@@ -108,7 +108,7 @@ class Routing(Lesson):
         if sequence.context_hidden is not None:
             first = 1 + sequence.visual_rows
             rows = text_rows(sequence, self._config)
-            prompt = sequence.context_hidden[:, rows.start - first : rows.stop]
+            prompt = sequence.context_hidden[:, rows.start - first : rows.stop - first]
             hidden = nn.functional.pad(prompt, (1, 0))
         self._logits = self.learnt(
             sequence.visual, mole.prompt_of(sequence, self._config), hidden)

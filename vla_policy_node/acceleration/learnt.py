@@ -1,0 +1,38 @@
+"""Weights of a method's own, in a file of the checkpoint that they were learnt with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_policy_node.models.config import ModelConfig
+
+
+def save_learnt(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, from whatever device they are on."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def read_learnt(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Read what `save_learnt` wrote; ValueError if it is damaged, or missing: with the remedy."""
+    if not path.is_file():
+        raise ValueError(f'{path.parent} has no {path.name}: {remedy}.')
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, model: ModelConfig) -> None:
+    """Put tensors into a module that will not be trained; ValueError if they are another's."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{path} is for another model: its sizes are not those of {model.architecture}.'
+        ) from error
+    module.eval().requires_grad_(False)
