@@ -18,7 +18,7 @@ h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:34px 0 8px}
 p{margin:6px 0}.soft{color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;
 margin:14px 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:12px;
 margin:14px 0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .tile b{display:block;font-size:22px;font-weight:600}
@@ -53,8 +53,8 @@ def render(
     ]
     if stills:
         parts += ['<h2>Where the two differ most</h2>',
-                  '<p class="soft">Clear tokens entered the language model. Upper row: '
-                  f'{escape(runs[0]["label"])}; lower row: {escape(runs[1]["label"])}.</p>',
+                  '<p class="soft">Clear tokens entered the language model. Left: '
+                  f'{escape(runs[0]["label"])}; right: {escape(runs[1]["label"])}.</p>',
                   *(_picture(folder / n, text) for n, text in stills.items())]
     parts += ['<h2>Figures</h2>', *_tables(report, latency, runs), _provenance(runs, latency)]
     return document(f'Replay: {title}', parts)
