@@ -15,7 +15,6 @@ from vla_policy_node.replay.folder import OutputError, check_target
 from vla_policy_node.replay.merged import Outcome, prepare, write_merged
 from vla_policy_node.replay.settings import ReplaySettings
 
-
 Job = tuple[str, str]  # bag, folder of its report
 Runner = Callable[[Sequence[Job]], Iterator[Outcome]]
 
