@@ -56,7 +56,8 @@ def render(
                   '<p class="soft">Clear tokens entered the language model. Left: '
                   f'{escape(runs[0]["label"])}; right: {escape(runs[1]["label"])}.</p>',
                   *(_picture(folder / n, text) for n, text in stills.items())]
-    parts += ['<h2>Figures</h2>', *_tables(report, latency, runs), _provenance(runs, latency)]
+    parts += ['<h2>Figures</h2>', *_tables(report, latency, runs),
+              _provenance(report, runs, latency)]
     return document(f'Replay: {title}', parts)
 
 
@@ -285,10 +286,12 @@ def _count_rows(runs: Sequence[Mapping], has_difference: bool) -> list[list[str]
     return [row + ([f'{row[2] - row[1]:+d}'] if has_difference else []) for row in rows]
 
 
-def _provenance(runs: Sequence[Mapping], latency: Mapping) -> str:
+def _provenance(report: Mapping, runs: Sequence[Mapping], latency: Mapping) -> str:
     lines = [f'{run["label"]}: {run["architecture"]}, {run["parameters"] / 1e6:.1f} M parameters, '
              f'{run["dtype"]}, {run["execution_mode"]}, sha256 {run["sha256"][:16]}'
              for run in runs]
+    lines.append(f'An inference takes {report["latency_periods"]} control periods of '
+                 f'{1e3 * report["control_period_s"]:.0f} ms in the time of the bag.')
     lines.append(f'Measured on {latency["processor"]}, {latency["device"]}, '
                  f'{latency["threads"]} thread(s).')
     return '<p class="soft">' + '<br>'.join(escape(line) for line in lines) + '</p>'
