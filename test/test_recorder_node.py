@@ -84,7 +84,8 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     recorded_actions = {to_ns(chunk.header.stamp): list(chunk.actions) for chunk in chunks}
     again = {i.stamp_ns: i.actions.ravel().tolist() for i in evaluation.traces[0].inferences}
     shared = recorded_actions.keys() & again.keys()
-    assert len(shared) >= 5
+    # Of the first the goal was not heard of yet, during the last one it ended.
+    assert len(shared) >= 4
     assert all(recorded_actions[stamp_ns] == again[stamp_ns] for stamp_ns in shared)
 
     # Without its policy.yaml the bag still says most of it.

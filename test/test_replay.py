@@ -94,6 +94,27 @@ def test_the_bag_says_what_was_asked_and_an_option_wins(bag, run):
     assert {i.instruction for i in other.inferences} == {'open the drawer'}
 
 
+def test_one_instruction_after_the_other_and_nothing_in_between(run, tmp_path):
+    def two_goals(index, status):
+        status.goal_active = index in (0, 1, 2, 3, 6, 7, 8)
+        status.epoch = 1 if index < 4 else 2 if index < 6 else 3
+        status.instruction = 'open the drawer' if index < 4 else 'close the drawer'
+        return status
+
+    trace = run(make_bag(tmp_path / 'bag', alter={'/policy_status': two_goals})).traces[0]
+    seconds = {}
+    for inference in trace.inferences:
+        seconds.setdefault(inference.instruction, []).append(
+            (inference.stamp_ns - START_NS) / 1e9)
+    assert list(seconds) == ['open the drawer', 'close the drawer']
+    first, second = seconds.values()
+    assert (first[0], first[-1]) == (0.0, 0.8)
+    assert 1.1 <= second[0] <= 1.2
+    assert second[-1] <= 1.8
+    idle = [c for t, c in trace.commands if START_NS + 0.85e9 < t < START_NS + 1.2e9]
+    assert {c.hold.code for c in idle} == {HoldReason.GOAL_FINISHED}
+
+
 def test_with_methods_off_both_policies_say_the_same(bag, run):
     evaluation = run(bag, against='dense')
     assert [trace.label for trace in evaluation.traces] == ['dense (A)', 'dense (B)']

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from geometry_msgs.msg import TwistStamped
 from node_bench import create_tiny_checkpoint
-from replay_bag import START_NS, make_bag
+from replay_bag import PERIOD_NS, START_NS, make_bag
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from vla_policy_node.nodes.message_definitions import MessageDefinitions
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.replay import evaluate, write
 from vla_policy_node.replay.bag import Bag, BagError
@@ -20,6 +23,7 @@ from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.folder import OutputError, whole_folder
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.story import read_story
 
 SHORT = {'seconds': 0.6}
 
@@ -151,8 +155,6 @@ def test_a_message_type_that_is_not_known_is_named(settings, tmp_path):
 def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
     bag = make_bag(tmp_path / 'bag', **SHORT)
     short = tmp_path / 'short'
-    store = get_typestore(Stores.ROS2_KILTED)
-    from vla_policy_node.nodes.message_definitions import MessageDefinitions
     definitions = MessageDefinitions()
     with Writer(short, version=8, storage_plugin=StoragePlugin.MCAP) as writer, Bag(bag) as whole:
         connections = {}
@@ -161,7 +163,6 @@ def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
                 connections[topic] = writer.add_connection(
                     topic, whole.types[topic], typestore=definitions.learn(whole.types[topic]))
             writer.write(connections[topic], time_ns, raw[:20] if topic == '/command' else raw)
-    assert store
     assert 'replay with the version of the messages' in refused(short, settings, tmp_path / 'out')
 
 
@@ -192,6 +193,20 @@ def test_cameras_of_different_rate_are_paired_as_the_node_does(settings, tmp_pat
     trace = replay(bag, settings).traces[0]
     assert len(trace.inferences) >= 3
     assert all(i.spread_ns <= 40_000_000 for i in trace.inferences)
+
+
+def test_the_twists_of_an_expert_are_displacements_per_period(tmp_path):
+    def twist(index, command):
+        message = TwistStamped(header=command.header)
+        message.twist.linear.x, message.twist.angular.z = 0.1, -0.2
+        return message
+
+    with Bag(make_bag(tmp_path / 'bag', **SHORT, alter={'/command': twist})) as bag:
+        topics = evaluate.find_topics(bag, {}, '/command')
+        actions = read_story(bag, topics, '', PERIOD_NS).actions
+    assert actions.target_ns[0] == START_NS + PERIOD_NS
+    np.testing.assert_allclose(actions.delta[0], [0.005, 0, 0, 0, 0, -0.01])
+    assert np.isnan(actions.gripper).all()
 
 
 # --- the folder ---
@@ -252,6 +267,7 @@ import sys
 from pathlib import Path
 from vla_policy_node.replay.evaluate import evaluate_bag
 from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.story import read_story
 
 def resident_mb():
     return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20

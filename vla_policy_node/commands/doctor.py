@@ -129,6 +129,11 @@ def check_messages() -> Finding:
     return Finding('vla_msgs', 'importable')
 
 
+def check_bags() -> Finding:
+    """Return what reads and writes recordings."""
+    return Finding('rosbags', _version('rosbags'), 'pip install rosbags mcap', needed=False)
+
+
 def check_build_tools() -> Finding:
     """Return the tools that build the messages."""
     tools = {'colcon': shutil.which('colcon', path=_tool_path()),
@@ -181,6 +186,6 @@ def check_checkpoint() -> Finding:
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python, check_torch, check_devices, check_bfloat16, check_rclpy, check_environment,
-    check_messages, check_build_tools, check_osmesa, check_rendering, check_world,
+    check_messages, check_bags, check_build_tools, check_osmesa, check_rendering, check_world,
     check_checkpoint,
 )

@@ -105,14 +105,17 @@ class PolicyWorker:
         while not self._stop.is_set():
             self.work_once(WAIT_S)
 
-    def work_once(self, timeout_s: float) -> None:
-        """Wait for a pair and deal with it (worker thread; a replay, which has no other one)."""
+    def work_once(self, timeout_s: float) -> bool:
+        """Wait for a pair and deal with it (worker thread; a replay, which has no other one).
+
+        Returns whether there was one.
+        """
         pairer = self._commander.parts.pairer
         if not pairer.wait(timeout_s) or self._stop.is_set():
-            return
+            return False
         pair = pairer.take(self._now_ns())
         if isinstance(pair, Hold):
-            return
+            return False
         goal = self._commander.session.goal
         if goal is not None:
             self._follow(goal, pair)
@@ -120,6 +123,7 @@ class PolicyWorker:
             self._on_pair(pair)
         except Exception:  # the thread must live: nobody else would notice its death
             self._logger.error(traceback.format_exc())
+        return True
 
     def _follow(self, goal: Goal, pair: Pair) -> None:
         try:

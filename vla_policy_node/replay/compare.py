@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,12 +93,7 @@ def compare(a: Trace, b: Trace, pairs: list[PairedInference]) -> dict:
             'gflops': spread_of([(p.second.flops - p.first.flops) / 1e9 for p in pairs]),
             'chunk_disagreement': _mean_difference(
                 chunk_disagreement(a), chunk_disagreement(b)),
-            **{f'{kind}_{name}': _difference(ours[kind][name], theirs[kind][name])
-               for ours, theirs in [(smoothness(a), smoothness(b))]
-               for kind in ours for name in ('jerk_rms',)},
-            **{f'{kind}_seam_jump_mean': _difference(
-                ours[kind]['seam_jump']['mean'], theirs[kind]['seam_jump']['mean'])
-               for ours, theirs in [(smoothness(a), smoothness(b))] for kind in ours},
+            **_motion_differences(smoothness(a), smoothness(b)),
             'counts': {name: b.counts.get(name, 0) - a.counts.get(name, 0)
                        for name in sorted(a.counts.keys() | b.counts.keys())
                        if b.counts.get(name, 0) != a.counts.get(name, 0)},
@@ -124,6 +120,16 @@ def _sent_gripper(a: Trace, b: Trace) -> dict:
     return gripper_agreement(
         (first['target_ns'][in_a], first['gripper'][in_a]),
         (second['target_ns'][in_b], second['gripper'][in_b]), first['epoch'][in_a])
+
+
+def _motion_differences(first: Mapping, second: Mapping) -> dict[str, float | None]:
+    result = {}
+    for kind, ours in first.items():
+        theirs = second[kind]
+        result[f'{kind}_jerk_rms'] = _difference(ours['jerk_rms'], theirs['jerk_rms'])
+        for name in ('seam_jump', 'change_within_chunk'):
+            result[f'{kind}_{name}_mean'] = _difference(ours[name]['mean'], theirs[name]['mean'])
+    return result
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

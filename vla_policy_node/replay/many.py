@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,6 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from vla_policy_node.replay.folder import OutputError, check_target
 from vla_policy_node.replay.merged import Outcome, prepare, write_merged
 from vla_policy_node.replay.settings import ReplaySettings
+
+Job = tuple[str, str]  # bag, folder of its report
+Runner = Callable[[Sequence[Job]], Iterator[Outcome]]
 
 
 def replay_bags(
@@ -34,12 +37,13 @@ def replay_bags(
         _say(outcome, out / 'report.html', console)
         return outcome.passed
     jobs = [(str(bag), str(out / name)) for bag, name in zip(bags, _names(bags), strict=True)]
+    run = _runner(settings, workers, ray_address)
     done = prepare(out, jobs, settings)
     outcomes = list(done.values())
     with _bar(console) as progress:
         bar = progress.add_task('bags', total=len(jobs), completed=len(done))
         waiting = [job for job in jobs if job not in done]
-        for outcome in _run(waiting, settings, workers, ray_address):
+        for outcome in run(waiting):
             outcomes.append(outcome)
             progress.update(bar, advance=1, description=Path(outcome.bag).name)
     order = {bag: index for index, (bag, _) in enumerate(jobs)}
@@ -67,20 +71,21 @@ def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -
         evaluation.passed)
 
 
-def _run(jobs, settings: ReplaySettings, workers: int, ray_address: str) -> Iterator[Outcome]:
+def _runner(settings: ReplaySettings, workers: int, ray_address: str) -> Runner:
+    """Return what runs jobs; a cluster is looked for at once. Raises ValueError."""
     if ray_address:
-        from vla_policy_node.replay.ray_cluster import run_on_ray
+        from vla_policy_node.replay.ray_cluster import connect
 
-        return run_on_ray(jobs, settings, ray_address)
+        return connect(ray_address, settings)
     if workers == 1:
-        return (run_one(*job, settings) for job in jobs)
-    return _run_apart(jobs, settings, workers)
+        return lambda jobs: (run_one(*job, settings) for job in jobs)
+    return lambda jobs: _run_apart(jobs, settings, workers)
 
 
 def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[Outcome]:
     # Spawned, because a forked process would share torch's threads.
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+    with ProcessPoolExecutor(max(1, min(workers, len(jobs))), context) as pool:
         futures = {pool.submit(run_one, *job, settings): job for job in jobs}
         for future in as_completed(futures):
             try:

@@ -61,7 +61,7 @@ def prepare(
 
 def _identity(bag: Path) -> list:
     """Return what changes when a bag does: its files, their sizes and times."""
-    files = sorted(bag.rglob('*')) if bag.is_dir() else [bag]
+    files = sorted(bag.rglob('*')) if bag.is_dir() else [bag]  # which may not exist
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns]
             for file in files if file.is_file()]
 

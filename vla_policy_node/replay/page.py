@@ -18,7 +18,7 @@ h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:34px 0 8px}
 p{margin:6px 0}.soft{color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;
 margin:14px 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:12px;
 margin:14px 0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .tile b{display:block;font-size:22px;font-weight:600}
@@ -53,10 +53,11 @@ def render(
     ]
     if stills:
         parts += ['<h2>Where the two differ most</h2>',
-                  '<p class="soft">Clear tokens entered the language model. Upper row: '
-                  f'{escape(runs[0]["label"])}; lower row: {escape(runs[1]["label"])}.</p>',
+                  '<p class="soft">Clear tokens entered the language model. Left: '
+                  f'{escape(runs[0]["label"])}; right: {escape(runs[1]["label"])}.</p>',
                   *(_picture(folder / n, text) for n, text in stills.items())]
-    parts += ['<h2>Figures</h2>', *_tables(report, latency, runs), _provenance(runs, latency)]
+    parts += ['<h2>Figures</h2>', *_tables(report, latency, runs),
+              _provenance(report, runs, latency)]
     return document(f'Replay: {title}', parts)
 
 
@@ -285,10 +286,12 @@ def _count_rows(runs: Sequence[Mapping], has_difference: bool) -> list[list[str]
     return [row + ([f'{row[2] - row[1]:+d}'] if has_difference else []) for row in rows]
 
 
-def _provenance(runs: Sequence[Mapping], latency: Mapping) -> str:
+def _provenance(report: Mapping, runs: Sequence[Mapping], latency: Mapping) -> str:
     lines = [f'{run["label"]}: {run["architecture"]}, {run["parameters"] / 1e6:.1f} M parameters, '
              f'{run["dtype"]}, {run["execution_mode"]}, sha256 {run["sha256"][:16]}'
              for run in runs]
+    lines.append(f'An inference takes {report["latency_periods"]} control periods of '
+                 f'{1e3 * report["control_period_s"]:.0f} ms in the time of the bag.')
     lines.append(f'Measured on {latency["processor"]}, {latency["device"]}, '
                  f'{latency["threads"]} thread(s).')
     return '<p class="soft">' + '<br>'.join(escape(line) for line in lines) + '</p>'

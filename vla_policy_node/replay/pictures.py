@@ -20,7 +20,7 @@ from vla_policy_node.replay.trace import Inference, Trace
 
 # Of a long bag the video shows every n-th inference.
 MOST_VIDEO_FRAMES = 3000
-_STILL_WIDTH_PX = 900
+_STILL_WIDTH_PX = 1600
 Images = Mapping[str, np.ndarray]
 
 
@@ -87,8 +87,9 @@ def describe(seconds: float, inference: Inference, pair: PairedInference | None)
     return f'{seconds:.2f} s   {apart}"{inference.instruction}"'
 
 
-def write_still(path: Path, picture: np.ndarray) -> None:
-    """Write a picture as JPEG, no wider than a page."""
+def write_still(path: Path, picture: np.ndarray, policies: int) -> None:
+    """Write what `draw_moment` drew of so many policies as JPEG, the policies side by side."""
+    picture = np.hstack(np.split(picture, policies))
     if picture.shape[1] > _STILL_WIDTH_PX:
         factor = _STILL_WIDTH_PX / picture.shape[1]
         picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vla_policy_node.replay.many import run_one
 from vla_policy_node.replay.merged import Outcome
@@ -13,10 +13,10 @@ class RayError(ValueError):
     """No Ray, or no cluster at the address; one sentence says what to do."""
 
 
-def run_on_ray(
-    jobs: Sequence[tuple[str, str]], settings: ReplaySettings, address: str
-) -> Iterator[Outcome]:
-    """Yield outcomes as they come; each job is a bag and the folder of its report.
+def connect(
+    address: str, settings: ReplaySettings
+) -> Callable[[Sequence[tuple[str, str]]], Iterator[Outcome]]:
+    """Return a function that runs jobs on a cluster and yields their outcomes as they come.
 
     address: of a running cluster, for instance 'auto' or 'ray://head:10001'. This package must be
     installed on every machine of it. Raises RayError.
@@ -33,10 +33,10 @@ def run_on_ray(
             reason = str(error).strip().split('\n')[0].rstrip('.')
             raise RayError(f"There is no Ray cluster at '{address}' ({reason}); start one with "
                            '`ray start --head`.') from error
-    return _results(ray, jobs, settings, mine)
+    return lambda jobs: _run(ray, jobs, settings, mine)
 
 
-def _results(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:
+def _run(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:
     try:
         remote = ray.remote(num_cpus=settings.threads)(run_one)
         waiting = {remote.remote(*job, settings): job for job in jobs}

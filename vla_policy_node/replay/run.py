@@ -54,7 +54,8 @@ def run_policy(
     )
     _warm_up(policy, parameters.warmup_inferences)
     while timeline.step():
-        worker.work_once(0.0)
+        while worker.work_once(0.0):  # what came during an inference is next, at once
+            pass
     trace.counts = counters(commander, worker, timeline.counts)
     return trace
 

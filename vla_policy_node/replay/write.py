@@ -58,7 +58,7 @@ def _write_moments(
                     export.add(inferences, pair, images, picture)
                 if rank:
                     name = f'different_{rank:02d}.jpg'
-                    pictures.write_still(folder / name, picture)
+                    pictures.write_still(folder / name, picture, len(inferences))
                     stills[rank] = (name, remark)
             on_progress('drawing', number / len(shown))
     return dict(stills[rank] for rank in sorted(stills))
