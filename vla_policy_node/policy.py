@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,112 +22,38 @@ from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
 from vla_policy_node.models.layout import published_action_rows, read_normalisation
-from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
-from vla_policy_node.models.preprocess import TRANSFORMS, Normaliser
+from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
+from vla_policy_node.policy_options import (
+    check_optimisation,
+    choose_action_rows,
+    complete_settings,
+    complete_transforms,
+)
+from vla_policy_node.policy_types import (
+    CAMERAS,
+    OPTIMISATIONS,
+    ActionChunk,
+    NonFiniteActionError,
+    Observation,
+    PolicyDescription,
+    TokenSelection,
+)
 
-CAMERAS = ('third_person', 'wrist')
-# none: the network as it was published. fused: its weights put together. graphs: also in fixed
-# shapes, on a GPU as CUDA graphs. compiled: also through torch.compile, which takes minutes.
-OPTIMISATIONS = ('none', 'fused', 'graphs', 'compiled')
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the robot sees and is told at one instant.
-
-    images: camera name -> [H, W, 3] uint8 RGB, upright, any size.
-    proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
-    instruction: the task in plain words.
-    """
-
-    images: Mapping[str, np.ndarray]
-    proprio: np.ndarray
-    instruction: str
-
-
-@dataclass(frozen=True)
-class TokenSelection:
-    """Which visual tokens of one camera the policy looked at.
-
-    kept: [grid_h, grid_w] bool.
-    scores: [grid_h, grid_w] float32 (LightVLA: number of votes), empty if nothing was scored.
-    crop: x, y, width, height of the grid as fractions of the transformed camera image.
-    camera_transform: 'none' | 'rotate_180' | 'mirror_horizontal', applied before the crop.
-    """
-
-    camera: str
-    kept: np.ndarray
-    scores: np.ndarray
-    crop: tuple[float, float, float, float]
-    camera_transform: str
-
-
-@dataclass(frozen=True)
-class ActionChunk:
-    """The next K actions and how they came about.
-
-    actions: [K, 7] float64, un-normalised, in the units of the training data
-        (LIBERO: [-1, 1] per dimension, dimension 6 is the gripper, 1 open, 0 closed).
-    stage_ms: wall time of 'preprocess' (pictures of the size the towers take), 'upload'
-        (normalised, on the device), 'vision', 'select', 'language_model' and 'head' (actions);
-        their sum is the whole inference. Where a method may answer instead of the network, its
-        decision is the stage 'reuse'; where it did, no other stage follows.
-    method: names of the acceleration methods joined by '+', 'dense' if there are none.
-    tokens_kept: visual tokens that all layers computed anew, 0 if the network did not run.
-    flops: arithmetic of this inference, counted as in `models.flops`.
-    layers_run: layers of the language model that ran, 0 if it did not or if it does not tell.
-    reused_by: the method that answered from past actions, '' if the network ran.
-    """
-
-    actions: np.ndarray
-    selections: tuple[TokenSelection, ...]
-    stage_ms: dict[str, float]
-    method: str
-    tokens_kept: int
-    tokens_total: int
-    flops: int = 0
-    layers_run: int = 0
-    layers_total: int = 0
-    reused_by: str = ''
-
-
-@dataclass(frozen=True)
-class PolicyDescription:
-    """Everything that identifies a loaded policy, for logs, status messages and reports.
-
-    cameras: those it looks at. action_rows: see `models.openvla_oft.ACTION_ROWS`.
-    action_range: 1st and 99th percentile of each action dimension in the training data.
-    """
-
-    checkpoint: str
-    sha256: str
-    trained: bool
-    architecture: str
-    parameters: int
-    device: str
-    dtype: str
-    versions: Mapping[str, str]
-    prompt_template: str
-    statistics_key: str
-    chunk_length: int
-    action_dimension: int
-    visual_tokens: int
-    grid: tuple[int, int]
-    methods: tuple[str, ...]
-    method_settings: Mapping[str, Mapping[str, object]]
-    cameras: tuple[str, ...] = CAMERAS
-    action_rows: str = 'oft'
-    action_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
-    preprocessing: str = 'exact'
-    optimisation: str = 'none'
-
-
-class NonFiniteActionError(ValueError):
-    """The network answered with NaN or infinity; nothing of it may move a robot."""
+__all__ = [
+    'CAMERAS',
+    'OPTIMISATIONS',
+    'ActionChunk',
+    'NonFiniteActionError',
+    'Observation',
+    'Policy',
+    'PolicyDescription',
+    'TokenSelection',
+]
 
 
 class Policy:
@@ -214,19 +140,19 @@ class Policy:
                 f'{directory} has a {config.head} head, which runs without acceleration methods; '
                 'choose none (dense).'
             )
-        _check_optimisation(optimisation, config.head)
+        check_optimisation(optimisation, config.head)
         statistics = read_statistics(
             checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
-        settings = _complete_settings(methods, method_settings or {}, config.method_settings)
+        settings = complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
         for method in chosen:
             method.prepare(directory, config)
-        action_rows = _choose_action_rows(
+        action_rows = choose_action_rows(
             action_rows, config.action_rows or published_action_rows(directory), chosen
         )
-        transforms = _complete_transforms(camera_transforms or {})
+        transforms = complete_transforms(camera_transforms or {})
         cameras = CAMERAS[: config.cameras]
         inputs = InputEncoder.load(
             directory, config, statistics, {camera: transforms[camera] for camera in cameras},
@@ -408,49 +334,6 @@ class Policy:
             )
             for index, camera in enumerate(cameras)
         )
-
-
-def _complete_settings(
-    methods: Sequence[str],
-    chosen: Mapping[str, Mapping[str, object]],
-    trained: Mapping[str, Mapping[str, object]],
-) -> dict[str, dict[str, object]]:
-    """Defaults, under what the checkpoint was trained with, under what was chosen."""
-    for name in chosen.keys() - set(methods):
-        raise ValueError(f'There are settings for the method {name!r}, which is not in use.')
-    return {
-        name: {**acceleration.settings(name), **trained.get(name, {}), **chosen.get(name, {})}
-        for name in methods
-    }
-
-
-def _choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:
-    wishes = [method.action_rows for method in methods if method.action_rows]
-    rows = asked or checkpoint or next(iter(wishes), 'oft')
-    if rows not in ACTION_ROWS:
-        raise ValueError(f'action_rows must be one of {", ".join(ACTION_ROWS)}, not {rows!r}.')
-    return rows
-
-
-def _check_optimisation(optimisation: str, head: str) -> None:
-    if optimisation not in OPTIMISATIONS:
-        raise ValueError(
-            f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'
-        )
-    if optimisation != 'none' and head == 'autoregressive':
-        raise ValueError("A policy that answers token by token runs with optimisation 'none'.")
-
-
-def _complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:
-    for camera, transform in chosen.items():
-        if camera not in CAMERAS:
-            raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(CAMERAS)}.')
-        if transform not in TRANSFORMS:
-            raise ValueError(
-                f'Camera {camera!r} cannot be transformed by {transform!r}; choose from '
-                f'{", ".join(TRANSFORMS)}.'
-            )
-    return {**dict.fromkeys(CAMERAS, 'none'), **chosen}
 
 
 def _versions() -> dict[str, str]:

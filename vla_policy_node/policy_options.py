@@ -1,0 +1,57 @@
+"""What `Policy.load` is asked for, checked and completed; ValueError with one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Method
+from vla_policy_node.models.openvla_oft import ACTION_ROWS
+from vla_policy_node.models.preprocess import TRANSFORMS
+from vla_policy_node.policy_types import CAMERAS, OPTIMISATIONS
+
+
+def complete_settings(
+    methods: Sequence[str],
+    chosen: Mapping[str, Mapping[str, object]],
+    trained: Mapping[str, Mapping[str, object]],
+) -> dict[str, dict[str, object]]:
+    """Defaults, under what the checkpoint was trained with, under what was chosen."""
+    for name in chosen.keys() - set(methods):
+        raise ValueError(f'There are settings for the method {name!r}, which is not in use.')
+    return {
+        name: {**acceleration.settings(name), **trained.get(name, {}), **chosen.get(name, {})}
+        for name in methods
+    }
+
+
+def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:
+    """What was asked for, else what the checkpoint says, else what a method wishes, else oft."""
+    wishes = [method.action_rows for method in methods if method.action_rows]
+    rows = asked or checkpoint or next(iter(wishes), 'oft')
+    if rows not in ACTION_ROWS:
+        raise ValueError(f'action_rows must be one of {", ".join(ACTION_ROWS)}, not {rows!r}.')
+    return rows
+
+
+def check_optimisation(optimisation: str, head: str) -> None:
+    """Refuse one that does not exist, or that the head cannot run with."""
+    if optimisation not in OPTIMISATIONS:
+        raise ValueError(
+            f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'
+        )
+    if optimisation != 'none' and head == 'autoregressive':
+        raise ValueError("A policy that answers token by token runs with optimisation 'none'.")
+
+
+def complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:
+    """One of every camera; 'none' where nothing was chosen."""
+    for camera, transform in chosen.items():
+        if camera not in CAMERAS:
+            raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(CAMERAS)}.')
+        if transform not in TRANSFORMS:
+            raise ValueError(
+                f'Camera {camera!r} cannot be transformed by {transform!r}; choose from '
+                f'{", ".join(TRANSFORMS)}.'
+            )
+    return {**dict.fromkeys(CAMERAS, 'none'), **chosen}
