@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from vla_policy_node import acceleration
-from vla_policy_node import policy as policy_module
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import CAMERAS, NonFiniteActionError, Observation, Policy
+from vla_policy_node.policy_options import choose_action_rows
 
 DATA = Path(__file__).parent / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
@@ -133,7 +133,7 @@ def test_a_transformed_camera_sees_the_transformed_image(checkpoint, policy):
 
 
 def test_action_rows_follow_user_then_checkpoint_then_method(policy):
-    choose = policy_module._choose_action_rows
+    choose = choose_action_rows
     assert choose('', '', []) == 'oft'
     assert choose('', '', policy._methods) == 'last56'
     assert choose('', 'oft', policy._methods) == 'oft'
