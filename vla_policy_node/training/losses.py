@@ -71,7 +71,7 @@ def compute_losses(
             states[batch.has_actions], batch.actions[batch.has_actions],
             config.repeated_diffusion_steps, generator)
         if not model.training:
-            losses |= _action_errors(model.denoise(states), batch)
+            losses |= _action_errors(model.act(states), batch)
     return losses
 
 
