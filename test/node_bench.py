@@ -53,6 +53,7 @@ class Script:
         self.calls = []  # (thread name, observation)
         self.actions = np.full((8, 7), 0.1)
         self.error = None  # what the next inference raises
+        self.reused_by = ''
         self._started = threading.Semaphore(0)
 
     def infer(self, observation):
@@ -62,7 +63,9 @@ class Script:
         error, self.error = self.error, None
         if error:
             raise error
-        return ActionChunk(np.array(self.actions), (), {'head': 1.0}, 'scripted', 32, 32)
+        return ActionChunk(
+            np.array(self.actions), (), {'head': 1.0}, 'scripted', 32, 32,
+            reused_by=self.reused_by)
 
     def forget(self):
         self.calls.clear()

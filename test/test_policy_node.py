@@ -49,6 +49,7 @@ BAD_PARAMETERS = {
     'missing_checkpoint': ({'checkpoint': '/nowhere'}, '/nowhere has no config.json'),
     'statistics': ({'statistics_key': 'moon'}, 'moon'),
     'method': ({'methods': ['lightwla']}, 'lightwla'),
+    'together': ({'methods': ['lightvla', 'vla_cache']}, 'vla_cache reuses keys and values'),
     'setting': ({'method_settings': ['lightvla']}, 'method.setting=value'),
     'device': ({'device': 'toaster'}, 'toaster'),
     'type': ({'control_rate_hz': 'fast'}, 'control_rate_hz'),
@@ -225,6 +226,15 @@ def test_every_inference_is_published_with_the_headers_of_its_pictures(bench):
     assert chunk.tokens_kept == sum(selection.kept_count for selection in selections)
     assert chunk.tokens_total == 32
     assert chunk.instruction == INSTRUCTION
+
+
+def test_an_answer_without_the_network_is_published_and_counted_as_one(script, make_bench):
+    script.reused_by = 'flashvla'
+    bench = make_bench().activate()
+    bench.start()
+    bench.infer()
+    assert bench.robot.chunks[-1].reused_by == 'flashvla'
+    assert bench.counters()['worker.actions_reused'] == 1
 
 
 def test_policy_info_reaches_a_late_reader_and_is_complete(bench):

@@ -11,7 +11,6 @@ is, and every policy with the same towers and projector can use the scorer.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ class ForegroundScorer(nn.Module):
 
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
-        self._config = replace(config, layers=1)
+        self._config = config
         self.query = nn.Parameter(torch.randn(config.width))
         self.layer = DecoderLayer(config)
         self.score = nn.Linear(config.width, 1)

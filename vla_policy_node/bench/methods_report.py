@@ -53,6 +53,9 @@ def markdown(document: Mapping) -> str:
         '![success against latency](methods.png)\n',
         _table(_MEASURED, ran),
         NOTES,
+        '## Latency by stage\n\nMedian / 95th percentile, ms. `reuse` is the decision whether to '
+        'answer without the network.\n',
+        _table(_stages(ran), ran),
     ]
     if counted:
         parts += [
@@ -93,8 +96,10 @@ def pareto_figure(document: Mapping) -> Figure:
         high = [100 * row['wilson_high'] - y for row, (_, y) in zip(rows, points, strict=True)]
         axes.errorbar(*zip(*points, strict=True), yerr=[low, high], fmt='none',
                       ecolor='lightgray', zorder=1)
-    axes.step(*zip(*(points[i] for i in front), strict=True), where='post', color='tab:orange',
-              label='Pareto front', zorder=2)
+    best = [points[index] for index in front]
+    best.append((max(x for x, _ in points), best[-1][1]))
+    axes.step(*zip(*best, strict=True), where='post', color='tab:orange', label='Pareto front',
+              zorder=2)
     # Numbers, because names of close points would cover each other.
     for index, ((x, y), row) in enumerate(zip(points, rows, strict=True)):
         colour = 'tab:orange' if index in front else 'tab:blue'
@@ -115,6 +120,22 @@ def _table(columns: Mapping, rows: Sequence[Mapping]) -> str:
     lines = [' | '.join(columns), ' | '.join(['---', *['---:'] * (len(columns) - 1)])]
     lines += [' | '.join(cell(row) for cell in columns.values()) for row in rows]
     return ''.join(f'| {line} |\n' for line in lines)
+
+
+def _stages(rows: Sequence[Mapping]) -> dict:
+    """Columns of the table of stages."""
+    def column(stage: str):
+        def cell(row: Mapping) -> str:
+            times = row['latency_by_stage_ms'].get(stage)
+            return f'{times["p50"]:.1f} / {times["p95"]:.1f}' if times else ''
+
+        return cell
+
+    # In the order of a step; only some methods have a decision to make.
+    order = ('preprocess', 'reuse', 'vision', 'select', 'language_model', 'head')
+    stages = {stage for row in rows for stage in row['latency_by_stage_ms']}
+    shown = [stage for stage in order if stage in stages] + sorted(stages - set(order))
+    return {'method': lambda row: f'`{row["method"]}`', **{s: column(s) for s in shown}}
 
 
 def _success(row: Mapping) -> str:

@@ -85,6 +85,8 @@ def _figures(rows: Sequence[Mapping]) -> dict:
             for phase in PHASES
         },
         'flops': _mean([count for row in rows for count in row['flops']]),
+        'layers': _mean([count for row in rows for count in row.get('layers', ())]),
+        'reused': _mean([again for row in rows for again in row.get('reused', ())]),
         'latency_ms': _latency(rows),
         'failures': {name: failures[name] for name in FAILURES if failures[name]},
         **_grounding(rows),

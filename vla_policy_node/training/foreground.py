@@ -8,8 +8,6 @@ count half, each 0.2 (1 - SSIM) + 0.8 MSE. The masks are those of the world, per
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +28,7 @@ class PatchPainter(nn.Module):
 
     def __init__(self, config: LanguageModelConfig, values: int):
         super().__init__()
-        self._config = replace(config, layers=LAYERS)
+        self._config = config
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(LAYERS))
         self.paint = nn.Linear(config.width, values)
 

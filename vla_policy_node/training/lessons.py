@@ -135,13 +135,13 @@ class Foreground(Lesson):
     """FastDriveVLA: the scorer learns which tokens paint the things of a picture."""
 
     def __init__(self, config: ModelConfig):
-        width, patch_px = config.language_model.width, config.dino.patch_px
+        patch_px = config.dino.patch_px
         self.scorer = ForegroundScorer(config.language_model)
         self.learnt = nn.ModuleDict({
             'scorer': self.scorer,
             'painter': PatchPainter(config.language_model, 3 * patch_px**2),
         })
-        self._grid, self._width = config.grid, width
+        self._grid = config.grid
 
     def visual_losses(self, visual: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction of foreground and background, and how many tokens are called which."""
