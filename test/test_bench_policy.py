@@ -118,6 +118,7 @@ def test_every_figure_of_the_table_is_there(small_machine, tmp_path):
         assert math.isfinite(entry['action_error']['max'])
         assert entry['floor_ms']['total'] > 0
     assert ways['dense', 'plain', 'float32']['action_error']['max'] == 0
+    assert ways['dense', 'plain', 'float32']['slowest_warm_up_ms'] > 0
     assert ways['dense', 'fused', 'float32']['action_error']['max'] < 1e-4
     assert ways['dense', 'plain', 'bfloat16']['action_error']['max'] > 0
     assert ways['dense', 'plain', 'int4']['weight_bytes'] < (

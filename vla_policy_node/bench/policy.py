@@ -28,7 +28,8 @@ class Row:
     """One contender and what it did. stage_ms: of each timed inference.
 
     flops, stored: by stage, FLOPs of the last inference and bytes of weights it read.
-    actions: one chunk per observation, [K, 7] each.
+    actions: one chunk per observation, [K, 7] each. slowest_ms: of the inferences before the
+        timed ones, with whatever is captured or compiled at first.
     """
 
     contender: Contender
@@ -39,6 +40,7 @@ class Row:
     stage_ms: list[dict[str, float]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     peak_bytes: int = 0
+    slowest_ms: float = 0.0
 
     def total_ms(self) -> dict[str, float]:
         """p50, p95, p99 from pictures of the towers' size on the host to actions on the host."""
@@ -96,7 +98,8 @@ def _warm_up(row: Row, observations: Sequence[Observation], repetitions: int) ->
     """Look at everything, and note what does not depend on time."""
     for observation in observations:
         for _ in range(repetitions):  # each observation may be the first of its bucket
-            row.policy.infer(observation)
+            chunk = row.policy.infer(observation)
+            row.slowest_ms = max(row.slowest_ms, sum(chunk.stage_ms.values()))
         chunk = _infer(row, observation)
         row.actions.append(chunk.actions)
         row.tokens.append(chunk.tokens_kept)

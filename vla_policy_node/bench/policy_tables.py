@@ -55,6 +55,7 @@ def summarise(row: Row, rows: Sequence[Row], rates: Rates) -> dict:
         'flops': row.flops,
         'weight_bytes': row.stored['all'],
         'peak_device_bytes': row.peak_bytes,
+        'slowest_warm_up_ms': row.slowest_ms,
         'action_error': reference and action_error(row.actions, reference.actions, row.policy),
         'floor_ms': {**floors, 'total': sum(floors.values())},
     }
