@@ -53,6 +53,10 @@ def test_two_runs_leave_the_same_bytes_but_for_wall_times(bag, checkpoint, tmp_p
     assert len(report['most_different']) == 10
     assert report['difference']['paired']['tokens_kept']['mean'] == -24.0
     assert report['difference']['paired']['gflops']['mean'] < 0.0
+    assert report['difference']['paired']['camera_spread_s']['max'] == 0.0
+    grown = report['difference']['error_to_bag'][0]['mean']
+    assert grown == pytest.approx(
+        report['b']['actions']['error'][0]['mean'] - report['a']['actions']['error'][0]['mean'])
 
 
 def test_an_inference_takes_its_part_of_the_bag_s_time(bag, run):
