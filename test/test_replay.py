@@ -119,6 +119,14 @@ def test_one_instruction_after_the_other_and_nothing_in_between(run, tmp_path):
     assert {c.hold.code for c in idle} == {HoldReason.GOAL_FINISHED}
 
 
+def test_a_gap_of_a_day_costs_neither_time_nor_memory(run, tmp_path):
+    bag = make_bag(tmp_path / 'bag', late_from_s=1.0, late_by_ns=86_400 * 10**9)
+    trace = run(bag).traces[0]
+    assert len(trace.commands) < 400
+    assert trace.counts['node.periods_skipped_in_silence'] > 1_700_000
+    assert trace.inferences[-1].stamp_ns > START_NS + 86_400 * 10**9
+
+
 def test_with_methods_off_both_policies_say_the_same(bag, run):
     evaluation = run(bag, against='dense')
     assert [trace.label for trace in evaluation.traces] == ['dense (A)', 'dense (B)']

@@ -166,14 +166,16 @@ def _tables(report: Mapping, latency: Mapping, runs: Sequence[Mapping]) -> list[
     labels = [run['label'] for run in runs]
     times = [latency[key] for key in 'ab' if latency[key]]
     difference, faster = report['difference'], latency['difference']
-    head = ['', *labels, *(['paired difference, mean'] if difference else [])]
+    head = ['', *labels, *(['paired difference'] if difference else [])]
     return [
         '<h3>Action error, mean / 95th percentile per control period</h3>',
         _error_table(runs, difference),
         '<h3>Gripper</h3>', _gripper_table(runs, difference),
         '<h3>Motion that was sent</h3>', table(head, _motion_rows(runs, difference)),
         '<h3>Latency, ms: p50 / p95 / p99</h3>', table(head, _latency_rows(times, faster)),
-        '<h3>Cost, ages, agreement</h3>', table(head, _cost_rows(runs, difference)),
+        '<h3>Cost, ages, agreement</h3>'
+        '<p class="soft">The differences here and of motion are those of the means.</p>',
+        table(head, _cost_rows(runs, difference)),
         '<h3>Sent, held, dropped</h3>', table(head, _count_rows(runs, bool(difference))),
     ]
 
@@ -227,7 +229,7 @@ def _motion_rows(runs: Sequence[Mapping], difference: Mapping | None) -> list[li
                 for s in smooth)]
             gap = paired.get(f'{kind}_{key}_mean')
             rows.append(row + ([number(gap, scale)] if difference else []))
-        row = [f'{kind}: jerk, RMS, {smooth[0]["jerk_unit"]}',
+        row = [f'{kind}: jerk, RMS, {smooth[0]["unit"]}/s³',
                *(number(s['jerk_rms']) for s in smooth)]
         rows.append(row + ([number(paired.get(f'{kind}_jerk_rms'))] if difference else []))
     return rows

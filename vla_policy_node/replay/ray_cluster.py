@@ -9,7 +9,6 @@ from vla_policy_node.replay.many import run_one
 from vla_policy_node.replay.merged import Outcome
 from vla_policy_node.replay.settings import ReplaySettings
 
-
 _KNOCK_S = 5.0
 
 
