@@ -46,6 +46,8 @@ class Recipe:
     alter: dict = field(default_factory=dict)
     omit: tuple[str, ...] = ()
     arrival_delay_ns: int = 0  # recording time less stamp
+    late_from_s: float = 1e9  # what comes after this comes late_by_ns later, stamps too
+    late_by_ns: int = 0
 
 
 def make_bag(path, **recipe):
@@ -82,6 +84,8 @@ def messages(recipe):
         streams += [(START_NS + i * PERIOD_NS, 6, '/command', i)
                     for i in range(round(recipe.seconds * 20))]
     for time_ns, _, topic, index in sorted(streams):
+        if time_ns >= START_NS + recipe.late_from_s * 1e9:
+            time_ns += recipe.late_by_ns
         if topic in recipe.omit:
             continue
         message = _make(recipe, topic, index, time_ns)

@@ -97,6 +97,11 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert 'the rest is as policy_info says' in notes[0]
 
 
+def test_a_recorder_needs_no_torch():
+    code = 'import sys, vla_policy_node.nodes.recorder_node; assert "torch" not in sys.modules'
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
 def test_a_folder_that_exists_is_not_recorded_over(ros, tmp_path):
     for output, reason in ((str(tmp_path), 'exists; name a new folder'), ('', 'output is empty')):
         with pytest.raises(ParameterError, match=reason):

@@ -53,6 +53,10 @@ def test_two_runs_leave_the_same_bytes_but_for_wall_times(bag, checkpoint, tmp_p
     assert len(report['most_different']) == 10
     assert report['difference']['paired']['tokens_kept']['mean'] == -24.0
     assert report['difference']['paired']['gflops']['mean'] < 0.0
+    assert report['difference']['paired']['camera_spread_s']['max'] == 0.0
+    grown = report['difference']['error_to_bag'][0]['mean']
+    assert grown == pytest.approx(
+        report['b']['actions']['error'][0]['mean'] - report['a']['actions']['error'][0]['mean'])
 
 
 def test_an_inference_takes_its_part_of_the_bag_s_time(bag, run):
@@ -113,6 +117,14 @@ def test_one_instruction_after_the_other_and_nothing_in_between(run, tmp_path):
     assert second[-1] <= 1.8
     idle = [c for t, c in trace.commands if START_NS + 0.85e9 < t < START_NS + 1.2e9]
     assert {c.hold.code for c in idle} == {HoldReason.GOAL_FINISHED}
+
+
+def test_a_gap_of_a_day_costs_neither_time_nor_memory(run, tmp_path):
+    bag = make_bag(tmp_path / 'bag', late_from_s=1.0, late_by_ns=86_400 * 10**9)
+    trace = run(bag).traces[0]
+    assert len(trace.commands) < 400
+    assert trace.counts['node.periods_skipped_in_silence'] > 1_700_000
+    assert trace.inferences[-1].stamp_ns > START_NS + 86_400 * 10**9
 
 
 def test_with_methods_off_both_policies_say_the_same(bag, run):

@@ -90,9 +90,9 @@ def draws(monkeypatch):
     stamps = []
     draw = visualizer_node._draw
 
-    def recorded(image, selection):
+    def recorded(image, selection, remark):
         stamps.append(selection.header.stamp.sec)
-        return draw(image, selection)
+        return draw(image, selection, remark)
 
     monkeypatch.setattr(visualizer_node, '_draw', recorded)
     return stamps

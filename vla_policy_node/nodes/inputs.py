@@ -5,7 +5,7 @@ import numpy as np
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.nodes.images import stamp_of
 from vla_policy_node.nodes.observations import decode_pose
-from vla_policy_node.nodes.policy_parameters import POSE
+from vla_policy_node.nodes.streams import POSE
 
 
 class Inputs:

@@ -13,21 +13,11 @@ from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
 from vla_policy_node.nodes.images import ImageError, decode_compressed, decode_image
-from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE
-from vla_policy_node.policy import CAMERAS, Observation
+from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.policy import Observation
 
 # Encapsulation and stamp of a serialised message: they differ where the picture does not.
 _STAMP_BYTES = 12
-
-
-def input_streams(compressed: bool) -> dict[str, tuple[type, str]]:
-    """Return what the policy listens to: stream -> message type and topic, without remapping."""
-    kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
-    return {
-        **{camera: (kind, f'{camera}/image_raw{suffix}') for camera in CAMERAS},
-        POSE: (PoseStamped, POSE),
-        GRIPPER: (JointState, GRIPPER),
-    }
 
 
 def decode_pair(

@@ -142,12 +142,17 @@ class ParameterStore:
     def _unknown_overrides(self) -> dict[str, str]:
         problems = {}
         for name in self._overrides():
-            if name in self._fields or name in _FOREIGN or name.startswith('qos_overrides.'):
+            if name in self._fields or is_foreign(name):
                 continue
             close = difflib.get_close_matches(name, self._fields, 1)
             hint = f' did you mean {close[0]}?' if close else ' remove it.'
             problems[name] = f'There is no parameter {name};{hint}'
         return problems
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a parameter is rclpy's own."""
+    return name in _FOREIGN or name.startswith('qos_overrides.')
 
 
 def _kind(default: Any) -> tuple[Parameter.Type, str]:

@@ -31,13 +31,13 @@ from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.images import ImageError, stamp_of
 from vla_policy_node.nodes.inputs import Inputs
 from vla_policy_node.nodes.lifecycle import state_label, transition
-from vla_policy_node.nodes.observations import input_streams
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.shadow import Shadow
+from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.policy import CAMERAS, Observation, Policy
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.

@@ -15,9 +15,9 @@ from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.nodes.parameter_fields import parameter
-from vla_policy_node.policy import CAMERAS, Policy
+from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.policy import Policy
 
-POSE, GRIPPER = 'ee_pose', 'gripper_state'
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 
 

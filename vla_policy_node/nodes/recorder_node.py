@@ -6,7 +6,7 @@ as a parameter file.
 """
 
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +29,14 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
-from vla_policy_node.nodes.observations import input_streams
-from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.parameters import (
+    ParameterError,
+    ParameterStore,
+    is_foreign,
+    parameter,
+)
 from vla_policy_node.nodes.running import run
+from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.system import RECORDED_PARAMETERS
 
 REPORT_PERIOD_S = 10.0
@@ -153,9 +157,13 @@ class RecorderNode(Node):
         if self._asking:
             self.destroy_timer(self._asking)
             self._asking = None
-        names = [field.name for field in fields(PolicyParameters)]
-        future = self._parameters.get_parameters(names)
-        future.add_done_callback(partial(self._write_parameters, names))
+        self._parameters.list_parameters().add_done_callback(self._ask_for_values)
+
+    def _ask_for_values(self, future) -> None:
+        answer = future.result()
+        names = [name for name in (answer.result.names if answer else ()) if not is_foreign(name)]
+        self._parameters.get_parameters(names).add_done_callback(
+            partial(self._write_parameters, names))
 
     def _write_parameters(self, names: list[str], future) -> None:
         answer = future.result()

@@ -27,11 +27,11 @@ from vla_policy_node.nodes.images import (
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, to_ns
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
+from vla_policy_node.nodes.streams import CAMERAS
 from vla_policy_node.overlay import caption, draw_overlay
 
 # What the shadow said longer ago is not shown any more; diagnostics come once a second.
 SHADOW_AGE_S = 5.0
-CAMERAS = ('third_person', 'wrist')
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,11 @@ def compare(a: Trace, b: Trace, pairs: list[PairedInference]) -> dict:
             delta, opening = trace.metric(inference.actions[:length])
             deltas.append(delta)
             grippers.append(opening)
-    if not pairs:
-        return {'inferences': 0, 'error': [], 'gripper': {}, 'paired': {}}
+    first, second = _sent_by_both(a, b)
     opening_a, opening_b = np.concatenate(gripper_a), np.concatenate(gripper_b)
-    gripper = _sent_gripper(a, b)
+    gripper = gripper_agreement(
+        (first['target_ns'], first['gripper']), (second['target_ns'], second['gripper']),
+        first['epoch'])
     gripper['agreement_of_chunks'] = float(np.mean((opening_a > 0.5) == (opening_b > 0.5)))
     if gripper['agreement'] is None:
         gripper['agreement'] = gripper['agreement_of_chunks']
@@ -87,17 +88,33 @@ def compare(a: Trace, b: Trace, pairs: list[PairedInference]) -> dict:
         'translation_m': spread_of([p.translation_m for p in pairs]),
         'rotation_rad': spread_of([p.rotation_rad for p in pairs]),
         'gripper': gripper,
-        'paired': {
-            'tokens_kept': spread_of(
-                [p.second.tokens_kept - p.first.tokens_kept for p in pairs]),
-            'gflops': spread_of([(p.second.flops - p.first.flops) / 1e9 for p in pairs]),
-            'chunk_disagreement': _mean_difference(
-                chunk_disagreement(a), chunk_disagreement(b)),
-            **_motion_differences(smoothness(a), smoothness(b)),
-            'counts': {name: b.counts.get(name, 0) - a.counts.get(name, 0)
-                       for name in sorted(a.counts.keys() | b.counts.keys())
-                       if b.counts.get(name, 0) != a.counts.get(name, 0)},
-        },
+        'paired': _paired(a, b, pairs, first, second),
+    }
+
+
+def _paired(
+    a: Trace, b: Trace, pairs: list[PairedInference], first: Mapping, second: Mapping
+) -> dict:
+    """Return differences by inference, by control period (first, second: sent), or of means."""
+    return {
+        'tokens_kept': spread_of(
+            [p.second.tokens_kept - p.first.tokens_kept for p in pairs]),
+        'tokens_kept_by_camera': {
+            camera: spread_of([_count(p.second, camera) - _count(p.first, camera)
+                               for p in pairs]) for camera in a.grids},
+        'gflops': spread_of([(p.second.flops - p.first.flops) / 1e9 for p in pairs]),
+        'observation_age_s': spread_of(
+            [(p.second.age_ns - p.first.age_ns) / 1e9 for p in pairs]),
+        'camera_spread_s': spread_of(
+            [(p.second.spread_ns - p.first.spread_ns) / 1e9 for p in pairs]),
+        'age_at_actuation_s': spread_of(_age_s(second) - _age_s(first)),
+        'ensemble_disagreement': spread_of(second['disagreement'] - first['disagreement']),
+        'chunk_disagreement': _mean_difference(
+            chunk_disagreement(a), chunk_disagreement(b)),
+        **_motion_differences(smoothness(a), smoothness(b)),
+        'counts': {name: b.counts.get(name, 0) - a.counts.get(name, 0)
+                   for name in sorted(a.counts.keys() | b.counts.keys())
+                   if b.counts.get(name, 0) != a.counts.get(name, 0)},
     }
 
 
@@ -112,14 +129,31 @@ def compare_latency(pairs: list[PairedInference]) -> dict:
     }
 
 
-def _sent_gripper(a: Trace, b: Trace) -> dict:
-    """Compare what was sent for the same control periods."""
+def compare_errors(first: Mapping, second: Mapping) -> list[dict]:
+    """Return by axis how much the error to the bag's actions grew; of two run summaries."""
+    if not (first['actions'] and second['actions']):
+        return []
+    return [{'axis': ours['axis'], 'unit': ours['unit'],
+             **{name: _difference(ours[name], theirs[name]) for name in ('mean', 'p95')}}
+            for ours, theirs in zip(first['actions']['error'], second['actions']['error'],
+                                    strict=True)]
+
+
+def _count(inference: Inference, camera: str) -> int:
+    return int(np.unpackbits(inference.kept[camera]).sum())
+
+
+def _age_s(sent: Mapping[str, np.ndarray]) -> np.ndarray:
+    return (sent['time_ns'] - sent['observation_ns']) / 1e9
+
+
+def _sent_by_both(a: Trace, b: Trace) -> tuple[dict, dict]:
+    """Return what each sent, of the control periods in which both moved."""
     first, second = sent_actions(a), sent_actions(b)
     _, in_a, in_b = np.intersect1d(
         first['target_ns'], second['target_ns'], return_indices=True)
-    return gripper_agreement(
-        (first['target_ns'][in_a], first['gripper'][in_a]),
-        (second['target_ns'][in_b], second['gripper'][in_b]), first['epoch'][in_a])
+    return ({name: column[in_a] for name, column in first.items()},
+            {name: column[in_b] for name, column in second.items()})
 
 
 def _motion_differences(first: Mapping, second: Mapping) -> dict[str, float | None]:

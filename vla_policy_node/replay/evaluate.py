@@ -193,6 +193,9 @@ def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dic
     pairs = []
     if len(traces) > 1:
         pairs = compare.pair_inferences(*traces)
+        if not pairs:
+            raise BagError(f'{traces[0].label} and {traces[1].label} never inferred from the same '
+                           'observation, so there is nothing to compare.')
         report |= {
             'b': metrics.summarise(traces[1], story.actions),
             'difference': compare.compare(*traces, pairs),
@@ -203,6 +206,7 @@ def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dic
                  'tokens_kept': [p.first.tokens_kept, p.second.tokens_kept]}
                 for p in compare.most_different(pairs)],
         }
+        report['difference']['error_to_bag'] = compare.compare_errors(report['a'], report['b'])
         latency |= {'b': metrics.latency(traces[1]), 'difference': compare.compare_latency(pairs)}
     verdicts = judge(settings.limits, report, latency)
     latency['gate'] = [

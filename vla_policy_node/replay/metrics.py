@@ -149,7 +149,7 @@ def smoothness(trace: Trace) -> dict:
         both = consecutive[1:] & consecutive[:-1]
         jerk = np.linalg.norm(np.diff(change[:, columns], axis=0), axis=1)[both] / period_s**3
         result[name] = {
-            'unit': unit, 'jerk_unit': f'{unit}/s^3',
+            'unit': unit,  # jerk: per s^3
             'seam_jump': spread_of(size[consecutive & seam]),
             'change_within_chunk': spread_of(size[consecutive & ~seam]),
             'jerk_rms': float(np.sqrt(np.mean(jerk**2))) if jerk.size else None,

@@ -100,7 +100,7 @@ def _subtitle(report: Mapping) -> str:
 def _verdict(report: Mapping, latency: Mapping) -> str:
     """Return in one sentence what an engineer wants to know first."""
     a, b, difference = report['a'], report['b'], report['difference']
-    if not (b and difference['inferences']):
+    if not b:
         return ''
     times = [latency[key]['total']['p50'] for key in 'ab']
     apart = difference['translation_m'], difference['rotation_rad']
@@ -166,14 +166,16 @@ def _tables(report: Mapping, latency: Mapping, runs: Sequence[Mapping]) -> list[
     labels = [run['label'] for run in runs]
     times = [latency[key] for key in 'ab' if latency[key]]
     difference, faster = report['difference'], latency['difference']
-    head = ['', *labels, *(['difference, paired'] if difference else [])]
+    head = ['', *labels, *(['paired difference'] if difference else [])]
     return [
         '<h3>Action error, mean / 95th percentile per control period</h3>',
         _error_table(runs, difference),
         '<h3>Gripper</h3>', _gripper_table(runs, difference),
         '<h3>Motion that was sent</h3>', table(head, _motion_rows(runs, difference)),
         '<h3>Latency, ms: p50 / p95 / p99</h3>', table(head, _latency_rows(times, faster)),
-        '<h3>Cost, ages, agreement</h3>', table(head, _cost_rows(runs, difference)),
+        '<h3>Cost, ages, agreement</h3>'
+        '<p class="soft">The differences here and of motion are those of the means.</p>',
+        table(head, _cost_rows(runs, difference)),
         '<h3>Sent, held, dropped</h3>', table(head, _count_rows(runs, bool(difference))),
     ]
 
@@ -187,6 +189,8 @@ def _error_table(runs: Sequence[Mapping], difference: Mapping | None) -> str:
                 columns.append((f"{run['label']}, sent to bag", run['actions']['sent_error']))
     if difference and difference['error']:
         columns.append(('between the two', difference['error']))
+    if difference and difference.get('error_to_bag'):
+        columns.append(('to bag, paired difference', difference['error_to_bag']))
     if not columns:
         return '<p class="soft">The bag holds no actions to compare with.</p>'
     rows = []
@@ -225,7 +229,7 @@ def _motion_rows(runs: Sequence[Mapping], difference: Mapping | None) -> list[li
                 for s in smooth)]
             gap = paired.get(f'{kind}_{key}_mean')
             rows.append(row + ([number(gap, scale)] if difference else []))
-        row = [f'{kind}: jerk, RMS, {smooth[0]["jerk_unit"]}',
+        row = [f'{kind}: jerk, RMS, {smooth[0]["unit"]}/s³',
                *(number(s['jerk_rms']) for s in smooth)]
         rows.append(row + ([number(paired.get(f'{kind}_jerk_rms'))] if difference else []))
     return rows
@@ -251,29 +255,32 @@ def _latency_rows(times: Sequence[Mapping], faster: Mapping | None) -> list[list
 def _cost_rows(runs: Sequence[Mapping], difference: Mapping | None) -> list[list[str]]:
     paired = (difference or {}).get('paired', {})
 
-    def row(name: str, key: str, scale: float, digits: int, which: str, gap=None) -> list[str]:
+    def row(name: str, key: str, scale: float, digits: int, which: str) -> list[str]:
         cells = [' / '.join(number(run[key][w], scale, digits) for w in which.split())
                  for run in runs]
+        gap = paired.get(key)
+        gap = gap['mean'] if isinstance(gap, Mapping) else gap
         return [name, *cells, *([number(gap, scale, digits)] if difference else [])]
 
     rows = [
-        row('visual tokens kept, mean', 'tokens_kept', 1, 1, 'mean',
-            (paired.get('tokens_kept') or {}).get('mean')),
-        row('GFLOP, mean', 'gflops', 1, 3, 'mean', (paired.get('gflops') or {}).get('mean')),
+        row('visual tokens kept, mean', 'tokens_kept', 1, 1, 'mean'),
+        row('GFLOP, mean', 'gflops', 1, 3, 'mean'),
         row('observation age at inference, ms: p50 / p95', 'observation_age_s', 1e3, 0,
             'p50 p95'),
         row('observation age at actuation, ms: p50 / p95', 'age_at_actuation_s', 1e3, 0,
             'p50 p95'),
         row('camera spread, ms: p50 / p95 / max', 'camera_spread_s', 1e3, 1, 'p50 p95 max'),
         row('to the chunk before, action units: mean / p95', 'chunk_disagreement', 1, 4,
-            'mean p95', paired.get('chunk_disagreement')),
+            'mean p95'),
         row('ensemble disagreement, action units: mean / p95', 'ensemble_disagreement', 1, 4,
             'mean p95'),
     ]
     for camera in runs[0]['tokens_kept_by_camera']:
         rows.append([f'tokens kept of {camera}, mean', *(
             number(run['tokens_kept_by_camera'].get(camera, {}).get('mean'), 1, 1)
-            for run in runs), *([''] if difference else [])])
+            for run in runs), *([number(
+                paired.get('tokens_kept_by_camera', {}).get(camera, {}).get('mean'), 1, 1)]
+                if difference else [])])
     return rows
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from vla_policy_node.replay.many import run_one
 from vla_policy_node.replay.merged import Outcome
 from vla_policy_node.replay.settings import ReplaySettings
+
+_KNOCK_S = 5.0
 
 
 class RayError(ValueError):
@@ -28,12 +31,20 @@ def connect(
     mine = not ray.is_initialized()
     if mine:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level='ERROR')
         except (ConnectionError, ValueError, OSError, RuntimeError) as error:
             reason = str(error).strip().split('\n')[0].rstrip('.')
             raise RayError(f"There is no Ray cluster at '{address}' ({reason}); start one with "
                            '`ray start --head`.') from error
     return lambda jobs: _run(ray, jobs, settings, mine)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens; Ray would try for a minute."""
+    host, _, port = address.rpartition(':')
+    if port.isdigit():
+        socket.create_connection((host.rpartition('/')[2], int(port)), _KNOCK_S).close()
 
 
 def _run(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:

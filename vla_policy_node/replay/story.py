@@ -43,9 +43,7 @@ class Actions:
         target_ns = np.asarray(target_ns, np.int64)
         if not len(self.target_ns):
             return np.zeros(len(target_ns), int), np.zeros(len(target_ns), bool)
-        right = np.clip(np.searchsorted(self.target_ns, target_ns), 1, len(self.target_ns) - 1)
-        if len(self.target_ns) == 1:
-            right = np.zeros(len(target_ns), int)
+        right = np.clip(np.searchsorted(self.target_ns, target_ns), 0, len(self.target_ns) - 1)
         left = np.maximum(right - 1, 0)
         nearer = (np.abs(self.target_ns[left] - target_ns)
                   <= np.abs(self.target_ns[right] - target_ns))

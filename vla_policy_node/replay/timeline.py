@@ -17,6 +17,8 @@ from vla_policy_node.replay.topics import BagTopics
 
 # The goals of a bag end when it says so.
 FOR_EVER_NS = 10**18
+# After so long without a message every input is older than any max_age_s allows.
+SILENCE_NS = 11_000_000_000
 
 
 class Timeline:
@@ -38,6 +40,7 @@ class Timeline:
         self._on_command = on_command
         self.now_ns = self._next[0] if self._next else 0
         self._tick_ns = self.now_ns + period_ns if paced_by_timer else None
+        self._heard_ns = self.now_ns  # the last that happened
         self.counts: Counter[str] = Counter()
 
     def step(self) -> bool:
@@ -46,11 +49,12 @@ class Timeline:
             return False
         self.now_ns = max(self.now_ns, self._next[0])
         if self._tick_ns is not None and self._tick_ns <= self._next[0]:
+            self._skip_silence()
             self.now_ns = self._tick_ns
             self._tick_ns += self._period_ns
             self._command(self.now_ns + self._period_ns)
             return True
-        _, event, raw = self._next
+        self._heard_ns, event, raw = self._next
         self._next = next(self._events, None)
         if isinstance(event, str):
             self._file(event, raw)
@@ -72,6 +76,13 @@ class Timeline:
     def command_for(self, pair: Pair) -> None:
         """Send the one command of an observation, for parameters with `pacing: observation`."""
         self._command(pair.stamp_ns + self._period_ns)
+
+    def _skip_silence(self) -> None:
+        """Leave out periods of a long gap in the bag: all inputs are stale, nothing can happen."""
+        if self._tick_ns > self._heard_ns + SILENCE_NS:
+            periods = (self._next[0] - self._tick_ns) // self._period_ns
+            self._tick_ns += periods * self._period_ns
+            self.counts['periods_skipped_in_silence'] += periods
 
     def _command(self, target_ns: int) -> None:
         command = self._commander.tick(self.now_ns, target_ns, self._inputs.position_m)

@@ -9,7 +9,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.serialization import deserialize_message
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.observations import input_streams
+from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 
