@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Method, Report, attention_flops
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -93,8 +93,7 @@ class EfficientVlaTokens(Method):
             asking = sequence.visual_rows
         relevance = received.new_zeros(sequence.visual_total)
         self._relevance = relevance.index_copy(0, sequence.visual_tokens, received)
-        width = sequence.states.shape[2]
-        self._flops = 2 * ((asking + total) * width**2 + asking * total * width)
+        self._flops = attention_flops(asking, sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the others, in the order and at the positions they had."""
