@@ -88,7 +88,7 @@ def layer_flops(model: LanguageModelConfig, rows: LayerRows) -> int:
 
 def head_flops(config: ModelConfig) -> int:
     """Return the FLOPs of reading the actions out of hidden states once."""
-    return 2 * _head(config)
+    return 2 * _head(config, 0)
 
 
 def _tower(tower: TowerConfig) -> int:
