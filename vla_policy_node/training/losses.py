@@ -75,13 +75,8 @@ def compute_losses(
             states[batch.has_actions], batch.actions[batch.has_actions],
             config.repeated_diffusion_steps, generator)
         if not model.training:
-<<<<<<< HEAD
-            losses |= _action_errors(model.denoise(states), batch)
-    return losses | lesson.losses(model, batch)
-=======
             losses |= _action_errors(model.act(states), batch)
-    return losses
->>>>>>> cogact
+    return losses | lesson.losses(model, batch)
 
 
 def _action_errors(actions: Tensor, batch: Batch) -> dict[str, Tensor]:
