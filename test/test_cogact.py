@@ -64,7 +64,8 @@ def test_it_serves_like_any_other_checkpoint(made, kind):
     assert chunk.actions.shape == (16, 7)
     assert chunk.tokens_total == (32 if kind == 'two cameras' else 16)
     assert set(chunk.actions[:, 6]) <= {0.0, 1.0}
-    assert set(chunk.stage_ms) == {'preprocess', 'vision', 'select', 'language_model', 'head'}
+    assert set(chunk.stage_ms) == {
+        'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
     np.testing.assert_array_equal(policy.infer(observation()).actions, chunk.actions)
     for other in (observation(1), observation(instruction='open the drawer')):
         assert np.abs(policy.infer(other).actions - chunk.actions).max() > 1e-4

@@ -34,6 +34,7 @@ PLAIN = [MODEL(*inputs) for inputs in INPUTS]
 OFF = {
     'adp': {'keep': 1.0, 'rule': 'always'},
     'depth_cut': {'keep': 1.0},
+    'efficientvla_tokens': {'count': 32},
     'fastv': {'count': 32},
     'flashvla': {'count': 32, 'max_angle': 0.0},
     'random_tokens': {'count': 32},
@@ -47,6 +48,7 @@ OFF = {
 # Settings with which it drops tokens of the tiny model in the second step.
 DROPPING = {
     'adp': {'keep': 0.5, 'rule': 'always'},
+    'efficientvla_tokens': {'count': 10},
     'fastv': {'count': 10},
     'flashvla': {'count': 10, 'max_angle': 0.0},
     'random_tokens': {'count': 10},
@@ -59,6 +61,8 @@ DROPPING = {
 # What needs weights of its own is switched off in its own test.
 LEARNT = {'deer', 'fastdrivevla', 'lightvla_star', 'mole'}
 NEVER_OFF = {'lightvla'}
+# Of another action head, with tests of its own.
+ELSEWHERE = {'efficientvla_cache'}
 
 
 def two_steps(method):
@@ -68,7 +72,7 @@ def two_steps(method):
 
 
 def test_every_method_is_here():
-    assert OFF.keys() | LEARNT | NEVER_OFF == set(acceleration.available())
+    assert OFF.keys() | LEARNT | NEVER_OFF | ELSEWHERE == set(acceleration.available())
 
 
 @pytest.mark.parametrize('name', OFF)
@@ -151,7 +155,7 @@ def test_a_policy_says_that_an_answer_was_given_again(small):
     np.testing.assert_array_equal(again.actions, second.actions)
     assert (again.tokens_kept, again.flops, again.layers_run) == (0, 0, 0)
     assert not any(selection.kept.any() for selection in again.selections)
-    assert list(again.stage_ms) == ['preprocess', 'reuse']
+    assert list(again.stage_ms) == ['preprocess', 'upload', 'reuse']
     assert second.layers_run == second.layers_total == 6
     assert second.tokens_kept == 32 and second.flops > 0
     policy.reset()

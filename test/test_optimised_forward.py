@@ -12,7 +12,7 @@ from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, to_float8
 from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.language_model import LanguageModel
+from vla_policy_node.models.language_model import LanguageModel, LayerHooks
 from vla_policy_node.models.static_forward import PROMPT_BUCKET, VISUAL_BUCKET, StaticForward
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -52,9 +52,10 @@ def test_every_norm_and_scale_of_the_fused_network_counts():
 def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
     def attentions(model):
         seen = []
-        model.language_model(
-            assemble(model, inputs),
-            watch_attention=lambda index, _, attention: seen.append(attention(slice(-3, None))))
+        hooks = LayerHooks()
+        hooks.watch_attention = lambda index, _, attention: seen.append(
+            attention(slice(-3, None)))
+        model.language_model(assemble(model, inputs), hooks=hooks)
         return seen
 
     for plain, fused in zip(attentions(MODEL), attentions(FUSED), strict=True):

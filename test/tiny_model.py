@@ -74,10 +74,16 @@ def prepared(name, model=None, **settings):
     return method
 
 
+def rgb_of(pixels):
+    """What was normalised: [cameras, 6, H, W] -> [cameras, 3, H, W] in [0, 1]."""
+    constants = PREPROCESSOR._normaliser
+    return pixels[:, :3] * constants._std[:3] + constants._mean[:3]
+
+
 def step_of(inputs, position=(0.0, 0.0, 0.0)):
     """What `Policy` shows methods at the beginning of a step; position: of the hand, m."""
     return Step(
-        PREPROCESSOR.rgb(inputs[0][0]),
+        rgb_of(inputs[0][0]),
         np.array([*position, *[0.0] * 5]),
         np.full(7, -1.0),
         np.ones(7),
