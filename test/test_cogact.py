@@ -184,6 +184,19 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
     torch.testing.assert_close(model.decode(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
 
 
+def test_keys_of_earlier_steps_have_no_place_in_a_causal_model(made):
+    with pytest.raises(ValueError, match='vla_cache appends keys of earlier steps'):
+        Policy.load(made['one camera'], methods=['vla_cache'])
+
+    class Append(Method):
+        def keys_values(self, index, sequence, key, value):
+            return torch.cat([key, key], 2), torch.cat([value, value], 2)
+
+    model = variants.load(made['one camera'])
+    with pytest.raises(ValueError, match='no place in a causal language model'):
+        model.decode(sequence_of(model), [Append()])
+
+
 def test_guidance_of_one_is_the_conditional_prediction_at_half_the_price(made):
     from vla_policy_node.models.flops import count_flops
 

@@ -10,6 +10,7 @@ overrides the stages it uses and inherits no-ops for the rest; in order they are
     select_tokens       before layer 0
     select_layers       which layers to run
     before_layer, stops_before, keys_values, watch_attention, watch_output      in each layer
+    denoise             each step of CogACT's action head
     end_step            every step: see the actions
     reset               a new episode or instruction
 

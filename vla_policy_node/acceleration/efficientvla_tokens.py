@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Method, Report, attention_flops
+from vla_policy_node.acceleration.base import attention_flops
+from vla_policy_node.acceleration.selection import Selection
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
 DIRECTIONS = ('words', 'tokens')
 
 
-class EfficientVlaTokens(Method):
+class EfficientVlaTokens(Selection):
     """Keeps `count` visual tokens from layer `layer` on.
 
     count: published are 56 and 112 of one camera's 256.
@@ -54,12 +55,11 @@ class EfficientVlaTokens(Method):
         if attention_from not in DIRECTIONS:
             raise ValueError(
                 f'attention_from must be one of {", ".join(DIRECTIONS)}, not {attention_from!r}.')
+        super().__init__()
         self.count, self.layer, self.key, self.alpha = count, layer, key, alpha
         self.attention_from = attention_from
         self._before_prompt = self._after_prompt = 0
-        self._relevance: Tensor | None = None
-        self._kept: Tensor | None = None
-        self._flops = 0
+        self._relevance: Tensor | None = None  # [visual rows]
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Find the prompt's rows; refuse a layer or a direction that the model does not have."""
@@ -76,6 +76,11 @@ class EfficientVlaTokens(Method):
         # CogACT's last row is part of the prompt: the cognition token reads all of it.
         self._after_prompt = 0 if config.head == 'cogact' else config.action_slots + 1
 
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Begin a pass."""
+        self._begin_pass()
+        return sequence
+
     def watch_attention(
         self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
     ) -> None:
@@ -86,42 +91,26 @@ class EfficientVlaTokens(Method):
         total = sequence.states.shape[1]
         prompt = slice(visual.stop + self._before_prompt, total - self._after_prompt)
         if self.attention_from == 'words':
-            received = attention(prompt)[0, :, :, visual].mean(0).sum(0)
-            asking = prompt.stop - prompt.start
+            self._relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
+            self._flops = attention_flops(prompt.stop - prompt.start, sequence)
         else:
-            received = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
-            asking = sequence.visual_rows
-        relevance = received.new_zeros(sequence.visual_total)
-        self._relevance = relevance.index_copy(0, sequence.visual_tokens, received)
-        self._flops = attention_flops(asking, sequence)
+            self._relevance = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
+            self._flops = attention_flops(sequence.visual_rows, sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the others, in the order and at the positions they had."""
         if index != self.layer:
             return sequence
-        tokens = sequence.visual_tokens
-        self._kept = torch.zeros_like(self._relevance, dtype=torch.bool)
-        if len(tokens) <= self.count:
-            self._kept[tokens] = True
-            return sequence
+        tokens = sequence.visual_rows
+        if tokens <= self.count:
+            kept = torch.arange(tokens, device=self._relevance.device)
+            return self._keep(sequence, kept, self._relevance, index)
         key, task, diverse = choose_tokens(
-            self._relevance[tokens], sequence.visual[0], self.count, self.key, self.alpha)
+            self._relevance, sequence.visual[0], self.count, self.key, self.alpha)
         kept = torch.cat([key, task, diverse]).sort().values
-        self._kept[tokens[kept]] = True
-        compared = len(tokens) - len(key) - len(task)
-        self._flops += 2 * compared * len(key) * sequence.states.shape[2]
-        return sequence.keep_visual(kept)
-
-    def reset(self) -> None:
-        """Forget the last report; nothing else crosses steps."""
-        self._relevance = self._kept = None
-
-    def report(self) -> Report | None:
-        """Kept tokens and the relevance of each."""
-        if self._kept is None:
-            return None
-        kept, scores = self._kept.cpu().numpy(), self._relevance.cpu().numpy()
-        return Report(kept, scores, self.layer, self._flops)
+        compared = tokens - len(key) - len(task)
+        flops = 2 * compared * len(key) * sequence.states.shape[2]
+        return self._keep(sequence, kept, self._relevance, index, flops)
 
 
 def choose_tokens(

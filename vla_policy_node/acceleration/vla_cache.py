@@ -67,7 +67,11 @@ class VlaCache(Method):
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Place the layers in the depth of the model."""
+        """Place the layers in the depth of the model; refuse a causal one."""
+        if config.causal:
+            raise ValueError(
+                'vla_cache appends keys of earlier steps, which have no place in the causal '
+                f'language model of this policy ({config.architecture}); choose another method.')
         self._config = config
         layers = config.language_model.layers
         self._drop_layers = {min(at_depth(index, layers), layers - 1) for index in DROP_LAYERS}

@@ -15,6 +15,7 @@ PAIRS = (
     'fastv+depth_cut:keep=0.7',
     'ttf_vla+lightvla',
     'ttf_vla+vla_cache',
+    'efficientvla_tokens+efficientvla_cache',
 )
 
 

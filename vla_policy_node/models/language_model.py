@@ -113,8 +113,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.project(x, rope, rows)
         if place:
             key, value = hooks.keys_values(*place, key, value)
-            if mask is not None:
-                mask = functional.pad(mask, (0, key.shape[2] - mask.shape[3]))
+            mask = _with_more_keys(mask, key.shape[2])
 
             def attention(asking: slice) -> Tensor:
                 if rows == slice(None):
@@ -123,7 +122,7 @@ class SelfAttention(nn.Module):
                     chosen = self.queries(x, rope, asking)
                 logits = chosen @ key.mT / chosen.shape[-1] ** 0.5
                 hidden = _asked(mask, asking)
-                return (logits if mask is None else logits + hidden).float().softmax(dim=-1)
+                return (logits if hidden is None else logits + hidden).float().softmax(dim=-1)
 
             hooks.watch_attention(*place, attention)
         mixed = functional.scaled_dot_product_attention(
@@ -146,6 +145,20 @@ class SelfAttention(nn.Module):
 def _asked(mask: Tensor | None, rows: slice) -> Tensor | None:
     """Of a mask [B, 1, T or 1, T] what `rows` need."""
     return mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
+
+
+def _with_more_keys(mask: Tensor | None, keys: int) -> Tensor | None:
+    """A mask for keys that were appended and that all rows see.
+
+    ValueError for a causal mask: which rows come after them, nobody says.
+    """
+    if mask is None or mask.shape[3] == keys:
+        return mask
+    if mask.shape[2] > 1:
+        raise ValueError(
+            'Keys of rows that are no longer in the sequence have no place in a causal language '
+            'model; choose another acceleration method for this policy.')
+    return functional.pad(mask, (0, keys - mask.shape[3]))
 
 
 class SwiGlu(nn.Module):
