@@ -52,6 +52,7 @@ def _share(package: str) -> Path:
     Not by the ament index: a virtual environment works without being sourced.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(package)
-    return Path(spec.origin).parents[4] / 'share' / package
+    for prefix in Path(spec.origin).parents if spec and spec.origin else ():
+        if (prefix / 'share' / package).is_dir():
+            return prefix / 'share' / package
+    raise FileNotFoundError(package)
