@@ -38,7 +38,7 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
 
     chosen: stream -> topic, where it is not the node's own name. Compressed images are taken where
     there are no raw ones. actions: topic of the actions to compare with; '' for '/command', if
-    that is there.
+    that is there and of such a type.
     """
     types = bag.types
     names = {stream: chosen.get(stream) or f'/{topic}'
@@ -49,10 +49,10 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
         topic = names[stream] + ('/compressed' if compressed and stream in CAMERAS else '')
         _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
         inputs[topic] = stream
-    if not actions and COMMAND not in types:
+    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
+    if not actions and types.get(COMMAND) not in kinds:
         return BagTopics(inputs, compressed)
     topic = actions or COMMAND
-    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
     kind = kinds.get(types.get(topic, ''), EndEffectorCommand)
     _require(bag, topic, kind, '--actions-topic TOPIC')
     return BagTopics(inputs, compressed, topic, kind)
