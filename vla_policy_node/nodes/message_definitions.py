@@ -7,6 +7,11 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 
+def type_name(kind: type) -> str:
+    """Return a message class's name as bags write it, for instance 'sensor_msgs/msg/Image'."""
+    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+
+
 class UnknownTypeError(ValueError):
     """A message type that is not installed here; one sentence."""
 
