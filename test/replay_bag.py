@@ -16,9 +16,8 @@ from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_policy_node.nodes.images import to_image_message
-from vla_policy_node.nodes.message_definitions import MessageDefinitions
+from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.replay.topics import type_name
 
 INSTRUCTION = 'pick up the black bowl'
 START_NS = 1_000_000_000_000

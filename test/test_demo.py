@@ -84,12 +84,13 @@ def demo(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, '-m', 'vla_policy_node.cli', 'demo', '--episodes', '1', '--steps', '100',
          '--pace', 'lock-step', '--out', str(out)],
-        capture_output=True, text=True, timeout=280, env=environment,
+        capture_output=True, text=True, timeout=560, env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
 
 
+@pytest.mark.timeout(600)  # other programs may have the processor, too
 def test_the_demo_runs_its_processes_and_leaves_figures_and_pictures(demo):
     out, stdout = demo
     assert 'untrained' in stdout
@@ -109,13 +110,14 @@ def test_the_demo_runs_its_processes_and_leaves_figures_and_pictures(demo):
     assert (out / 'overlay.mp4').stat().st_size > 1000
 
 
+@pytest.mark.timeout(600)
 def test_the_bag_of_the_demo_is_replayed_dense_against_lightvla_in_under_a_minute(demo, tmp_path):
     """The demo ran LightVLA, so the replay must find its commands again in every digit."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, '-m', 'vla_policy_node', 'replay', str(demo[0] / 'bag'), '--config',
          'dense', '--against', 'lightvla', '--out', str(tmp_path / 'out')],
-        capture_output=True, text=True, timeout=280, check=False)
+        capture_output=True, text=True, timeout=560, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     # Of the processor: other programs may share it.

@@ -7,6 +7,11 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 
+def type_name(kind: type) -> str:
+    """Return a message class's name as bags write it, for instance 'sensor_msgs/msg/Image'."""
+    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+
+
 class UnknownTypeError(ValueError):
     """A message type that is not installed here; one sentence."""
 
@@ -52,6 +57,7 @@ def _share(package: str) -> Path:
     Not by the ament index: a virtual environment works without being sourced.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(package)
-    return Path(spec.origin).parents[4] / 'share' / package
+    for prefix in Path(spec.origin).parents if spec and spec.origin else ():
+        if (prefix / 'share' / package).is_dir():
+            return prefix / 'share' / package
+    raise FileNotFoundError(package)

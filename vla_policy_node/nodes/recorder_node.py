@@ -29,6 +29,7 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
+from vla_policy_node.nodes.message_definitions import type_name
 from vla_policy_node.nodes.parameters import (
     ParameterError,
     ParameterStore,
@@ -116,10 +117,9 @@ class RecorderNode(Node):
         self._listen(PolicyInfo, 'policy_info', qos.latched())
 
     def _listen(self, kind: type, topic: str, profile: QoSProfile) -> None:
-        name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
         resolved = self.resolve_topic_name(topic)
         self.create_subscription(
-            kind, topic, partial(self._keep, resolved, name), profile, raw=True)
+            kind, topic, partial(self._keep, resolved, type_name(kind)), profile, raw=True)
 
     def _subscribe_extra(self) -> None:
         for topic, types in self.get_topic_names_and_types():

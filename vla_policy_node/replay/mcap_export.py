@@ -16,12 +16,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
-from vla_policy_node.nodes.message_definitions import MessageDefinitions
+from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
 from vla_policy_node.nodes.messages import to_chunk, to_command, to_time
 from vla_policy_node.policy import ActionChunk
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.evaluate import Evaluation
-from vla_policy_node.replay.topics import type_name
 from vla_policy_node.replay.trace import Inference, Trace
 
 _BAG_VERSION = 8

@@ -9,6 +9,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.serialization import deserialize_message
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
+from vla_policy_node.nodes.message_definitions import type_name
 from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
@@ -22,7 +23,7 @@ ACTION_TYPES = (EndEffectorCommand, TwistStamped)
 class BagTopics:
     """What is read of a bag.
 
-    inputs: topic -> stream, see `nodes.observations.input_streams`. compressed: as the node's
+    inputs: topic -> stream, see `nodes.streams.input_streams`. compressed: as the node's
     parameter. actions: topic of the executed or expert actions, '' if there are none;
     action_type: its message class.
     """
@@ -38,7 +39,7 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
 
     chosen: stream -> topic, where it is not the node's own name. Compressed images are taken where
     there are no raw ones. actions: topic of the actions to compare with; '' for '/command', if
-    that is there.
+    that is there and of such a type.
     """
     types = bag.types
     names = {stream: chosen.get(stream) or f'/{topic}'
@@ -49,18 +50,13 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
         topic = names[stream] + ('/compressed' if compressed and stream in CAMERAS else '')
         _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
         inputs[topic] = stream
-    if not actions and COMMAND not in types:
+    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
+    if not actions and types.get(COMMAND) not in kinds:
         return BagTopics(inputs, compressed)
     topic = actions or COMMAND
-    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
     kind = kinds.get(types.get(topic, ''), EndEffectorCommand)
     _require(bag, topic, kind, '--actions-topic TOPIC')
     return BagTopics(inputs, compressed, topic, kind)
-
-
-def type_name(kind: type) -> str:
-    """Return a message class's name as bags write it, for instance 'sensor_msgs/msg/Image'."""
-    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
 
 
 def decode(raw: bytes, kind: type, topic: str):
