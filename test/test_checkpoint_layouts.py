@@ -55,7 +55,8 @@ def test_the_head_is_recognised_from_the_files_and_runs(made, head):
     assert chunk.tokens_total == (16 if head == 'autoregressive' else 32)
     np.testing.assert_array_equal(policy.infer(observation()).actions, chunk.actions)
     assert np.abs(policy.infer(observation(1)).actions - chunk.actions).max() > 1e-4
-    assert set(chunk.stage_ms) == {'preprocess', 'vision', 'select', 'language_model', 'head'}
+    assert set(chunk.stage_ms) == {
+        'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
     assert chunk.flops > 0
 
 

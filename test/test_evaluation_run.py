@@ -248,7 +248,7 @@ def test_two_processes_find_what_one_finds(checkpoint, tmp_path):
         document.pop('machine')
         for figures in (*document['rows'], *document['totals']):
             assert list(figures.pop('latency_ms')) == [
-                'preprocess', 'vision', 'select', 'language_model', 'head', 'total']
+                'preprocess', 'upload', 'vision', 'select', 'language_model', 'head', 'total']
     assert apart == here
     dense, pruned = apart['totals']
     assert dense['tokens'] == dense['tokens_total'] == 32

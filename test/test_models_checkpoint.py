@@ -155,7 +155,7 @@ def test_a_pickle_with_code_is_not_run(directory, monkeypatch):
 @pytest.mark.parametrize(
     ('device', 'dtype', 'sentence'),
     [
-        ('cpu', 'int3', "dtype must be one of float32, bfloat16, int8, int4, not 'int3'"),
+        ('cpu', 'int3', "dtype must be one of float32, bfloat16, int8, int4, float8, not 'int3'"),
         ('tpu9', 'float32', "no kind of device 'tpu9'"),
         ('meta', 'float32', "'meta' cannot run a policy"),
         ('cuda:99', 'float32', "'cuda:99' is not available here"),
