@@ -43,7 +43,7 @@ class Argument:
 ARGUMENTS = (
     Argument('config', '', 'Parameter file (YAML); empty: config/bringup.yaml of this package.'),
     Argument('checkpoint', '', 'Checkpoint directory; empty: the one in the parameter file, or '
-             'else a small untrained default, created on first use.'),
+             'else the shipped small policy, trained on libero_object.'),
     Argument('device', '', "Torch device, for example 'cpu' or 'cuda:0'."),
     Argument('policy', True, 'Start the policy node.'),
     Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),

@@ -13,7 +13,7 @@ def node(
     duration: Annotated[float, typer.Option(min=5.0, help='Seconds to measure.')] = 60.0,
     out: Annotated[Path, typer.Option(help='Directory for the figures.')] = Path('out/bench'),
     checkpoint: Annotated[
-        str, typer.Option(help='Checkpoint directory; empty: the small untrained one.')] = '',
+        str, typer.Option(help='Checkpoint directory; empty: the shipped one.')] = '',
     config: Annotated[str, typer.Option(help='Parameter file; empty: config/bringup.yaml.')] = '',
 ) -> None:
     """Measure what the ROS side costs: two 640x480 cameras at 30 Hz, inference all the time.
