@@ -1,7 +1,7 @@
-"""The shipped default: OpenVLA-OFT at a size for two CPU cores, with seeded random weights.
+"""OpenVLA-OFT at a size for two CPU cores, with seeded random weights: where training starts.
 
-Same classes, same files, same sequence layout as the public checkpoints. It shows every part of
-the runtime at work and cannot do a task; `config.json` says so (`"trained": false`).
+Same classes, same files, same sequence layout as the public checkpoints. It cannot do a task yet;
+`config.json` says so (`"trained": false`).
 """
 
 from __future__ import annotations
