@@ -103,7 +103,7 @@ def test_the_rerun_recording_holds_cameras_masks_actions_and_latency(report):
 
 def run_vla(*arguments):
     return subprocess.run([sys.executable, '-m', 'vla_policy_node', *map(str, arguments)],
-                          capture_output=True, text=True, timeout=240, check=False)
+                          capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.mark.parametrize(('limit', 'code'), [('1m', 0), ('1e-6mm', 1)])

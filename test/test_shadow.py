@@ -104,7 +104,7 @@ def test_the_plain_policy_shares_the_weights_and_keeps_every_token(checkpoint):
     fewer, all_of_them = policy.infer(observation), plain.infer(observation)
     # The rows that the action head reads stay those of the accelerated one: only tokens differ.
     rows = policy.description.action_rows
-    dense = Policy.load(checkpoint, action_rows=rows).infer(observation)
+    dense = Policy.load(checkpoint, methods=(), action_rows=rows).infer(observation)
     assert fewer.tokens_kept < all_of_them.tokens_kept == all_of_them.tokens_total
     np.testing.assert_array_equal(all_of_them.actions, dense.actions)
 
