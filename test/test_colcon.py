@@ -97,8 +97,9 @@ def test_console_scripts_name_functions_that_exist(setup_arguments):
         for line in setup_arguments['entry_points']['console_scripts'])
     for target in scripts.values():
         module, function = target.split(':')
-        source = ROOT.joinpath(*module.split('.')).with_suffix('.py').read_text(encoding='utf-8')
-        assert f'\ndef {function}(' in source, target
+        path = ROOT.joinpath(*module.split('.'))
+        path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+        assert f'\ndef {function}(' in path.read_text(encoding='utf-8'), target
     assert {NodeSpec(name).executable for name in NODES} <= scripts.keys()
 
 

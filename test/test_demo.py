@@ -93,14 +93,13 @@ def demo(tmp_path_factory):
 @pytest.mark.timeout(600)  # other programs may have the processor, too
 def test_the_demo_runs_its_processes_and_leaves_figures_and_pictures(demo):
     out, stdout = demo
-    assert 'untrained' in stdout
+    assert 'untrained' not in stdout
     figures = json.loads((out / 'demo.json').read_text())
     assert figures['episodes'] == 1
     assert figures['tasks'][0]['instruction'] == (
         'pick up the alphabet soup and place it in the basket')
     assert figures['actions_applied'] >= 90
-    # A spectator of a topic of depth 1 misses some where others have the processor.
-    assert figures['commands_sent'] >= 0.7 * figures['actions_applied']
+    assert figures['commands_sent'] >= figures['actions_applied']
     assert 0 < figures['tokens_kept_mean'] < figures['tokens_total'] == 512
     assert figures['inference_ms']['p50'] > 0
     for name in ('filmstrip_0.png', 'tokens_third_person.png', 'tokens_wrist.png'):

@@ -289,11 +289,17 @@ class Policy:
     def plain(self) -> Policy:
         """Return the same network without acceleration methods; the weights are shared.
 
-        Each of the two belongs to a worker thread, which need not be the same.
+        Each of the two belongs to a worker thread, which need not be the same. ValueError if a
+        method has changed the weights.
         """
+        for method in self._methods:
+            if type(method).change_model is not Method.change_model:
+                raise ValueError(
+                    f'{method.name} changes the weights, so there is no plain network beside it; '
+                    'set shadow_every to 0.')
         description = replace(self.description, methods=(), method_settings={})
         return Policy(self._model, self._inputs, self._statistics, (), self._action_rows,
-                      description)
+                      description, self._normalise)
 
     def close(self) -> None:
         """Free the model and its device memory; the policy is of no use afterwards."""

@@ -54,7 +54,11 @@ class Deer(Method):
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Read the thresholds, if they are not given."""
+        """Read the thresholds, if they are not given; refuse a head that answers slowly."""
+        if config.head == 'cogact':
+            raise ValueError(
+                'deer asks the action head at every exit, which for the diffusion transformer of '
+                'CogACT costs more than the layers it saves; choose an OpenVLA-OFT policy.')
         self._config = config
         if self.threshold:
             exits = exits_of(config.language_model.layers, self.every)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import attention_flops
-from vla_policy_node.acceleration.selection import Selection
+from vla_policy_node.acceleration.selection import Selection, text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -58,7 +58,7 @@ class EfficientVlaTokens(Selection):
         super().__init__()
         self.count, self.layer, self.key, self.alpha = count, layer, key, alpha
         self.attention_from = attention_from
-        self._before_prompt = self._after_prompt = 0
+        self._config: ModelConfig | None = None
         self._relevance: Tensor | None = None  # [visual rows]
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
@@ -72,9 +72,7 @@ class EfficientVlaTokens(Selection):
             raise ValueError(
                 "attention_from 'tokens' needs a bidirectional model: in this one no visual token "
                 "sees the prompt; use 'words'.")
-        self._before_prompt = config.state_rows
-        # CogACT's last row is part of the prompt: the cognition token reads all of it.
-        self._after_prompt = 0 if config.head == 'cogact' else config.action_slots + 1
+        self._config = config
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Begin a pass."""
@@ -88,8 +86,7 @@ class EfficientVlaTokens(Selection):
         if index != self.layer - 1:
             return
         visual = slice(1, 1 + sequence.visual_rows)
-        total = sequence.states.shape[1]
-        prompt = slice(visual.stop + self._before_prompt, total - self._after_prompt)
+        prompt = text_rows(sequence, self._config)
         if self.attention_from == 'words':
             self._relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
             self._flops = attention_flops(prompt.stop - prompt.start, sequence)

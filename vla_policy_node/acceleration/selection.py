@@ -73,9 +73,13 @@ def union(*chosen: Tensor) -> Tensor:
 
 
 def text_rows(sequence: TokenSequence, config: ModelConfig) -> slice:
-    """Rows of the prompt without BOS: neither proprio, nor action slots, nor stop."""
+    """Rows of the prompt without BOS: neither proprio, nor action slots, nor stop.
+
+    CogACT has no rows behind its prompt, whose last one is the cognition token.
+    """
     rows = sequence.states.shape[1]
-    return slice(1 + sequence.visual_rows + config.proprio, rows - config.action_slots - 1)
+    after = 0 if config.head == 'cogact' else config.action_slots + 1
+    return slice(1 + sequence.visual_rows + config.state_rows, rows - after)
 
 
 def attention_received(maps: Tensor, sequence: TokenSequence) -> Tensor:
