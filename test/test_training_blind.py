@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from training_data import make_demonstrations
+from typer.testing import CliRunner
 
+from vla_policy_node.cli import app
 from vla_policy_node.policy import Observation
 from vla_policy_node.training.blind import BlindPolicy, train_blind
 
@@ -99,3 +102,16 @@ def test_training_by_the_clock_ends():
     assert steps
     assert all(map(np.isfinite, steps))
     assert torch.is_grad_enabled()
+
+
+def test_the_command_writes_what_an_evaluation_reads(tmp_path):
+    demos = make_demonstrations(tmp_path / 'demos')
+    out = tmp_path / 'runs' / 'blind.safetensors'
+    result = CliRunner().invoke(
+        app, ['train-blind', '--demos', str(demos), '--out', str(out), '--seconds', '1'])
+    assert result.exit_code == 0, result.output
+    assert BlindPolicy.load(out).instructions
+    refused = CliRunner().invoke(
+        app, ['train-blind', '--demos', str(tmp_path), '--out', str(out)])
+    assert refused.exit_code == 2
+    assert 'no folder of demonstrations' in refused.output

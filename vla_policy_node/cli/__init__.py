@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 for _command in (
     robot.bringup, robot.instruct, robot.demo, record, replay, robot.tasks, learning.demos,
-    learning.train, learning.evaluate, compress, robot.new_checkpoint, robot.check, robot.doctor,
+    learning.train, learning.train_blind, learning.evaluate, compress, robot.new_checkpoint,
+    robot.check, robot.doctor,
 ):
     app.command('eval' if _command is learning.evaluate else None)(_command)
 

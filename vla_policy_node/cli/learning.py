@@ -103,6 +103,38 @@ def train(
     raise typer.Exit(code)
 
 
+def train_blind(
+    demos: Annotated[Path, typer.Option(help='Folder made by `vla demos`.')],
+    out: Annotated[Path, typer.Option(help='File to write, for `vla eval --blind`.')],
+    seconds: Annotated[float, typer.Option(min=1.0, help='How long to train.')] = 100.0,
+    seed: Annotated[int, typer.Option(min=0, help='Of weights and batches.')] = 0,
+) -> None:
+    """Train a network without eyes: robot state and instruction in, actions out.
+
+    What it can do, a policy can do without looking: the control of every success rate.
+
+    `vla train-blind --demos data/object --out runs/blind.safetensors`
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vla_policy_node.training.blind import train_blind as train
+    from vla_policy_node.training.demonstrations import Demonstrations
+
+    try:
+        with Progress(console=Console(), transient=True) as progress:
+            bar = progress.add_task('without eyes', total=None)
+            policy = train(
+                Demonstrations(demos), seconds=seconds, seed=seed,
+                report=lambda step, loss: progress.update(
+                    bar, completed=step, description=f'step {step}, loss {loss:.3f}'))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        policy.save(out)
+    except ValueError as error:
+        raise refusal(error) from None
+    typer.echo(f'Wrote {out}; vla eval --blind {out} runs it.')
+
+
 def evaluate(
     method: Annotated[list[str] | None, typer.Option(
         help="What to compare: 'dense', a method, 'a+b' for both, 'a:setting=value'. Repeat; the "
@@ -122,7 +154,7 @@ def evaluate(
         help='none; gray: the cameras show gray; wrong-instruction: the words ask for something '
         'else. A policy that still succeeds does not use what was taken away.')] = 'none',
     blind: Annotated[Path | None, typer.Option(
-        help='Also run a baseline without eyes, a file of training.blind.')] = None,
+        help='Also run a baseline without eyes, a file of `vla train-blind`.')] = None,
     execute: Annotated[int, typer.Option(
         min=0, help='Actions of each chunk to use before the next inference; 0: all.')] = 0,
     execution_mode: Annotated[str, typer.Option(
