@@ -281,7 +281,7 @@ class TestProcesses:
     def test_nodes_are_interrupted_and_the_stubborn_killed(self):
         output = Output()
         nodes = [Script('fine', STAYS), Script('stubborn', STUBBORN)]
-        with System(nodes, output=output, grace_s=0.3) as running:
+        with System(nodes, output=output, grace_s=1.0) as running:
             running.wait(lambda: output.getvalue().count('up') == 2)
         codes = {name: p.returncode for name, p in running._processes.items()}
         assert codes['stubborn'] == -signal.SIGKILL

@@ -187,10 +187,16 @@ def test_what_the_shadow_found_is_shown_below_the_caption(bench):
     assert bench.spin_until(lambda: bench.overlays)
     diagnostics = bench.other.create_publisher(
         DiagnosticArray, '/diagnostics', qos.event_output())
-    assert bench.spin_until(lambda: diagnostics.get_subscription_count() > 0)
-    diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(
-        name=f'/policy{SHADOW_ENTRY}', message='pruning saved 20 ms')]))
-    assert bench.spin_until(lambda: bench.visualizer._shadow == 'pruning saved 20 ms')
+    said = DiagnosticArray(status=[DiagnosticStatus(
+        name=f'/policy{SHADOW_ENTRY}', message='pruning saved 20 ms')])
+
+    def heard():
+        diagnostics.publish(said)  # as the node does, again and again
+        return bench.visualizer._shadow == 'pruning saved 20 ms'
+
+    assert bench.spin_until(heard)
+    # On a fast machine all this takes less than the shortest time between overlays.
+    bench.visualizer._cameras['third_person'].drawn_at_s = float('-inf')
     bench.publish_image(8)
     bench.selections.publish(selection(8))
     assert bench.spin_until(lambda: len(bench.overlays) == 2)
