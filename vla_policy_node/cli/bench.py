@@ -53,7 +53,7 @@ def selection(
     Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few less tokens, and
     LightVLA trained with other noise. Interrupted, the same command goes on where it was.
 
-    `vla bench selection --demos data/object` is the table of the README.
+    `vla bench selection --demos data/object --out out/selection`
     """
     from rich.console import Console
 
@@ -102,7 +102,7 @@ def methods(
 
     Interrupted, the same command goes on where it was.
 
-    * `vla bench methods`: the table of the documentation
+    * `vla bench methods`: every method, on all tasks
 
     * `vla bench methods --also deer@runs/deer/checkpoint --also mole@runs/mole/checkpoint`
 
