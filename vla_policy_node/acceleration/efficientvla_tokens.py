@@ -63,11 +63,7 @@ class EfficientVlaTokens(Selection):
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Find the prompt's rows; refuse a layer or a direction that the model does not have."""
-        layers = config.language_model.layers
-        if self.layer >= layers:
-            raise ValueError(
-                f'efficientvla_tokens cannot drop tokens before layer {self.layer}: the last one '
-                f'is {layers - 1}.')
+        self._check_layer(self.layer, config)
         if config.causal and self.attention_from == 'tokens':
             raise ValueError(
                 "attention_from 'tokens' needs a bidirectional model: in this one no visual token "

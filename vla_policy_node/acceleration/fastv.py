@@ -44,12 +44,7 @@ class FastV(Selection):
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
-        layers = config.language_model.layers
-        if self.layer >= layers:
-            raise ValueError(
-                f'fastv cannot drop tokens before layer {self.layer}: the last one is '
-                f'{layers - 1}.'
-            )
+        self._check_layer(self.layer, config)
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Begin a pass."""

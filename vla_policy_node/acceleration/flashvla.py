@@ -65,11 +65,7 @@ class FlashVla(Selection):
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
-        if self.layer >= config.language_model.layers:
-            raise ValueError(
-                f'flashvla cannot drop tokens before layer {self.layer}: the last one is '
-                f'{config.language_model.layers - 1}.'
-            )
+        self._check_layer(self.layer, config)
 
     def begin_step(self, step: Step) -> np.ndarray | None:
         """Give the last answer again if nothing changes."""

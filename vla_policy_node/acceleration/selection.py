@@ -42,6 +42,14 @@ class Selection(Method):
         self._flops += flops
         return sequence if len(kept) == len(tokens) else sequence.keep_visual(kept)
 
+    def _check_layer(self, layer: int, config: ModelConfig) -> None:
+        """Refuse, in `prepare`, a layer that the model does not have."""
+        layers = config.language_model.layers
+        if layer >= layers:
+            raise ValueError(
+                f'{self.name} cannot drop tokens before layer {layer}: the last one is '
+                f'{layers - 1}.')
+
     def _begin_pass(self) -> None:
         """Forget the last pass; call it first in `select_tokens`."""
         self._kept = self._scores = None

@@ -81,11 +81,7 @@ class SqapVla(Selection):
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
-        if self.layer >= config.language_model.layers:
-            raise ValueError(
-                f'sqap_vla cannot drop tokens before layer {self.layer}: the last one is '
-                f'{config.language_model.layers - 1}.'
-            )
+        self._check_layer(self.layer, config)
         self._config = config
 
     def change_model(self, model: nn.Module) -> None:
