@@ -56,7 +56,7 @@ def test_no_colour_strength_is_no_change():
 @given(seed=st.integers(0, 10**6), things=st.integers(0, 64), kept=st.integers(4, 64))
 def test_token_samples_are_unique_and_speak_for_all(seed, things, kept):
     rng = np.random.default_rng(seed)
-    foreground = np.zeros((2, 1, 64), bool)
+    foreground = torch.zeros((2, 1, 64), dtype=torch.bool)
     for row in foreground:
         row[0, rng.choice(64, things, replace=False)] = True
     sample = sample_tokens(foreground, kept, rng)
@@ -65,7 +65,7 @@ def test_token_samples_are_unique_and_speak_for_all(seed, things, kept):
         assert len(set(patches)) == kept
         assert (np.diff(patches) > 0).all()
         weights = np.exp(sample.key_bias[row, 0].numpy())
-        on_things = foreground[row, 0, patches]
+        on_things = foreground[row, 0, patches].numpy()
         for group, total in ((on_things, things), (~on_things, 64 - things)):
             if group.any():
                 assert weights[group].sum() == pytest.approx(total, rel=1e-5)
@@ -77,7 +77,7 @@ def test_a_sample_of_all_tokens_is_the_whole_network():
     proprio = torch.rand(2, 8, dtype=torch.float64)
     ids = torch.randint(4, 500, (2, 5))
     whole = model(pixels, proprio, ids)
-    foreground = np.random.default_rng(0).random((2, 2, 16)) < 0.3
+    foreground = torch.from_numpy(np.random.default_rng(0).random((2, 2, 16)) < 0.3)
     sample = sample_tokens(foreground, 16, np.random.default_rng(1))
     visual = model.projector(model.visual_features(pixels, sample=sample.by_image))
     sequence = sample.place(model.assemble(visual, proprio, ids))
@@ -88,7 +88,7 @@ def test_a_sample_of_all_tokens_is_the_whole_network():
 def test_sampled_tokens_keep_their_positions():
     model = small_model()
     visual = torch.rand(1, 2 * 4, 32, dtype=torch.float64)
-    sample = sample_tokens(np.zeros((1, 2, 16), bool), 4, np.random.default_rng(0))
+    sample = sample_tokens(torch.zeros((1, 2, 16), dtype=torch.bool), 4, np.random.default_rng(0))
     proprio, ids = torch.rand(1, 8, dtype=torch.float64), torch.randint(4, 500, (1, 5))
     sequence = sample.place(model.assemble(visual, proprio, ids))
     patches = sample.patches[0]

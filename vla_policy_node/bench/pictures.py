@@ -1,6 +1,8 @@
-"""What the cameras show during `vla bench policy`: the simulated world, seen at 640x480."""
+"""What the cameras show during `vla bench policy`: the simulated world, or demonstrations."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +23,7 @@ def observe_world(count: int) -> list[Observation]:
     except ImportError as error:
         raise ValueError(
             f'The bench takes its pictures from the simulated world, which needs {error.name}; '
-            'run scripts/setup.sh.'
+            'run scripts/setup.sh, or give a folder of demonstrations with --demos.'
         ) from error
     world = LiberoWorld(tasks(_SUITE)[_TASK], (WIDTH, HEIGHT))
     observations = []
@@ -29,3 +31,19 @@ def observe_world(count: int) -> list[Observation]:
         world.reset(layout % world.initial_states)
         observations.append(Observation(world.render(), PROPRIO, world.instruction))
     return observations
+
+
+def observe_demonstrations(directory: Path, count: int) -> list[Observation]:
+    """The first frames of `count` demonstrations, for machines without the simulated world.
+
+    ValueError with one sentence if the folder holds none.
+    """
+    from vla_policy_node.training.demonstrations import Demonstrations
+
+    source = Demonstrations(directory)
+    firsts = np.flatnonzero(source.frames[:, 1] == 0)
+    frames = [source.load(int(firsts[i % len(firsts)])) for i in range(count)]
+    return [
+        Observation(frame.images, frame.proprio.astype(float), frame.instruction)
+        for frame in frames
+    ]

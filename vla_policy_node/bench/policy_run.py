@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from vla_policy_node.bench.contenders import Contender, Garage, list_contenders
-from vla_policy_node.bench.pictures import observe_world
+from vla_policy_node.bench.pictures import observe_demonstrations, observe_world
 from vla_policy_node.bench.policy import (
     load_rows,
     measure_cameras,
@@ -35,6 +35,7 @@ from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.machine import processor_name
 from vla_policy_node.models.checkpoint import load_model, read_model_config
 from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.policy import Observation
 from vla_policy_node.system import default_checkpoint
 
 PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
@@ -58,6 +59,7 @@ class Options:
     compiled: bool = False
     clock: str = 'wall'
     only: Sequence[str] = ()
+    demonstrations: Path | None = None
 
 
 def run(
@@ -112,8 +114,10 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
         {'lightvla': {'count': count}}, read_s)
     contenders = [c for c in list_contenders(options.device, options.compiled)
                   if _wanted(c, options.only)]
-    with console.status('Looking at the simulated world ...'):
-        observations = observe_world(options.pictures)
+    with console.status('Looking for pictures ...'):
+        observations = (
+            observe_demonstrations(options.demonstrations, options.pictures)
+            if options.demonstrations else observe_world(options.pictures))
     with console.status('Measuring what this device can do ...'):
         rates = measure_rates(options.device, read_s)
     rows = load_rows(garage, contenders, console)
@@ -136,8 +140,14 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
     return figures, [
         contender_table(entries, 'From 224-px pictures on the host to actions on the host'),
         stage_table(entries, 'The same by stage'),
-        camera_table(cameras, 'Two 640x480 pictures to what the towers take, one core'),
+        camera_table(
+            cameras, f'Two {_size(observations[0])} pictures to what the towers take, one core'),
     ]
+
+
+def _size(observation: Observation) -> str:
+    height, width, _ = next(iter(observation.images.values())).shape
+    return f'{width}x{height}'
 
 
 def _wanted(contender: Contender, only: Sequence[str]) -> bool:

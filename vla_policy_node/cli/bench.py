@@ -153,6 +153,9 @@ def policy(
     only: Annotated[list[str] | None, typer.Option(
         help="Only contenders whose 'method, way, dtype' contains this; repeat for several."),
     ] = None,
+    demos: Annotated[Path | None, typer.Option(
+        help='Folder of `vla demos`: look at its pictures, where the simulated world is not '
+        'installed.')] = None,
     json: Annotated[Path | None, typer.Option(help='File for all figures.')] = None,
     markdown: Annotated[Path | None, typer.Option(help='File for the tables.')] = None,
 ) -> None:
@@ -173,7 +176,7 @@ def policy(
     from vla_policy_node.bench.policy_run import Options, run
 
     options = Options(checkpoint, size, device, repetitions, warm_up, pictures, threads, count,
-                      compiled, clock, only or ())
+                      compiled, clock, only or (), demos)
     try:
         run(options, json, markdown, Console())
     except ValueError as error:

@@ -238,7 +238,8 @@ class LanguageModel(nn.Module):
                 break
             # What the last layer makes of other rows, nobody reads.
             asked = rows if index == layers[-1] else slice(None)
-            states = self.layers[index](states, rope, mask, asked, hooks, index, sequence)
+            place = () if hooks is NO_HOOKS else (hooks, index, sequence)
+            states = self.layers[index](states, rope, mask, asked, *place)
             sequence = replace(sequence, states=states)
         states = sequence.states
         return self.norm(states if asked == rows else states[:, rows])

@@ -86,7 +86,7 @@ def token_losses(
     return {
         'token': _mean(entropy, seen),
         'point': _mean(distance.abs().mean(-1), seen),
-        'point_mm': _median_mm(distance[asked][seen[asked]]),
+        'point_mm': _median_mm(distance[asked], seen[asked]),
     }
 
 
@@ -135,8 +135,9 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-def _median_mm(distance: Tensor) -> Tensor:
+def _median_mm(distance: Tensor, where: Tensor | None = None) -> Tensor:
     """Median length of [n, 3] offsets in units of METRES; NaN if there are none."""
-    if not len(distance):
-        return distance.new_tensor(torch.nan)
-    return distance.detach().norm(dim=-1).median() * METRES * 1000
+    length = distance.detach().norm(dim=-1) * METRES * 1000
+    if where is not None:
+        length = length.masked_fill(~where, torch.nan)
+    return length.nanmedian()

@@ -38,8 +38,7 @@ def compute_losses(
     cameras = batch.pixels.shape[1]
     sample = None
     if config.tokens_kept:
-        sample = sample_tokens(batch.things.cpu().numpy(), config.tokens_kept, rng)
-        sample = sample.to(batch.pixels.device)
+        sample = sample_tokens(batch.things, config.tokens_kept, rng)
     part = None if sample is None else sample.by_image
     visual = model.projector(model.visual_features(batch.pixels, batch.prompt_ids, part))
     by_camera = visual.unflatten(1, (cameras, -1))
@@ -80,13 +79,17 @@ def compute_losses(
 
 
 def _action_errors(actions: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """L1 of normalised actions [B, K, 7]: the loss 'action', and parts of it for the log."""
-    error = (actions - batch.actions).abs()[batch.has_actions]
-    dimensions = error.detach().mean((0, 1))
+    """L1 of normalised actions [B, K, 7]: the loss 'action', and parts of it for the log.
+
+    NaN for a batch without any actions.
+    """
+    error = (actions - batch.actions).abs()
+    error = error.masked_fill(~batch.has_actions[:, None, None], 0)
+    dimensions = error.sum((0, 1)) / (batch.has_actions.sum() * error.shape[1])
     return {
-        'action': error.mean(),
-        'action_xyz': dimensions[:3].mean(),
-        'action_gripper': dimensions[6],
+        'action': dimensions.mean(),
+        'action_xyz': dimensions[:3].mean().detach(),
+        'action_gripper': dimensions[6].detach(),
     }
 
 

@@ -32,11 +32,6 @@ class TokenSample:
     key_bias: Tensor
     total: int
 
-    def to(self, device: torch.device) -> TokenSample:
-        """Move both tensors."""
-        return replace(
-            self, patches=self.patches.to(device), key_bias=self.key_bias.to(device))
-
     @property
     def by_image(self) -> PatchSample:
         """For the towers, which take B * cameras images."""
@@ -57,28 +52,28 @@ class TokenSample:
         return replace(sequence, positions=positions, key_bias=bias)
 
 
-def sample_tokens(foreground: np.ndarray, kept: int, rng: np.random.Generator) -> TokenSample:
+def sample_tokens(foreground: Tensor, kept: int, rng: np.random.Generator) -> TokenSample:
     """Draw `kept` tokens of each image, those on things first.
 
     foreground: [B, cameras, P] bool, tokens on any thing: which one is not told, or the choice
     would give away what the instruction asks for.
     """
-    batch, cameras, patches = foreground.shape
-    background_places = round(BACKGROUND_SHARE * kept)
-    chosen = np.empty((batch, cameras, kept), np.int64)
-    bias = np.empty((batch, cameras, kept), np.float32)
-    for index in np.ndindex(batch, cameras):
-        things = foreground[index]
-        on_things = min(things.sum(), kept - min(background_places, (~things).sum()))
-        parts = []
-        for group, count in ((things, on_things), (~things, kept - on_things)):
-            tokens = rng.choice(np.flatnonzero(group), count, replace=False)
-            parts.append((tokens, np.full(count, np.log(max(group.sum(), 1) / max(count, 1)))))
-        tokens, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
-        order = tokens.argsort()
-        chosen[index], bias[index] = tokens[order], weights[order]
+    device = foreground.device
+    luck = torch.from_numpy(rng.random(foreground.shape, np.float32)).to(device)
+    things = foreground.sum(-1, keepdim=True)
+    others = foreground.shape[-1] - things
+    background_places = others.clamp(max=round(BACKGROUND_SHARE * kept))
+    on_things = things.minimum(kept - background_places)
+    drawn = torch.zeros_like(foreground)
+    bias = torch.zeros_like(luck)
+    for group, size, count in (
+        (foreground, things, on_things), (~foreground, others, kept - on_things),
+    ):
+        # The place of each token among those of its group, in random order.
+        place = (luck + ~group).argsort(-1).argsort(-1)
+        drawn |= group & (place < count)
+        speaks_for = size.clamp(min=1) / count.clamp(min=1)
+        bias = torch.where(group, speaks_for.log(), bias)
+    patches = (~drawn).to(torch.uint8).argsort(stable=True)[..., :kept]
     return TokenSample(
-        torch.from_numpy(chosen),
-        torch.from_numpy(bias),
-        cameras * patches,
-    )
+        patches, bias.gather(-1, patches), foreground.shape[1] * foreground.shape[2])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -135,10 +135,6 @@ class Trainer:
         batch = self._data.batch(self.step).to(self._device)
         losses = self._losses(batch, rng)
         loss = total_loss(losses, config)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f'The loss is not finite at step {self.step}; lower learning_rate. '
-                f'{self._out / STATE} holds the last good state.')
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._average_gradients()
@@ -148,10 +144,15 @@ class Trainer:
             decay = min(config.ema, (self.step + 1) / (self.step + 10))
             torch._foreach_lerp_(
                 list(self._average.values()), list(self._trained.values()), 1 - decay)
-        losses |= {'loss': loss, 'gradient_norm': norm, 'learning_rate': rate}
+        losses |= {'loss': loss, 'gradient_norm': norm}
         if isinstance(self._selection, StraightThroughSelection):
             losses['tokens'] = self._selection.kept_counts.float().mean()
-        return {name: float(torch.as_tensor(value).detach()) for name, value in losses.items()}
+        values = _to_floats(losses) | {'learning_rate': rate}
+        if not math.isfinite(values['loss']):
+            raise FloatingPointError(
+                f'The loss is not finite at step {self.step}; lower learning_rate. '
+                f'{self._out / STATE} holds the last good state.')
+        return values
 
     def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         with self._attention(), torch.autocast(
@@ -251,6 +252,12 @@ class Trainer:
                 parameter.copy_(state['weights'][name])
                 self._average[name].copy_(state['average'][name])
         self._optimiser.load_state_dict(state['optimiser'])
+
+
+def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Read all of them in one go: the only time in a step that the host waits for a GPU."""
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 def _is_trained(name: str, config: TrainingConfig) -> bool:
