@@ -38,6 +38,7 @@ _CUDA = (
     ('graphs', 'float8', 'graphs', False),
     ('compiled', 'float8', 'compiled', False),
     ('graphs', 'int8', 'graphs', False),
+    ('compiled', 'int8', 'compiled', False),
     ('graphs', 'int4', 'graphs', False),
 )
 METHODS = {'dense': (), 'lightvla': ('lightvla',)}

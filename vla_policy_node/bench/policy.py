@@ -129,8 +129,12 @@ def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
     """The floor of each stage that has one; work of the baseline that is wasted is in none."""
+    dtype = row.contender.dtype
     return {
-        stage: rates.floor_ms(row.flops[stage], row.stored[stage], row.contender.dtype)
+        stage: rates.floor_ms(
+            row.flops[stage], row.stored[stage],
+            # Only the language model has 8-bit products.
+            'bfloat16' if dtype == 'float8' and stage != 'language_model' else dtype)
         for stage in ('vision', 'select', 'language_model', 'head')
     }
 

@@ -35,17 +35,19 @@ class Float8Linear(nn.Module):
         weight, scale = quantise_rows(linear.weight.detach())
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer('scale', scale)
+        self.register_buffer('one', torch.ones((), device=weight.device), persistent=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         rows, scale = quantise_rows(x.flatten(0, -2))
         if x.is_cuda:
-            # Row-wise scales are for bfloat16 results only.
+            # The kernels that apply scales row by row are slow on few rows; bfloat16 holds the
+            # unscaled sums as well, and a compiler merges the factors with what comes next.
             y = torch._scaled_mm(
-                rows, self.weight.T, scale_a=scale, scale_b=self.scale.T,
-                out_dtype=torch.bfloat16, use_fast_accum=True,
-            ).to(x.dtype)
+                rows, self.weight.T, scale_a=self.one, scale_b=self.one,
+                out_dtype=torch.bfloat16, use_fast_accum=True)
+            y = (y * (scale * self.scale.T)).to(x.dtype)
         else:
             y = functional.linear(rows.float() * scale, self.weight.float() * self.scale)
             y = y.to(x.dtype)
@@ -63,15 +65,14 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_float8(model: nn.Module) -> nn.Module:
-    """Replace the linear layers of towers and decoder in place, and return the model.
+    """Replace the linear layers of the decoder in place, and return the model.
 
-    Rows and head work on few numbers and stay.
+    The towers' products are too small to gain what scaling their inputs costs (docs/speed.md).
     """
-    for part in (model.vision_backbone, model.projector, model.language_model):
-        for module in list(part.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear) and not any(
-                    side % _MULTIPLE for side in child.weight.shape
-                ):
-                    setattr(module, name, Float8Linear(child))
+    for module in list(model.language_model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and not any(
+                side % _MULTIPLE for side in child.weight.shape
+            ):
+                setattr(module, name, Float8Linear(child))
     return model

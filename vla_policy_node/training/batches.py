@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor
@@ -57,6 +58,19 @@ class Batch:
         })
 
 
+@dataclass(frozen=True)
+class View:
+    """What is seen in one frame, N things and P patches in each of C pictures.
+
+    pictures: [C, H, W, 3] uint8, as the towers see them. counts: [C, N, P] uint8, pixels of the
+    label image that show the thing. things: [C, P] bool, patches with anything on them.
+    """
+
+    pictures: np.ndarray
+    counts: np.ndarray
+    things: np.ndarray
+
+
 class BatchMaker:
     """Encodes frames for one model. Holds no state; any thread."""
 
@@ -84,81 +98,132 @@ class BatchMaker:
 
     def __call__(self, frames: Sequence[Frame], rng: np.random.Generator) -> Batch:
         """Put frames of one suite together, augmented by `rng`."""
-        samples = [self._sample(frame, rng) for frame in frames]
-        columns = {name: [sample[name] for sample in samples] for name in samples[0]}
-        prompts = [self._prompt.encode(frame.instruction) for frame in frames]
-        names = [[self._words(name) for name in frame.objects] for frame in frames]
+        views = [self.look(frame, rng) for frame in frames]
         return Batch(
-            pixels=torch.stack(columns['pixels']),
-            proprio=_floats(columns['proprio']),
-            prompt_ids=_pad_prompts(prompts, self._config.token_ids.pad),
-            actions=_floats(columns['actions']),
-            has_actions=torch.tensor([frame.has_actions for frame in frames]),
-            name_ids=_pad_names(names),
-            coverage=_floats(_pad_first(columns['coverage'], axis=1)),
-            offset=_floats(_pad_first(columns['offset'], axis=0)),
-            place=_floats(_pad_first(columns['place'], axis=1)),
-            asked=torch.tensor([frame.objects.index(frame.target) for frame in frames]),
-            goal=torch.tensor([frame.objects.index(GOALS[frame.suite]) for frame in frames]),
-            things=torch.from_numpy(np.stack(columns['things'])),
+            pixels=torch.stack([
+                torch.stack([self._preprocessor.normalise(image) for image in view.pictures])
+                for view in views
+            ]),
+            coverage=_floats(_pad_first([self.coverage(view.counts) for view in views], axis=1)),
+            things=torch.from_numpy(np.stack([view.things for view in views])),
+            **self.facts(frames),
+            **self.questions(frames),
         )
 
-    def _sample(self, frame: Frame, rng: np.random.Generator) -> dict:
-        pixels, coverage, things = [], [], []
+    def look(self, frame: Frame, rng: np.random.Generator) -> View:
+        """See one frame as the towers will: most of the work."""
+        pictures, counts, things = [], [], []
         wanted = [frame.segments.index(name) for name in frame.objects]
         thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]
-        cameras = CAMERAS[: self._config.cameras]
-        for camera in cameras:
+        for camera in CAMERAS[: self._config.cameras]:
             corner = augmentation.draw_crop(self._crop_shift, rng)
             image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
-            image = augmentation.jitter_colours(image, self._colour_strength, rng)
-            pixels.append(self._preprocessor.normalise(image))
+            pictures.append(augmentation.jitter_colours(image, self._colour_strength, rng))
             labels = augmentation.cut(frame.labels[camera], corner, LABELS_PX, labels=True)
             per_patch = self._count(labels, len(frame.segments))
-            coverage.append(per_patch[wanted])
-            things.append(per_patch[thing].sum(0) > 0)
-        offset = frame.object_position - frame.proprio[:3]
-        from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
+            counts.append(per_patch[wanted])
+            things.append(per_patch[thing].any(0))
+        return View(np.stack(pictures), np.stack(counts), np.stack(things))
+
+    def coverage(self, counts: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """Pixels of the label image in a patch -> share of the patch."""
+        return counts / (LABELS_PX // self._config.grid[0]) ** 2
+
+    def facts(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        """Of a `Batch` what does not depend on the pictures, nor on what is asked for."""
+        names = [[self._words(name) for name in frame.objects] for frame in frames]
+        states = [self._state(frame) for frame in frames]
+        proprio, actions, offset, place = zip(*states, strict=True)
         return {
-            'pixels': torch.stack(pixels),
-            'proprio': self._statistics.normalise_proprio(frame.proprio)
-            if self._config.proprio else np.empty(0),
-            'actions': self._statistics.normalise_actions(frame.actions),
-            'coverage': np.stack(coverage),
-            'offset': offset,
-            'place': np.stack([frame.object_position, from_hand][: len(cameras)]),
-            'things': np.stack(things),
+            'proprio': _floats(proprio),
+            'actions': _floats(actions),
+            'offset': _floats(_pad_first(offset, axis=0)),
+            'place': _floats(_pad_first(place, axis=1)),
+            'has_actions': torch.tensor([frame.has_actions for frame in frames]),
+            'name_ids': _pad_names(names),
+            'goal': torch.tensor([frame.objects.index(GOALS[frame.suite]) for frame in frames]),
         }
 
+    def questions(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        """Of a `Batch` what is asked for, and in which words."""
+        prompts = [self._prompt.encode(frame.instruction) for frame in frames]
+        return {
+            'prompt_ids': _pad_prompts(prompts, self._config.token_ids.pad),
+            'asked': torch.tensor([frame.objects.index(frame.target) for frame in frames]),
+        }
+
+    def concatenate(self, batches: Sequence[Batch]) -> Batch:
+        """Put batches one after the other; where one names fewer things, it is filled up."""
+        if len(batches) == 1:
+            return batches[0]
+        shapes = [(*batch.name_ids.shape[1:], batch.prompt_ids.shape[1]) for batch in batches]
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        padded = [self._fill_up(batch, *largest) for batch in batches]
+        return Batch(**{
+            field.name: torch.cat([getattr(batch, field.name) for batch in padded])
+            for field in fields(Batch)
+        })
+
+    def _fill_up(self, batch: Batch, things: int, words: int, prompt: int) -> Batch:
+        more = things - batch.name_ids.shape[1]
+        missing_words = words - batch.name_ids.shape[2]
+        bos, rest = batch.prompt_ids[:, :1], batch.prompt_ids[:, 1:]
+        missing = prompt - 1 - rest.shape[1]
+        return replace(
+            batch,
+            name_ids=pad(batch.name_ids, (0, missing_words, 0, more), value=-1),
+            coverage=pad(batch.coverage, (0, 0, 0, more)),
+            offset=pad(batch.offset, (0, 0, 0, more)),
+            place=pad(batch.place, (0, 0, 0, more)),
+            prompt_ids=torch.cat(
+                [bos, pad(rest, (missing, 0), value=self._config.token_ids.pad)], dim=1),
+        )
+
+    def _state(self, frame: Frame) -> tuple[np.ndarray, ...]:
+        offset = frame.object_position - frame.proprio[:3]
+        from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
+        return (
+            self._statistics.normalise_proprio(frame.proprio)
+            if self._config.proprio else np.empty(0),
+            self._statistics.normalise_actions(frame.actions),
+            offset,
+            np.stack([frame.object_position, from_hand][: self._config.cameras]),
+        )
+
     def _count(self, labels: np.ndarray, segments: int) -> np.ndarray:
-        """[px, px] uint8, segment + 1 or 0 -> [segments, P], share of each patch."""
+        """[px, px] uint8, segment + 1 or 0 -> [segments, P] uint8, pixels in each patch."""
         rows, columns = self._config.grid
         side = LABELS_PX // rows
         patches = labels.reshape(rows, side, columns, side).swapaxes(1, 2)
         patches = patches.reshape(rows * columns, side * side)
-        return (patches == np.arange(1, segments + 1)[:, None, None]).mean(-1)
+        return (patches == np.arange(1, segments + 1)[:, None, None]).sum(-1, dtype=np.uint8)
 
     def _words(self, name: str) -> list[int]:
         """Ids of an object's name without BOS: 'alphabet_soup_1' is ' alphabet soup'."""
         return self._prompt.words(object_words(name))
 
 
-def ask_for_anything(frame: Frame, rng: np.random.Generator) -> Frame:
-    """Let the instruction of a frame without actions name any of its things, where words can."""
-    if frame.suite != 'libero_object':
-        return frame
-    target = str(rng.choice([name for name in frame.objects if name != GOALS[frame.suite]]))
-    return replace(frame, target=target, instruction=basket_instruction(target))
+def questions_of(frame: Frame) -> list[Frame]:
+    """The frame with each instruction that it can answer.
+
+    One without actions can be asked for any of its things, where the words are known.
+    """
+    if frame.has_actions or frame.suite != 'libero_object':
+        return [frame]
+    return [
+        replace(frame, target=name, instruction=basket_instruction(name))
+        for name in frame.objects if name != GOALS[frame.suite]
+    ]
 
 
 def _floats(values: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(values).astype(np.float32))
 
 
-def _pad_prompts(prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
+def _pad_prompts(prompts: Sequence[Sequence[int]], filler: int) -> Tensor:
     longest = max(map(len, prompts))
     return torch.tensor([
-        [prompt[0], *[pad] * (longest - len(prompt)), *prompt[1:]] for prompt in prompts
+        [prompt[0], *[filler] * (longest - len(prompt)), *prompt[1:]] for prompt in prompts
     ])
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from vla_policy_node.training.batches import Batch, BatchMaker, ask_for_anything
+from vla_policy_node.training.batches import Batch, BatchMaker, questions_of
 from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations
 from vla_policy_node.world.words import GOALS
 
 VALIDATION_EVERY = 25  # every so many-th episode is kept out of training
+
+
+class FreshFrames:
+    """Batches of the frames of one folder, decoded when asked for; any thread."""
+
+    def __init__(self, source: Demonstrations, maker: BatchMaker):
+        self._source, self._maker = source, maker
+
+    def batch(self, frames: np.ndarray, rng: np.random.Generator, plain: bool = False) -> Batch:
+        """Put the frames of these numbers together; of what can be asked, `rng` chooses.
+
+        plain: without augmentation.
+        """
+        questions = [questions_of(self._source.load(int(index))) for index in frames]
+        chosen = [asked[rng.integers(len(asked))] for asked in questions]
+        return (self._maker.plain() if plain else self._maker)(chosen, rng)
 
 
 class TrainingData:
@@ -28,6 +46,8 @@ class TrainingData:
         config: TrainingConfig,
         rank: int = 0,
         processes: int = 1,
+        open_frames: Callable[
+            [Demonstrations, BatchMaker], FreshFrames | DecodedFrames] = FreshFrames,
     ):
         """At least one of demonstrations and scenes; without the other, all comes from one."""
         self._maker = maker
@@ -38,8 +58,9 @@ class TrainingData:
         if scenes is None:
             share = 0.0
         self._scene_samples = round(self._per_process * share)
-        self._demonstrations = _split(demonstrations)
-        self._scenes = _split(scenes)
+        self._demonstrations, self._scenes = (
+            source and _Split(source, open_frames(source, maker))
+            for source in (demonstrations, scenes))
         self._ahead = ThreadPoolExecutor(1)
         self._next: tuple[int, Future] | None = None
 
@@ -57,42 +78,40 @@ class TrainingData:
         first_frames: only those that begin an episode, where nothing but the image tells where
             the thing is.
         """
-        source, _, held_out = self._demonstrations or self._scenes
-        if first_frames:
-            held_out = held_out[source.frames[held_out, 1] == 0]
+        split = self._demonstrations or self._scenes
+        held_out = split.first_held_out if first_frames else split.held_out
         rng = np.random.default_rng(0)
         chosen = rng.choice(held_out, min(count, len(held_out)), replace=False)
-        frames = [source.load(int(i)) for i in chosen]
-        frames = [f if f.has_actions else ask_for_anything(f, rng) for f in frames]
         return [
-            self._maker.plain()(frames[i : i + self._per_process], rng)
-            for i in range(0, len(frames), self._per_process)
+            split.frames.batch(chosen[i : i + self._per_process], rng, plain=True)
+            for i in range(0, len(chosen), self._per_process)
         ]
 
     def _make(self, step: int) -> Batch:
         rng = np.random.default_rng([self._config.seed, step, self._rank])
-        frames = []
-        for split, count in (
-            (self._scenes, self._scene_samples),
-            (self._demonstrations, self._per_process - self._scene_samples),
-        ):
-            if count:
-                source, training, _ = split
-                frames += [source.load(int(i)) for i in rng.choice(training, count)]
-        frames = [f if f.has_actions else ask_for_anything(f, rng) for f in frames]
-        return self._maker(frames, rng)
+        return self._maker.concatenate([
+            split.frames.batch(rng.choice(split.training, count), rng)
+            for split, count in (
+                (self._scenes, self._scene_samples),
+                (self._demonstrations, self._per_process - self._scene_samples),
+            ) if count
+        ])
 
 
-def _split(source: Demonstrations | None) -> tuple | None:
-    """Return the source, its training frames and its held-out frames."""
-    if source is None:
-        return None
-    if source.document['suite'] not in GOALS:
-        raise ValueError(
-            f'{source.directory} is of {source.document["suite"]}; training knows where things '
-            f'belong in {" and ".join(GOALS)}.')
-    held_out = source.frames[:, 0] % VALIDATION_EVERY == 0
-    if held_out.all() or not held_out.any():
-        raise ValueError(
-            f'{source.directory} has too few episodes: at least {VALIDATION_EVERY} are needed.')
-    return source, np.flatnonzero(~held_out), np.flatnonzero(held_out)
+class _Split:
+    """The frames of one folder, and the numbers of those for training and of those held out."""
+
+    def __init__(self, source: Demonstrations, frames: FreshFrames | DecodedFrames):
+        if source.document['suite'] not in GOALS:
+            raise ValueError(
+                f'{source.directory} is of {source.document["suite"]}; training knows where '
+                f'things belong in {" and ".join(GOALS)}.')
+        held_out = source.frames[:, 0] % VALIDATION_EVERY == 0
+        if held_out.all() or not held_out.any():
+            raise ValueError(
+                f'{source.directory} has too few episodes: at least {VALIDATION_EVERY} are '
+                'needed.')
+        self.frames = frames
+        self.training = np.flatnonzero(~held_out)
+        self.held_out = np.flatnonzero(held_out)
+        self.first_held_out = np.flatnonzero(held_out & (source.frames[:, 1] == 0))

@@ -180,13 +180,16 @@ class Demonstrations:
         with _opened(self.episodes[episode]) as file:
             return file.metadata()
 
-    def load(self, index: int) -> Frame:
-        """Return one frame; ValueError with one sentence if its file is damaged."""
+    def load(self, index: int, pictures: bool = True) -> Frame:
+        """Return one frame; ValueError with one sentence if its file is damaged.
+
+        pictures: False leaves images and labels out.
+        """
         episode, frame = self.frames[index]
         with _opened(self.episodes[episode]) as file:
             header = file.metadata()
             step = int(file.get_slice('frame_step')[frame:frame + 1][0])
-            cameras = self.document['cameras']
+            cameras = self.document['cameras'] if pictures else ()
             actions = _rows(file, 'action', step, self._chunk_length)
             return Frame(
                 images={

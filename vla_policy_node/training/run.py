@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +24,14 @@ from vla_policy_node.acceleration.lightvla_training import (
 )
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.config import TrainingConfig
-from vla_policy_node.training.data import TrainingData
+from vla_policy_node.training.data import FreshFrames, TrainingData
+from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations
 from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lessons import Lesson, lesson_of
@@ -114,7 +116,7 @@ def _process(rank: int, processes: int, run: Run) -> None:
     if run.config.lora_rank:
         add_lora(model, run.config.lora_rank)
     selection = _selection(run.config, config, device)
-    data = _data(run, config, rank, processes)
+    data = _data(run, config, device, rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
             model, heads, data, run.config, run.out,
@@ -149,13 +151,14 @@ def _selection(
     return LightVlaStarTraining(queries.to(device), **options)
 
 
-def _data(run: Run, config, rank: int, processes: int) -> TrainingData:
+def _data(
+    run: Run, config: ModelConfig, device: torch.device, rank: int, processes: int
+) -> TrainingData:
+    normalisation = checkpoints.read_json(run.start, 'preprocessor_config.json')
     maker = BatchMaker(
         config,
         PromptEncoder.load(run.start / 'tokenizer.json', config.token_ids),
-        ImagePreprocessor(
-            checkpoints.read_json(run.start, 'preprocessor_config.json'),
-            config.image_px, config.center_crop),
+        ImagePreprocessor(normalisation, config.image_px, config.center_crop),
         read_statistics(_statistics(run), proprio=config.proprio),
         run.config.crop_shift,
         run.config.colour_strength,
@@ -164,7 +167,12 @@ def _data(run: Run, config, rank: int, processes: int) -> TrainingData:
         folder and Demonstrations(folder, config.chunk_length)
         for folder in (run.demonstrations, run.scenes)
     )
-    return TrainingData(maker, demonstrations, scenes, run.config, rank, processes)
+    open_frames = FreshFrames
+    if device.type == 'cuda' and not (run.config.crop_shift or run.config.colour_strength):
+        open_frames = partial(
+            DecodedFrames, normalise=Normaliser(normalisation, device), device=device)
+    return TrainingData(
+        maker, demonstrations, scenes, run.config, rank, processes, open_frames)
 
 
 def _statistics(run: Run) -> Mapping:

@@ -1,0 +1,78 @@
+"""Batches: decoded once or anew, they are the same."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from training_data import make_demonstrations, small_config
+
+from vla_policy_node.models.checkpoint import read_json
+from vla_policy_node.models.config import read_config
+from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
+from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.training.batches import BatchMaker
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.data import FreshFrames, TrainingData
+from vla_policy_node.training.decoded import DecodedFrames
+from vla_policy_node.training.demonstrations import SCATTERED, Demonstrations
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def maker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    make_demonstrations(folder / 'demos')
+    make_demonstrations(folder / 'scenes', layout=SCATTERED)
+    create_small_checkpoint(folder / 'checkpoint', config=small_config())
+    config = read_config(small_config())
+    document = read_json(folder / 'checkpoint', 'preprocessor_config.json')
+    maker = BatchMaker(
+        config,
+        PromptEncoder.load(folder / 'checkpoint/tokenizer.json', config.token_ids),
+        ImagePreprocessor(document, config.image_px, config.center_crop),
+        read_statistics(read_json(folder / 'demos', 'dataset_statistics.json')),
+        0.0, 0.0)
+    return maker, Normaliser(document), folder
+
+
+def opened(folder):
+    return Demonstrations(folder / 'demos'), Demonstrations(folder / 'scenes')
+
+
+@pytest.mark.parametrize('kind', [0, 1], ids=['demonstrations', 'scenes'])
+def test_decoded_frames_are_the_fresh_ones(maker, kind):
+    maker, normaliser, folder = maker
+    source = opened(folder)[kind]
+    frames = np.array([3, 0, 17, 40])
+    fresh, decoded = (
+        kept.batch(frames, np.random.default_rng(5), plain=True)
+        for kept in (FreshFrames(source, maker),
+                     DecodedFrames(source, maker, normaliser, CPU)))
+    for field in fields(fresh):
+        expected, value = getattr(fresh, field.name), getattr(decoded, field.name)
+        if field.name not in ('asked', 'prompt_ids') or kind == 0:
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=field.name)
+    assert (decoded.asked != decoded.goal).all()
+
+
+def test_a_second_run_finds_them_decoded_and_a_changed_folder_is_refused(maker, monkeypatch):
+    maker, normaliser, folder = maker
+    source = opened(folder)[0]
+    DecodedFrames(source, maker, normaliser, CPU)
+    monkeypatch.setattr('vla_policy_node.training.decoded._decode_all', pytest.fail)
+    DecodedFrames(source, maker, normaliser, CPU)
+    source.frames = source.frames[:-1]
+    with pytest.raises(ValueError, match='delete it'):
+        DecodedFrames(source, maker, normaliser, CPU)
+
+
+def test_scenes_and_demonstrations_share_a_batch_in_the_asked_for_parts(maker):
+    maker, _, folder = maker
+    config = TrainingConfig(stage='clone', steps=1, batch=16, scenes_share=0.25)
+    batch = TrainingData(maker, *opened(folder), config).batch(0)
+    assert batch.has_actions.tolist() == [False] * 4 + [True] * 12
+    assert batch.pixels.shape[0] == batch.prompt_ids.shape[0] == 16

@@ -1,0 +1,122 @@
+"""Frames decoded once, for a GPU: it learns faster than pictures can be decoded.
+
+What the towers see of a folder of demonstrations is kept beside it, in `decoded-<side>px`, 0.3 MB
+a frame, and mapped into memory, so that runs share it. The rest of all frames fits into memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_policy_node.training.batches import Batch, BatchMaker, questions_of
+from vla_policy_node.training.demonstrations import Demonstrations
+
+_PARTS = ('pictures', 'counts', 'things')
+_FRAMES = 16  # that a process decodes between two messages
+
+
+class DecodedFrames:
+    """Batches of the frames of one folder, without augmentation."""
+
+    def __init__(
+        self,
+        source: Demonstrations,
+        maker: BatchMaker,
+        normalise: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ):
+        """Decode what is not decoded yet, on all cores."""
+        self._maker, self._normalise, self._device = maker, normalise, device
+        self._views = decode(source, maker)
+        frames = [source.load(index, pictures=False) for index in range(len(source))]
+        asked = [questions_of(frame) for frame in frames]
+        self._count = np.array([len(questions) for questions in asked])
+        self._first = np.cumsum(self._count) - self._count
+        self._facts = maker.facts(frames)
+        self._questions = maker.questions([frame for questions in asked for frame in questions])
+
+    def batch(self, frames: np.ndarray, rng: np.random.Generator, plain: bool = True) -> Batch:
+        """As `data.FreshFrames.batch`; always plain."""
+        picked = torch.from_numpy(frames)
+        question = torch.from_numpy(
+            self._first[frames] + rng.integers(self._count[frames]))
+        views = {name: self._gather(view, picked) for name, view in self._views.items()}
+        return Batch(
+            pixels=self._normalise(views['pictures']),
+            coverage=self._maker.coverage(views['counts'].float()),
+            things=views['things'],
+            **{name: fact[picked].to(self._device) for name, fact in self._facts.items()},
+            **{name: part[question].to(self._device) for name, part in self._questions.items()},
+        )
+
+    def _gather(self, values: Tensor, rows: Tensor) -> Tensor:
+        pinned = self._device.type == 'cuda'
+        gathered = torch.empty((len(rows), *values.shape[1:]), dtype=values.dtype,
+                               pin_memory=pinned)
+        return torch.index_select(values, 0, rows, out=gathered).to(
+            self._device, non_blocking=pinned)
+
+
+def decode(source: Demonstrations, maker: BatchMaker) -> dict[str, Tensor]:
+    """Return the views of all frames, mapped into memory: see `batches.View`, frames first."""
+    things = max(len(source.load(int(i), pictures=False).objects)
+                 for i in np.flatnonzero(source.frames[:, 1] == 0))
+    view = maker.look(source.load(0), np.random.default_rng(0))
+    folder = source.directory / f'decoded-{view.pictures.shape[1]}px'
+    if not folder.is_dir():
+        unfinished = folder.with_suffix(f'.{os.getpid()}.tmp')
+        unfinished.mkdir()
+        cameras, _, patches = view.counts.shape
+        for name, part, shape in zip(
+            _PARTS, (view.pictures, view.counts, view.things),
+            (view.pictures.shape, (cameras, things, patches), view.things.shape), strict=True,
+        ):
+            np.lib.format.open_memmap(
+                unfinished / f'{name}.npy', 'w+', part.dtype, (len(source), *shape))
+        _decode_all(source, maker, unfinished)
+        try:
+            unfinished.replace(folder)
+        except OSError:  # another run was faster
+            shutil.rmtree(unfinished)
+    views = {name: np.load(folder / f'{name}.npy', mmap_mode='c') for name in _PARTS}
+    if len(views['pictures']) != len(source):
+        raise ValueError(
+            f'{folder} is of another number of frames; delete it, it will be made again.')
+    return {name: torch.from_numpy(view) for name, view in views.items()}
+
+
+def _decode_all(source: Demonstrations, maker: BatchMaker, folder: Path) -> None:
+    """Processes, because half of the work is Python's."""
+    starts = range(0, len(source), _FRAMES)
+    # They never touch the GPU, so they may be forked, which costs nothing.
+    with multiprocessing.get_context('fork').Pool(
+        initializer=_begin, initargs=(source, maker, folder)
+    ) as pool:
+        for _ in pool.imap_unordered(_decode_some, starts):
+            pass
+
+
+def _begin(*task: object) -> None:
+    global _task
+    _task = task
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _decode_some(start: int) -> None:
+    source, maker, folder = _task
+    parts = {name: np.load(folder / f'{name}.npy', mmap_mode='r+') for name in _PARTS}
+    for index in range(start, min(start + _FRAMES, len(source))):
+        view = maker.look(source.load(index), np.random.default_rng(0))
+        parts['pictures'][index] = view.pictures
+        parts['counts'][index, :, : view.counts.shape[1]] = view.counts
+        parts['things'][index] = view.things
