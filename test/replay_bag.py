@@ -14,7 +14,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
-from vla_msgs.msg import EndEffectorCommand, PolicyStatus
+from vla_msgs.msg import EndEffectorCommand, PolicyInfo, PolicyStatus
 from vla_policy_node.nodes.images import to_image_message
 from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
 from vla_policy_node.nodes.messages import to_time
@@ -30,6 +30,8 @@ class Recipe:
     """What a bag holds.
 
     alter: topic -> function of (index, message) that returns the message, or None to lose it.
+    rewrite: topic -> function of the serialised message that returns what is recorded.
+    info: what the policy says of itself, None for nothing.
     size: of the pictures, height and width in px.
     """
 
@@ -43,6 +45,8 @@ class Recipe:
     storage: str = 'mcap'
     compression: str = ''
     alter: dict = field(default_factory=dict)
+    rewrite: dict = field(default_factory=dict)
+    info: PolicyInfo | None = None
     omit: tuple[str, ...] = ()
     arrival_delay_ns: int = 0  # recording time less stamp
     late_from_s: float = 1e9  # what comes after this comes late_by_ns later, stamps too
@@ -62,8 +66,9 @@ def make_bag(path, **recipe):
             if topic not in connections:
                 connections[topic] = writer.add_connection(
                     topic, kind, typestore=definitions.learn(kind))
-            writer.write(connections[topic], time_ns + made.arrival_delay_ns,
-                         serialize_message(message))
+            raw = serialize_message(message)
+            raw = made.rewrite.get(topic, lambda same: same)(raw)
+            writer.write(connections[topic], time_ns + made.arrival_delay_ns, raw)
     return path
 
 
@@ -79,6 +84,8 @@ def messages(recipe):
     for i in range(round(recipe.seconds * 5)):
         streams.append((START_NS + i * 200_000_000, 5, '/policy_status', i))
     streams.append((START_NS + round(recipe.seconds * 1e9), 5, '/policy_status', -1))
+    if recipe.info:
+        streams.append((START_NS, 7, '/policy_info', 0))
     if recipe.commands:
         streams += [(START_NS + i * PERIOD_NS, 6, '/command', i)
                     for i in range(round(recipe.seconds * 20))]
@@ -105,6 +112,8 @@ def _make(recipe, topic, index, time_ns):
     if topic == '/policy_status':
         return PolicyStatus(header=header, goal_active=index >= 0, epoch=1,
                             instruction=recipe.instruction)
+    if topic == '/policy_info':
+        return recipe.info
     if topic == '/command':
         message = EndEffectorCommand(header=header, target_time=to_time(time_ns + PERIOD_NS),
                                      gripper=1.0 if index % 40 < 20 else 0.0)

@@ -237,7 +237,8 @@ def test_an_answer_without_the_network_is_published_and_counted_as_one(script, m
     assert bench.counters()['worker.actions_reused'] == 1
 
 
-def test_policy_info_reaches_a_late_reader_and_is_complete(bench):
+def test_policy_info_reaches_a_late_reader_and_is_complete(make_bench):
+    bench = make_bench(optimisation='fused', preprocessing='fast').activate()
     infos = record(bench, PolicyInfo, 'policy_info', qos.latched())
     bench.robot.wait(lambda: infos, 'the latched description')
     info = infos[0]
@@ -246,6 +247,7 @@ def test_policy_info_reaches_a_late_reader_and_is_complete(bench):
         assert name in may_be_empty or getattr(info, name), name
     assert len(info.checkpoint_sha256) == 64
     assert info.control_period_s == 0.05
+    assert (info.optimisation, info.preprocessing) == ('fused', 'fast')
     assert info.action.frame_id == 'base_link'
 
 

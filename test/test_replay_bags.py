@@ -3,27 +3,32 @@
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from geometry_msgs.msg import TwistStamped
 from node_bench import create_tiny_checkpoint
-from replay_bag import PERIOD_NS, START_NS, make_bag
+from replay_bag import CAMERAS, PERIOD_NS, START_NS, make_bag
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from vla_policy_node.nodes.message_definitions import MessageDefinitions
-from vla_policy_node.nodes.messages import to_time
+from vla_msgs.msg import PolicyInfo
+from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.nodes.messages import to_info, to_time
+from vla_policy_node.policy import Policy
 from vla_policy_node.replay import evaluate, write
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.folder import OutputError, whole_folder
 from vla_policy_node.replay.repair import repair_bag
-from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.settings import ReplaySettings, read_info
 from vla_policy_node.replay.story import read_story
+from vla_policy_node.system import default_config
 
 SHORT = {'seconds': 0.6}
 
@@ -153,17 +158,36 @@ def test_a_message_type_that_is_not_known_is_named(settings, tmp_path):
 
 
 def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
-    bag = make_bag(tmp_path / 'bag', **SHORT)
-    short = tmp_path / 'short'
-    definitions = MessageDefinitions()
-    with Writer(short, version=8, storage_plugin=StoragePlugin.MCAP) as writer, Bag(bag) as whole:
-        connections = {}
-        for topic, time_ns, raw in whole.messages(whole.types):
-            if topic not in connections:
-                connections[topic] = writer.add_connection(
-                    topic, whole.types[topic], typestore=definitions.learn(whole.types[topic]))
-            writer.write(connections[topic], time_ns, raw[:20] if topic == '/command' else raw)
-    assert 'replay with the version of the messages' in refused(short, settings, tmp_path / 'out')
+    bag = make_bag(tmp_path / 'bag', **SHORT, rewrite={'/command': lambda raw: raw[:20]})
+    assert 'replay with the version of the messages' in refused(bag, settings, tmp_path / 'out')
+
+
+def test_a_policy_info_from_before_it_was_lengthened_is_read(settings, tmp_path):
+    policy = Policy.load(settings.checkpoint, methods=(), optimisation='fused')
+    spec = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, -1.0)
+    info = to_info(policy.description, spec, 'sync', dict.fromkeys(CAMERAS, 'none'), PERIOD_NS,
+                   START_NS)
+    # Each string is its length, its letters and a zero; lengths lie at multiples of four.
+    since = struct.calcsize('I6sI6s')
+    new = make_bag(tmp_path / 'new', **SHORT, info=info)
+    old = make_bag(tmp_path / 'old', **SHORT, info=info,
+                   rewrite={'/policy_info': lambda raw: raw[:-since]})
+    for bag, optimisation in ((new, 'fused'), (old, 'none')):
+        trace = replay(bag, settings).traces[0]
+        assert (trace.execution_mode, trace.description.optimisation) == ('sync', optimisation)
+    with Bag(old) as opened:
+        recorded = read_info(opened)
+    assert (recorded.optimisation, recorded.preprocessing) == ('', '')
+    assert recorded.action == info.action
+
+
+def test_a_policy_that_was_run_otherwise_is_remarked(settings, tmp_path):
+    info = PolicyInfo(optimisation='graphs', preprocessing='exact')
+    bag = make_bag(tmp_path / 'bag', **SHORT, info=info)
+    notes = replay(bag, replace(settings, config=str(default_config()))).report['notes']
+    assert [note for note in notes if note.startswith('Recorded with')] == [
+        'Recorded with optimisation graphs, replayed with none: the actions may differ a little '
+        'for that alone.']
 
 
 def test_stamps_that_go_backwards_hold_are_counted_and_said(settings, tmp_path):

@@ -35,6 +35,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 if TYPE_CHECKING:
@@ -168,14 +169,12 @@ class Method:
         """
         return key, value
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See what layer `index` (0, 1, ...) attends to; comes after `keys_values`.
 
         attention: rows of the sequence that ask -> [B, heads, rows, keys] float32, each row sums
-        to 1. It is computed when called (`attention_flops`); in the last layer that runs, the
-        queries of the rows come on top.
+        to 1. It is computed when called; `attention.flops` says what that costs. In the last
+        layer that runs (`attention.last`), the queries of the rows come on top.
         """
 
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
@@ -197,8 +196,3 @@ class Method:
     def report(self) -> Report | None:
         """Say what the last pass did, None before the first and after `reset()`."""
         return None
-
-
-def attention_flops(rows: int, sequence: TokenSequence) -> int:
-    """FLOPs of looking at the attention of so many rows, in a layer that is not the last."""
-    return 2 * rows * sequence.states.shape[1] * sequence.states.shape[2]

@@ -11,16 +11,15 @@ words; in a causal model they cannot see them, so `attention_from` 'words' reads
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import attention_flops
 from vla_policy_node.acceleration.selection import Selection, text_rows
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 DIRECTIONS = ('words', 'tokens')
@@ -75,9 +74,7 @@ class EfficientVlaTokens(Selection):
         self._begin_pass()
         return sequence
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Weigh the tokens one layer before the drop: mean over heads, sum over the prompt."""
         if index != self.layer - 1:
             return
@@ -85,10 +82,10 @@ class EfficientVlaTokens(Selection):
         prompt = text_rows(sequence, self._config)
         if self.attention_from == 'words':
             self._relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
-            self._flops = attention_flops(prompt.stop - prompt.start, sequence)
+            self._flops = attention.flops(prompt.stop - prompt.start)
         else:
             self._relevance = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
-            self._flops = attention_flops(sequence.visual_rows, sequence)
+            self._flops = attention.flops(sequence.visual_rows)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the others, in the order and at the positions they had."""

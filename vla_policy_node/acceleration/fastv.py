@@ -8,14 +8,13 @@ nobody reads, so here every row behind the visual ones has the same say by defau
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import attention_flops
 from vla_policy_node.acceleration.selection import Selection, attention_received, top
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
@@ -51,15 +50,13 @@ class FastV(Selection):
         self._begin_pass()
         return sequence
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:
             return
         maps = attention(slice(-1 if self.last_row else 1 + sequence.visual_rows, None))
         self._received = attention_received(maps, sequence)
-        self._flops = attention_flops(maps.shape[2], sequence)
+        self._flops = attention.flops(maps.shape[2])
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks; of equal ones the lower index stays."""

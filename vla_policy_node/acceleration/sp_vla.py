@@ -18,7 +18,6 @@ guesses for actions in [-1, 1]. A chunk counts as executed in full (execution mo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Step, attention_flops
+from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import Selection, attention_received, top, union
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 RANGE_SLACK = 1e-6
@@ -127,12 +127,11 @@ class SpVla(Selection):
         self._begin_pass()
         return sequence
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
         if index == self.layer - 1 and self.retention(self._speed()) < 1:
             self._attention = attention_received(attention(slice(None)), sequence)
+            self._flops = attention.flops(sequence.states.shape[1])
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Keep the union of attended tokens and edges."""
@@ -144,8 +143,7 @@ class SpVla(Selection):
         tokens = sequence.visual_tokens
         edges = torch.from_numpy(self._edges).to(tokens.device)[tokens].nonzero().flatten()
         kept = union(top(self._attention, max(1, round(rate * len(tokens)))), edges)
-        flops = attention_flops(sequence.states.shape[1], sequence)
-        return self._keep(sequence, kept, self._attention, index, flops)
+        return self._keep(sequence, kept, self._attention, index)
 
     def reset(self) -> None:
         """Forget the past actions."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Step, attention_flops
+from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     at_depth,
@@ -39,6 +38,7 @@ from vla_policy_node.acceleration.selection import (
     union,
 )
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 FIRST_DROP = 2
@@ -124,18 +124,16 @@ class SpecPrune(Selection):
         self._running = sequence.states.new_zeros(sequence.visual_total, dtype=torch.float32)
         return sequence
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Score the tokens by what the prompt attends to; the last layer decides nothing."""
-        if index == self._config.language_model.layers - 1:
+        if attention.last:
             return
         asking = text_rows(sequence, self._config)
         scores = attention(asking)[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
         tokens = sequence.visual_tokens
         self._scores_now[index] = scores.new_zeros(sequence.visual_total).index_copy(
             0, tokens, scores)
-        self._flops += attention_flops(asking.stop - asking.start, sequence)
+        self._flops += attention.flops(asking.stop - asking.start)
         if index >= FIRST_DROP:
             self._running[tokens] = (
                 KEEP_MEMORY * self._running[tokens]

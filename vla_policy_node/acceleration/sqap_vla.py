@@ -18,14 +18,13 @@ Weights rest as one byte each. FLOPs are counted as if they were full, plus the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Step, attention_flops
+from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
@@ -35,6 +34,7 @@ from vla_policy_node.acceleration.selection import (
     union,
 )
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 LARGEST_BLOCK = 128  # of the rotation; larger ones spread more and cost more
@@ -110,14 +110,12 @@ class SqapVla(Selection):
             linear.rows = 0
         return sequence
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank by what the prompt attends to, one layer before the drop."""
         if index == self.layer - 1:
             asking = text_rows(sequence, self._config)
             self._attention = attention_received(attention(asking), sequence)
-            self._flops = attention_flops(asking.stop - asking.start, sequence)
+            self._flops = attention.flops(asking.stop - asking.start)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Keep the union of the three groups; the robot stays even beyond the budget."""

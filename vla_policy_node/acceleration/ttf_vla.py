@@ -14,16 +14,16 @@ normalisation).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report, Step, attention_flops
+from vla_policy_node.acceleration.base import Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 GRAY = (0.299, 0.587, 0.114)
@@ -85,9 +85,7 @@ class TtfVla(Method):
             fresh.view(by_camera.shape).scatter_(1, best.to(fresh.device), True)
         return fresh
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See what the prompt attends to, for the next step."""
         layers = self._config.language_model.layers
         if index != min(at_depth(ATTENTION_LAYER, layers), layers - 1):
@@ -97,7 +95,7 @@ class TtfVla(Method):
         tokens = maps[1 : 1 + sequence.visual_rows]
         self._relevance = tokens.new_zeros(sequence.visual_total).index_copy(
             0, sequence.visual_tokens, tokens)
-        self._flops = attention_flops(asking.stop - asking.start, sequence)
+        self._flops = attention.flops(asking.stop - asking.start)
 
     def reset(self) -> None:
         """Forget the last frame; the next step is a key frame."""

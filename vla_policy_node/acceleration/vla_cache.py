@@ -14,21 +14,22 @@ arXiv 2502.02175, in the form of the released code (siyuhsu/vla-cache, OpenVLA-O
 OpenVLA is causal, so that reuse is exact for tokens before anything that changed. OpenVLA-OFT's
 rows all see each other, so here it is exact for identical inputs and an approximation otherwise.
 The entropy is that of the rows that the last step computed; the last layer, whose attention is
-needed nowhere, does not take part. In models of other depth the layers lie as deep.
+needed nowhere, does not take part, unless a depth cut has made it the layer of step 2. In models
+of other depth the layers lie as deep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Method, Report, Step, attention_flops
+from vla_policy_node.acceleration.base import Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 DROP_LAYERS = (2, 6, 9, 11)
@@ -143,16 +144,14 @@ class VlaCache(Method):
             for new, old in zip((key, value), kept, strict=True)
         )
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See, for the next step, how each layer spreads its attention, and on which tokens."""
-        if not self.static or index == self._config.language_model.layers - 1:
+        if not self.static or (attention.last and index != self._relevance_layer):
             return
         maps = attention(slice(None))[0].mean(dim=0)
         self._entropies[index] = float(-(maps * maps.clamp(min=1e-12).log()).sum(dim=1).mean())
-        rows, keys = maps.shape
-        self._flops += attention_flops(rows, sequence) * keys // rows
+        rows = len(maps)
+        self._flops += attention.flops(rows)
         if index == self._relevance_layer:
             received = maps[text_rows(sequence, self._config)].mean(dim=0)
             visual = torch.cat([received[1 : 1 + sequence.visual_rows], received[rows:]])

@@ -157,7 +157,8 @@ def run_demo(
         recorded, recorder.tokens_total, 1e3 / CONTROL_HZ, real_time=not lock_step)
     summary |= {'suite': scenes[0].suite, 'layout': scenes[0].layout,
                 'checkpoint': info.checkpoint, 'trained': info.trained,
-                'methods': list(info.methods), 'execution_mode': info.execution_mode}
+                'methods': list(info.methods), 'execution_mode': info.execution_mode,
+                'optimisation': info.optimisation, 'preprocessing': info.preprocessing}
     report.write_json(out / 'demo.json', summary)
     with console.status('drawing ...'):
         files = report.write_pictures(recorded, out)
@@ -239,6 +240,7 @@ def _run_episodes(
 def _introduce(info: PolicyInfo, console: Console) -> None:
     console.print(f'{info.architecture}, {info.parameters / 1e6:.1f} M parameters on '
                   f'{info.device}, {"+".join(info.methods) or "dense"}, '
+                  f'optimisation {info.optimisation}, preprocessing {info.preprocessing}, '
                   f'{info.execution_mode}, ROS_DOMAIN_ID {os.environ["ROS_DOMAIN_ID"]}')
 
 

@@ -43,9 +43,7 @@ class LayerHooks:
         """Change keys and values, [B, heads, T, head width]; more may follow the first T."""
         return key, value
 
-    def watch_attention(
-        self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
-    ) -> None:
+    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See attention of any rows to all keys."""
 
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
@@ -86,6 +84,37 @@ class Rope:
         return x * self.cos[:, :, rows] + turned * self.sin[:, :, rows]
 
 
+class Attention:
+    """What a layer attends to, computed when called.
+
+    queries: rows of the sequence -> their queries, [B, heads, rows, head width]. key: [B, heads,
+        keys, head width]. mask: added to the logits.
+    last: whether this is the last layer that runs. Of itself it asks only for the rows that the
+        head reads, so `queries` makes those of any others.
+    """
+
+    def __init__(
+        self, queries: Callable[[slice], Tensor], key: Tensor, mask: Tensor | None, last: bool
+    ):
+        self._queries = queries
+        self._key = key
+        self._mask = mask
+        self.last = last
+
+    def __call__(self, asking: slice) -> Tensor:
+        """Rows that ask -> [B, heads, rows, keys] float32, each row sums to 1."""
+        query = self._queries(asking)
+        logits = query @ self._key.mT / query.shape[-1] ** 0.5
+        hidden = _asked(self._mask, asking)
+        return (logits if hidden is None else logits + hidden).float().softmax(dim=-1)
+
+    def flops(self, rows: int) -> int:
+        """What a call for so many rows costs, counted as in `models.flops`, batch 1."""
+        _, heads, keys, head_width = self._key.shape
+        width = heads * head_width
+        return 2 * rows * width * (keys + width * self.last)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention, bidirectional but for what the mask hides."""
 
@@ -114,17 +143,10 @@ class SelfAttention(nn.Module):
         if place:
             key, value = hooks.keys_values(*place, key, value)
             mask = _with_more_keys(mask, key.shape[2])
-
-            def attention(asking: slice) -> Tensor:
-                if rows == slice(None):
-                    chosen = query[:, :, asking]
-                else:  # the layer itself has no use for the queries of other rows
-                    chosen = self.queries(x, rope, asking)
-                logits = chosen @ key.mT / chosen.shape[-1] ** 0.5
-                hidden = _asked(mask, asking)
-                return (logits if hidden is None else logits + hidden).float().softmax(dim=-1)
-
-            hooks.watch_attention(*place, attention)
+            last = rows != slice(None)
+            queries = (lambda asking: self.queries(x, rope, asking)) if last else (
+                lambda asking: query[:, :, asking])
+            hooks.watch_attention(*place, Attention(queries, key, mask, last))
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=_asked(mask, rows))
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -173,6 +173,8 @@ def to_info(
             gripper_open=spec.gripper_open,
             gripper_closed=spec.gripper_closed,
         ),
+        optimisation=description.optimisation,
+        preprocessing=description.preprocessing,
     )
 
 

@@ -158,7 +158,9 @@ def _describe_bag(bag: Bag, topics: BagTopics, story: Story) -> dict:
         'recorded_policy': None if story.info is None else {
             'checkpoint_sha256': story.info.checkpoint_sha256,
             'methods': list(story.info.methods), 'trained': story.info.trained,
-            'execution_mode': story.info.execution_mode},
+            'execution_mode': story.info.execution_mode,
+            'optimisation': story.info.optimisation,
+            'preprocessing': story.info.preprocessing},
     }
 
 
@@ -179,6 +181,11 @@ def _remarks(traces: list[Trace], story: Story) -> list[str]:
     recorded = story.info.checkpoint_sha256 if story.info else ''
     if recorded and recorded != traces[0].description.sha256:
         remarks.append('The checkpoint is another one than in the recording (sha256 differs).')
+    for name in ('optimisation', 'preprocessing'):
+        then, now = getattr(story.info, name, ''), getattr(traces[0].description, name)
+        if then and then != now:
+            remarks.append(f'Recorded with {name} {then}, replayed with {now}: the actions may '
+                           'differ a little for that alone.')
     if not len(story.actions.target_ns):
         remarks.append('The bag holds no actions to compare with.')
     return remarks

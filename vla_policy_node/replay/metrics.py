@@ -188,6 +188,8 @@ def summarise(trace: Trace, actions: Actions) -> dict:
         'checkpoint': trace.description.checkpoint, 'sha256': trace.description.sha256,
         'trained': trace.description.trained, 'architecture': trace.description.architecture,
         'parameters': trace.description.parameters, 'dtype': trace.description.dtype,
+        'optimisation': trace.description.optimisation,
+        'preprocessing': trace.description.preprocessing,
         'inferences': len(inferences), 'commands': len(trace.commands),
         'actions_sent': len(sent['time_ns']), 'holds': dict(sorted(holds.items())),
         'actions': against_actions(trace, actions),

@@ -295,7 +295,8 @@ def _count_rows(runs: Sequence[Mapping], has_difference: bool) -> list[list[str]
 
 def _provenance(report: Mapping, runs: Sequence[Mapping], latency: Mapping) -> str:
     lines = [f'{run["label"]}: {run["architecture"]}, {run["parameters"] / 1e6:.1f} M parameters, '
-             f'{run["dtype"]}, {run["execution_mode"]}, sha256 {run["sha256"][:16]}'
+             f'{run["dtype"]}, optimisation {run["optimisation"]}, preprocessing '
+             f'{run["preprocessing"]}, {run["execution_mode"]}, sha256 {run["sha256"][:16]}'
              for run in runs]
     lines.append(f'An inference takes {report["latency_periods"]} control periods of '
                  f'{1e3 * report["control_period_s"]:.0f} ms in the time of the bag.')

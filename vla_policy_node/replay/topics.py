@@ -17,6 +17,9 @@ from vla_policy_node.replay.bag import Bag, BagError
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 RECORDS = {STATUS: PolicyStatus, INFO: PolicyInfo, CHUNK: ActionChunk}
 ACTION_TYPES = (EndEffectorCommand, TwistStamped)
+# Two empty strings, for bags from before `optimisation` and `preprocessing` were appended. What
+# follows a complete message is not read.
+APPENDED = {PolicyInfo: bytes(8)}
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
 
 
 def decode(raw: bytes, kind: type, topic: str):
-    """Return the message; raises BagError if the bytes are none of this type."""
+    """Return the message; raises BagError if the bytes are none of this type.
+
+    Fields that an old recording does not have are empty.
+    """
     try:
-        return deserialize_message(raw, kind)
+        return deserialize_message(raw + APPENDED.get(kind, b''), kind)
     except Exception as error:  # whatever the middleware throws at bytes that do not fit
         raise BagError(
             f"A message on '{topic}' is not the {type_name(kind)} that is installed here; replay "
