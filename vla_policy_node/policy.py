@@ -92,7 +92,7 @@ class Policy:
         self._static = None
         if description.optimisation in ('graphs', 'compiled'):
             self._static = StaticForward(
-                model, self._methods, description.optimisation == 'compiled')
+                model, self._methods, description.optimisation == 'compiled', normaliser)
 
     @classmethod
     def load(
@@ -208,9 +208,12 @@ class Policy:
             observation.images, observation.proprio, observation.instruction
         )
         clock.mark('preprocess')
-        pixels = self._normalise(pictures.to(weight.device)).to(weight.dtype)
-        proprio = proprio.to(weight.device, weight.dtype)
-        prompt_ids = prompt_ids.to(weight.device)
+        pixels = pictures
+        proprio = proprio.to(weight.dtype)
+        if self._static is None:
+            pixels = self._normalise(pictures.to(weight.device)).to(weight.dtype)
+            proprio = proprio.to(weight.device)
+            prompt_ids = prompt_ids.to(weight.device)
         clock.mark('upload')
         actions, reused_by = self._reuse(pictures, observation.proprio, clock)
         if actions is None:

@@ -36,10 +36,17 @@ class StaticForward:
     """Runs an `OpenVlaOft` with an L1 head, batch 1, in buckets. One thread.
 
     compiled: hand the blocks of towers and language model to `torch.compile` first.
+    normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
     layer_rows: rows of the sequence in each layer of the last pass, those that fill up included.
     """
 
-    def __init__(self, model: OpenVlaOft, methods: Sequence[Method] = (), compiled: bool = False):
+    def __init__(
+        self,
+        model: OpenVlaOft,
+        methods: Sequence[Method] = (),
+        compiled: bool = False,
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ):
         """ValueError with one sentence for a head or methods that shapes cannot be fixed for."""
         if model.config.head != 'l1':
             raise ValueError(
@@ -53,22 +60,27 @@ class StaticForward:
             )
         self._model = _compile_blocks(model) if compiled else model
         self._method = methods[0] if methods else None
+        self._normalise = normalise
+        self._weight = next(model.parameters())
         self._stages: dict[tuple, Stage] = {}
         self._pool = torch.cuda.graph_pool_handle() if _on_cuda(model) else None
         self.layer_rows: list[int] = []
 
     def __call__(
         self,
-        pixels: Tensor,
+        pictures: Tensor,
         proprio: Tensor,
         prompt_ids: Tensor,
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """As `OpenVlaOft.forward`; the result is overwritten by the next pass."""
+        """As `OpenVlaOft.forward`; the result is overwritten by the next pass.
+
+        The inputs may be on the CPU still: they are copied to where they are needed.
+        """
         prompt_ids = self._fill_up(prompt_ids)
         length = prompt_ids.shape[1]
-        visual = self._run(('vision', length), self._vision, (pixels, prompt_ids))
+        visual = self._run(('vision', length), self._vision, (pictures, prompt_ids))
         mark('vision')
         sequence, order, choice = self._run(
             ('select', length), self._select, (proprio, prompt_ids), (visual,))
@@ -85,6 +97,7 @@ class StaticForward:
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
         if key not in self._stages:
+            fed = tuple(value.to(self._weight.device) for value in fed)
             self._stages[key] = Stage(function, fed, made, self._pool)
         return self._stages[key](fed, made)
 
@@ -106,8 +119,9 @@ class StaticForward:
 
     # --- the stages: tensors in, tensors out, the same work whatever the values ---
 
-    def _vision(self, pixels: Tensor, prompt_ids: Tensor) -> Tensor:
-        return self._model.visual(pixels, prompt_ids)
+    def _vision(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
+        pixels = self._normalise(pictures) if self._normalise else pictures
+        return self._model.visual(pixels.to(self._weight.dtype), prompt_ids)
 
     def _select(
         self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
