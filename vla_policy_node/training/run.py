@@ -97,7 +97,8 @@ def _process(rank: int, processes: int, run: Run) -> None:
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', rank)))
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        # Threads that wait for a core which they may not use make a step three times as long.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     if processes > 1:
         distributed.init_process_group(
             'nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=processes)
