@@ -30,11 +30,14 @@ def test_it_is_small_and_whole(folder):
     assert checkpoints.read_model_config(folder).trained
 
 
-def test_its_evaluation_is_of_these_very_weights():
-    document = json.loads((CHECKPOINTS / 'libero_object' / 'evaluation.json').read_text())
-    assert document['checkpoint']['sha256'] == checkpoints.fingerprint(default_checkpoint())
-    assert (document['layout'], document['episodes']) == ('shuffled', 200)
-    assert {row['method'] for row in document['rows']} >= {'lightvla'}
+@pytest.mark.parametrize(('suite', 'episodes'), [('libero_object', 200), ('libero_spatial', 60)])
+def test_its_evaluation_is_of_these_very_weights(suite, episodes):
+    document = json.loads((CHECKPOINTS / suite / 'evaluation.json').read_text())
+    assert document['checkpoint']['sha256'] == checkpoints.fingerprint(CHECKPOINTS / suite)
+    assert document['suite'] == suite
+    assert (document['layout'], document['episodes']) == ('shuffled', episodes)
+    assert {row['method'] for row in document['rows']} == {
+        'lightvla', f'dense@checkpoints/{suite}_dense'}
 
 
 def test_it_succeeds_where_it_can_see_and_not_where_it_cannot():
