@@ -45,20 +45,21 @@ def success_figure(document: Mapping) -> Figure:
 
 
 def tokens_figure(document: Mapping) -> Figure:
-    """Draw the visual tokens kept, by task and by phase, a bar per method."""
-    figure = Figure(figsize=(9, 6), layout='constrained', dpi=DPI)
+    """Draw the visual tokens kept, by task and by phase, a bar per method that drops any."""
+    figure = Figure(figsize=(11, 6), layout='constrained', dpi=DPI)
     by_task, by_phase = figure.subplots(2, 1)
-    labels = [total['method'] for total in document['totals']]
+    totals = [total for total in document['totals']
+              if total['tokens'] != total['tokens_total']] or document['totals']
+    labels = [total['method'] for total in totals]
     tasks = list(dict.fromkeys(row['task_id'] for row in document['rows']))
     tokens = {(row['method'], row['task_id']): row['tokens'] for row in document['rows']}
     _grouped(by_task, labels, [f'task {task}' for task in tasks],
              [[tokens.get((label, task)) for task in tasks] for label in labels])
     _grouped(by_phase, labels, PHASES,
-             [[total['tokens_by_phase'][phase] for phase in PHASES]
-              for total in document['totals']])
-    by_task.set(title='Visual tokens kept, by task')
+             [[total['tokens_by_phase'][phase] for phase in PHASES] for total in totals])
+    by_task.set(title=f'Visual tokens kept of {totals[0]["tokens_total"]}, by task')
     by_phase.set(title='by phase of the episode')
-    by_phase.legend()
+    figure.legend(*by_phase.get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return figure
 
 
