@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 from tiny_model import CASES, inputs_of, load_model
 from torch.utils import flop_counter
+from training_data import make_demonstrations
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.bench import policy_run, rates
+from vla_policy_node.bench.pictures import observe_demonstrations
 from vla_policy_node.bench.public_structure import PublicStructure, wasted_flops
 from vla_policy_node.bench.random_policy import SIZES, load_random, stored_bytes, write_files
 from vla_policy_node.bench.rates import Rates
@@ -20,6 +22,7 @@ from vla_policy_node.models.config import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.variants import create_model
 from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.training.demonstrations import Demonstrations
 
 PROPRIO = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.02, -0.02])
 
@@ -41,6 +44,16 @@ def small_machine(monkeypatch):
     monkeypatch.setattr(rates, '_SIDE', {'cpu': 64, 'cuda': 512})
     monkeypatch.setattr(rates, '_BYTES', {'cpu': 1 << 16, 'cuda': 1 << 20})
     monkeypatch.setattr(policy_run, 'observe_world', observe)
+
+
+def test_without_a_world_the_pictures_are_those_that_begin_demonstrations(tmp_path):
+    folder = make_demonstrations(tmp_path / 'demos', episodes=3)
+    source = Demonstrations(folder)
+    seen = observe_demonstrations(folder, 4)
+    for index, observation in enumerate(seen):
+        frame = source.load(int(np.flatnonzero(source.frames[:, 1] == 0)[index % 3]))
+        assert observation.instruction == frame.instruction
+        assert all((observation.images[name] == frame.images[name]).all() for name in frame.images)
 
 
 @pytest.mark.parametrize('methods', [(), ('lightvla',)], ids=['dense', 'lightvla'])

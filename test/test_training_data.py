@@ -1,5 +1,6 @@
 """Batches: decoded once or anew, they are the same."""
 
+import os
 from dataclasses import fields
 
 import numpy as np
@@ -65,9 +66,24 @@ def test_a_second_run_finds_them_decoded_and_a_changed_folder_is_refused(maker, 
     DecodedFrames(source, maker, normaliser, CPU)
     monkeypatch.setattr('vla_policy_node.training.decoded._decode_all', pytest.fail)
     DecodedFrames(source, maker, normaliser, CPU)
+    newest = source.episodes[-1].stat().st_mtime
+    os.utime(source.episodes[-1], (newest + 1000, newest + 1000))
+    with pytest.raises(ValueError, match='delete it'):
+        DecodedFrames(source, maker, normaliser, CPU)
+    os.utime(source.episodes[-1], (newest, newest))
     source.frames = source.frames[:-1]
     with pytest.raises(ValueError, match='delete it'):
         DecodedFrames(source, maker, normaliser, CPU)
+
+
+def test_decoding_that_fails_leaves_nothing_behind(maker, monkeypatch, tmp_path):
+    maker, normaliser, _ = maker
+    source = Demonstrations(make_demonstrations(tmp_path / 'demos'))
+    monkeypatch.setattr('vla_policy_node.training.decoded.track', lambda *_, **__: 1 / 0)
+    before = sorted(source.directory.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        DecodedFrames(source, maker, normaliser, CPU)
+    assert sorted(source.directory.iterdir()) == before
 
 
 def test_scenes_and_demonstrations_share_a_batch_in_the_asked_for_parts(maker):

@@ -7,20 +7,20 @@ a frame, and mapped into memory, so that runs share it. The rest of all frames f
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from vla_policy_node.training.batches import Batch, BatchMaker, questions_of
 from vla_policy_node.training.demonstrations import Demonstrations
 
-_PARTS = ('pictures', 'counts', 'things')
 _FRAMES = 16  # that a process decodes between two messages
 
 
@@ -67,42 +67,56 @@ class DecodedFrames:
 
 
 def decode(source: Demonstrations, maker: BatchMaker) -> dict[str, Tensor]:
-    """Return the views of all frames, mapped into memory: see `batches.View`, frames first."""
+    """Return the views of all frames, mapped into memory: see `batches.View`, frames first.
+
+    ValueError with one sentence if what was decoded earlier is not of these frames.
+    """
     things = max(len(source.load(int(i), pictures=False).objects)
                  for i in np.flatnonzero(source.frames[:, 1] == 0))
     view = maker.look(source.load(0), np.random.default_rng(0))
+    cameras, _, patches = view.counts.shape
+    shapes = {
+        'pictures': (len(source), *view.pictures.shape),
+        'counts': (len(source), cameras, things, patches),
+        'things': (len(source), *view.things.shape),
+    }
     folder = source.directory / f'decoded-{view.pictures.shape[1]}px'
     if not folder.is_dir():
-        unfinished = folder.with_suffix(f'.{os.getpid()}.tmp')
-        unfinished.mkdir()
-        cameras, _, patches = view.counts.shape
-        for name, part, shape in zip(
-            _PARTS, (view.pictures, view.counts, view.things),
-            (view.pictures.shape, (cameras, things, patches), view.things.shape), strict=True,
-        ):
-            np.lib.format.open_memmap(
-                unfinished / f'{name}.npy', 'w+', part.dtype, (len(source), *shape))
-        _decode_all(source, maker, unfinished)
-        try:
-            unfinished.replace(folder)
-        except OSError:  # another run was faster
-            shutil.rmtree(unfinished)
-    views = {name: np.load(folder / f'{name}.npy', mmap_mode='c') for name in _PARTS}
-    if len(views['pictures']) != len(source):
+        _decode_all(source, maker, shapes, folder)
+    views = {name: np.load(folder / f'{name}.npy', mmap_mode='c') for name in shapes}
+    newest = max(episode.stat().st_mtime for episode in source.episodes)
+    if newest > folder.stat().st_mtime or any(
+        views[name].shape != shape for name, shape in shapes.items()
+    ):
         raise ValueError(
-            f'{folder} is of another number of frames; delete it, it will be made again.')
+            f'{folder} is of other demonstrations or for another model; delete it, it will be '
+            'made again.')
     return {name: torch.from_numpy(view) for name, view in views.items()}
 
 
-def _decode_all(source: Demonstrations, maker: BatchMaker, folder: Path) -> None:
-    """Processes, because half of the work is Python's."""
+def _decode_all(
+    source: Demonstrations, maker: BatchMaker, shapes: Mapping[str, tuple], folder: Path
+) -> None:
+    """Fill `folder`, which is there whole or not at all."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     starts = range(0, len(source), _FRAMES)
-    # They never touch the GPU, so they may be forked, which costs nothing.
-    with multiprocessing.get_context('fork').Pool(
-        initializer=_begin, initargs=(source, maker, folder)
-    ) as pool:
-        for _ in pool.imap_unordered(_decode_some, starts):
-            pass
+    try:
+        for name, shape in shapes.items():
+            dtype = np.bool_ if name == 'things' else np.uint8
+            np.lib.format.open_memmap(unfinished / f'{name}.npy', 'w+', dtype, shape)
+        # Processes, because half of the work is Python's; forked, because they never touch the
+        # GPU.
+        with multiprocessing.get_context('fork').Pool(
+            initializer=_begin, initargs=(source, maker, unfinished)
+        ) as pool:
+            done = pool.imap_unordered(_decode_some, starts)
+            for _ in track(done, f'decoding {folder.parent.name}', len(starts), transient=True):
+                pass
+        unfinished.chmod(0o755)
+        if not folder.is_dir():  # else another run was faster
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _begin(*task: object) -> None:
@@ -114,7 +128,7 @@ def _begin(*task: object) -> None:
 
 def _decode_some(start: int) -> None:
     source, maker, folder = _task
-    parts = {name: np.load(folder / f'{name}.npy', mmap_mode='r+') for name in _PARTS}
+    parts = {file.stem: np.load(file, mmap_mode='r+') for file in folder.iterdir()}
     for index in range(start, min(start + _FRAMES, len(source))):
         view = maker.look(source.load(index), np.random.default_rng(0))
         parts['pictures'][index] = view.pictures
