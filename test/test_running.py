@@ -25,7 +25,9 @@ BROKEN = f'''
 from {MODULE} import PolicyNode, main
 
 def explode(node):
-    raise RuntimeError('diagnostics are broken')
+    # Not before there is a robot to hold: on a busy machine it may be found later than this runs.
+    if node._active and node._command_publisher.get_subscription_count():
+        raise RuntimeError('diagnostics are broken')
 
 PolicyNode._publish_diagnostics = explode
 main()
