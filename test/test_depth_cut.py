@@ -1,8 +1,10 @@
 """Depth cuts: a cut model is the hidden state of the full one, and the layers are gone."""
 
+import pytest
 import torch
-from tiny_model import CASES, inputs_of, load_model, prepared
+from tiny_model import CASES, CHECKPOINT, CONFIG, inputs_of, load_model, prepared
 
+from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 
 INPUTS = inputs_of(CASES[0])
@@ -41,3 +43,12 @@ def test_the_memory_of_the_others_is_free():
     layer = sum(p.numel() for p in full.language_model.layers[0].parameters())
     assert sum(p.numel() for p in full.parameters()) - layer == sum(
         p.numel() for p in cut.parameters())
+
+
+@pytest.mark.parametrize('order', [(0, 1), (1, 0)])
+def test_a_method_that_drops_tokens_below_the_cut_is_refused(order):
+    methods = [acceleration.create('depth_cut', keep=0.5), acceleration.create('fastv', layer=2)]
+    with pytest.raises(ValueError, match='before layer 2: the last one is 1'):
+        acceleration.prepare([methods[i] for i in order], CHECKPOINT, CONFIG)
+    methods[1].layer = 1
+    acceleration.prepare(methods, CHECKPOINT, CONFIG)

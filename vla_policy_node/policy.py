@@ -147,8 +147,7 @@ class Policy:
         settings = complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
-        for method in chosen:
-            method.prepare(directory, config)
+        acceleration.prepare(chosen, directory, config)
         action_rows = choose_action_rows(
             action_rows, config.action_rows or published_action_rows(directory), chosen
         )

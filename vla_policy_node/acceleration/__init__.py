@@ -6,8 +6,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vla_policy_node.acceleration.base import Method, Report, Step
+from vla_policy_node.models.config import ModelConfig
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
@@ -19,7 +21,8 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
-__all__ = ['Method', 'Report', 'Step', 'available', 'check_together', 'create', 'settings']
+__all__ = [
+    'Method', 'Report', 'Step', 'available', 'check_together', 'create', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -80,6 +83,17 @@ def check_together(methods: Sequence[Method]) -> None:
                     f'{first.name} skips layers that {second.name} looks at; choose one of the '
                     'two.'
                 )
+
+
+def prepare(methods: Sequence[Method], checkpoint: Path, config: ModelConfig) -> None:
+    """Prepare methods that will run together, each for what the others make of the model.
+
+    config: of the checkpoint. ValueError with one sentence for a method that cannot run on it.
+    """
+    for method in methods:
+        config = method.changed_config(config)
+    for method in methods:
+        method.prepare(checkpoint, config)
 
 
 def _overrides(method: Method, *stages: str) -> bool:

@@ -4,7 +4,7 @@ A step of the policy has named stages: `policy.Policy.infer` begins and ends it,
 is a forward pass (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses `Method`,
 overrides the stages it uses and inherits no-ops for the rest; in order they are
 
-    change_model        once, when the policy loads
+    changed_config, prepare, change_model       once, when the policy loads
     begin_step          every step: look at the inputs, or answer without the network
     visual_features     every pass: before the projector
     select_tokens       before layer 0
@@ -108,7 +108,13 @@ class Method:
 
         Reads what the method itself has learnt from the directory. Raises ValueError with one
         sentence for weights that are not there and settings that do not fit the model.
+
+        config: of the model that will run, that is, after what all methods change of it.
         """
+
+    def changed_config(self, config: ModelConfig) -> ModelConfig:
+        """Say what `change_model` makes of a model, where its shape becomes another one."""
+        return config
 
     def change_model(self, model: nn.Module) -> None:
         """Change the loaded weights in place: once, after `prepare`, before the first pass."""

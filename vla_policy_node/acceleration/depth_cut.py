@@ -9,9 +9,12 @@ see, do not expect it to act.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from vla_policy_node.acceleration.base import Method
+from vla_policy_node.models.config import ModelConfig
 
 
 class DepthCut(Method):
@@ -30,12 +33,21 @@ class DepthCut(Method):
         self.keep = keep
         self.spread = spread
 
+    def changed_config(self, config: ModelConfig) -> ModelConfig:
+        """Return it with fewer layers."""
+        decoder = config.language_model
+        return replace(
+            config, language_model=replace(decoder, layers=self._count(decoder.layers)))
+
     def change_model(self, model: nn.Module) -> None:
         """Remove the layers."""
         layers = model.language_model.layers
-        count = max(1, round(self.keep * len(layers)))
+        count = self._count(len(layers))
         step = len(layers) / count if self.spread else 1
         kept = {int(index * step) for index in range(count)}
         for index in reversed(range(len(layers))):
             if index not in kept:
                 del layers[index]
+
+    def _count(self, layers: int) -> int:
+        return max(1, round(self.keep * layers))

@@ -51,8 +51,7 @@ def _row(model: OpenVlaOft, contender: Contender) -> dict:
         acceleration.create(name, **contender.settings.get(name, {}))
         for name in contender.methods
     ]
-    for method in methods:
-        method.prepare(Path(), model.config)
+    acceleration.prepare(methods, Path(), model.config)
     for method in methods:
         method.change_model(model)
     recorder = RowRecorder()

@@ -38,9 +38,10 @@ def split_usable(
         directory = contender.checkpoint or checkpoint
         config = checkpoints.read_model_config(directory)
         try:
-            for name in contender.methods:
-                method = acceleration.create(name, **contender.settings.get(name, {}))
-                method.prepare(directory, config)
+            acceleration.prepare(
+                [acceleration.create(name, **contender.settings.get(name, {}))
+                 for name in contender.methods],
+                directory, config)
         except ValueError as error:
             refused[contender.label] = str(error).replace(str(directory), 'The checkpoint')
         else:
