@@ -1,5 +1,6 @@
 """Stage cogact: a diffusion head on the towers and language model of another policy."""
 
+import contextlib
 import json
 import signal
 from dataclasses import replace
@@ -13,10 +14,13 @@ from training_data import CAMERAS, make_demonstrations, small_config
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.training import cognition
 from vla_policy_node.training.cogact import with_new_head
+from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import read_metrics
 from vla_policy_node.training.run import Run, train
+from vla_policy_node.training.run import _data as make_data
 from vla_policy_node.training.trainer import STATE, Trainer
 
 COGACT = TrainingConfig(
@@ -96,6 +100,62 @@ def test_a_cogact_policy_goes_on_with_its_head(folders, tmp_path):
     (before,), (after,) = (folder.glob('action_head--*') for folder in (first, again))
     for name, tensor in load_file(before).items():
         torch.testing.assert_close(load_file(after)[name], tensor, rtol=0, atol=1e-5)
+
+
+HEAD = TrainingConfig(
+    stage='cogact_head', steps=3, batch=16, learning_rate=1e-3, warmup_steps=1,
+    losses={'noise': 1.0}, repeated_diffusion_steps=1, validate_every_steps=3,
+    validation_frames=8)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_the_head_learns_alone(folders, tmp_path, processes):
+    first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
+    run = Run(HEAD, first, folders[1], None, tmp_path / 'b', processes=processes)
+    second = train(run)
+    for name in ('model.safetensors', '../grounding_heads.safetensors'):
+        for key, tensor in load_file(first / name).items():
+            assert torch.equal(load_file(second / name)[key], tensor), key
+    before, after = (load_file(next(c.glob('action_head--*'))) for c in (first, second))
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+    kinds = {line['kind']: line.keys() for line in read_metrics(run.out)}
+    assert {'noise', 'action_xyz'} <= kinds['validation'] & kinds['first_frame']
+
+
+def test_a_frame_is_looked_at_once_and_as_the_policy_would(folders, tmp_path, monkeypatch):
+    first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
+    run = Run(HEAD, first, folders[1], None, tmp_path)
+    config = checkpoints.read_model_config(first)
+    model = checkpoints.load_model(first, config, 'cpu', 'float32')
+    monkeypatch.setattr(cognition, 'autocast', lambda device: contextlib.nullcontext())
+    data = make_data(run, config, torch.device('cpu'), 0, 1)
+
+    def look(source='this'):
+        return CognitionData(model, data, HEAD, tmp_path, source)
+
+    looked, split = look(), data.demonstrations
+    batch = split.frames.batch(split.training[:2], np.random.default_rng(0), plain=True)
+    rows = []
+    handle = model.action_head.z_embedder.register_forward_pre_hook(
+        lambda module, inputs: rows.append(inputs[0][:2]))
+    with torch.no_grad():
+        model(batch.pixels, batch.proprio, batch.prompt_ids)
+    handle.remove()
+    torch.testing.assert_close(looked._states[:2], rows[0], rtol=0, atol=1e-5)
+    assert torch.equal(looked._actions[:2], batch.actions)
+
+    monkeypatch.setattr(model, 'visual', None)
+    assert torch.equal(look()._states, looked._states)
+    assert torch.equal(look().batch(5).states, looked.batch(5).states)
+    with pytest.raises(ValueError, match='is of another checkpoint'):
+        look('other')
+
+
+def test_the_head_has_to_be_there(folders, tmp_path):
+    with pytest.raises(ValueError, match='goes on from a checkpoint of `vla train cogact`'):
+        train(run_in(tmp_path / 'run', folders, HEAD))
+    with pytest.raises(ValueError, match='noise'):
+        replace(HEAD, losses={'noise': 1.0, 'token': 1.0})
 
 
 @pytest.mark.parametrize('changes', [

@@ -51,7 +51,7 @@ def demos(
 
 def train(
     stage: Annotated[str, typer.Argument(
-        help='ground, locate, clone, lightvla, cogact, deer, mole or foreground.')],
+        help='ground, locate, clone, lightvla, cogact, cogact_head, deer, mole or foreground.')],
     out: Annotated[Path, typer.Option(
         help='Folder of the run; an unfinished one goes on where it was.')],
     start: Annotated[Path | None, typer.Option(
@@ -83,6 +83,10 @@ def train(
 
     * `vla train cogact --from runs/clone/checkpoint --demos data/object --scenes data/scenes
     --out runs/cogact`: the same policy with a diffusion head
+
+    * `vla train cogact_head --from runs/cogact/checkpoint --demos data/object
+    --out runs/cogact_head`: that head alone, as long as it takes
+
     * `vla train foreground`, `deer`, `mole`: what FastDriveVLA, DeeR and MoLE need, see their YAML
 
     Several machines or GPUs: `torchrun --nproc-per-node 8 -m vla_policy_node train ...`

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import yaml
 
-STAGES = ('ground', 'locate', 'clone', 'lightvla', 'cogact', 'deer', 'mole', 'foreground')
+STAGES = (
+    'ground', 'locate', 'clone', 'lightvla', 'cogact', 'cogact_head', 'deer', 'mole',
+    'foreground')
 LOSSES = (
     'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'reconstruct')
+GROUNDING_LOSSES = ('token', 'point', 'readout')  # those that have heads of their own
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,9 @@ class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
     stage: names the run; 'lightvla' also puts the pruner into the forward pass, 'cogact' gives a
-        policy without a diffusion transformer a new one (see `training.cogact`), and 'deer',
-        'mole' and 'foreground' have lessons of their own (see `lessons`).
+        policy without a diffusion transformer a new one (see `training.cogact`), 'cogact_head'
+        trains nothing else than that (see `cognition`), and 'deer', 'mole' and 'foreground' have
+        lessons of their own (see `lessons`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
@@ -90,6 +94,8 @@ class TrainingConfig:
             raise ValueError(
                 'In stage lightvla all visual tokens vote, as they will on the robot; leave '
                 'tokens_kept at 0.')
+        if self.stage == 'cogact_head' and self.losses.keys() != {'noise'}:
+            raise ValueError("Stage cogact_head learns by the loss 'noise' alone.")
         if self.stage == 'cogact' and (self.losses.get('action') or not self.chunk_length):
             raise ValueError(
                 "Stage cogact learns by the loss 'noise', not 'action', and needs a chunk_length; "

@@ -36,6 +36,8 @@ class TrainingData:
     """Batches by step number: what a step sees depends on seed, step and rank alone.
 
     Nothing has to be saved to resume. The next batch is made while the present one is in use.
+
+    demonstrations: a `Split`, or None without any.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class TrainingData:
         if scenes is None:
             share = 0.0
         self._scene_samples = round(self._per_process * share)
-        self._demonstrations, self._scenes = (
-            source and _Split(source, open_frames(source, maker))
+        self.demonstrations, self._scenes = (
+            source and Split(source, open_frames(source, maker))
             for source in (demonstrations, scenes))
         self._ahead = ThreadPoolExecutor(1)
         self._next: tuple[int, Future] | None = None
@@ -78,7 +80,7 @@ class TrainingData:
         first_frames: only those that begin an episode, where nothing but the image tells where
             the thing is.
         """
-        split = self._demonstrations or self._scenes
+        split = self.demonstrations or self._scenes
         held_out = split.first_held_out if first_frames else split.held_out
         rng = np.random.default_rng(0)
         chosen = rng.choice(held_out, min(count, len(held_out)), replace=False)
@@ -93,12 +95,12 @@ class TrainingData:
             split.frames.batch(rng.choice(split.training, count), rng)
             for split, count in (
                 (self._scenes, self._scene_samples),
-                (self._demonstrations, self._per_process - self._scene_samples),
+                (self.demonstrations, self._per_process - self._scene_samples),
             ) if count
         ])
 
 
-class _Split:
+class Split:
     """The frames of one folder, and the numbers of those for training and of those held out."""
 
     def __init__(self, source: Demonstrations, frames: FreshFrames | DecodedFrames):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration import Method
+from vla_policy_node.models.cogact import CogAct
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.training.batches import Batch
+from vla_policy_node.training.cognition import CognitionBatch
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.grounding import (
     AttentionRecorder,
@@ -24,17 +26,20 @@ from vla_policy_node.training.token_sampling import sample_tokens
 def compute_losses(
     model: OpenVlaOft,
     heads: GroundingHeads,
-    batch: Batch,
+    batch: Batch | CognitionBatch,
     config: TrainingConfig,
     selection: Method | None,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Return the losses that `config` weighs, and errors for the log, as scalars.
 
+    batch: of what was looked at before, the action head alone learns.
     selection: replaces or drops visual tokens before the language model (stage 'lightvla'), or
         teaches something of its own (`lessons.Lesson`).
     rng: draws the tokens, where the step runs on a part of them, and noise for the loss 'noise'.
     """
+    if isinstance(batch, CognitionBatch):
+        return _noise_losses(model, batch.states, batch, config, rng)
     cameras = batch.pixels.shape[1]
     sample = None
     if config.tokens_kept:
@@ -69,16 +74,28 @@ def compute_losses(
     if config.losses.get('action'):
         losses |= _action_errors(model.action_head(states), batch)
     if config.losses.get('noise'):
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        losses['noise'] = model.noise_loss(
-            states[batch.has_actions], batch.actions[batch.has_actions],
-            config.repeated_diffusion_steps, generator)
-        if not model.training:
-            losses |= _action_errors(model.act(states), batch)
+        losses |= _noise_losses(model, states, batch, config, rng)
     return losses | lesson.losses(model, batch)
 
 
-def _action_errors(actions: Tensor, batch: Batch) -> dict[str, Tensor]:
+def _noise_losses(
+    model: CogAct,
+    states: Tensor,
+    batch: Batch | CognitionBatch,
+    config: TrainingConfig,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The loss 'noise' and, in validation, how far sampled actions are off."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    losses = {'noise': model.noise_loss(
+        states[batch.has_actions], batch.actions[batch.has_actions],
+        config.repeated_diffusion_steps, generator)}
+    if not model.training:
+        losses |= _action_errors(model.act(states), batch)
+    return losses
+
+
+def _action_errors(actions: Tensor, batch: Batch | CognitionBatch) -> dict[str, Tensor]:
     """L1 of normalised actions [B, K, 7]: the loss 'action', and parts of it for the log.
 
     NaN for a batch without any actions.

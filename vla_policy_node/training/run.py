@@ -29,6 +29,7 @@ from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
+from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
@@ -108,6 +109,9 @@ def _process(rank: int, processes: int, run: Run) -> None:
     if run.config.chunk_length and config.head != 'cogact':
         config = replace(config, chunk_length=run.config.chunk_length)
     model = checkpoints.load_model(run.start, config, str(device), 'float32')
+    if run.config.stage == 'cogact_head' and (config.head != 'cogact' or not run.demonstrations):
+        raise ValueError(
+            'Stage cogact_head needs --demos, and goes on from a checkpoint of `vla train cogact`.')
     if run.config.stage == 'cogact' and config.head != 'cogact':
         model = with_new_head(model, run.config)
         config = model.config
@@ -118,6 +122,9 @@ def _process(rank: int, processes: int, run: Run) -> None:
         add_lora(model, run.config.lora_rank)
     selection = _selection(run.config, config, device)
     data = _data(run, config, device, rank, processes)
+    if run.config.stage == 'cogact_head':
+        data = CognitionData(
+            model, data, run.config, run.out, checkpoints.fingerprint(run.start), rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
             model, heads, data, run.config, run.out,

@@ -28,12 +28,14 @@ from vla_policy_node.acceleration.lightvla_training import (
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch
-from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.cognition import CognitionBatch, CognitionData
+from vla_policy_node.training.config import GROUNDING_LOSSES, TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lessons import Lesson
 from vla_policy_node.training.losses import compute_losses, total_loss
+from vla_policy_node.training.precision import autocast
 
 FINAL_RATE = 0.05  # of the peak, at the end of the cosine
 STATE = 'state.pt'
@@ -46,7 +48,7 @@ class Trainer:
         self,
         model: OpenVlaOft,
         heads: GroundingHeads,
-        data: TrainingData,
+        data: TrainingData | CognitionData,
         config: TrainingConfig,
         out: Path,
         selection: StraightThroughSelection | Lesson | None = None,
@@ -58,7 +60,6 @@ class Trainer:
         self._data, self._out, self._selection = data, out, selection
         self._rank, self._processes, self._progress = rank, processes, progress
         self._device = next(model.parameters()).device
-        self._precision = best_precision(self._device)
         self._together = nn.ModuleDict({'model': model, 'heads': heads})
         if isinstance(selection, LightVlaStarTraining):
             self._together['queries'] = selection.queries
@@ -66,6 +67,8 @@ class Trainer:
             self._together['learnt'] = selection.learnt
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_trained(name, config))
+        # Without a loss they would still decay where gradients are averaged.
+        heads.requires_grad_(any(config.losses.get(name) for name in GROUNDING_LOSSES))
         self._trained = {
             name: parameter for name, parameter in self._together.named_parameters()
             if parameter.requires_grad
@@ -154,10 +157,10 @@ class Trainer:
                 f'{self._out / STATE} holds the last good state.')
         return values
 
-    def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        with self._attention(), torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16
-        ):
+    def _losses(
+        self, batch: Batch | CognitionBatch, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        with self._attention(), autocast(self._device):
             return compute_losses(
                 self.model, self.heads, batch, self.config, self._selection, rng)
 
@@ -190,7 +193,7 @@ class Trainer:
             self._curves.draw()
 
     @cached_property
-    def _held_out(self) -> dict[str, list[Batch]]:
+    def _held_out(self) -> dict[str, list[Batch] | list[CognitionBatch]]:
         count = self.config.validation_frames
         return {
             'validation': self._data.validation(count),
@@ -261,6 +264,8 @@ def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _is_trained(name: str, config: TrainingConfig) -> bool:
+    if config.stage == 'cogact_head':
+        return name.startswith('action_head.')
     frozen = any(name.startswith(beginning) for beginning in config.frozen)
     return not frozen and (not config.lora_rank or lora.is_trained(name))
 
@@ -272,23 +277,3 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1)))
     return config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
-
-
-def best_precision(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the processor multiplies in it, else float32.
-
-    Without such units bfloat16 is emulated, and several times slower than float32.
-    """
-    if device.type == 'cuda':
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        flags = _cpu_flags()
-        native = 'avx512_bf16' in flags or 'amx_bf16' in flags
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path('/proc/cpuinfo').read_text(encoding='utf-8')
-    except OSError:
-        return ''
