@@ -111,7 +111,7 @@ def _process(rank: int, processes: int, run: Run) -> None:
     model = checkpoints.load_model(run.start, config, str(device), 'float32')
     if run.config.stage == 'cogact_head' and (config.head != 'cogact' or not run.demonstrations):
         raise ValueError(
-            'Stage cogact_head needs --demos, and goes on from a checkpoint of `vla train cogact`.')
+            'Stage cogact_head needs --demos and goes on from a checkpoint of `vla train cogact`.')
     if run.config.stage == 'cogact' and config.head != 'cogact':
         model = with_new_head(model, run.config)
         config = model.config
