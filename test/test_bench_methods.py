@@ -9,7 +9,7 @@ from vla_policy_node import acceleration
 from vla_policy_node.bench.methods_costs import Stopwatch, summarise_costs
 from vla_policy_node.bench.methods_published import MODEL, published_rows
 from vla_policy_node.bench.methods_report import markdown, pareto_front, write_report
-from vla_policy_node.bench.methods_rows import contenders, split_usable
+from vla_policy_node.bench.methods_rows import contenders, split_usable, swept
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.config import read_config
 from vla_policy_node.models.flops import LayerRows, count_flops
@@ -21,6 +21,19 @@ def test_every_method_has_a_row_and_dense_is_the_first():
     assert labels[0] == 'dense'
     assert set(acceleration.available()) <= set(labels)
     assert [c.label for c in contenders(['fastv:count=9'])] == ['dense', 'fastv:count=9']
+
+
+def test_a_sweep_changes_one_open_constant_at_a_time():
+    assert swept(['sqap_vla'])[:2] == ['sqap_vla', 'sqap_vla:count=256']
+    with pytest.raises(ValueError, match='fastv has no constant'):
+        swept(['fastv'])
+    varied = [parse_contender(text) for text in swept() if ':' in text]
+    assert {'sp_vla', 'flashvla', 'specprune'} <= {row.methods[0] for row in varied}
+    for row in varied:
+        (name,) = row.methods
+        ((setting, value),) = row.settings[name].items()
+        assert value != acceleration.settings(name)[setting]
+        acceleration.create(name, **row.settings[name])
 
 
 def test_what_a_checkpoint_has_no_weights_for_is_named_with_the_reason(tmp_path):
@@ -99,6 +112,7 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
                     {'only_second': 2, 'only_first': 1, 'p_value': 1.0}}
         rows.append(row)
     document = {
+        'command': 'vla bench methods',
         'checkpoint': {'name': 'small', 'sha256': 'ab' * 32, 'trained': False,
                        'architecture': 'tiny'},
         'suite': 'libero_object', 'layout': 'shuffled', 'tasks': [0], 'seed': 0,

@@ -22,7 +22,8 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-    'Method', 'Report', 'Step', 'available', 'check_together', 'create', 'prepare', 'settings']
+    'Method', 'Report', 'Step', 'available', 'check_together', 'create', 'open_settings',
+    'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -38,6 +39,12 @@ def settings(name: str) -> Mapping[str, object]:
         )
     parameters = inspect.signature(_METHODS[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters}
+
+
+def open_settings(name: str) -> Mapping[str, Sequence[object]]:
+    """Settings that the source of a method leaves open, with values to try; see `Method`."""
+    settings(name)  # refuses what is unknown
+    return _METHODS[name].open_settings
 
 
 def create(name: str, **chosen: object) -> Method:

@@ -26,7 +26,7 @@ Every method keeps to these rules, and its test says so:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -98,10 +98,13 @@ class Method:
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
+    open_settings: constants that the source leaves open -> values to try beside the default, one
+        at a time, in `vla bench methods --sweep`.
     """
 
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
+    open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Get ready for a checkpoint: `Policy.load` calls this once, before the first pass.

@@ -12,6 +12,7 @@ words; in a causal model they cannot see them, so `attention_from` 'words' reads
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class EfficientVlaTokens(Selection):
     """
 
     name = 'efficientvla_tokens'
+    open_settings: ClassVar = {'attention_from': ('tokens',), 'alpha': (0.0, 1.0), 'key': (16,)}
 
     def __init__(
         self,

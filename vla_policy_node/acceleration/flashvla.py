@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class FlashVla(Selection):
     """
 
     name = 'flashvla'
+    open_settings: ClassVar = {'count': (128, 384), 'max_angle': (0.0, 0.3), 'min_overlap': (0.6,)}
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ class SpVla(Selection):
     """
 
     name = 'sp_vla'
+    open_settings: ClassVar = {
+        'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'slow': (0.4,), 'fast': (0.5,),
+        'min_keep': (0.5,), 'layer': (2,), 'edge_high': (0.15,),
+    }
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +61,10 @@ class SpecPrune(Selection):
     """
 
     name = 'specprune'
+    open_settings: ClassVar = {
+        'global_count': (50, 200), 'dynamic_count': (20,), 'similarity': (0.95,),
+        'layer_share': (0.5, 1.0), 'steepness': (0.02, 0.5), 'fine_speed': (0.6,),
+    }
 
     def __init__(
         self,

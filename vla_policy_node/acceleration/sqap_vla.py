@@ -19,6 +19,7 @@ Weights rest as one byte each. FLOPs are counted as if they were full, plus the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,9 @@ class SqapVla(Selection):
     """
 
     name = 'sqap_vla'
+    open_settings: ClassVar = {
+        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'four_bits': (False,),
+    }
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from rich.progress import track
 from vla_policy_node.bench.methods_costs import Costs, summarise_costs
 from vla_policy_node.bench.methods_published import published_rows
 from vla_policy_node.bench.methods_report import write_report
-from vla_policy_node.bench.methods_rows import contenders, split_usable
+from vla_policy_node.bench.methods_rows import contenders, split_usable, swept
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
@@ -28,6 +28,7 @@ def bench_methods(
     console: Console,
     methods: Sequence[str] = (),
     also: Sequence[str] = (),
+    sweep: bool = False,
     success: bool = True,
     frames_episodes: int = 1,
     workers: int = 1,
@@ -35,14 +36,14 @@ def bench_methods(
 ) -> dict:
     """Measure, write methods.md, methods.json and methods.png into `out`, return the document.
 
-    methods: as `evaluation.contenders` writes them, () for all; also: more of them. success: run
-    closed loop, too. frames_episodes: episodes of each task whose frames the costs are measured
-    on. options: those of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on
-    where it was.
+    methods: as `evaluation.contenders` writes them, () for all; also: more of them. sweep: vary
+    the constants of the methods, see `methods_rows.swept`. success: run closed loop, too.
+    frames_episodes: episodes of each task whose frames the costs are measured on. options: those
+    of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on where it was.
     Raises ValueError with one sentence for what cannot be.
     """
     plan = make_plan(methods=['dense'], **options)
-    chosen = contenders(methods, also)
+    chosen = contenders(swept(methods) if sweep else methods, also)
     usable, refused = split_usable(chosen, Path(plan.parameters.checkpoint))
     plan = replace(plan, contenders=tuple(usable))
     for label, why in refused.items():
@@ -50,10 +51,11 @@ def bench_methods(
     unfinished = out / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
 
-    counted = published_rows(chosen)
+    counted = [] if sweep else published_rows(chosen)
     costs = _measure_costs(plan, min(frames_episodes, plan.episodes), unfinished, console)
     evaluated = evaluate(plan, workers, console, unfinished / 'success.json') if success else None
     document = {
+        'command': 'vla bench methods' + ' --sweep' * sweep,
         'checkpoint': describe_policy(plan),
         'suite': plan.suite,
         'layout': plan.layout,

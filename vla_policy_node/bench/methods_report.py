@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 150
-COMMAND = 'vla bench methods'
 
 NOTES = '''\
 - **success**: closed loop, the same held-out layouts for all, 95 % interval (Wilson).
@@ -44,7 +43,8 @@ def markdown(document: Mapping) -> str:
     counted = [row for row in document['rows'] if row['latency_ms'] is None]
     untrained = '' if checkpoint['trained'] else ' **This checkpoint is untrained.**'
     parts = [
-        f'# Acceleration methods on the same episodes\n\nMade by `{COMMAND}`. '
+        f'# Acceleration methods on the same episodes\n\n'
+        f'Made by `{document["command"]}`. '
         f'{checkpoint["architecture"]}, `{checkpoint["name"]}` '
         f'({checkpoint["sha256"][:12]}).{untrained} {document["suite"]}, {document["layout"]} '
         f'layouts, tasks {", ".join(map(str, document["tasks"]))}; costs on '

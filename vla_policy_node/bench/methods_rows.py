@@ -25,6 +25,23 @@ def contenders(methods: Sequence[str] = (), also: Sequence[str] = ()) -> list[Co
     return [parse_contender(text) for text in dict.fromkeys(texts)]
 
 
+def swept(names: Sequence[str] = ()) -> list[str]:
+    """Return methods, () for all, and each with one constant changed that its source leaves open.
+
+    Written as `parse_contender` reads them. ValueError for a method that leaves none open.
+    """
+    texts = []
+    for name in names or acceleration.available():
+        settings = acceleration.open_settings(name)
+        if names and not settings:
+            raise ValueError(f'{name} has no constant that its source leaves open.')
+        if settings:
+            texts.append(name)
+        texts += [f'{name}:{setting}={str(value).lower()}'
+                  for setting, values in settings.items() for value in values]
+    return texts
+
+
 def split_usable(
     chosen: Sequence[Contender], checkpoint: Path
 ) -> tuple[list[Contender], dict[str, str]]:

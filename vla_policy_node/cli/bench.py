@@ -78,6 +78,9 @@ def methods(
     also: Annotated[list[str] | None, typer.Option(
         help="Beside those, e.g. 'deer@runs/deer/checkpoint' for what has to be learnt. "
         'Repeat.')] = None,
+    sweep: Annotated[bool, typer.Option(
+        '--sweep', help='Compare each method with itself: one by one, other values of the '
+        'constants that its paper leaves open.')] = False,
     success: Annotated[bool, typer.Option(
         help='Also run closed loop; without, cost columns alone.')] = True,
     checkpoint: Annotated[
@@ -109,6 +112,8 @@ def methods(
     * `vla bench methods --no-success --tasks 0 --out out/methods`: costs alone, minutes
 
     * `vla bench methods --method fastv:count=64 --method fastv:count=128 --out out/fastv`
+
+    * `vla bench methods --sweep --method sp_vla --out out/sp_vla`: which constants?
     """
     from rich.console import Console
 
@@ -117,7 +122,7 @@ def methods(
 
     try:
         bench_methods(
-            out, Console(), method or (), also or (), success, frames_episodes, workers,
+            out, Console(), method or (), also or (), sweep, success, frames_episodes, workers,
             suite=suite, task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
             arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,
