@@ -1,11 +1,16 @@
 """ADP: tokens close to the prompt, and a gate that the motion opens."""
 
+import copy
+
 import numpy as np
+import pytest
 import torch
 from tiny_model import CASES, CONFIG, assemble, inputs_of, load_model, prepared
 
 from vla_policy_node.acceleration.adp import MotionGate, importance
 from vla_policy_node.acceleration.selection import text_rows
+from vla_policy_node.models.float8 import Float8Linear
+from vla_policy_node.models.fusing import fuse
 
 MODEL = load_model()
 SEQUENCE = assemble(MODEL, inputs_of(CASES[0]))
@@ -21,6 +26,25 @@ def test_importance_is_the_mean_product_of_queries_and_keys():
     torch.testing.assert_close(
         importance(layer, SEQUENCE.visual[0], SEQUENCE.states[0, text]),
         products.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('layer', [0, -1])
+def test_importance_of_fused_weights_is_the_same(layer):
+    text = SEQUENCE.states[0, text_rows(SEQUENCE, CONFIG)]
+    plain = importance(MODEL.language_model.layers[layer], SEQUENCE.visual[0], text)
+    fused = fuse(load_model()).language_model.layers[layer]
+    torch.testing.assert_close(
+        importance(fused, SEQUENCE.visual[0], text), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_importance_in_8_bit_floats_is_about_the_same():
+    layer = copy.deepcopy(MODEL.language_model.layers[0])
+    text = SEQUENCE.states[0, text_rows(SEQUENCE, CONFIG)]
+    plain = importance(layer, SEQUENCE.visual[0], text)
+    layer.self_attn.q_proj, layer.self_attn.k_proj = map(
+        Float8Linear, (layer.self_attn.q_proj, layer.self_attn.k_proj))
+    rounded = importance(layer, SEQUENCE.visual[0], text)
+    assert 0 < ((rounded - plain) / plain).abs().max() < 0.05
 
 
 def test_the_text_is_the_prompt_alone():

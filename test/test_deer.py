@@ -60,6 +60,12 @@ def test_layers_left_out_are_not_computed_and_asking_is_counted(threshold):
     assert own + method.report().flops == counted
 
 
+def test_what_the_layers_left_out_would_have_dropped_is_not_reported():
+    pruning = prepared('fastv', layer=2, count=10)
+    MODEL(*INPUTS, methods=[prepared('deer', threshold=EARLIEST), pruning])
+    assert pruning.report() is None
+
+
 def test_the_gripper_is_no_part_of_the_distance():
     first, second = torch.zeros(1, 8, 7), torch.zeros(1, 8, 7)
     second[..., 6] = 1

@@ -3,6 +3,8 @@
 A new method adds one line to OFF, and one to DROPPING if it drops tokens.
 """
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny_model import (
     CASES,
     CONFIG,
     HideInstead,
+    assemble,
     inputs_of,
     load_model,
     prepared,
@@ -89,6 +92,25 @@ def test_dropping_tokens_equals_hiding_them(name):
     assert 1 <= method.report().kept.sum() < 32
 
 
+@pytest.mark.parametrize('names', permutations([*DROPPING, 'lightvla'], 2), ids='+'.join)
+def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
+    """What one has ranked, the other may have dropped by the time it counts."""
+    model, rows = load_model(), RowRecorder()
+    methods = [prepared(name, model, **DROPPING.get(name, {})) for name in names]
+    for inputs in INPUTS[1::-1]:
+        for method in methods:
+            method.begin_step(step_of(inputs))
+        rows.reset()
+        actions = model(*inputs, methods=[*methods, rows])
+        for method in methods:
+            method.end_step(actions[0].double().numpy(), reused=False)
+    kept = [method.report().kept for method in methods]
+    last = 1 if methods[1].report().layer >= methods[0].report().layer else 0
+    assert (kept[last] <= kept[1 - last]).all()
+    others = assemble(model, INPUTS[0]).context.shape[1] + 1
+    assert rows.layer_rows[-1].new == others + kept[last].sum()
+
+
 @pytest.mark.parametrize('keep', [1.0, 0.75])
 @pytest.mark.parametrize('name', sorted({*DROPPING, 'ttf_vla', 'vla_cache'}))
 def test_the_counter_counts_what_torch_counts(name, keep):
@@ -129,6 +151,8 @@ def test_pruning_under_a_cross_frame_cache_is_refused():
             check_together([create(name), create('vla_cache')])
     check_together([create('ttf_vla'), create('vla_cache')])
     check_together([create('depth_cut'), create('fastv')])
+    with pytest.raises(ValueError, match='which are missing where deer left out layers'):
+        check_together([create('deer'), create('vla_cache')])
     with pytest.raises(ValueError, match='mole skips layers that fastv looks at'):
         check_together([create('fastv'), create('mole')])
     with pytest.raises(ValueError, match='vla_cache reuses keys'):
@@ -163,6 +187,18 @@ def test_a_policy_says_that_an_answer_was_given_again(small):
     assert second.tokens_kept == 32 and second.flops > 0
     policy.reset()
     assert policy.infer(observation(5)).reused_by == ''
+
+
+def test_a_plain_network_is_beside_those_that_leave_the_weights_alone(small):
+    four_bits = {'sqap_vla': {'four_bits': False}}
+    for names, settings in ((('adp',), {}), (('sqap_vla',), four_bits)):
+        plain = Policy.load(small, methods=names, method_settings=settings).plain()
+        np.testing.assert_array_equal(
+            plain.infer(observation()).actions,
+            Policy.load(small, methods=()).infer(observation()).actions)
+    for name in ('depth_cut', 'sqap_vla'):
+        with pytest.raises(ValueError, match=f'{name} changes the weights'):
+            Policy.load(small, methods=(name,)).plain()
 
 
 def test_layers_that_are_not_there_are_not_counted(small):

@@ -1,5 +1,6 @@
 """SQAP-VLA: three rules that choose, and four bits behind a rotation."""
 
+import pytest
 import torch
 from tiny_model import CASES, inputs_of, load_model, prepared, run_step, torchs_flops
 from torch import nn
@@ -14,6 +15,8 @@ from vla_policy_node.acceleration.sqap_vla import (
     spread,
 )
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.policy import Policy
 
 INPUTS = [inputs_of(case) for case in CASES[:2]]
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
@@ -80,3 +83,12 @@ def test_the_four_bit_model_answers_nearly_the_same_and_counts_its_rotations():
     counted = torchs_flops(lambda: model(*INPUTS[0], methods=[method, rows]))
     own = sum(count_flops(model.config, rows.layer_rows).values())
     assert own + method.report().flops == counted
+
+
+@pytest.mark.parametrize('dtype', ['float8', 'int8'])
+def test_weights_that_have_few_bits_already_are_refused(tmp_path, dtype):
+    checkpoint = create_small_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match='has few bits already; choose dtype'):
+        Policy.load(checkpoint, methods=('sqap_vla',), dtype=dtype)
+    settings = {'sqap_vla': {'four_bits': False}}
+    Policy.load(checkpoint, methods=('sqap_vla',), method_settings=settings, dtype=dtype)

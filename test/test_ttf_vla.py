@@ -44,3 +44,14 @@ def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
         method.begin_step(step_of(INPUTS[number % 2]))
         seen.append(method.visual_features(torch.full((1, 32, 3), float(number)))[0, 0, 0].item())
     assert seen == [0, 0, 0, 3]
+
+
+def test_what_changed_while_another_method_answered_is_taken_anew():
+    method = prepared('ttf_vla', count=0)
+    for number, frame in enumerate((0, 1, 1)):
+        method.begin_step(step_of(INPUTS[frame]))
+        if number != 1:  # in which the network did not run
+            features = method.visual_features(FEATURES[min(number, 1)])
+    changed = torch.from_numpy(method.report().scores) > method.threshold
+    assert changed.any()
+    assert torch.equal(features[0, changed], FEATURES[1][0, changed])

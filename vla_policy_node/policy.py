@@ -295,7 +295,7 @@ class Policy:
         method has changed the weights.
         """
         for method in self._methods:
-            if type(method).change_model is not Method.change_model:
+            if method.changes_weights:
                 raise ValueError(
                     f'{method.name} changes the weights, so there is no plain network beside it; '
                     'set shadow_every to 0.')

@@ -166,7 +166,7 @@ def importance(layer: DecoderLayer, visual: Tensor, text: Tensor) -> Tensor:
     nothing but a linear map is in between.
     """
     attention = layer.self_attn
-    query = attention.q_proj(layer.input_layernorm(text).mean(dim=0))
-    key = attention.k_proj(layer.input_layernorm(visual))
-    products = (key @ query[:, None]).squeeze(1)
-    return products / (attention.heads * (len(query) / attention.heads) ** 0.5)
+    query = attention.bare_queries(layer.input_layernorm(text).mean(dim=0, keepdim=True))
+    key = attention.bare_keys(layer.input_layernorm(visual))
+    products = (key @ query.mT).squeeze(1)
+    return products / (attention.heads * (query.shape[1] / attention.heads) ** 0.5)

@@ -9,7 +9,7 @@ overrides the stages it uses and inherits no-ops for the rest; in order they are
     visual_features     every pass: before the projector
     select_tokens       before layer 0
     select_layers       which layers to run
-    before_layer, stops_before, keys_values, watch_attention, watch_output      in each layer
+    stops_before, before_layer, keys_values, watch_attention, watch_output      in each layer
     denoise             each step of CogACT's action head
     end_step            every step: see the actions
     reset               a new episode or instruction
@@ -98,12 +98,14 @@ class Method:
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
+    changes_weights: whether `change_model` leaves another network than that of the checkpoint.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
     """
 
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
+    changes_weights: bool = False
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:

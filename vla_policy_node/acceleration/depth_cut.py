@@ -26,6 +26,7 @@ class DepthCut(Method):
     """
 
     name = 'depth_cut'
+    changes_weights = True
 
     def __init__(self, *, keep: float = 0.5, spread: bool = False):
         if not 0 < keep <= 1:

@@ -10,6 +10,7 @@ token that is dropped, such a step does not even depend on it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +27,7 @@ class EfficientVlaCache(Method):
     """
 
     name = 'efficientvla_cache'
+    open_settings: ClassVar = {'interval': (2, 10)}
 
     def __init__(self, *, interval: int = 5):
         if interval < 1:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.selection import Selection, text_rows
+from vla_policy_node.acceleration.selection import Selection, by_token, text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -38,7 +38,9 @@ class EfficientVlaTokens(Selection):
     """
 
     name = 'efficientvla_tokens'
-    open_settings: ClassVar = {'attention_from': ('tokens',), 'alpha': (0.0, 1.0), 'key': (16,)}
+    open_settings: ClassVar = {
+        'attention_from': ('tokens',), 'layer': (1, 3), 'alpha': (0.0, 1.0), 'key': (16,),
+    }
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class EfficientVlaTokens(Selection):
         self.count, self.layer, self.key, self.alpha = count, layer, key, alpha
         self.attention_from = attention_from
         self._config: ModelConfig | None = None
-        self._relevance: Tensor | None = None  # [visual rows]
+        self._relevance: Tensor | None = None  # [V]
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Find the prompt's rows; refuse a layer or a direction that the model does not have."""
@@ -83,26 +85,28 @@ class EfficientVlaTokens(Selection):
         visual = slice(1, 1 + sequence.visual_rows)
         prompt = text_rows(sequence, self._config)
         if self.attention_from == 'words':
-            self._relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
+            relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
             self._flops = attention.flops(prompt.stop - prompt.start)
         else:
-            self._relevance = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
+            relevance = attention(visual)[0, :, :, prompt].mean(0).sum(-1)
             self._flops = attention.flops(sequence.visual_rows)
+        self._relevance = by_token(relevance, sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the others, in the order and at the positions they had."""
         if index != self.layer:
             return sequence
         tokens = sequence.visual_rows
+        relevance = self._relevance[sequence.visual_tokens]
         if tokens <= self.count:
-            kept = torch.arange(tokens, device=self._relevance.device)
-            return self._keep(sequence, kept, self._relevance, index)
+            kept = torch.arange(tokens, device=relevance.device)
+            return self._keep(sequence, kept, relevance, index)
         key, task, diverse = choose_tokens(
-            self._relevance, sequence.visual[0], self.count, self.key, self.alpha)
+            relevance, sequence.visual[0], self.count, self.key, self.alpha)
         kept = torch.cat([key, task, diverse]).sort().values
         compared = tokens - len(key) - len(task)
         flops = 2 * compared * len(key) * sequence.states.shape[2]
-        return self._keep(sequence, kept, self._relevance, index, flops)
+        return self._keep(sequence, kept, relevance, index, flops)
 
 
 def choose_tokens(

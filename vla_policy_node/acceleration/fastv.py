@@ -12,7 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vla_policy_node.acceleration.selection import Selection, attention_received, top
+from vla_policy_node.acceleration.selection import (
+    Selection,
+    attention_received,
+    by_token,
+    top,
+)
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -55,11 +60,12 @@ class FastV(Selection):
         if index != self.layer - 1:
             return
         maps = attention(slice(-1 if self.last_row else 1 + sequence.visual_rows, None))
-        self._received = attention_received(maps, sequence)
+        self._received = by_token(attention_received(maps, sequence), sequence)
         self._flops = attention.flops(maps.shape[2])
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks; of equal ones the lower index stays."""
         if index != self.layer:
             return sequence
-        return self._keep(sequence, top(self._received, self.count), self._received, index)
+        received = self._received[sequence.visual_tokens]
+        return self._keep(sequence, top(received, self.count), received, index)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Step
-from vla_policy_node.acceleration.selection import Selection, top
+from vla_policy_node.acceleration.selection import Selection, by_token, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
@@ -96,14 +96,16 @@ class FlashVla(Selection):
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
         """Rank the tokens one layer before the drop."""
         if index == self.layer - 1:
-            self._ranks = contribution(output[0, 1 : 1 + sequence.visual_rows])
+            visual = output[0, 1 : 1 + sequence.visual_rows]
+            self._ranks = by_token(contribution(visual), sequence)
+            self._flops = svd_flops(*visual.shape)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks."""
         if index != self.layer:
             return sequence
-        flops = svd_flops(*sequence.visual.shape[1:])
-        return self._keep(sequence, top(self._ranks, self.count), self._ranks, index, flops)
+        ranks = self._ranks[sequence.visual_tokens]
+        return self._keep(sequence, top(ranks, self.count), ranks, index)
 
     def reset(self) -> None:
         """Forget answers and kept tokens."""

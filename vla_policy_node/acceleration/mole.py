@@ -10,7 +10,8 @@ Different here: the released forward pass runs all layers and multiplies by the 
 leaves layers out, and only training (`vla train mole`) multiplies. The last layer always runs and
 is not routed, because only action rows ask in it. Trained with the action loss and the load
 balance at its published weight 0.1, without the self-distillation (an averaged full-depth teacher,
-reverse KL and MSE on the cognition token), which is made for CogACT's one token.
+reverse KL and MSE on the cognition token): OpenVLA-OFT, which it is trained on here, has no such
+token.
 """
 
 from __future__ import annotations

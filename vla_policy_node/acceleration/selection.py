@@ -95,6 +95,15 @@ def attention_received(maps: Tensor, sequence: TokenSequence) -> Tensor:
     return maps[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
 
 
+def by_token(scores: Tensor, sequence: TokenSequence) -> Tensor:
+    """Scores of the visual rows -> of all visual tokens, [V]; 0 for tokens that are no rows.
+
+    What outlives the layer that it was read in is kept by token: another method may drop rows
+    in between.
+    """
+    return scores.new_zeros(sequence.visual_total).index_copy(0, sequence.visual_tokens, scores)
+
+
 def at_depth(published: int, layers: int, of: int = 32) -> int:
     """Return the layer that lies as deep among `layers` as `published` does among 32, from 1."""
     return max(1, round(published * layers / of))

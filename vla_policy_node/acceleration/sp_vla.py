@@ -27,7 +27,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Step
-from vla_policy_node.acceleration.selection import Selection, attention_received, top, union
+from vla_policy_node.acceleration.selection import (
+    Selection,
+    attention_received,
+    by_token,
+    top,
+    union,
+)
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -48,8 +54,9 @@ class SpVla(Selection):
 
     name = 'sp_vla'
     open_settings: ClassVar = {
-        'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'slow': (0.4,), 'fast': (0.5,),
-        'min_keep': (0.5,), 'layer': (2,), 'edge_high': (0.15,),
+        'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),
+        'fast': (0.5,), 'min_keep': (0.5,), 'layer': (2,), 'edge_low': (0.05,),
+        'edge_high': (0.15,),
     }
 
     def __init__(
@@ -135,7 +142,8 @@ class SpVla(Selection):
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
         if index == self.layer - 1 and self.retention(self._speed()) < 1:
-            self._attention = attention_received(attention(slice(None)), sequence)
+            received = attention_received(attention(slice(None)), sequence)
+            self._attention = by_token(received, sequence)
             self._flops = attention.flops(sequence.states.shape[1])
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
@@ -147,8 +155,9 @@ class SpVla(Selection):
             return self._keep(sequence, torch.arange(sequence.visual_rows), layer=index)
         tokens = sequence.visual_tokens
         edges = torch.from_numpy(self._edges).to(tokens.device)[tokens].nonzero().flatten()
-        kept = union(top(self._attention, max(1, round(rate * len(tokens)))), edges)
-        return self._keep(sequence, kept, self._attention, index)
+        attention = self._attention[tokens]
+        kept = union(top(attention, max(1, round(rate * len(tokens)))), edges)
+        return self._keep(sequence, kept, attention, index)
 
     def reset(self) -> None:
         """Forget the past actions."""

@@ -33,6 +33,7 @@ from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     at_depth,
+    by_token,
     patches,
     text_rows,
     top,
@@ -64,6 +65,7 @@ class SpecPrune(Selection):
     open_settings: ClassVar = {
         'global_count': (50, 200), 'dynamic_count': (20,), 'similarity': (0.95,),
         'layer_share': (0.5, 1.0), 'steepness': (0.02, 0.5), 'fine_speed': (0.6,),
+        'fine_turn': (0.05,),
     }
 
     def __init__(
@@ -136,8 +138,7 @@ class SpecPrune(Selection):
         asking = text_rows(sequence, self._config)
         scores = attention(asking)[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
         tokens = sequence.visual_tokens
-        self._scores_now[index] = scores.new_zeros(sequence.visual_total).index_copy(
-            0, tokens, scores)
+        self._scores_now[index] = by_token(scores, sequence)
         self._flops += attention.flops(asking.stop - asking.start)
         if index >= FIRST_DROP:
             self._running[tokens] = (
@@ -153,7 +154,8 @@ class SpecPrune(Selection):
             chosen = [top(self._scores_now[layer][tokens], local) for layer in (0, 1)]
             if self._last is not None:
                 chosen.append(top(self._last[tokens], self.global_count))
-            chosen.append(self._changed().to(tokens.device))
+            changed = self._changed().to(tokens.device)
+            chosen.append(torch.isin(tokens, changed).nonzero().flatten())
             return self._keep(sequence, union(*chosen), self._scores_now[1][tokens], index)
         if index in self._drops:
             count = max(1, math.ceil(self.layer_share * len(tokens)))

@@ -29,6 +29,7 @@ from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
+    by_token,
     patches,
     text_rows,
     top,
@@ -54,7 +55,8 @@ class SqapVla(Selection):
 
     name = 'sqap_vla'
     open_settings: ClassVar = {
-        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'four_bits': (False,),
+        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'layer': (1, 3),
+        'four_bits': (False,),
     }
 
     def __init__(
@@ -76,7 +78,7 @@ class SqapVla(Selection):
         self.attended = attended
         self.robot = robot
         self.layer = layer
-        self.four_bits = four_bits
+        self.four_bits = self.changes_weights = four_bits
         self._config: ModelConfig | None = None
         self._quantised: list[FourBitLinear] = []
         self._pixels: Tensor | None = None
@@ -92,6 +94,11 @@ class SqapVla(Selection):
         """Quantise the linear layers of the decoder."""
         if not self.four_bits:
             return
+        for name, weight in model.language_model.layers.named_parameters():
+            if type(weight.data) is not Tensor or weight.element_size() == 1:
+                raise ValueError(
+                    f'sqap_vla makes weights of 4 bits, and {name} has few bits already; choose '
+                    'dtype float32 or bfloat16, or its setting four_bits=false.')
         for module in list(model.language_model.layers.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
@@ -118,7 +125,7 @@ class SqapVla(Selection):
         """Rank by what the prompt attends to, one layer before the drop."""
         if index == self.layer - 1:
             asking = text_rows(sequence, self._config)
-            self._attention = attention_received(attention(asking), sequence)
+            self._attention = by_token(attention_received(attention(asking), sequence), sequence)
             self._flops = attention.flops(asking.stop - asking.start)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
@@ -127,9 +134,10 @@ class SqapVla(Selection):
             return sequence
         tokens = sequence.visual_tokens
         robot = torch.isin(tokens, self._protected.to(tokens.device)).nonzero().flatten()
-        chosen = union(top(self._attention, self.attended), robot)
+        attention = self._attention[tokens]
+        chosen = union(top(attention, self.attended), robot)
         kept = spread(chosen.cpu(), self._places(tokens.cpu()), self.count).to(tokens.device)
-        return self._keep(sequence, kept, self._attention, index)
+        return self._keep(sequence, kept, attention, index)
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Camera, row and column of each token, [V, 3]; cameras are far apart."""

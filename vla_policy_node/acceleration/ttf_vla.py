@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
+from vla_policy_node.acceleration.selection import at_depth, by_token, patches, text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -57,15 +57,17 @@ class TtfVla(Method):
         self._config = config
 
     def begin_step(self, step: Step) -> None:
-        """Look which patches changed."""
+        """Look which patches changed since features were last taken."""
         weights = step.images.new_tensor(GRAY)[:, None, None]
         gray = patches((step.images * weights).sum(dim=1, keepdim=True), self._config)
         self._change = None if self._gray is None else (gray - self._gray).abs().mean(dim=1)
-        self._gray = gray
+        self._now = gray
 
     def visual_features(self, features: Tensor) -> Tensor:
         """Put the last frame's features where nothing happened."""
         self._flops = 0
+        # Not earlier: another method may answer a step, and the network look at nothing.
+        self._gray = self._now
         fresh = self._fresh()
         self._step += 1
         if fresh is not None:
@@ -92,14 +94,12 @@ class TtfVla(Method):
             return
         asking = text_rows(sequence, self._config)
         maps = attention(asking)[0].mean(dim=(0, 1))
-        tokens = maps[1 : 1 + sequence.visual_rows]
-        self._relevance = tokens.new_zeros(sequence.visual_total).index_copy(
-            0, sequence.visual_tokens, tokens)
+        self._relevance = by_token(maps[1 : 1 + sequence.visual_rows], sequence)
         self._flops = attention.flops(asking.stop - asking.start)
 
     def reset(self) -> None:
         """Forget the last frame; the next step is a key frame."""
-        self._gray = self._change = self._features = self._relevance = None
+        self._now = self._gray = self._change = self._features = self._relevance = None
         self._step = 0
         self._flops = 0
 

@@ -66,6 +66,14 @@ class FusedSelfAttention(SelfAttention):
         query, _, _ = self.kv_proj(x[:, rows]).chunk(3, dim=-1)
         return rope(self._heads(query), rows)
 
+    def bare_queries(self, x: Tensor) -> Tensor:
+        """As in the base class, for three times the work; likewise the keys."""
+        return self.kv_proj(x).chunk(3, dim=-1)[0] if self.q_proj is None else self.q_proj(x)
+
+    def bare_keys(self, x: Tensor) -> Tensor:
+        """Behind the queries where they are in the same product, and before the values."""
+        return self.kv_proj(x).chunk(3 if self.q_proj is None else 2, dim=-1)[-2]
+
 
 class FusedSwiGlu(nn.Module):
     """`SwiGlu` with gate and up in one product; gain: weight of the norm before it."""

@@ -160,6 +160,14 @@ class SelfAttention(nn.Module):
         """Queries of `rows` alone, [B, heads, rows, head width]."""
         return rope(self._heads(self.q_proj(x[:, rows])), rows)
 
+    def bare_queries(self, x: Tensor) -> Tensor:
+        """Queries before rotation, heads side by side, [..., width] -> [..., width]."""
+        return self.q_proj(x)
+
+    def bare_keys(self, x: Tensor) -> Tensor:
+        """Keys, likewise."""
+        return self.k_proj(x)
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
@@ -252,12 +260,13 @@ class LanguageModel(nn.Module):
         layers = hooks.select_layers(sequence, range(len(self.layers)))
         asked = slice(None)
         for index in layers:
-            changed = hooks.before_layer(index, sequence) if index else sequence
-            if changed is not sequence:
-                sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
             states = sequence.states
             if index and hooks.stops_before(index, lambda x=states: self.norm(x[:, rows])):
                 break
+            changed = hooks.before_layer(index, sequence) if index else sequence
+            if changed is not sequence:
+                sequence, rope, mask = changed, self._rope(changed), self._mask(changed)
+                states = sequence.states
             # What the last layer makes of other rows, nobody reads.
             asked = rows if index == layers[-1] else slice(None)
             place = () if hooks is NO_HOOKS else (hooks, index, sequence)
