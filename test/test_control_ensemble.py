@@ -144,3 +144,13 @@ def test_a_horizon_of_one_is_the_newest_chunk_itself(chunk):
     step = executor.pop(2 * PERIOD)
     np.testing.assert_array_equal(step.action, chunk[1])
     assert np.isnan(step.disagreement)
+
+
+@pytest.mark.parametrize('case', range(4))
+def test_with_the_gripper_the_executor_is_the_adaptive_reference(case):
+    alpha, horizon = float(ADAPTIVE[f'case{case}_alpha']), int(ADAPTIVE[f'case{case}_horizon'])
+    executor = TemporalEnsembleExecutor(PERIOD, EnsembleSettings('cogact', 0.0, alpha, horizon))
+    for step, row in enumerate(ADAPTIVE[f'case{case}_out']):
+        executor.push(ADAPTIVE[f'case{case}_chunks'][step], step * PERIOD, epoch=0)
+        action = executor.pop((step + 1) * PERIOD).action
+        np.testing.assert_allclose(action, row, rtol=0, atol=1e-12)
