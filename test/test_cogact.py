@@ -184,17 +184,36 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
     torch.testing.assert_close(model.decode(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
 
 
-def test_keys_of_earlier_steps_have_no_place_in_a_causal_model(made):
-    with pytest.raises(ValueError, match='vla_cache appends keys of earlier steps'):
-        Policy.load(made['one camera'], methods=['vla_cache'])
+class Twice(Method):
+    def keys_values(self, index, sequence, key, value):
+        return torch.cat([key, key], 2), torch.cat([value, value], 2)
 
-    class Append(Method):
-        def keys_values(self, index, sequence, key, value):
-            return torch.cat([key, key], 2), torch.cat([value, value], 2)
 
+def test_a_row_sees_of_appended_keys_those_that_are_not_behind_it(made):
+    class Placed(Twice):
+        def appended_positions(self, index, sequence):
+            return sequence.positions
+
+    model = variants.load(made['two cameras'])
+    for sequence in (sequence_of(model), sequence_of(model, ((1, 5, 9, 3), (1, 7, 9, 3)))):
+        # Each key counts twice, which changes no mean.
+        torch.testing.assert_close(
+            model.decode(sequence, [Placed()]), model.decode(sequence), rtol=0, atol=2e-5)
+
+
+def test_keys_without_a_position_have_no_place_in_a_causal_model(made):
     model = variants.load(made['one camera'])
-    with pytest.raises(ValueError, match='no place in a causal language model'):
-        model.decode(sequence_of(model), [Append()])
+    with pytest.raises(ValueError, match='need positions in a causal language model'):
+        model.decode(sequence_of(model), [Twice()])
+
+
+def test_vla_cache_serves_a_causal_policy(made):
+    settings = {'vla_cache': {'static': 12, 'relevant': 4}}
+    policy = Policy.load(made['one camera'], methods=['vla_cache'], method_settings=settings)
+    first, second = policy.infer(observation()), policy.infer(observation())
+    assert first.tokens_kept == 16 > second.tokens_kept
+    assert second.flops < first.flops
+    np.testing.assert_allclose(second.actions, first.actions, rtol=0, atol=1e-4)
 
 
 def test_guidance_of_one_is_the_conditional_prediction_at_half_the_price(made):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from vla_policy_node.control.ensemble import EnsembleSettings, age_weights, agreement_weights
 from vla_policy_node.control.executors import TemporalEnsembleExecutor
@@ -119,3 +120,37 @@ def test_the_horizon_bounds_the_memory():
 def test_unusable_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         EnsembleSettings(**changes)
+
+
+def actions(rows):
+    return arrays(float, st.tuples(rows, st.just(7)), elements=st.floats(-1, 1, width=32))
+
+
+@given(actions(st.integers(1, 7)), st.floats(0, 10))
+def test_the_newest_weighs_most_by_agreement(candidates, alpha):
+    weights = agreement_weights(candidates, alpha)
+    assert weights.sum() == pytest.approx(1)
+    # Its cosine with itself is less than 1 by what keeps the cosine of zeros finite.
+    square = candidates[-1] @ candidates[-1]
+    missing = 1e-7 / (square + 1e-7) if square else 0.0
+    assert weights[-1] >= weights.max() * np.exp(-alpha * missing) * (1 - 1e-9)
+
+
+@given(actions(st.just(3)))
+def test_a_horizon_of_one_is_the_newest_chunk_itself(chunk):
+    executor = TemporalEnsembleExecutor(PERIOD, EnsembleSettings('adaptive', horizon=1))
+    executor.push(np.ones((4, 7)), -PERIOD, epoch=0)
+    executor.push(chunk, 0, epoch=0)
+    step = executor.pop(2 * PERIOD)
+    np.testing.assert_array_equal(step.action, chunk[1])
+    assert np.isnan(step.disagreement)
+
+
+@pytest.mark.parametrize('case', range(4))
+def test_with_the_gripper_the_executor_is_the_adaptive_reference(case):
+    alpha, horizon = float(ADAPTIVE[f'case{case}_alpha']), int(ADAPTIVE[f'case{case}_horizon'])
+    executor = TemporalEnsembleExecutor(PERIOD, EnsembleSettings('cogact', 0.0, alpha, horizon))
+    for step, row in enumerate(ADAPTIVE[f'case{case}_out']):
+        executor.push(ADAPTIVE[f'case{case}_chunks'][step], step * PERIOD, epoch=0)
+        action = executor.pop((step + 1) * PERIOD).action
+        np.testing.assert_allclose(action, row, rtol=0, atol=1e-12)

@@ -206,3 +206,22 @@ def test_a_layer_the_model_does_not_have_is_refused_at_load(tmp_path):
     layers = Policy.load(tmp_path, methods=())._model.config.language_model.layers
     with pytest.raises(ValueError, match=f'before layer {layers}: the last one is {layers - 1}'):
         Policy.load(tmp_path, methods=('fastv',), method_settings={'fastv': {'layer': layers}})
+
+
+def test_what_fastv_drops_has_no_say_from_that_layer_on(case):
+    class Disturb(Method):
+        def __init__(self, rows):
+            self.rows = rows
+
+        def before_layer(self, index, sequence):
+            if index != 2:
+                return sequence
+            visual = sequence.visual.clone()
+            visual[:, self.rows] += 10
+            return sequence.with_visual(visual)
+
+    inputs, method = inputs_of(case), FastV(layer=2, count=10)
+    expected = MODEL(*inputs, methods=[method])
+    kept = torch.from_numpy(method.report().kept)
+    assert torch.equal(MODEL(*inputs, methods=[Disturb(~kept), method]), expected)
+    assert (MODEL(*inputs, methods=[Disturb(kept), method]) - expected).abs().max() > 1e-4

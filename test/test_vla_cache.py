@@ -1,5 +1,10 @@
 """VLA-Cache: what stands still is not computed again, and what it is replaced by is right."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import checkpoint_variants as variants
+import numpy as np
 import pytest
 import torch
 from tiny_model import (
@@ -13,8 +18,10 @@ from tiny_model import (
     torchs_flops,
 )
 
+from vla_policy_node.acceleration import Step, create
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
+from vla_policy_node.models.config import read_config
 from vla_policy_node.models.flops import count_flops
 
 MODEL = load_model()
@@ -78,3 +85,90 @@ def test_low_entropy_reuses_much_and_rises_are_damped():
     assert damped[1] == pytest.approx(0.775)
     assert all(damped[index] <= rates[index] + 1e-12 for index in rates)
     assert reuse_rates({}) == {}
+
+
+# A causal language model, for which the method was made; float64, so that exact means exact.
+
+CAUSAL_CONFIG = read_config({
+    **variants.CONFIG, **variants.COGACT, 'head': 'cogact', 'cameras': 2, 'proprio': True,
+    'text_config': {**variants.CONFIG['text_config'], 'num_hidden_layers': 4}})
+CAUSAL = variants.random_model(CAUSAL_CONFIG).requires_grad_(False).double()
+# Rows of its sequence: BOS, visual tokens 0 to 31, proprio, prompt.
+LAST_VISUAL, PROPRIO, WORD = 32, 33, 35
+EXACT = {'rtol': 0, 'atol': 1e-12}
+
+
+def causal_inputs(seed=0):
+    """Pictures as methods see them, and the sequence as it enters the language model."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2, 3, 56, 56, generator=generator)
+    ids = torch.tensor([[1, 7, 9, 11, 3]])
+    pixels = torch.cat([images, images], dim=1)[None].double()
+    proprio = torch.zeros(1, 8, dtype=torch.float64)
+    return images, CAUSAL.assemble(CAUSAL.visual(pixels, ids), proprio, ids)
+
+
+def with_changed_row(images, sequence, row):
+    """The next frame: one row differs, and where it is a visual token its pixels do."""
+    states, images = sequence.states.clone(), images.clone()
+    states[:, row] += torch.linspace(-1, 1, states.shape[2], dtype=states.dtype)
+    if row <= LAST_VISUAL:
+        camera, (down, across) = (row - 1) // 16, divmod((row - 1) % 16, 4)
+        patch = images[camera, :, 14 * down : 14 * down + 14, 14 * across : 14 * across + 14]
+        patch.copy_(1 - patch)
+    return images, replace(sequence, states=states)
+
+
+def causal_method():
+    method = create('vla_cache', static=16, relevant=2)
+    method.prepare(Path(), CAUSAL_CONFIG)
+    return method
+
+
+def feature(method, images, sequence, *others):
+    method.begin_step(Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
+    return CAUSAL.decode(sequence, [method, *others])
+
+
+@pytest.mark.parametrize('row', [LAST_VISUAL, PROPRIO, WORD])
+def test_causal_reuse_of_what_lies_before_the_change_is_exact(row):
+    images, sequence = causal_inputs()
+    method = causal_method()
+    feature(method, images, sequence)
+    images, changed = with_changed_row(images, sequence, row)
+    reused = feature(method, images, changed)
+    assert 0 < (~method.report().kept[: row - 1]).sum() == (~method.report().kept).sum()
+    torch.testing.assert_close(reused, CAUSAL.decode(changed), **EXACT)
+    assert (reused - CAUSAL.decode(sequence)).abs().max() > 1e-3
+
+
+def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
+    images, sequence = causal_inputs()
+    method = causal_method()
+    feature(method, images, sequence)
+    images, changed = with_changed_row(images, sequence, 1)
+    reused = feature(method, images, changed)
+    assert method.report().kept[0] and not method.report().kept[1:].all()
+    assert (reused - CAUSAL.decode(changed)).abs().max() > 1e-6
+
+
+def test_of_an_identical_frame_a_causal_model_computes_less_and_says_the_same():
+    method, rows = causal_method(), RowRecorder()
+    first = feature(method, *causal_inputs())
+    for _ in range(2):
+        rows.reset()
+        torch.testing.assert_close(feature(method, *causal_inputs(), rows), first, **EXACT)
+        reused = int((~method.report().kept).sum())
+        assert reused > 0
+        assert rows.layer_rows[-1].new == rows.layer_rows[0].new - reused
+        assert rows.layer_rows[-1].seen == rows.layer_rows[0].seen
+
+
+def test_the_first_causal_frame_and_the_first_after_a_reset_are_the_plain_models():
+    method = causal_method()
+    for seed in range(2):
+        images, sequence = causal_inputs(seed)
+        assert torch.equal(feature(method, images, sequence), CAUSAL.decode(sequence))
+        feature(method, images, sequence)
+        assert not method.report().kept.all()
+        method.reset()

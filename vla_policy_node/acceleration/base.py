@@ -9,7 +9,8 @@ overrides the stages it uses and inherits no-ops for the rest; in order they are
     visual_features     every pass: before the projector
     select_tokens       before layer 0
     select_layers       which layers to run
-    stops_before, before_layer, keys_values, watch_attention, watch_output      in each layer
+    stops_before, before_layer, keys_values, appended_positions,
+    watch_attention, watch_output               in each layer
     denoise             each step of CogACT's action head
     end_step            every step: see the actions
     reset               a new episode or instruction
@@ -176,9 +177,16 @@ class Method:
         """Change what layer `index` (0, 1, ...) attends to.
 
         key, value: [B, heads, T, head width] of the rows of `sequence`, keys rotated. Those of
-        tokens that are no rows of it may be appended.
+        tokens that are no rows of it may be appended; `appended_positions` says which they are.
         """
         return key, value
+
+    def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor | None:
+        """Say which tokens `keys_values` has just appended: their positions, [B or 1, N] int64.
+
+        None: it appended nothing. Only causal models ask, where a row sees no key behind it.
+        """
+        return None
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See what layer `index` (0, 1, ...) attends to; comes after `keys_values`.

@@ -11,8 +11,9 @@ arXiv 2502.02175, in the form of the released code (siyuhsu/vla-cache, OpenVLA-O
    falls, r = 1 - H with H the entropy of the layer's attention in the last step, min-max
    normalised over the layers; rises of r from layer to layer are damped by `growth`.
 
-OpenVLA is causal, so that reuse is exact for tokens before anything that changed. OpenVLA-OFT's
-rows all see each other, so here it is exact for identical inputs and an approximation otherwise.
+In a causal model, OpenVLA there and CogACT here, reuse is exact for tokens before anything that
+changed, and an approximation for those behind it. OpenVLA-OFT's rows all see each other, so there
+it is exact for identical inputs and an approximation otherwise.
 The entropy is that of the rows that the last step computed; the last layer, whose attention is
 needed nowhere, does not take part, unless a depth cut has made it the layer of step 2. In models
 of other depth the layers lie as deep.
@@ -40,8 +41,10 @@ class VlaCache(Method):
     """Does not recompute static tokens in the deep layers.
 
     similarity: cosine of a patch's pixels with the last frame's above which it is static.
-    static: of each camera, at most; published is 150 of 256, 0 reuses nothing.
-    relevant: of each camera, tokens that are recomputed in any case; published is 100.
+    static: of each camera, at most; published is 150 of 256 for OpenVLA-OFT and 130 for OpenVLA,
+        0 reuses nothing.
+    relevant: of each camera, tokens that are recomputed in any case; published is 100 for
+        OpenVLA-OFT and 120 for OpenVLA.
     growth: damping of the schedule; published is 0.55, 1.0 does not damp.
     """
 
@@ -68,11 +71,7 @@ class VlaCache(Method):
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Place the layers in the depth of the model; refuse a causal one."""
-        if config.causal:
-            raise ValueError(
-                'vla_cache appends keys of earlier steps, which have no place in the causal '
-                f'language model of this policy ({config.architecture}); choose another method.')
+        """Place the layers in the depth of the model."""
         self._config = config
         layers = config.language_model.layers
         self._drop_layers = {min(at_depth(index, layers), layers - 1) for index in DROP_LAYERS}
@@ -143,6 +142,10 @@ class VlaCache(Method):
             torch.cat([new, old.index_select(2, self._dropped)], dim=2)
             for new, old in zip((key, value), kept, strict=True)
         )
+
+    def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor:
+        """Visual token j has position 1 + j, in every step."""
+        return 1 + self._dropped[None]
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See, for the next step, how each layer spreads its attention, and on which tokens."""

@@ -25,7 +25,8 @@ from vla_policy_node.world.libero_world import LiberoWorld, tasks
 # Where in a method time may go; the policy calls nothing else of it while it infers.
 STAGES = (
     'begin_step', 'visual_features', 'select_tokens', 'select_layers', 'before_layer',
-    'stops_before', 'keys_values', 'watch_attention', 'watch_output', 'end_step',
+    'stops_before', 'keys_values', 'appended_positions', 'watch_attention', 'watch_output',
+    'end_step',
 )
 
 

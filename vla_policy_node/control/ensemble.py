@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WEIGHTINGS = ('act', 'adaptive', 'cogact')
+
 
 def age_weights(count: int, decay: float = 0.01) -> np.ndarray:
     """Return weights [count], oldest first, summing to 1: w_i ~ exp(-decay * i).
@@ -36,7 +38,8 @@ def agreement_weights(candidates: np.ndarray, alpha: float = 0.1) -> np.ndarray:
 class EnsembleSettings:
     """How `temporal_ensemble` averages.
 
-    weighting: 'act' (by age) or 'adaptive' (by agreement with the newest prediction).
+    weighting: 'act' (by age), 'adaptive' (by agreement with the newest prediction) or 'cogact'
+        ('adaptive' as its authors run it, with the gripper like any other dimension).
     decay: for 'act', see `age_weights`.
     alpha: for 'adaptive', see `agreement_weights`.
     horizon: at most this many chunks, the newest ones, are averaged.
@@ -48,9 +51,9 @@ class EnsembleSettings:
     horizon: int = 8
 
     def __post_init__(self) -> None:
-        if self.weighting not in ('act', 'adaptive'):
+        if self.weighting not in WEIGHTINGS:
             raise ValueError(
-                f"Ensemble weighting '{self.weighting}' is unknown; use 'act' or 'adaptive'."
+                f"Ensemble weighting '{self.weighting}' is unknown; use {', '.join(WEIGHTINGS)}."
             )
         for name in ('decay', 'alpha'):
             value = getattr(self, name)
@@ -61,9 +64,9 @@ class EnsembleSettings:
 
     def weights(self, candidates: np.ndarray) -> np.ndarray:
         """Return the weights [n] for candidates [n, D], oldest first."""
-        if self.weighting == 'adaptive':
-            return agreement_weights(candidates, self.alpha)
-        return age_weights(len(candidates), self.decay)
+        if self.weighting == 'act':
+            return age_weights(len(candidates), self.decay)
+        return agreement_weights(candidates, self.alpha)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -193,8 +193,8 @@ class AsyncExecutor(ChunkExecutor):
 class TemporalEnsembleExecutor(ChunkExecutor):
     """Averages what all recent chunks predict for the target (ACT, CogACT).
 
-    The gripper is never averaged, nor asked for agreement: half open is no grasp, so its value
-    is the newest chunk's.
+    The gripper is neither averaged nor asked for agreement: half open is no grasp, so its value
+    is the newest chunk's. Only 'cogact' does both, as published, for actions of 0 or 1.
     """
 
     def __init__(self, period_ns: int, settings: EnsembleSettings):
@@ -206,9 +206,10 @@ class TemporalEnsembleExecutor(ChunkExecutor):
         return True
 
     def _merge(self, candidates: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        motions = np.stack(candidates)[:, MOTION]
-        action = candidates[-1].copy()
-        action[MOTION] = self._settings.weights(motions) @ motions
+        averaged = slice(None) if self._settings.weighting == 'cogact' else MOTION
+        together, action = np.stack(candidates), candidates[-1].copy()
+        action[averaged] = self._settings.weights(together[:, averaged]) @ together[:, averaged]
+        motions = together[:, MOTION]
         action.setflags(write=False)
         if len(candidates) == 1:
             return action, math.nan

@@ -43,6 +43,10 @@ class LayerHooks:
         """Change keys and values, [B, heads, T, head width]; more may follow the first T."""
         return key, value
 
+    def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor | None:
+        """Say where the keys that follow the first T belong, [B or 1, N] int64."""
+        return None
+
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See attention of any rows to all keys."""
 
@@ -142,7 +146,8 @@ class SelfAttention(nn.Module):
         query, key, value = self.project(x, rope, rows)
         if place:
             key, value = hooks.keys_values(*place, key, value)
-            mask = _with_more_keys(mask, key.shape[2])
+            if mask is not None and key.shape[2] > mask.shape[3]:
+                mask = _with_more_keys(mask, key.shape[2], hooks, *place)
             last = rows != slice(None)
             queries = (lambda asking: self.queries(x, rope, asking)) if last else (
                 lambda asking: query[:, :, asking])
@@ -177,18 +182,30 @@ def _asked(mask: Tensor | None, rows: slice) -> Tensor | None:
     return mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
 
 
-def _with_more_keys(mask: Tensor | None, keys: int) -> Tensor | None:
-    """A mask for keys that were appended and that all rows see.
+def _with_more_keys(
+    mask: Tensor, keys: int, hooks: LayerHooks, index: int, sequence: TokenSequence
+) -> Tensor:
+    """A mask for so many keys, of which some were appended.
 
-    ValueError for a causal mask: which rows come after them, nobody says.
+    All rows see those, but in a causal model only the rows that they are not behind. ValueError if
+    nobody says where they are.
     """
-    if mask is None or mask.shape[3] == keys:
-        return mask
-    if mask.shape[2] > 1:
+    more = keys - mask.shape[3]
+    if mask.shape[2] == 1:
+        return functional.pad(mask, (0, more))
+    positions = hooks.appended_positions(index, sequence)
+    if positions is None or positions.shape[-1] != more:
         raise ValueError(
-            'Keys of rows that are no longer in the sequence have no place in a causal language '
+            'Keys of rows that are no longer in the sequence need positions in a causal language '
             'model; choose another acceleration method for this policy.')
-    return functional.pad(mask, (0, keys - mask.shape[3]))
+    hidden = _hide_later(positions.expand(len(mask), -1), sequence.positions)
+    return torch.cat([mask, hidden.to(mask.dtype)], dim=3)
+
+
+def _hide_later(keys: Tensor, rows: Tensor) -> Tensor:
+    """Positions [B, K] and [B, T] -> [B, 1, T, K], -inf where a key is behind a row."""
+    later = keys[:, None, None, :] > rows[:, None, :, None]
+    return torch.zeros(later.shape, device=later.device).masked_fill(later, -torch.inf)
 
 
 class SwiGlu(nn.Module):
@@ -284,8 +301,6 @@ class LanguageModel(nn.Module):
         bias = sequence.key_bias
         mask = None if bias is None else bias[:, None, None, :]
         if self.causal:
-            places = sequence.positions[:, None]
-            later = places[:, :, None, :] > places[:, :, :, None]
-            unseen = torch.zeros(later.shape, device=later.device).masked_fill(later, -torch.inf)
+            unseen = _hide_later(sequence.positions, sequence.positions)
             mask = unseen if mask is None else mask + unseen
         return None if mask is None else mask.to(sequence.states.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from vla_policy_node.models.language_model import LayerHooks
@@ -50,6 +51,12 @@ class Turns(LayerHooks):
         for method in self._methods:
             key, value = method.keys_values(index, sequence, key, value)
         return key, value
+
+    def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor | None:
+        """Each says where its keys belong, in the order in which they were appended."""
+        said = [method.appended_positions(index, sequence) for method in self._methods]
+        said = [positions for positions in said if positions is not None]
+        return torch.cat(said, dim=-1) if said else None
 
     def watch_attention(
         self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]

@@ -9,7 +9,7 @@ import yaml
 
 from vla_policy_node.control.action_spec import ROTATION_FORMS, ActionSpec, GripperLatch
 from vla_policy_node.control.commander import CommanderParts
-from vla_policy_node.control.ensemble import EnsembleSettings
+from vla_policy_node.control.ensemble import WEIGHTINGS, EnsembleSettings
 from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
@@ -101,8 +101,8 @@ class PolicyParameters:
         'chunk wins. temporal_ensemble: average what recent chunks say.',
         choices=EXECUTION_MODES, tunable=True)
     ensemble_weighting: str = parameter(
-        'act', 'act: exp(-m i), oldest first (ACT). adaptive: exp(a cos) to the newest (CogACT).',
-        choices=('act', 'adaptive'), tunable=True)
+        'act', 'act: exp(-m i), oldest first (ACT). adaptive: exp(a cos) to the newest (CogACT). '
+        'cogact: the same with the gripper, as published.', choices=WEIGHTINGS, tunable=True)
     ensemble_decay: float = parameter(
         0.01, 'm of the act weights; above 0 favours old chunks.', '', -10.0, 10.0, tunable=True)
     ensemble_alpha: float = parameter(
