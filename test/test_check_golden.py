@@ -3,11 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from typer.testing import CliRunner
 
 from vla_policy_node import cli
@@ -18,10 +21,12 @@ from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.golden_model import GoldenModel
 from vla_policy_node.models import (
     checkpoint,
+    heads,
     openvla_oft,
     preprocess,
     prompt,
     statistics,
+    towers,
 )
 from vla_policy_node.models.config import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
@@ -103,7 +108,7 @@ def scale_statistics(part, entry):
 
 
 CONFIG, IMAGES, RANGES = 'config.json', 'preprocessor_config.json', 'dataset_statistics.json'
-IMAGENET = [0.485, 0.456, 0.406]
+IMAGENET, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @pytest.mark.parametrize(('file', 'change', 'stage'), [
@@ -112,9 +117,15 @@ IMAGENET = [0.485, 0.456, 0.406]
     (CONFIG, set_entry('vision_tiny', 'featurizer', 'norm_eps', value=1e-5), 'DINOv2 tower'),
     (CONFIG, set_entry('vision_tiny', 'fused_featurizer', 'feature_block', value=2),
      'SigLIP tower'),
+    (CONFIG, set_entry('vision_tiny', 'fused_featurizer', 'norm_eps', value=1e-5),
+     'SigLIP tower'),
+    (CONFIG, set_entry('tiny_token_ids', 'bos', value=5), 'token ids'),
     (CONFIG, set_entry('tiny_token_ids', 'empty', value=190), 'token ids'),
     (CONFIG, set_entry('tiny_token_ids', 'stop', value=3), 'token ids'),
     (IMAGES, lambda d: d['tvf_normalize_params'][0].update(mean=IMAGENET), 'image normalisation'),
+    (IMAGES, lambda d: d['tvf_normalize_params'][0].update(std=IMAGENET_STD),
+     'image normalisation'),
+    (IMAGES, lambda d: d['tvf_normalize_params'].reverse(), 'image normalisation'),
     (RANGES, scale_statistics('proprio', 'q01'), 'proprio normalisation'),
     (RANGES, scale_statistics('action', 'q99'), 'un-normalisation'),
     (RANGES, set_entry('tiny_synthetic_no_noops', 'action', 'mask', value=[True] * 7),
@@ -125,23 +136,57 @@ def test_a_wrong_constant_of_the_checkpoint_is_found(directory, one_case, file, 
     assert failing_stages(directory, one_case('oft_tiny'))[0] == stage
 
 
+def test_a_wrong_padding_id_is_found(directory):
+    """Only batches, which training has, are filled up."""
+    edit_json(directory / CONFIG, set_entry('tiny_token_ids', 'pad', value=193))
+    assert failing_stages(directory, DATA / 'oft_tiny')[0] == 'training: token ids'
+
+
+def forget_taps():
+    preprocess._crop_taps.cache_clear()
+    preprocess._lanczos3.cache_clear()
+
+
+def approximate_gelu():
+    """`torch.nn.functional` whose GELU, unless told otherwise, is not the exact one."""
+    return SimpleNamespace(**{
+        **vars(functional), 'gelu': partial(functional.gelu, approximate='tanh')})
+
+
+def wrist_first(model, pixels, *rest, see=openvla_oft.OpenVlaOft.visual_features):
+    return see(model, pixels.flip(1), *rest)
+
+
+def unscaled_softmax(logits, dim, softmax=torch.softmax):
+    return softmax(64**0.5 * logits, dim)  # the model of the pack is 64 wide
+
+
 @pytest.mark.parametrize(('pack', 'where', 'name', 'value', 'stage'), [
     ('oft_tiny', openvla_oft.ACTION_ROWS, 'oft', 0, 'action rows'),
+    ('oft_tiny', openvla_oft.OpenVlaOft, 'visual_features', wrist_first, 'projector'),
+    ('oft_tiny', towers.Mlp.__init__, '__defaults__', ('tanh',), 'DINOv2 tower'),
+    ('oft_tiny', towers, 'functional', approximate_gelu(), 'projector'),
+    ('oft_tiny', heads, 'functional', approximate_gelu(), 'proprio projector'),
+    ('oft_tiny', heads, 'NORM_EPS', 1e-6, 'action head'),
     ('oft_tiny', preprocess, 'CROP_AREA', 0.95, 'camera images [levels]'),
     ('oft_tiny', statistics, 'RANGE_EPS', 1e-2, 'proprio normalisation'),
     ('lightvla_tiny', lightvla, 'NORM_EPS', 1e-2, 'LightVLA scores'),
+    ('lightvla_tiny', torch, 'softmax', unscaled_softmax, 'LightVLA scores'),
     ('lightvla_tiny', openvla_oft.ACTION_ROWS, 'last56', 2, 'action head, rows last56'),
     ('preprocess', preprocess, 'JPEG_QUALITY', 94, 'JPEG round trip'),
+    ('preprocess', preprocess, 'JPEG_FAST_DCT', False, 'JPEG round trip'),
+    ('preprocess', preprocess, 'LANCZOS_RADIUS', 2, 'resize, before rounding'),
+    ('preprocess', preprocess, 'LEVELS', 255, 'crop'),
     ('preprocess', preprocess, 'CROP_AREA', 0.9001, 'crop, before rounding'),
     ('preprocess', prompt, 'TEMPLATE', 'In: {instruction}?\nOut:', 'prompt text'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_a_wrong_constant_of_the_code_is_found(
         one_case, monkeypatch, pack, where, name, value, stage):
-    preprocess._crop_taps.cache_clear()
+    forget_taps()
     set_to = monkeypatch.setitem if isinstance(where, dict) else monkeypatch.setattr
     set_to(where, name, value)
     failing = failing_stages(CHECKPOINT, one_case(pack))
-    preprocess._crop_taps.cache_clear()
+    forget_taps()
     assert failing[0] == stage
 
 

@@ -37,15 +37,45 @@ def test_the_fused_network_is_the_plain_one(inputs):
         assert_close(FUSED(*inputs, methods), MODEL(*inputs, methods))
 
 
+@pytest.mark.parametrize('method', [None, LightVla])
 @torch.inference_mode()
-def test_every_norm_and_scale_of_the_fused_network_counts():
-    """The golden checkpoint's norms are near one; here they are not."""
+def test_every_folding_holds_to_1e_9_in_float64(method):
+    """The golden checkpoint's norms and scales are near one; here they are not."""
     config = variants.read_config({**variants.CONFIG, 'head': 'l1'})
-    plain = variants.random_model(config)
-    pixels = torch.randn(1, 2, 6, 56, 56)
-    proprio, ids = torch.rand(1, 8), torch.tensor([[1, 40, 41, 42, 3]])
-    expected = plain(pixels, proprio, ids)
-    assert_close(fuse(copy.deepcopy(plain))(pixels, proprio, ids), expected)
+    plain = variants.random_model(config).double()
+    fused = fuse(copy.deepcopy(plain))
+    inputs = (torch.randn(1, 2, 6, 56, 56).double(), torch.rand(1, 8).double(),
+              torch.tensor([[1, 40, 41, 42, 3]]))
+    methods = [method()] if method else []
+    expected = plain(*inputs, methods)
+    assert expected.dtype == torch.float64
+    for value in (fused(*inputs, methods), StaticForward(fused, methods)(*inputs)):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
+
+
+@torch.inference_mode()
+def test_rows_that_the_last_layer_leaves_out_change_no_other_to_1e_9_in_float64(inputs):
+    rows = MODEL.action_rows('oft')
+    for network in (MODEL, FUSED):
+        double = copy.deepcopy(network).double()
+        sequence = assemble(double, [x.double() if x.is_floating_point() else x for x in inputs])
+        asked = double.language_model(sequence, rows)
+        every = double.language_model(sequence)[:, rows]
+        torch.testing.assert_close(asked, every, rtol=0, atol=1e-9)
+
+
+@torch.inference_mode()
+def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_the_range():
+    """Mean absolute error of each action value against float32; the range is -1 to 1."""
+    forward = StaticForward(fuse(load_model().bfloat16()))
+    errors = []
+    for inputs in map(inputs_of, CASES):
+        half = [x.bfloat16() if x.is_floating_point() else x for x in inputs]
+        errors.append((forward(*half).float() - MODEL(*inputs)).abs()[0])
+    means = torch.cat(errors).mean(dim=0)
+    assert means.shape == (7,)
+    assert (means > 0).all()
+    assert means.max() < 0.02
 
 
 @torch.inference_mode()
@@ -155,6 +185,20 @@ def test_graphs_replay_what_the_plain_network_computes():
             assert_close(forward(*inputs, 'last56'), expected, 1e-3)
     finally:
         MODEL.to('cpu'), FUSED.to('cpu')
+
+
+@needs_cuda
+@torch.inference_mode()
+def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
+    model = FUSED.to('cuda')
+    graphs, eager = StaticForward(model, [LightVla()]), StaticForward(model, [LightVla()])
+    eager._pool = None  # as on the CPU, where stages just run
+    try:
+        for case in [*CASES, *CASES]:
+            inputs = [value.to('cuda') for value in inputs_of(case)]
+            assert torch.equal(graphs(*inputs, 'last56'), eager(*inputs, 'last56'))
+    finally:
+        FUSED.to('cpu')
 
 
 @needs_cuda

@@ -56,7 +56,8 @@ def test_cogact_averages_the_last_seven_chunks_as_its_authors_do_on_bridge():
     assert checked.ensemble_weighting == 'adaptive'
     assert (checked.ensemble_alpha, checked.ensemble_horizon) == (0.1, 7)
     assert (checked.rotation_form, checked.control_rate_hz) == ('euler_xyz', 5.0)
-    assert _ID.fullmatch(checked.checkpoint)
+    # The hub's snapshot has no tokenizer, so a directory with one is named instead.
+    assert not _ID.fullmatch(checked.checkpoint)
     # About what small arms do in a step of 0.2 s; not read from a checkpoint.
     checked.action_spec().check_range(
         [-0.029, -0.042, -0.026, -0.081, -0.093, -0.208, 0.0],

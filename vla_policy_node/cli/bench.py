@@ -18,7 +18,7 @@ def node(
 ) -> None:
     """Measure what the ROS side costs: two 640x480 cameras at 30 Hz, inference all the time.
 
-    `vla bench node --duration 600` is the table of the README.
+    `vla bench node --duration 60` is the table of docs/measured.md.
     """
     from rich.console import Console
 
@@ -170,7 +170,8 @@ def policy(
     over that of memory, whichever is more; both rates are measured first. Contenders act in turn,
     so that a machine that slows down slows down all of them. Batch 1, two cameras.
 
-    * `vla bench policy --json out/policy.json --markdown out/policy.md`: the table of the README
+    * `vla bench policy --json out/policy.json --markdown out/policy.md`: the tables of
+      docs/measured.md, of which the README has an extract
 
     * `vla bench policy --size 7b --device cuda --compiled --repetitions 100`: public size on a GPU
 

@@ -117,17 +117,22 @@ def _fold_layer_scale(block: Block) -> None:
     for name, linear in (('ls1', block.attn.proj), ('ls2', block.mlp.fc2)):
         layer_scale = getattr(block, name)
         if isinstance(layer_scale, LayerScale):
-            scale = layer_scale.scale_factor.float()
+            scale = layer_scale.scale_factor
             for key, factor in (('weight', scale[:, None]), ('bias', scale)):
-                folded = (getattr(linear, key).float() * factor).to(getattr(linear, key).dtype)
+                folded = _product(getattr(linear, key), factor)
                 setattr(linear, key, nn.Parameter(folded, requires_grad=False))
             setattr(block, name, nn.Identity())
 
 
 def _stack(linears: tuple[nn.Linear, ...] | list[nn.Linear], gain: Tensor) -> nn.Linear:
     """Put layers without bias on top of each other; gain: factor of each input, [width]."""
-    dtype = linears[0].weight.dtype
-    weight = torch.cat([(linear.weight.float() * gain.float()).to(dtype) for linear in linears])
+    weight = torch.cat([_product(linear.weight, gain) for linear in linears])
     stacked = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device='meta')
     stacked.weight = nn.Parameter(weight, requires_grad=False)
     return stacked
+
+
+def _product(weight: Tensor, factor: Tensor) -> Tensor:
+    """Multiply in float32 at least, and round once, to the dtype of the weight."""
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(precision) * factor.to(precision)).to(weight.dtype)

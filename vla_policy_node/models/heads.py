@@ -8,13 +8,15 @@ from torch.nn import functional
 
 from vla_policy_node.models.config import ACTION_DIMENSION
 
+NORM_EPS = 1e-5  # not that of the towers and the language model
+
 
 class ResidualBlock(nn.Module):
     """x + ReLU(Linear(LayerNorm(x)))."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
+        self.ffn = nn.Sequential(nn.LayerNorm(width, NORM_EPS), nn.Linear(width, width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
@@ -26,10 +28,10 @@ class L1ActionHead(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(ACTION_DIMENSION * width)
+        self.layer_norm1 = nn.LayerNorm(ACTION_DIMENSION * width, NORM_EPS)
         self.fc1 = nn.Linear(ACTION_DIMENSION * width, width)
         self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(2))
-        self.layer_norm2 = nn.LayerNorm(width)
+        self.layer_norm2 = nn.LayerNorm(width, NORM_EPS)
         self.fc2 = nn.Linear(width, ACTION_DIMENSION)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 JPEG_QUALITY = 95
+JPEG_FAST_DCT = True  # the inverse DCT of the decoder: the fast integer one
+LANCZOS_RADIUS = 3  # source pixels, where the picture does not shrink
+LEVELS = 255.5  # times 0 to 1, and truncated, gives uint8
 CROP_AREA = 0.9  # fraction of the image that the centre crop keeps
 
 # 'exact' is what policies were evaluated with, 'fast' takes a fraction of its time.
@@ -115,7 +118,7 @@ def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
     stream = io.BytesIO()
     pixels = Image.fromarray(np.ascontiguousarray(image))
     pixels.save(stream, 'JPEG', quality=JPEG_QUALITY, subsampling='4:2:0')
-    return simplejpeg.decode_jpeg(stream.getvalue(), fastdct=True)
+    return simplejpeg.decode_jpeg(stream.getvalue(), fastdct=JPEG_FAST_DCT)
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
@@ -170,7 +173,7 @@ def center_crop(image: np.ndarray) -> np.ndarray:
 
     Float32 throughout and truncation of 255.5 x instead of rounding, as in TensorFlow.
     """
-    return (np.clip(crop_center(image), 0, 1) * np.float32(255.5)).astype(np.uint8)
+    return (np.clip(crop_center(image), 0, 1) * np.float32(LEVELS)).astype(np.uint8)
 
 
 def crop_center(image: np.ndarray) -> np.ndarray:
@@ -190,7 +193,7 @@ def _lanczos3(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
     Float32 throughout, in TensorFlow's order of operations.
     """
-    one, half, radius, pi = (np.float32(value) for value in (1, 0.5, 3, np.pi))
+    one, half, radius, pi = (np.float32(value) for value in (1, 0.5, LANCZOS_RADIUS, np.pi))
     step = one / (np.float32(target) / np.float32(source))
     stretch = max(step, one)
     centres = (np.arange(target, dtype=np.float32) + half) * step
