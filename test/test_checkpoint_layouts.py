@@ -306,6 +306,11 @@ def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):
     policy = Policy.load(directory, methods=(), statistics_key='bridge_orig')
     assert len(policy.description.sha256) == 64
     assert policy.infer(observation()).actions.shape == (1, 7)
+    # Pre-training saw whole pictures; fine-tuning for LIBERO saw random crops.
+    assert not checkpoint.read_model_config(directory).center_crop
+    assert checkpoint.read_model_config(made['autoregressive']).center_crop
+    (directory / 'config.json').write_text(json.dumps(document | {'center_crop': True}))
+    assert checkpoint.read_model_config(directory).center_crop
 
 
 def test_the_noise_schedule_is_the_squared_cosine():

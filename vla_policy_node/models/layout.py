@@ -27,6 +27,8 @@ from vla_policy_node.models.config import ModelConfig, read_config
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
 
+PRETRAINING_SET = 'bridge_orig'  # one of the many of openvla/openvla-7b
+
 # Rows that the action head read when the published numbers were measured; files do not tell.
 _PUBLISHED_ROWS = {
     r'openvla-7b-oft-finetuned-libero': 'oft',
@@ -65,6 +67,8 @@ def read_model_config(directory: Path) -> ModelConfig:
     head = document.get('head') or _recognise_head(directory, parts)
     if head == 'autoregressive':
         config = replace(config, head=head, proprio=False, cameras=1, chunk_length=1)
+        if 'center_crop' not in document and _is_pretrained(directory, document):
+            config = replace(config, center_crop=False)
     else:
         if config.proprio and 'proprio_projector' not in parts:
             raise ValueError(
@@ -104,6 +108,16 @@ def read_normalisation(directory: Path) -> Mapping:
     if cogact_release.find(directory) and not (directory / 'preprocessor_config.json').is_file():
         return cogact_release.NORMALISATION
     return read_json(directory, 'preprocessor_config.json')
+
+
+def _is_pretrained(directory: Path, document: Mapping) -> bool:
+    """Whether OpenVLA is as its pre-training left it, which saw no random crops.
+
+    Its authors forbid the centre crop then (openvla/openvla, run_bridgev2_eval.py) and demand it
+    of what was fine-tuned with random crops (run_libero_eval.py).
+    """
+    fine_tuned = (directory / 'dataset_statistics.json').is_file()
+    return not fine_tuned and PRETRAINING_SET in (document.get('norm_stats') or {})
 
 
 def published_action_rows(directory: Path) -> str:
