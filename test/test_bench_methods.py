@@ -284,7 +284,7 @@ def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
 
     rows = json.loads((tmp_path / 'methods.json').read_text())
     assert Counter(row['model'] for row in rows) == {
-        'oft': 2, 'cogact': 4, OFT.name: 2, COGACT.name: 4}
+        'oft': 2, 'cogact': 4, OFT.name: 3, COGACT.name: 4}
     assert [model['refused'].keys() for model in document['models']] == [
         {'efficientvla_cache'}, set()]
     found = {(row['model'], row['method']): row for row in rows if row['latency_ms']}

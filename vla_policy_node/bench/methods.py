@@ -60,8 +60,6 @@ def bench_methods(
             f'{", ".join(names)} are the same; name each once, or copy one.')
     chosen = contenders(swept(methods) if sweep else methods, also)
     shares = share_out(chosen, [Path(plan.parameters.checkpoint) for plan in plans])
-
-    counted = [] if sweep else published_rows(chosen)
     unfinished = out / UNFINISHED
     models = []
     for plan, share, name in zip(plans, shares, names, strict=True):
@@ -86,7 +84,7 @@ def bench_methods(
         'seed': plans[0].seed,
         'machine': describe_machine(plans[0].threads, workers),
         'models': models,
-        'published': counted,
+        'published': [] if sweep else published_rows(chosen),
     }
     for path in write_report(document, out):
         console.print(f'Wrote {path}.')
