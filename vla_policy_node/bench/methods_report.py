@@ -160,7 +160,7 @@ def _stages(rows: Sequence[Mapping]) -> dict:
         return cell
 
     # In the order of a step; only some methods have a decision to make.
-    order = ('preprocess', 'reuse', 'vision', 'select', 'language_model', 'head')
+    order = ('preprocess', 'upload', 'reuse', 'vision', 'select', 'language_model', 'head')
     stages = {stage for row in rows for stage in row['latency_by_stage_ms']}
     shown = [stage for stage in order if stage in stages] + sorted(stages - set(order))
     return {'method': lambda row: f'`{row["method"]}`', **{s: column(s) for s in shown}}
