@@ -1,17 +1,25 @@
 """`vla bench methods`: finds every method, counts published sizes, reports what it is given."""
 
 import json
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
+from training_data import small_config
+from typer.testing import CliRunner
 
-from vla_policy_node import acceleration
-from vla_policy_node.bench.methods_costs import Stopwatch, summarise_costs
-from vla_policy_node.bench.methods_published import MODEL, published_rows
+from vla_policy_node import acceleration, cli
+from vla_policy_node.bench import methods as bench
+from vla_policy_node.bench.methods_costs import NOT_TIMED, TIMED, Costs, Stopwatch, summarise_costs
+from vla_policy_node.bench.methods_published import MODELS, published_rows
 from vla_policy_node.bench.methods_report import markdown, pareto_front, write_report
-from vla_policy_node.bench.methods_rows import contenders, split_usable, swept
+from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
+from vla_policy_node.evaluation import run
 from vla_policy_node.evaluation.contenders import parse_contender
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.models.flops import LayerRows, count_flops
 from vla_policy_node.models.small import create_small_checkpoint
 
@@ -47,12 +55,39 @@ def test_what_a_checkpoint_has_no_weights_for_is_named_with_the_reason(tmp_path)
     assert 'vla_cache' in [contender.label for contender in usable]
 
 
+def cogact_config():
+    return {**small_config(), 'head': 'cogact', 'chunk_length': 16,
+            'dit': {'blocks': 1, 'width': 24, 'heads': 2}}
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """An OpenVLA-OFT and a CogACT checkpoint."""
+    root = tmp_path_factory.mktemp('checkpoints')
+    return [create_small_checkpoint(root / 'oft', config=small_config()),
+            create_small_checkpoint(root / 'cogact', config=cogact_config())]
+
+
+def test_a_contender_with_a_checkpoint_joins_the_first_model_with_its_kind_of_head(checkpoints):
+    oft, cogact = checkpoints
+    chosen = [parse_contender(text) for text in ('dense', f'adp@{cogact}', f'fastv@{oft}')]
+    labels = [[c.label for c in share] for share in share_out(chosen, [oft, cogact, cogact])]
+    assert labels == [['dense', f'fastv@{oft}'], ['dense', f'adp@{cogact}'], ['dense']]
+    with pytest.raises(ValueError, match=r'kind of action head \(diffusion transformer\)'):
+        share_out(chosen, [oft])
+
+
+OFT, COGACT = MODELS
+
+
+def published(*texts):
+    rows = published_rows([parse_contender(text) for text in texts])
+    return {(row['model'], row['method']): row for row in rows}
+
+
 def test_published_sizes_are_counted_from_the_rows_that_run():
-    chosen = [parse_contender(text) for text in (
-        'dense', 'fastv', 'depth_cut', 'random_tokens:count=100', 'mole')]
-    rows = {row['method']: row for row in published_rows(chosen)}
-    assert 'mole' not in rows  # no weights, no row
-    config = read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px', 'text_config': {}})
+    rows = published('dense', 'fastv', 'depth_cut', 'random_tokens:count=100', 'deer')
+    assert (OFT.name, 'deer') not in rows  # no thresholds, no row
     full = 36 + 512 + 58
     hand = {
         'dense': [full] * 32,
@@ -60,11 +95,34 @@ def test_published_sizes_are_counted_from_the_rows_that_run():
         'random_tokens:count=100': [full - 412] * 32,
     }
     for label, layer_rows in hand.items():
-        assert rows[label]['flops'] == sum(count_flops(config, layer_rows).values())
-        assert rows[label]['model'] == MODEL
+        flops = count_flops(OFT.config, layer_rows)
+        assert rows[OFT.name, label]['flops'] == sum(flops.values())
     half = [LayerRows(full, full, full)] * 15 + [LayerRows(56, full, full)]
-    assert rows['depth_cut']['layers'] == 16
-    assert rows['depth_cut']['flops'] == sum(count_flops(config, half).values())
+    assert rows[OFT.name, 'depth_cut']['layers'] == 16
+    assert rows[OFT.name, 'depth_cut']['flops'] == sum(count_flops(OFT.config, half).values())
+
+
+def test_the_published_cogact_is_counted_with_its_head():
+    rows = published('dense', 'efficientvla_cache', 'efficientvla_tokens+efficientvla_cache')
+    full = 25 + 256 + 1
+    assert not any(label != 'dense' for model, label in rows if model == OFT.name)
+    for label, layer_rows, reused in (
+        ('dense', [full] * 32, 0),
+        ('efficientvla_cache', [full] * 32, 8),
+        ('efficientvla_tokens+efficientvla_cache', [full] * 2 + [full - 200] * 30, 8),
+    ):
+        expected = count_flops(COGACT.config, layer_rows, reused)
+        assert rows[COGACT.name, label]['flops_by_stage'] == expected
+        assert rows[COGACT.name, label]['tokens_total'] == 256
+
+
+def test_what_random_weights_would_choose_at_random_is_counted_as_published(checkpoints):
+    rows = published('lightvla', f'mole@{checkpoints[0]}', 'fastdrivevla')
+    assert {key: (row['tokens'], row['layers']) for key, row in rows.items()} == {
+        (OFT.name, 'lightvla'): (78, 32), (COGACT.name, 'lightvla'): (39, 32),
+        (OFT.name, 'mole'): (512, 18), (COGACT.name, 'mole'): (256, 18),
+        (OFT.name, 'fastdrivevla'): (256, 32), (COGACT.name, 'fastdrivevla'): (128, 32)}
+    assert not any(row['depends_on_input'] for row in rows.values())
 
 
 def test_the_front_is_what_nothing_beats():
@@ -73,12 +131,47 @@ def test_the_front_is_what_nothing_beats():
     assert pareto_front([(1.0, 2.0)]) == [0]
 
 
+def test_every_stage_of_a_method_is_timed_or_left_out_on_purpose():
+    stages = {name for name, value in vars(acceleration.Method).items()
+              if callable(value) and not name.startswith('_')}
+    assert stages == {*TIMED, *NOT_TIMED}
+    assert not set(TIMED) & set(NOT_TIMED)
+
+
 def test_the_stopwatch_counts_what_a_method_takes_and_nothing_else():
     method = acceleration.create('random_tokens')
     watch = Stopwatch([method], 'cpu')
     assert 'select_tokens' in vars(method)
     assert 'before_layer' not in vars(method)
     assert watch.ms == 0
+
+
+def test_the_stopwatch_stands_still_while_a_method_runs_the_head(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
+
+    def head(seconds, result):
+        def run(*_):
+            now[0] += seconds
+            return result
+        return run
+
+    class Slow(acceleration.Method):
+        def denoise(self, state):
+            now[0] += 0.5
+            noise = state.reuse(torch.zeros(1)) if state.index else state.run()[0]
+            now[0] += 0.25
+            return noise
+
+    monkeypatch.setattr(DenoisingStep, 'run', head(10, ('noise', None)))
+    monkeypatch.setattr(DenoisingStep, 'reuse', head(100, 'again'))
+    slow = Slow()
+    watch = Stopwatch([slow], 'cpu')
+    states = [DenoisingStep(None, index, None, 0, None, 1.0) for index in (0, 1)]
+    assert [slow.denoise(state) for state in states] == ['noise', 'again']
+    assert watch.ms == pytest.approx(1500)
+    states[0].run()  # by the policy, after all methods have passed
+    assert watch.ms == pytest.approx(1500)
 
 
 def costs(scale=1.0):
@@ -102,34 +195,129 @@ def test_costs_are_put_together():
 
 @pytest.mark.parametrize('judged', [True, False])
 def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
-    rows = []
-    for index, label in enumerate(('dense', 'fastv')):
-        row = {'method': label, 'model': 'small', 'success_rate': None, 'episodes': 0,
-               **summarise_costs(costs(index))}
-        if judged:
-            row |= {'success_rate': 0.5, 'episodes': 10, 'wilson_low': 0.24, 'wilson_high': 0.76,
+    def model(name):
+        rows = []
+        for index, label in enumerate(('dense', 'fastv')):
+            row = {'method': label, 'model': name, 'success_rate': None, 'episodes': 0,
+                   **summarise_costs(costs(index))}
+            if judged:
+                row |= {
+                    'success_rate': 0.5, 'episodes': 10, 'wilson_low': 0.24, 'wilson_high': 0.76,
                     'against_dense': None if label == 'dense' else
                     {'only_second': 2, 'only_first': 1, 'p_value': 1.0}}
-        rows.append(row)
+            rows.append(row)
+        return {
+            'checkpoint': {'name': name, 'sha256': 'ab' * 32, 'trained': name != 'small',
+                           'architecture': 'tiny'},
+            'refused': {'mole': f'{name} has no weights.'},
+            'rows': rows,
+        }
+
     document = {
-        'command': 'vla bench methods',
-        'checkpoint': {'name': 'small', 'sha256': 'ab' * 32, 'trained': False,
-                       'architecture': 'tiny'},
+        'command': 'vla bench methods --checkpoint small --checkpoint other',
         'suite': 'libero_object', 'layout': 'shuffled', 'tasks': [0], 'seed': 0,
         'machine': {'processor': 'one', 'threads_per_worker': 1, 'versions': {'torch': '2'}},
-        'refused': {'mole': 'It has no weights.'},
-        'rows': [*rows, *published_rows([parse_contender('dense')])],
+        'models': [model('small'), model('other')],
+        'published': published_rows([parse_contender('dense')]),
     }
     table, data, picture = (
         next(path for path in write_report(document, tmp_path) if path.suffix == suffix)
         for suffix in ('.md', '.json', '.png'))
     loaded = json.loads(data.read_text())
-    assert [row['method'] for row in loaded] == ['dense', 'fastv', 'dense']
-    assert {'model', 'success_rate', 'episodes', 'tokens', 'flops', 'latency_ms'} <= set(loaded[0])
+    assert [(row['model'], row['method']) for row in loaded] == [
+        ('small', 'dense'), ('small', 'fastv'), ('other', 'dense'), ('other', 'fastv'),
+        (OFT.name, 'dense'), (COGACT.name, 'dense')]
+    assert {'success_rate', 'episodes', 'tokens', 'flops', 'latency_ms'} <= set(loaded[0])
+    contexts = {row['model']: row['context'] for row in loaded if 'context' in row}
+    assert contexts.keys() == {'small', 'other'}
+    assert contexts['other']['command'] == document['command']
+    assert contexts['other']['refused'] == {'mole': 'other has no weights.'}
     text = table.read_text()
     assert text == markdown(document)
-    assert '**This checkpoint is untrained.**' in text
+    assert f'`{document["command"]}`' in text
+    assert text.count('**This checkpoint is untrained.**') == 1
     assert ('+2 -1, 1' in text) == judged
-    assert 'It has no weights.' in text
+    assert 'other has no weights.' in text
+    assert text.count('**flips**') == 1
     assert picture.stat().st_size > 10_000
-    assert np.isfinite(loaded[2]['flops'])
+    assert np.isfinite(loaded[-1]['flops'])
+
+
+# --- the real thing, small ---
+
+
+def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
+        checkpoints, tmp_path, monkeypatch):
+    measured, episodes, interrupted = [], [], True
+    measure, run_here = Costs.measure, run._run_here
+
+    def noted(self, task, episode, labels):
+        if interrupted and measured:
+            raise KeyboardInterrupt
+        measured.append(labels)
+        return measure(self, task, episode, labels)
+
+    monkeypatch.setattr(Costs, 'measure', noted)
+    monkeypatch.setattr(
+        run, '_run_here', lambda plan, units: episodes.extend(units) or run_here(plan, units))
+
+    def go():
+        return bench.bench_methods(
+            tmp_path, Console(width=100), list(map(str, checkpoints)),
+            ['random_tokens:count=5', 'efficientvla_cache'],
+            [f'random_tokens:count=6@{checkpoints[1]}'], task_ids=(0,), episodes=1, horizon=17,
+            changes={'execution_mode': 'sync'})
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    oft, cogact = (['dense', 'random_tokens:count=5'],
+                   ['dense', 'random_tokens:count=5', 'efficientvla_cache',
+                    f'random_tokens:count=6@{checkpoints[1]}'])
+    assert measured == [oft]
+    assert {path.name for path in (tmp_path / bench.UNFINISHED).iterdir()} == {'oft', 'cogact'}
+    interrupted = False
+    document = go()
+    assert measured == [oft, cogact]
+    assert episodes == [(0, 0, tuple(oft)), (0, 0, tuple(cogact))]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'methods.json', 'methods.md', 'methods.png'}
+
+    rows = json.loads((tmp_path / 'methods.json').read_text())
+    assert Counter(row['model'] for row in rows) == {
+        'oft': 2, 'cogact': 4, OFT.name: 3, COGACT.name: 4}
+    assert [model['refused'].keys() for model in document['models']] == [
+        {'efficientvla_cache'}, set()]
+    found = {(row['model'], row['method']): row for row in rows if row['latency_ms']}
+    assert found['oft', 'dense']['frames'] == 3
+    assert found['cogact', 'dense']['frames'] == 2
+    for row in found.values():
+        assert row['episodes'] == 1
+    for model in ('oft', 'cogact'):
+        assert found[model, 'dense']['tokens'] == 32
+        assert found[model, 'dense']['action_change_max'] == 0
+        assert found[model, 'random_tokens:count=5']['tokens'] == 5
+        assert found[model, 'random_tokens:count=5']['overhead_ms'] > 0
+    cached = found['cogact', 'efficientvla_cache']
+    assert cached['flops'] < found['cogact', 'dense']['flops']
+    assert 0 < cached['overhead_ms'] < cached['latency_by_stage_ms']['head']['p50']
+
+
+def test_two_checkpoints_of_one_name_are_refused(checkpoints, tmp_path):
+    with pytest.raises(ValueError, match='name each once'):
+        bench.bench_methods(tmp_path, Console(), [str(checkpoints[0])] * 2)
+
+
+def test_the_report_says_with_which_command_it_was_made(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(bench, 'bench_methods', lambda *arguments, **options: given.update(
+        out=arguments[0], checkpoints=arguments[2], command=arguments[9]))
+    monkeypatch.chdir(tmp_path)
+    arguments = ['bench', 'methods', '--checkpoint', str(tmp_path / 'a b'), '--checkpoint', 'c',
+                 '--also', f'deer@{tmp_path}/deer', f'--config={tmp_path}']
+    monkeypatch.setattr('sys.argv', ['/usr/bin/vla', *arguments])
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert given['out'].parts == ('out', 'methods')
+    assert given['checkpoints'] == [str(tmp_path / 'a b'), 'c']
+    assert given['command'] == (
+        "vla bench methods --checkpoint './a b' --checkpoint c --also deer@./deer --config=.")

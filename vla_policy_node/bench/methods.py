@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,57 +13,78 @@ from rich.progress import track
 from vla_policy_node.bench.methods_costs import Costs, summarise_costs
 from vla_policy_node.bench.methods_published import published_rows
 from vla_policy_node.bench.methods_report import write_report
-from vla_policy_node.bench.methods_rows import contenders, split_usable, swept
-from vla_policy_node.evaluation.evaluate import evaluate, make_plan
+from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
+from vla_policy_node.evaluation.evaluate import make_plan
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
-from vla_policy_node.evaluation.summary import describe_machine, describe_policy
+from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.summary import describe_machine, describe_policy, summarise
 
-# In the output directory, while a run is not finished: what it need not do again.
+# In the output directory, while a run is not finished: what it need not do again, in a folder
+# for each checkpoint.
 UNFINISHED = 'methods.unfinished'
 
 
 def bench_methods(
     out: Path,
     console: Console,
+    checkpoints: Sequence[str] = (),
     methods: Sequence[str] = (),
     also: Sequence[str] = (),
     sweep: bool = False,
     success: bool = True,
     frames_episodes: int = 1,
     workers: int = 1,
+    command: str = 'vla bench methods',
+    arguments: Mapping[str, str] | None = None,
     **options: object,
 ) -> dict:
     """Measure, write methods.md, methods.json and methods.png into `out`, return the document.
 
-    methods: as `evaluation.contenders` writes them, () for all; also: more of them. sweep: vary
-    the constants of the methods, see `methods_rows.swept`. success: run closed loop, too.
-    frames_episodes: episodes of each task whose frames the costs are measured on. options: those
-    of `evaluation.evaluate.make_plan`. Interrupted, the same call goes on where it was.
-    Raises ValueError with one sentence for what cannot be.
+    checkpoints: measured one after the other, () for the shipped default. methods: as
+    `evaluation.contenders` writes them, () for all; also: more of them. sweep: vary the constants
+    of the methods, see `methods_rows.swept`. success: run closed loop, too. frames_episodes:
+    episodes of each task whose frames the costs are measured on. command: what the user typed,
+    for the report. arguments, options: those of `evaluation.evaluate.make_plan`. Interrupted, the
+    same call goes on where it was. Raises ValueError with one sentence for what cannot be.
     """
-    plan = make_plan(methods=['dense'], **options)
+    plans = [
+        make_plan(methods=['dense'], arguments={**(arguments or {}), 'checkpoint': checkpoint},
+                  **options)
+        for checkpoint in checkpoints or ('',)
+    ]
+    names = [describe_policy(plan)['name'] for plan in plans]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            'Rows are told apart by the names of the checkpoints, and two of '
+            f'{", ".join(names)} are the same; name each once, or copy one.')
     chosen = contenders(swept(methods) if sweep else methods, also)
-    usable, refused = split_usable(chosen, Path(plan.parameters.checkpoint))
-    plan = replace(plan, contenders=tuple(usable))
-    for label, why in refused.items():
-        console.print(f'Without {label}: {why}')
+    shares = share_out(chosen, [Path(plan.parameters.checkpoint) for plan in plans])
     unfinished = out / UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
-
-    counted = [] if sweep else published_rows(chosen)
-    costs = _measure_costs(plan, min(frames_episodes, plan.episodes), unfinished, console)
-    evaluated = evaluate(plan, workers, console, unfinished / 'success.json') if success else None
+    models = []
+    for plan, share, name in zip(plans, shares, names, strict=True):
+        console.print(f'{name}:')
+        usable, refused = split_usable(share, Path(plan.parameters.checkpoint))
+        for label, why in refused.items():
+            console.print(f'Without {label}: {why}')
+        plan = replace(plan, contenders=tuple(usable))
+        costs = _measure_costs(
+            plan, min(frames_episodes, plan.episodes), unfinished / name, console)
+        evaluated = _evaluate(plan, workers, unfinished / name, console) if success else None
+        models.append({
+            'checkpoint': describe_policy(plan),
+            'refused': refused,
+            'rows': [_row(c.label, name, costs, evaluated) for c in usable],
+        })
     document = {
-        'command': 'vla bench methods' + ' --sweep' * sweep,
-        'checkpoint': describe_policy(plan),
-        'suite': plan.suite,
-        'layout': plan.layout,
-        'tasks': list(plan.task_ids),
-        'seed': plan.seed,
-        'machine': describe_machine(plan.threads, workers),
-        'refused': refused,
-        'rows': [*(_row(c.label, plan, costs, evaluated) for c in usable), *counted],
+        'command': command,
+        'suite': plans[0].suite,
+        'layout': plans[0].layout,
+        'tasks': list(plans[0].task_ids),
+        'seed': plans[0].seed,
+        'machine': describe_machine(plans[0].threads, workers),
+        'models': models,
+        'published': [] if sweep else published_rows(chosen),
     }
     for path in write_report(document, out):
         console.print(f'Wrote {path}.')
@@ -93,10 +114,19 @@ def _measure_costs(
     }
 
 
-def _row(label: str, plan: Plan, costs: dict[str, list[dict]], evaluated: dict | None) -> dict:
+def _evaluate(plan: Plan, workers: int, out: Path, console: Console) -> dict:
+    """As `vla eval` does, but what is there stays until all checkpoints are done."""
+    results = Results(out / 'success.json', plan.identity())
+    run_plan(plan, results, workers, console)
+    return summarise(plan, results.rows(plan.keys), workers)
+
+
+def _row(
+    label: str, model: str, costs: Mapping[str, Sequence[Mapping]], evaluated: Mapping | None
+) -> dict:
     row = {
         'method': label,
-        'model': describe_policy(plan)['name'],
+        'model': model,
         'success_rate': None,
         'episodes': 0,
         **summarise_costs(costs[label]),

@@ -8,8 +8,8 @@ caches and gates see the succession they would see on a robot.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,38 +19,60 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
+from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.policy import ActionChunk, Observation, Policy
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
-# Where in a method time may go; the policy calls nothing else of it while it infers.
-STAGES = (
+# The calls of a method in which an inference may spend time ...
+TIMED = (
     'begin_step', 'visual_features', 'select_tokens', 'select_layers', 'before_layer',
     'stops_before', 'keys_values', 'appended_positions', 'watch_attention', 'watch_output',
-    'end_step',
+    'denoise', 'end_step',
 )
+# ... and the others: before it, after it, or in a pass that a device replays as a whole
+# (`models.static_forward`), of which no part can be timed.
+NOT_TIMED = ('changed_config', 'prepare', 'change_model', 'reset', 'report', 'choose', 'note')
 
 
 class Stopwatch:
-    """Counts the time spent inside of methods, ms; with a device it waits for at every call."""
+    """Counts the time spent inside of methods, ms; with a device it waits for at every call.
+
+    What a method asks for beyond the network's own pass is its own: attention maps, and answers
+    of the head at early exits. Blocks of a CogACT head that run or are reused in `denoise` are
+    not: they are there without a method, too.
+    """
 
     def __init__(self, methods: Sequence[Method], device: str):
         self.ms = 0.0
         self._device = device
         for method in methods:
-            for stage in STAGES:
+            for stage in TIMED:
                 if getattr(type(method), stage) is not getattr(Method, stage):
-                    setattr(method, stage, self._timed(getattr(method, stage)))
+                    call = getattr(method, stage)
+                    timed = self._denoising if stage == 'denoise' else self._counted
+                    setattr(method, stage, timed(call))
 
-    def _timed(self, call):
-        def timed(*arguments):
+    def _counted(self, call: Callable, sign: int = 1) -> Callable:
+        def counted(*arguments):
             self._wait()
             started = time.perf_counter()
             result = call(*arguments)
             self._wait()
-            self.ms += (time.perf_counter() - started) * 1e3
+            self.ms += sign * (time.perf_counter() - started) * 1e3
             return result
 
-        return timed
+        return counted
+
+    def _denoising(self, denoise: Callable) -> Callable:
+        counted = self._counted(denoise)
+
+        def without_head(state: DenoisingStep):
+            state = replace(state)  # a copy, because the policy may run the head itself
+            vars(state).update(
+                {name: self._counted(getattr(state, name), -1) for name in ('run', 'reuse')})
+            return counted(state)
+
+        return without_head
 
     def _wait(self) -> None:
         if self._device.startswith('cuda'):

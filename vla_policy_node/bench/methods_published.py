@@ -1,16 +1,20 @@
 """What the methods would compute in the published sizes, counted and not run.
 
-The rows that each layer works on come from a stand-in: 32 layers and 512 visual tokens as in the
-public 7.5-billion-parameter checkpoints, but narrow, with random weights. For methods that keep a
-fixed number of tokens or layers that is their schedule; for those that look at the picture first
-(LightVLA, gates, caches, early exits) it is the schedule of random weights on noise, and says so.
-What choosing itself costs is left out: it depends on widths the stand-in does not have.
+The rows that each layer works on come from stand-ins: 32 layers and as many visual tokens as in
+the public checkpoints, but narrow, with random weights. For methods that keep a fixed number of
+tokens or layers that is their schedule. LightVLA is counted at the share of tokens that it is
+published to keep, and what learns (MoLE, FastDriveVLA) at its published number with random
+weights; for the others that look at the picture first (gates, caches) it is the schedule of random
+weights on noise, and says so. What choosing itself costs is left out: it depends on widths the
+stand-ins do not have.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +22,108 @@ import torch
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Step
+from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
+from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.acceleration.row_recorder import RowRecorder
+from vla_policy_node.bench.policy_run import PUBLIC_COUNT
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.models import small
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config import ModelConfig, read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.variants import create_model
 
-PUBLISHED = {'vision_backbone_id': 'dinosiglip-vit-so-224px', 'text_config': {}}
-MODEL = 'OpenVLA-OFT 7.5 B (counted, not run)'
-PROMPT_IDS = 36
 FRAMES = 3  # the last of which is counted, so that caches are warm
-DEPENDS_ON_INPUT = frozenset({
-    'lightvla', 'lightvla_star', 'sp_vla', 'flashvla', 'adp', 'vla_cache', 'specprune', 'deer',
-})
+# LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
+LIGHTVLA_SHARE = PUBLIC_COUNT / 512
+MOLE_LAYERS = 18
+DEPENDS_ON_INPUT = frozenset({'sp_vla', 'flashvla', 'adp', 'vla_cache', 'specprune', 'deer'})
+
+NOTES = f'''\
+FLOPs of the rows that each layer works on and of the action head, without what choosing costs.
+`lightvla` is counted at the {PUBLIC_COUNT} of 512 tokens that it keeps on LIBERO, with one camera
+at the same share; `mole` at its published {MOLE_LAYERS} of 32 layers and `fastdrivevla` at half of
+the tokens, whichever these are. Other methods with a fixed number of tokens keep as many of one
+camera's 256: `fastv` then drops none. Rows with * depend on the picture, and here on noise and
+random weights.
+'''
+
+
+@dataclass(frozen=True)
+class Published:
+    """A public model. document: its config.json. prompt_ids: of an instruction of LIBERO."""
+
+    name: str
+    document: Mapping
+    prompt_ids: int
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its sizes."""
+        return read_config(self.document)
+
+    def stand_in(self) -> OpenVlaOft:
+        """As deep as the model and with as many rows, 64 wide."""
+        document = copy.deepcopy({**small.CONFIG, **self.document})
+        for tower in document['vision_tiny'].values():
+            tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16)
+        document['text_config'] = {
+            'hidden_size': 64, 'num_hidden_layers': 32, 'num_attention_heads': 2,
+            'intermediate_size': 64, 'vocab_size': 64,
+        }
+        if 'dit' in document:
+            document['dit'] = {'blocks': 1, 'width': 16, 'heads': 1}
+        torch.manual_seed(0)
+        return create_model(read_config(document)).eval()
+
+
+_TOWERS_AND_LLAMA = {'vision_backbone_id': 'dinosiglip-vit-so-224px'}
+MODELS = (
+    Published('OpenVLA-OFT 7.5 B (counted, not run)', _TOWERS_AND_LLAMA, prompt_ids=36),
+    # With so long a prompt the FLOPs are those of EfficientVLA's table 1.
+    Published('CogACT-Base 7.6 B (counted, not run)', {
+        **_TOWERS_AND_LLAMA, 'head': 'cogact', 'dit': {}, 'chunk_length': 16, 'cameras': 1,
+        'proprio': False}, prompt_ids=25),
+)
 
 
 def published_rows(contenders: Sequence[Contender]) -> list[dict]:
-    """Return a row for each contender that needs no weights of its own."""
-    model = _stand_in()
+    """Return a row for each model and each contender that can be counted on it.
+
+    Which checkpoint a contender learnt in does not matter here, only what it computes.
+    """
+    chosen = {contender.label.partition('@')[0]: contender for contender in contenders}
     rows = []
-    for contender in contenders:
-        try:
-            rows.append(_row(copy.deepcopy(model), contender))
-        except ValueError:
-            continue  # what has to be learnt cannot be stood in for
+    for published in MODELS:
+        model = published.stand_in()
+        sizes = model.config.language_model
+        with tempfile.TemporaryDirectory() as folder:
+            LayerRouter(sizes.width, sizes.layers).save(Path(folder), MOLE_LAYERS)
+            ForegroundScorer(sizes).save(Path(folder))
+            for label, contender in chosen.items():
+                try:
+                    row = _row(published, copy.deepcopy(model), contender, Path(folder))
+                except ValueError:
+                    continue  # not for this model, or its schedule itself has to be learnt
+                rows.append({'method': label, **row})
     return rows
 
 
-def _row(model: OpenVlaOft, contender: Contender) -> dict:
+def _row(published: Published, model: OpenVlaOft, contender: Contender, learnt: Path) -> dict:
+    config = model.config
+    fixed = {'lightvla': {'count': round(LIGHTVLA_SHARE * config.visual_tokens)}}
     methods = [
-        acceleration.create(name, **contender.settings.get(name, {}))
+        acceleration.create(name, **{**fixed.get(name, {}), **contender.settings.get(name, {})})
         for name in contender.methods
     ]
-    acceleration.prepare(methods, Path(), model.config)
+    acceleration.prepare(methods, learnt, config)
     for method in methods:
         method.change_model(model)
     recorder = RowRecorder()
     generator = torch.Generator().manual_seed(0)
-    side = model.config.image_px
-    images = torch.rand(model.config.cameras, 3, side, side, generator=generator)
-    prompt_ids = torch.randint(4, 64, (1, PROMPT_IDS), generator=generator)
+    side = config.image_px
+    images = torch.rand(config.cameras, 3, side, side, generator=generator)
+    prompt_ids = torch.randint(4, 64, (1, published.prompt_ids), generator=generator)
     step = Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7))
     with torch.inference_mode():
         for _ in range(FRAMES):
@@ -70,13 +135,12 @@ def _row(model: OpenVlaOft, contender: Contender) -> dict:
             actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))
             for method in methods:
                 method.end_step(actions[0].numpy().astype(float), reused=False)
-    kept = np.ones(model.config.visual_tokens, bool)
-    for report in (method.report() for method in methods):
-        kept = kept if report is None else kept & report.kept
-    flops = count_flops(read_config(PUBLISHED), recorder.layer_rows)
+    reports = [report for report in (method.report() for method in methods) if report is not None]
+    kept = np.logical_and.reduce([np.ones(config.visual_tokens, bool), *(r.kept for r in reports)])
+    flops = count_flops(published.config, recorder.layer_rows,
+                        sum(report.denoising_reused for report in reports))
     return {
-        'method': contender.label,
-        'model': MODEL,
+        'model': published.name,
         'success_rate': None,
         'episodes': 0,
         'tokens': float(kept.sum()),
@@ -88,16 +152,3 @@ def _row(model: OpenVlaOft, contender: Contender) -> dict:
         'latency_ms': None,
         'depends_on_input': bool(DEPENDS_ON_INPUT & set(contender.methods)),
     }
-
-
-def _stand_in() -> OpenVlaOft:
-    """As deep as the published model and with as many rows, 64 wide."""
-    document = copy.deepcopy(dict(small.CONFIG))
-    for tower in document['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16)
-    document['text_config'] = {
-        'hidden_size': 64, 'num_hidden_layers': 32, 'num_attention_heads': 2,
-        'intermediate_size': 64, 'vocab_size': 64,
-    }
-    torch.manual_seed(0)
-    return OpenVlaOft(read_config(document)).eval()

@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+
+from vla_policy_node.bench.methods_published import NOTES as PUBLISHED_NOTES
 
 DPI = 150
 
 NOTES = '''\
+The columns of the tables:
+
 - **success**: closed loop, the same held-out layouts for all, 95 % interval (Wilson).
   **vs dense**: episodes won and lost against the plain model, and McNemar's exact p.
 - **tokens**: visual tokens that all layers computed anew, mean. **layers**: of the language
   model, that ran. **reused**: steps that were answered without running the network.
 - **GFLOP**: 2 per multiply-accumulate, of what really ran, choosing included; mean.
-- **ms**: one inference, median and 95th percentile. **inside**: of it, time in the method itself.
+- **ms**: one inference, median and 95th percentile. **inside**: of it, time in the method itself,
+  without blocks of the action head that it runs or reuses.
 - **change**: of the action on the same pictures, mean and largest over chunk and dimensions, in
   units of the training data. **flips**: gripper commands that differ.
 '''
@@ -26,48 +31,63 @@ NOTES = '''\
 def write_report(document: Mapping, out: Path) -> list[Path]:
     """Write methods.json, methods.md and methods.png into `out`."""
     paths = [out / f'methods.{kind}' for kind in ('json', 'md', 'png')]
-    # A list of rows, so that other tools need to know nothing about the rest.
-    context = {key: value for key, value in document.items() if key != 'rows'}
-    rows = [{**row, **({'context': context} if index == 0 else {})}
-            for index, row in enumerate(document['rows'])]
-    paths[0].write_text(json.dumps(rows, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    paths[0].write_text(
+        json.dumps(flat_rows(document), indent=1, allow_nan=False) + '\n', encoding='utf-8')
     paths[1].write_text(markdown(document), encoding='utf-8')
     FigureCanvasAgg(pareto_figure(document)).print_png(paths[2])
     return paths
 
 
+def flat_rows(document: Mapping) -> list[dict]:
+    """Return all rows in one list, so that other tools need to know nothing about the rest.
+
+    The rest is the 'context' of each model's first row.
+    """
+    shared = {key: value for key, value in document.items() if key not in ('models', 'published')}
+    rows = []
+    for model in document['models']:
+        first, *others = model['rows']
+        context = {**shared, 'checkpoint': model['checkpoint'], 'refused': model['refused']}
+        rows += [{**first, 'context': context}, *others]
+    return [*rows, *document['published']]
+
+
 def markdown(document: Mapping) -> str:
-    """Return the table, what was measured with what, and what the columns mean."""
-    checkpoint, machine = document['checkpoint'], document['machine']
-    ran = [row for row in document['rows'] if row['latency_ms'] is not None]
-    counted = [row for row in document['rows'] if row['latency_ms'] is None]
-    untrained = '' if checkpoint['trained'] else ' **This checkpoint is untrained.**'
+    """Return the tables, what was measured with what, and what the columns mean."""
+    machine = document['machine']
     parts = [
         f'# Acceleration methods on the same episodes\n\n'
-        f'Made by `{document["command"]}`. '
-        f'{checkpoint["architecture"]}, `{checkpoint["name"]}` '
-        f'({checkpoint["sha256"][:12]}).{untrained} {document["suite"]}, {document["layout"]} '
-        f'layouts, tasks {", ".join(map(str, document["tasks"]))}; costs on '
-        f'{ran[0]["frames"]} frames. {machine["processor"]}, {machine["threads_per_worker"]} '
-        f'thread(s), torch {machine["versions"]["torch"]}.\n',
+        f'Made by `{document["command"]}`. {document["suite"]}, {document["layout"]} layouts, '
+        f'tasks {", ".join(map(str, document["tasks"]))}. {machine["processor"]}, '
+        f'{machine["threads_per_worker"]} thread(s), torch {machine["versions"]["torch"]}.\n',
         '![success against latency](methods.png)\n',
-        _table(_MEASURED, ran),
         NOTES,
-        '## Latency by stage\n\nMedian / 95th percentile, ms. `reuse` is the decision whether to '
-        'answer without the network.\n',
-        _table(_stages(ran), ran),
     ]
-    if counted:
-        parts += [
-            f'## Published sizes\n\n{counted[0]["model"]}: FLOPs of the rows that each layer '
-            'works on, without what choosing costs. Rows with * depend on the picture, and here '
-            'on noise and random weights.\n',
-            _table(_COUNTED, counted),
-        ]
-    if document['refused']:
-        parts.append('## Not run\n\n' + ''.join(
-            f'- `{label}`: {why}\n' for label, why in document['refused'].items()))
+    for model in document['models']:
+        parts += _model_sections(model)
+    if document['published']:
+        parts.append(f'## Published sizes\n\n{PUBLISHED_NOTES}')
+    for name in dict.fromkeys(row['model'] for row in document['published']):
+        rows = [row for row in document['published'] if row['model'] == name]
+        parts += [f'### {name}\n', _table(_COUNTED, rows)]
     return '\n'.join(parts)
+
+
+def _model_sections(model: Mapping) -> list[str]:
+    checkpoint, rows = model['checkpoint'], model['rows']
+    untrained = '' if checkpoint['trained'] else ' **This checkpoint is untrained.**'
+    parts = [
+        f'## `{checkpoint["name"]}`\n\n{checkpoint["architecture"]} '
+        f'({checkpoint["sha256"][:12]}).{untrained} Costs on {rows[0]["frames"]} frames.\n',
+        _table(_MEASURED, rows),
+        '### Latency by stage\n\nMedian / 95th percentile, ms. `reuse` is the decision whether '
+        'to answer without the network.\n',
+        _table(_stages(rows), rows),
+    ]
+    if model['refused']:
+        parts.append('### Not run\n\n' + ''.join(
+            f'- `{label}`: {why}\n' for label, why in model['refused'].items()))
+    return parts
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -81,16 +101,26 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto_figure(document: Mapping) -> Figure:
+    """Draw a panel for each model, see `_draw`."""
+    models = document['models']
+    figure = Figure(figsize=(11, 6 * len(models)), layout='constrained', dpi=DPI)
+    for panel, model in zip(
+        figure.subfigures(len(models), squeeze=False).flat, models, strict=True,
+    ):
+        _draw(panel, model, document['suite'])
+    return figure
+
+
+def _draw(panel: SubFigure, model: Mapping, suite: str) -> None:
     """Draw success against latency; without episodes, how near the actions are to dense."""
-    rows = [row for row in document['rows'] if row['latency_ms'] is not None]
+    rows, checkpoint = model['rows'], model['checkpoint']
     judged = all(row['episodes'] for row in rows)
     points = [
         (row['latency_ms'], 100 * row['success_rate'] if judged else -row['action_change_mean'])
         for row in rows
     ]
     front = pareto_front(points)
-    figure = Figure(figsize=(11, 6), layout='constrained', dpi=DPI)
-    axes = figure.subplots()
+    axes = panel.subplots()
     if judged:
         low = [y - 100 * row['wilson_low'] for row, (_, y) in zip(rows, points, strict=True)]
         high = [100 * row['wilson_high'] - y for row, (_, y) in zip(rows, points, strict=True)]
@@ -106,14 +136,12 @@ def pareto_figure(document: Mapping) -> Figure:
         axes.plot(x, y, 'o', color=colour, zorder=3, label=f'{index + 1}  {row["method"]}')
         axes.annotate(str(index + 1), (x, y), xytext=(4, 3), textcoords='offset points',
                       fontsize=8)
-    checkpoint = document['checkpoint']
     axes.set(
         xlabel='one inference, ms (median)',
         ylabel='success, % (95 % interval)' if judged else 'change of the action, mean, times -1',
-        title=f'{document["suite"]}, {checkpoint["name"]}'
+        title=f'{suite}, {checkpoint["name"]}'
               + ('' if checkpoint['trained'] else ', UNTRAINED'))
-    figure.legend(loc='outside right upper', fontsize=8)
-    return figure
+    panel.legend(loc='outside right upper', fontsize=8)
 
 
 def _table(columns: Mapping, rows: Sequence[Mapping]) -> str:
@@ -132,7 +160,7 @@ def _stages(rows: Sequence[Mapping]) -> dict:
         return cell
 
     # In the order of a step; only some methods have a decision to make.
-    order = ('preprocess', 'reuse', 'vision', 'select', 'language_model', 'head')
+    order = ('preprocess', 'upload', 'reuse', 'vision', 'select', 'language_model', 'head')
     stages = {stage for row in rows for stage in row['latency_by_stage_ms']}
     shown = [stage for stage in order if stage in stages] + sorted(stages - set(order))
     return {'method': lambda row: f'`{row["method"]}`', **{s: column(s) for s in shown}}
@@ -172,4 +200,5 @@ _COUNTED = {
     'tokens': lambda row: f'{row["tokens"]:.0f}',
     'layers': lambda row: f'{row["layers"]:.0f}',
     'TFLOP': lambda row: f'{row["flops"] / 1e12:.2f}',
+    'of it head, GFLOP': lambda row: f'{row["flops_by_stage"]["head"] / 1e9:.1f}',
 }

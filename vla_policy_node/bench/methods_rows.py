@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_policy_node import acceleration
 from vla_policy_node.evaluation.contenders import Contender, parse_contender
 from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.models.config import HEADS
 
 # Methods of different stages, which add up. What cannot run together is refused when it is read.
 PAIRS = (
@@ -40,6 +41,31 @@ def swept(names: Sequence[str] = ()) -> list[str]:
         texts += [f'{name}:{setting}={str(value).lower()}'
                   for setting, values in settings.items() for value in values]
     return texts
+
+
+def share_out(
+    chosen: Sequence[Contender], directories: Sequence[Path]
+) -> list[list[Contender]]:
+    """Return what each of several checkpoints is compared with.
+
+    A contender with a checkpoint of its own goes to the first of them whose actions come from a
+    head of the same kind, the others to all. ValueError if there is no such checkpoint.
+    """
+    heads = [checkpoints.read_model_config(directory).head for directory in directories]
+    shares: list[list[Contender]] = [[] for _ in directories]
+    for contender in chosen:
+        if contender.checkpoint is None:
+            places = range(len(directories))
+        else:
+            head = checkpoints.read_model_config(contender.checkpoint).head
+            if head not in heads:
+                raise ValueError(
+                    f'{contender.label} cannot be compared: no checkpoint here has its kind of '
+                    f'action head ({HEADS[head]}); name one with --checkpoint.')
+            places = (heads.index(head),)
+        for place in places:
+            shares[place].append(contender)
+    return shares
 
 
 def split_usable(

@@ -1,5 +1,8 @@
 """`vla bench`: measurements that take longer than a test."""
 
+import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -76,15 +79,17 @@ def methods(
         help="What to compare with dense, as in `vla eval`: 'a', 'a:setting=value', 'a+b'. "
         'Repeat. Default: every method there is, and pairs.')] = None,
     also: Annotated[list[str] | None, typer.Option(
-        help="Beside those, e.g. 'deer@runs/deer/checkpoint' for what has to be learnt. "
+        help="Beside those, e.g. 'deer@runs/deer/checkpoint' for what has to be learnt; it is "
+        'compared with the first --checkpoint that has the same kind of action head. '
         'Repeat.')] = None,
     sweep: Annotated[bool, typer.Option(
         '--sweep', help='Compare each method with itself: one by one, other values of the '
         'constants that its paper leaves open.')] = False,
     success: Annotated[bool, typer.Option(
         help='Also run closed loop; without, cost columns alone.')] = True,
-    checkpoint: Annotated[
-        str, typer.Option(help='Checkpoint directory; empty: the shipped default.')] = '',
+    checkpoint: Annotated[list[str] | None, typer.Option(
+        help='Checkpoint directory. Repeat for a section of each in one report. Default: the '
+        'shipped default.')] = None,
     suite: Annotated[str, typer.Option(help='Suite of tasks, see `vla tasks`.')] = 'libero_object',
     tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
     episodes: Annotated[int, typer.Option(min=0, help='Episodes per task; 0: 20.')] = 0,
@@ -99,7 +104,7 @@ def methods(
     config: Annotated[str, typer.Option(help='Parameter file; empty: config/bringup.yaml.')] = '',
     out: Annotated[Path, typer.Option(
         help='Directory for methods.md, methods.json and methods.png, and for what is needed to '
-        'go on after an interruption.')] = Path('docs'),
+        'go on after an interruption.')] = Path('out/methods'),
 ) -> None:
     """Compare all acceleration methods: success, tokens, FLOPs, latency, change of the actions.
 
@@ -109,7 +114,10 @@ def methods(
 
     * `vla bench methods --also deer@runs/deer/checkpoint --also mole@runs/mole/checkpoint`
 
-    * `vla bench methods --no-success --tasks 0 --out out/methods`: costs alone, minutes
+    * `vla bench methods --checkpoint checkpoints/libero_object_dense --checkpoint
+      checkpoints/libero_object_cogact --out docs`: the table of the docs
+
+    * `vla bench methods --no-success --tasks 0`: costs alone, minutes
 
     * `vla bench methods --method fastv:count=64 --method fastv:count=128 --out out/fastv`
 
@@ -122,9 +130,9 @@ def methods(
 
     try:
         bench_methods(
-            out, Console(), method or (), also or (), sweep, success, frames_episodes, workers,
+            out, Console(), checkpoint or (), method or (), also or (), sweep, success,
+            frames_episodes, workers, _command(), {'config': config, 'device': device},
             suite=suite, task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
-            arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,
         )
     except ValueError as error:
@@ -132,6 +140,12 @@ def methods(
     except KeyboardInterrupt:
         typer.echo('Interrupted; the same command goes on from here.')
         raise typer.Exit(130) from None
+
+
+def _command() -> str:
+    """Return the command as the user gave it; paths in the working directory as relative ones."""
+    here = re.compile(rf'(?<![\w.]){re.escape(str(Path.cwd()))}(?=/|$)')
+    return shlex.join(['vla', *(here.sub('.', argument) for argument in sys.argv[1:])])
 
 
 def policy(
