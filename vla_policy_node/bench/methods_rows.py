@@ -1,4 +1,4 @@
-"""What `vla bench methods` compares: every method that there is, and pairs that make sense."""
+"""What `vla bench methods` compares: every method that there is, and variants that make sense."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from vla_policy_node.evaluation.contenders import Contender, parse_contender
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import HEADS
 
-# Methods of different stages, which add up. What cannot run together is refused when it is read.
-PAIRS = (
+# FastV ranked as published, which suits causal models. Methods of different stages, which add up;
+# what cannot run together is refused when it is read.
+VARIANTS = (
+    'fastv:last_row=true',
     'lightvla+depth_cut:keep=0.7',
     'fastv+depth_cut:keep=0.7',
     'ttf_vla+lightvla',
@@ -22,7 +24,7 @@ PAIRS = (
 
 def contenders(methods: Sequence[str] = (), also: Sequence[str] = ()) -> list[Contender]:
     """Return 'dense', then `methods`, or else all of them and the pairs, and then `also`."""
-    texts = ['dense', *(methods or (*acceleration.available(), *PAIRS)), *also]
+    texts = ['dense', *(methods or (*acceleration.available(), *VARIANTS)), *also]
     return [parse_contender(text) for text in dict.fromkeys(texts)]
 
 
