@@ -40,10 +40,13 @@ def test_its_evaluation_is_of_these_very_weights(suite, episodes):
         'lightvla', f'dense@checkpoints/{suite}_dense'}
 
 
-def test_it_succeeds_where_it_can_see_and_not_where_it_cannot():
+@pytest.mark.parametrize(('name', 'method', 'tasks'), [
+    ('libero_object', 'lightvla', (2, 3)), ('libero_object_cogact', 'dense', (0, 2))])
+def test_it_succeeds_where_it_can_see_and_not_where_it_cannot(name, method, tasks):
     """Four of the evaluation's episodes: of any four, two would do."""
-    options = {'task_ids': (2, 3), 'episodes': 2, 'changes': SYNC}
-    seeing = evaluate(make_plan(['lightvla'], **options), 2, Console())
+    options = {'arguments': {'checkpoint': str(CHECKPOINTS / name)}, 'task_ids': tasks,
+               'episodes': 2, 'changes': SYNC}
+    seeing = evaluate(make_plan([method], **options), 2, Console())
     assert seeing['success_rate'] >= 0.5
-    gray = evaluate(make_plan(['lightvla'], control='gray', **options), 2, Console())
+    gray = evaluate(make_plan([method], control='gray', **options), 2, Console())
     assert gray['success_rate'] <= 0.25
