@@ -122,40 +122,69 @@ def test_the_head_learns_alone(folders, tmp_path, processes):
     assert {'noise', 'action_xyz'} <= kinds['validation'] & kinds['first_frame']
 
 
-def test_a_frame_is_looked_at_once_and_as_the_policy_would(folders, tmp_path, monkeypatch):
+@pytest.fixture
+def head_data(folders, tmp_path, monkeypatch):
+    """Makes what one of some processes learns from, in parts of four frames, in float32."""
     first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
-    run = Run(HEAD, first, folders[1], None, tmp_path)
     config = checkpoints.read_model_config(first)
     model = checkpoints.load_model(first, config, 'cpu', 'float32')
     monkeypatch.setattr(cognition, 'autocast', lambda device: contextlib.nullcontext())
-    data = make_data(run, config, torch.device('cpu'), 0, 1)
+    monkeypatch.setattr(cognition, '_FRAMES', 2)
+    monkeypatch.setattr(cognition, '_PART', 2)
+    data = make_data(Run(HEAD, first, folders[1], None, tmp_path), config, torch.device('cpu'), 0,
+                     1)
 
-    def look(source='this'):
-        return CognitionData(model, data, HEAD, tmp_path, source)
+    def make(source='this', rank=0, processes=1):
+        return CognitionData(model, data, HEAD, tmp_path, source, rank, processes)
 
-    looked, split = look(), data.demonstrations
+    return make, model, data.demonstrations
+
+
+def test_a_frame_is_looked_at_as_the_policy_would(head_data):
+    make, model, split = head_data
     batch = split.frames.batch(split.training[:2], np.random.default_rng(0), plain=True)
     rows = []
-    handle = model.action_head.z_embedder.register_forward_pre_hook(
+    model.action_head.z_embedder.register_forward_pre_hook(
         lambda module, inputs: rows.append(inputs[0][:2]))
     with torch.no_grad():
         model(batch.pixels, batch.proprio, batch.prompt_ids)
-    handle.remove()
+    looked = make()
     torch.testing.assert_close(looked._states[:2], rows[0], rtol=0, atol=1e-5)
     assert torch.equal(looked._actions[:2], batch.actions)
 
-    monkeypatch.setattr(model, 'visual', None)
-    assert torch.equal(look()._states, looked._states)
-    assert torch.equal(look().batch(5).states, looked.batch(5).states)
-    with pytest.raises(ValueError, match='is of another checkpoint'):
-        look('other')
+
+def test_a_frame_is_looked_at_once_and_an_interrupted_look_goes_on(
+        head_data, tmp_path, monkeypatch):
+    make, model, split = head_data
+    looked = make()
+    parts = sorted((tmp_path / cognition.FOLDER).iterdir())
+    assert len(parts) == -(-len(split.training) // 4)
+    parts[1].unlink()
+    calls, visual = [], model.visual
+    monkeypatch.setattr(model, 'visual', lambda *inputs: calls.append(0) or visual(*inputs))
+    again = make()
+    assert len(calls) == 2  # of two frames each
+    assert torch.equal(again._states, looked._states)
+    assert torch.equal(again.batch(5).states, looked.batch(5).states)
+    for other in ({'source': 'other'}, {'processes': 2}):
+        with pytest.raises(ValueError, match='is of another checkpoint, other demonstrations or'):
+            make(**other)
+
+
+def test_each_process_has_a_share_of_the_frames(head_data):
+    make, _, split = head_data
+    shares = [make(rank=rank, processes=2)._actions for rank in range(2)]
+    batch = split.frames.batch(split.training, np.random.default_rng(0), plain=True)
+    assert torch.equal(shares[0], batch.actions[0::2])
+    assert torch.equal(shares[1], batch.actions[1::2])
 
 
 def test_the_head_has_to_be_there(folders, tmp_path):
     with pytest.raises(ValueError, match='goes on from a checkpoint of `vla train cogact`'):
         train(run_in(tmp_path / 'run', folders, HEAD))
-    with pytest.raises(ValueError, match='noise'):
-        replace(HEAD, losses={'noise': 1.0, 'token': 1.0})
+    for changes in ({'losses': {'noise': 1.0, 'token': 1.0}}, {'lora_rank': 2}):
+        with pytest.raises(ValueError, match="loss 'noise' alone"):
+            replace(HEAD, **changes)
 
 
 @pytest.mark.parametrize('changes', [

@@ -68,9 +68,9 @@ def create(name: str, **chosen: object) -> Method:
 def check_together(methods: Sequence[Method]) -> None:
     """Raise ValueError with one sentence for methods that cannot run together.
 
-    A cross-frame cache of keys and values would have holes where tokens were dropped, and a
-    method that relies on one layer must not find it skipped. Which stages a method overrides
-    tells what it does.
+    A cross-frame cache of keys and values would have holes where tokens were dropped or layers
+    left out, and a method that relies on one layer must not find it skipped. Which stages a
+    method overrides tells what it does.
     """
     for first in methods:
         for second in methods:

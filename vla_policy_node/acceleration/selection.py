@@ -38,7 +38,7 @@ class Selection(Method):
         self._kept = torch.zeros(sequence.visual_total, dtype=torch.bool, device=tokens.device)
         self._kept[tokens[kept]] = True
         if scores is not None:
-            self._scores = scores.new_zeros(sequence.visual_total).index_copy(0, tokens, scores)
+            self._scores = by_token(scores, sequence)
         self._flops += flops
         return sequence if len(kept) == len(tokens) else sequence.keep_visual(kept)
 

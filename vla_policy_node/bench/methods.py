@@ -53,16 +53,13 @@ def bench_methods(
                   **options)
         for checkpoint in checkpoints or ('',)
     ]
-    names = [describe_policy(plan)['name'] for plan in plans]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            'Rows are told apart by the names of the checkpoints, and two of '
-            f'{", ".join(names)} are the same; name each once, or copy one.')
+    described = [describe_policy(plan) for plan in plans]
+    names = _names([Path(plan.checkpoint) for plan in plans])
     chosen = contenders(swept(methods) if sweep else methods, also)
     shares = share_out(chosen, [Path(plan.parameters.checkpoint) for plan in plans])
     unfinished = out / UNFINISHED
     models = []
-    for plan, share, name in zip(plans, shares, names, strict=True):
+    for plan, policy, share, name in zip(plans, described, shares, names, strict=True):
         console.print(f'{name}:')
         usable, refused = split_usable(share, Path(plan.parameters.checkpoint))
         for label, why in refused.items():
@@ -72,7 +69,7 @@ def bench_methods(
             plan, min(frames_episodes, plan.episodes), unfinished / name, console)
         evaluated = _evaluate(plan, workers, unfinished / name, console) if success else None
         models.append({
-            'checkpoint': describe_policy(plan),
+            'checkpoint': {**policy, 'name': name},
             'refused': refused,
             'rows': [_row(c.label, name, costs, evaluated) for c in usable],
         })
@@ -90,6 +87,18 @@ def bench_methods(
         console.print(f'Wrote {path}.')
     shutil.rmtree(unfinished)
     return document
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    """What rows and folders call each checkpoint: `vla train` leaves all of them `checkpoint`."""
+    names = [directory.name for directory in directories]
+    if len(set(names)) < len(names):
+        names = [f'{directory.parent.name}-{directory.name}' for directory in directories]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            'Rows are told apart by the names of the checkpoints and of the directories that they '
+            f'are in, and two of {", ".join(names)} are the same; name each once, or copy one.')
+    return names
 
 
 def _measure_costs(

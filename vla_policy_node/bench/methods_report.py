@@ -200,5 +200,5 @@ _COUNTED = {
     'tokens': lambda row: f'{row["tokens"]:.0f}',
     'layers': lambda row: f'{row["layers"]:.0f}',
     'TFLOP': lambda row: f'{row["flops"] / 1e12:.2f}',
-    'of it head, GFLOP': lambda row: f'{row["flops_by_stage"]["head"] / 1e9:.1f}',
+    'head, GFLOP': lambda row: f'{row["flops_by_stage"]["head"] / 1e9:.1f}',
 }

@@ -10,8 +10,8 @@ from vla_policy_node.evaluation.contenders import Contender, parse_contender
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import HEADS
 
-# FastV ranked as published, which suits causal models. Methods of different stages, which add up;
-# what cannot run together is refused when it is read.
+# FastV ranked as published, for causal models; then methods of different stages, which add up.
+# Pairs that cannot run together are refused when they are read.
 VARIANTS = (
     'fastv:last_row=true',
     'lightvla+depth_cut:keep=0.7',
@@ -23,7 +23,7 @@ VARIANTS = (
 
 
 def contenders(methods: Sequence[str] = (), also: Sequence[str] = ()) -> list[Contender]:
-    """Return 'dense', then `methods`, or else all of them and the pairs, and then `also`."""
+    """Return 'dense', then `methods`, or else all of them and VARIANTS, and then `also`."""
     texts = ['dense', *(methods or (*acceleration.available(), *VARIANTS)), *also]
     return [parse_contender(text) for text in dict.fromkeys(texts)]
 

@@ -77,7 +77,7 @@ def selection(
 def methods(
     method: Annotated[list[str] | None, typer.Option(
         help="What to compare with dense, as in `vla eval`: 'a', 'a:setting=value', 'a+b'. "
-        'Repeat. Default: every method there is, and pairs.')] = None,
+        'Repeat. Default: every method there is, and variants.')] = None,
     also: Annotated[list[str] | None, typer.Option(
         help="Beside those, e.g. 'deer@runs/deer/checkpoint' for what has to be learnt; it is "
         'compared with the first --checkpoint that has the same kind of action head. '
@@ -130,9 +130,10 @@ def methods(
 
     try:
         bench_methods(
-            out, Console(), checkpoint or (), method or (), also or (), sweep, success,
-            frames_episodes, workers, _command(), {'config': config, 'device': device},
-            suite=suite, task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
+            out, Console(), checkpoints=checkpoint or (), methods=method or (), also=also or (),
+            sweep=sweep, success=success, frames_episodes=frames_episodes, workers=workers,
+            command=_command(), arguments={'config': config, 'device': device}, suite=suite,
+            task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,
         )
     except ValueError as error:

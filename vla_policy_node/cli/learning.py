@@ -85,7 +85,7 @@ def train(
     --out runs/cogact`: the same policy with a diffusion head
 
     * `vla train cogact_head --from runs/cogact/checkpoint --demos data/object
-    --out runs/cogact_head`: that head alone, as long as it takes
+    --out runs/cogact_head`: that head alone, on features computed once
 
     * `vla train foreground`, `deer`, `mole`: what FastDriveVLA, DeeR and MoLE need, see their YAML
 

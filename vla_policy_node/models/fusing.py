@@ -67,11 +67,11 @@ class FusedSelfAttention(SelfAttention):
         return rope(self._heads(query), rows)
 
     def bare_queries(self, x: Tensor) -> Tensor:
-        """As in the base class, for three times the work; likewise the keys."""
+        """As in the base class; where queries are part of a larger product, all of it is made."""
         return self.kv_proj(x).chunk(3, dim=-1)[0] if self.q_proj is None else self.q_proj(x)
 
     def bare_keys(self, x: Tensor) -> Tensor:
-        """Behind the queries where they are in the same product, and before the values."""
+        """Likewise; keys stand before the values."""
         return self.kv_proj(x).chunk(3 if self.q_proj is None else 2, dim=-1)[-2]
 
 

@@ -178,7 +178,7 @@ class SelfAttention(nn.Module):
 
 
 def _asked(mask: Tensor | None, rows: slice) -> Tensor | None:
-    """Of a mask [B, 1, T or 1, T] what `rows` need."""
+    """Of a mask [B, 1, T or 1, keys] what `rows` need."""
     return mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
 
 
@@ -187,8 +187,8 @@ def _with_more_keys(
 ) -> Tensor:
     """A mask for so many keys, of which some were appended.
 
-    All rows see those, but in a causal model only the rows that they are not behind. ValueError if
-    nobody says where they are.
+    All rows see those, but in a causal model only rows at or behind their positions. ValueError if
+    nobody says what these are.
     """
     more = keys - mask.shape[3]
     if mask.shape[2] == 1:

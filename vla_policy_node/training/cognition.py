@@ -1,8 +1,8 @@
 """What a CogACT head reads of every frame, computed once: then the head learns alone, and fast.
 
 A head needs many noises for each frame, and towers and language model cost a hundred times as much
-per frame as the head per noise. Once they stay as they are, a frame has the same cognition feature
-each time it is drawn.
+per frame as the head per noise. While those stay as they are, a frame has the same cognition
+feature each time it is drawn.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class CognitionData:
     ):
         """Compute what is not in `out` yet, with a bar.
 
-        Each process keeps a share of the frames to itself. source: names the checkpoint of
-        `model`; ValueError if what is there is of another one.
+        Each process keeps a share of the frames to itself. source: identifies the checkpoint of
+        `model` and the demonstrations; ValueError if what is there is of others.
         """
         self._model, self._data, self._config, self._rank = model, data, config, rank
         self._per_process = config.batch // processes
@@ -81,7 +81,8 @@ class CognitionData:
 
     def validation(self, count: int, first_frames: bool = False) -> list[CognitionBatch]:
         """As `data.TrainingData.validation`."""
-        return [self._look(batch) for batch in self._data.validation(count, first_frames)]
+        return [self._look(batch)
+                for batch in self._data.validation(count, first_frames, _FRAMES)]
 
     def _part(self, frames: np.ndarray, path: Path, source: str) -> dict[str, Tensor]:
         if not path.exists():
@@ -92,15 +93,19 @@ class CognitionData:
             ]
             tensors = {name: torch.cat([getattr(batch, name).cpu() for batch in looked])
                        for name in ('states', 'actions')}
+            tensors['frames'] = torch.tensor(frames)
             path.parent.mkdir(exist_ok=True)
             unfinished = path.with_suffix('.part')
             save_file(tensors, unfinished, {'source': source})
             unfinished.replace(path)
         with safe_open(path, 'pt') as file:
-            if file.metadata()['source'] != source:
+            same = file.metadata()['source'] == source and np.array_equal(
+                file.get_tensor('frames'), frames)
+            if not same:
                 raise ValueError(
-                    f'{path.parent} is of another checkpoint; take another --out, or delete it.')
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    f'{path.parent} is of another checkpoint, other demonstrations or another '
+                    'number of processes; take another --out, or delete it.')
+            return {name: file.get_tensor(name) for name in ('states', 'actions')}
 
     @torch.no_grad()
     def _look(self, batch: Batch) -> CognitionBatch:

@@ -13,7 +13,6 @@ STAGES = (
     'foreground')
 LOSSES = (
     'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'reconstruct')
-GROUNDING_LOSSES = ('token', 'point', 'readout')  # those that have heads of their own
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,12 @@ class TrainingConfig:
             raise ValueError(
                 'In stage lightvla all visual tokens vote, as they will on the robot; leave '
                 'tokens_kept at 0.')
-        if self.stage == 'cogact_head' and self.losses.keys() != {'noise'}:
-            raise ValueError("Stage cogact_head learns by the loss 'noise' alone.")
+        if self.stage == 'cogact_head' and (
+            self.losses.keys() != {'noise'} or self.lora_rank or self.tokens_kept or self.frozen
+        ):
+            raise ValueError(
+                "Stage cogact_head learns by the loss 'noise' alone, from all tokens, and trains "
+                'nothing but the head: leave lora_rank, tokens_kept and frozen.')
         if self.stage == 'cogact' and (self.losses.get('action') or not self.chunk_length):
             raise ValueError(
                 "Stage cogact learns by the loss 'noise', not 'action', and needs a chunk_length; "

@@ -74,9 +74,12 @@ class TrainingData:
         self._next = step + 1, self._ahead.submit(self._make, step + 1)
         return future.result()
 
-    def validation(self, count: int, first_frames: bool = False) -> list[Batch]:
+    def validation(
+        self, count: int, first_frames: bool = False, size: int | None = None
+    ) -> list[Batch]:
         """`count` frames that training never sees, the same ones every time.
 
+        size: of the batches; none: as in training.
         first_frames: only those that begin an episode, where nothing but the image tells where
             the thing is.
         """
@@ -84,9 +87,10 @@ class TrainingData:
         held_out = split.first_held_out if first_frames else split.held_out
         rng = np.random.default_rng(0)
         chosen = rng.choice(held_out, min(count, len(held_out)), replace=False)
+        size = size or self._per_process
         return [
-            split.frames.batch(chosen[i : i + self._per_process], rng, plain=True)
-            for i in range(0, len(chosen), self._per_process)
+            split.frames.batch(chosen[i : i + size], rng, plain=True)
+            for i in range(0, len(chosen), size)
         ]
 
     def _make(self, step: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -70,6 +71,8 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
+    if run.config.stage == 'cogact_head':
+        _check_head(run)
     run.out.mkdir(parents=True, exist_ok=True)
     if 'RANK' in os.environ:
         _process(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), run)
@@ -80,16 +83,30 @@ def train(run: Run) -> Path:
     return run.out / 'checkpoint'
 
 
+def _check_head(run: Run) -> None:
+    has_head = checkpoints.read_model_config(run.start).head == 'cogact'
+    if not has_head or run.demonstrations is None or run.scenes is not None:
+        raise ValueError(
+            'Stage cogact_head goes on from a checkpoint of `vla train cogact`, and takes --demos '
+            'but no --scenes.')
+
+
 def _spawn(run: Run) -> None:
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
     # Ctrl-C goes to the whole group; the children end together and save first.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        multiprocessing.spawn(_process, (run.processes, run), nprocs=run.processes)
+        multiprocessing.spawn(_spawned, (run.processes, run), nprocs=run.processes)
     finally:
         signal.signal(signal.SIGINT, before)
     if not (run.out / 'checkpoint').exists():
         raise KeyboardInterrupt
+
+
+def _spawned(*task: object) -> None:
+    # What is inherited would ignore Ctrl-C until the trainer handles it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _process(*task)
 
 
 def _process(rank: int, processes: int, run: Run) -> None:
@@ -109,9 +126,6 @@ def _process(rank: int, processes: int, run: Run) -> None:
     if run.config.chunk_length and config.head != 'cogact':
         config = replace(config, chunk_length=run.config.chunk_length)
     model = checkpoints.load_model(run.start, config, str(device), 'float32')
-    if run.config.stage == 'cogact_head' and (config.head != 'cogact' or not run.demonstrations):
-        raise ValueError(
-            'Stage cogact_head needs --demos and goes on from a checkpoint of `vla train cogact`.')
     if run.config.stage == 'cogact' and config.head != 'cogact':
         model = with_new_head(model, run.config)
         config = model.config
@@ -123,8 +137,9 @@ def _process(rank: int, processes: int, run: Run) -> None:
     selection = _selection(run.config, config, device)
     data = _data(run, config, device, rank, processes)
     if run.config.stage == 'cogact_head':
-        data = CognitionData(
-            model, data, run.config, run.out, checkpoints.fingerprint(run.start), rank, processes)
+        statistics = hashlib.sha256((run.demonstrations / STATISTICS).read_bytes()).hexdigest()
+        source = f'{checkpoints.fingerprint(run.start)} {statistics}'
+        data = CognitionData(model, data, run.config, run.out, source, rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
             model, heads, data, run.config, run.out,

@@ -29,7 +29,7 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch, CognitionData
-from vla_policy_node.training.config import GROUNDING_LOSSES, TrainingConfig
+from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
@@ -67,8 +67,9 @@ class Trainer:
             self._together['learnt'] = selection.learnt
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_trained(name, config))
-        # Without a loss they would still decay where gradients are averaged.
-        heads.requires_grad_(any(config.losses.get(name) for name in GROUNDING_LOSSES))
+        for name in ('point', 'readout'):
+            # Without a loss it would still decay where gradients are averaged.
+            getattr(heads, name).requires_grad_(bool(config.losses.get(name)))
         self._trained = {
             name: parameter for name, parameter in self._together.named_parameters()
             if parameter.requires_grad
