@@ -6,7 +6,8 @@ key tokens.
 
 Open in the paper, and how it is here: relevance is read from the layer before the drop, features
 are the hidden states that enter the layer of the drop. The text has visual tokens attend to the
-words; in a causal model they cannot see them, so `attention_from` 'words' reads the other way.
+words; in a causal model they cannot see them, so `attention_from` 'words' reads the other way. It
+is the default because it changes the actions less (docs/constants).
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ arXiv 2506.12723, from three summaries that agree; its code could not be had. Tw
   v_low), 1 below v_low. Without the edges success fell from 74.9 to 23.9 % in the paper.
 
 Published are n = 6 and tau = 0.5. The paper tunes the speeds, lambda, the thresholds of the edges
-and the layer of the attention per benchmark, and the values are not known; the defaults here are
-guesses for actions in [-1, 1]. A chunk counts as executed in full (execution mode sync).
+and the layer of the attention per benchmark, and the values are not known. The defaults here are
+for actions in [-1, 1] and were compared in docs/constants. A chunk counts as executed in full
+(execution mode sync).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class SpVla(Selection):
     name = 'sp_vla'
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),
-        'fast': (0.5,), 'min_keep': (0.5,), 'layer': (2,), 'edge_low': (0.05,),
+        'fast': (0.5,), 'min_keep': (0.5,), 'layer': (1,), 'edge_low': (0.05,),
         'edge_high': (0.15,),
     }
 
@@ -70,7 +71,7 @@ class SpVla(Selection):
         slow: float = 0.1,
         fast: float = 1.0,
         min_keep: float = 0.25,
-        layer: int = 1,
+        layer: int = 2,
         edge_low: float = 0.1,
         edge_high: float = 0.3,
     ):

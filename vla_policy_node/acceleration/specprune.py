@@ -14,7 +14,8 @@ attention that the prompt pays it:
 The paper does not print the numbers of tokens, k, the similarity, the layers of updates (here all
 from 2 on), those of drops (here at 1/2 and 3/4 of the depth), and the thresholds of the speeds.
 Its alpha is 0.6 to 1.0; it prints 40 alpha, but larger alphas prune more in its tables, so choose
-alpha by the number of tokens that stay: 166 to 194 of 512 in the paper.
+alpha by the number of tokens that stay: 166 to 194 of 512 in the paper. Defaults were compared in
+docs/constants.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class SpecPrune(Selection):
 
     name = 'specprune'
     open_settings: ClassVar = {
-        'global_count': (50, 200), 'dynamic_count': (20,), 'similarity': (0.95,),
+        'global_count': (50, 200), 'dynamic_count': (60,), 'similarity': (0.95,),
         'layer_share': (0.5, 1.0), 'steepness': (0.02, 0.5), 'fine_speed': (0.6,),
         'fine_turn': (0.05,),
     }
@@ -72,7 +73,7 @@ class SpecPrune(Selection):
         self,
         *,
         global_count: int = 100,
-        dynamic_count: int = 60,
+        dynamic_count: int = 20,
         fine_count: int = 40,
         coarse_count: int = 24,
         alpha: float = 1.0,

@@ -5,11 +5,11 @@ budget: those with the most attention; those around the robot; and, to fill up, 
 farthest from all chosen ones on the grid of patches. Weights and activations have 4 bits, after a
 Hadamard rotation that spreads outliers: (X H)(H' W) = X W.
 
-Left open by the sources: all numbers; whether scales are per tensor or per channel (here: per
-output channel of the weights, per row of the activations); how the robot is found. Here it is what
-moves: the patches of the third-person picture that changed most since the last step, and their
-neighbours. The rule that a top token must stay one under quantisation is kept by ranking with
-the attention of the model that runs, which is the quantised one.
+Left open by the sources: all numbers (compared in docs/constants); whether scales are per tensor
+or per channel (here: per output channel of the weights, per row of the activations); how the
+robot is found. Here it is what moves: the patches of the third-person picture that changed most since the
+last step, and their neighbours. The rule that a top token must stay one under quantisation is kept
+by ranking with the attention of the model that runs, which is the quantised one.
 
 The 4-bit arithmetic is exact in its results and not in its speed: values are rounded to 16 levels
 and multiplied as floats, because no processor this was written for multiplies 4-bit integers.
@@ -55,7 +55,7 @@ class SqapVla(Selection):
 
     name = 'sqap_vla'
     open_settings: ClassVar = {
-        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'layer': (1, 3),
+        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'layer': (2, 3),
         'four_bits': (False,),
     }
 
@@ -65,7 +65,7 @@ class SqapVla(Selection):
         count: int = 128,
         attended: int = 64,
         robot: int = 6,
-        layer: int = 2,
+        layer: int = 1,
         four_bits: bool = True,
     ):
         super().__init__()
