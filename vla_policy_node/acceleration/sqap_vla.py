@@ -7,9 +7,10 @@ Hadamard rotation that spreads outliers: (X H)(H' W) = X W.
 
 Left open by the sources: all numbers (compared in docs/constants); whether scales are per tensor
 or per channel (here: per output channel of the weights, per row of the activations); how the
-robot is found. Here it is what moves: the patches of the third-person picture that changed most since the
-last step, and their neighbours. The rule that a top token must stay one under quantisation is kept
-by ranking with the attention of the model that runs, which is the quantised one.
+robot is found. Here it is what moves: the patches of the third-person picture that changed most
+since the last step, and their neighbours. The rule that a top token must stay one under
+quantisation is kept by ranking with the attention of the model that runs, which is the quantised
+one.
 
 The 4-bit arithmetic is exact in its results and not in its speed: values are rounded to 16 levels
 and multiplied as floats, because no processor this was written for multiplies 4-bit integers.
