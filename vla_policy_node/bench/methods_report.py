@@ -103,10 +103,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def pareto_figure(document: Mapping) -> Figure:
     """Draw a panel for each model, see `_draw`."""
     models = document['models']
-    figure = Figure(figsize=(11, 6 * len(models)), layout='constrained', dpi=DPI)
-    for panel, model in zip(
-        figure.subfigures(len(models), squeeze=False).flat, models, strict=True,
-    ):
+    # The legend has a line for each row.
+    heights = [max(6, 0.21 * len(model['rows']) + 0.5) for model in models]
+    figure = Figure(figsize=(11, sum(heights)), layout='constrained', dpi=DPI)
+    panels = figure.subfigures(len(models), squeeze=False, height_ratios=heights)
+    for panel, model in zip(panels.flat, models, strict=True):
         _draw(panel, model, document['suite'])
     return figure
 
