@@ -179,6 +179,13 @@ def test_each_process_has_a_share_of_the_frames(head_data):
     assert torch.equal(shares[1], batch.actions[1::2])
 
 
+def test_still_scenes_teach_a_head_nothing(folders, tmp_path):
+    first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
+    scenes = make_demonstrations(tmp_path / 'scenes', layout='scattered')
+    with pytest.raises(ValueError, match='still scenes have none'):
+        train(Run(HEAD, first, scenes, None, tmp_path / 'b'))
+
+
 def test_the_head_has_to_be_there(folders, tmp_path):
     with pytest.raises(ValueError, match='goes on from a checkpoint of `vla train cogact`'):
         train(run_in(tmp_path / 'run', folders, HEAD))

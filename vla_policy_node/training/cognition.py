@@ -30,16 +30,19 @@ _PART = 64  # such runs in one file, which is what an interrupted run loses at m
 
 @dataclass(frozen=True)
 class CognitionBatch:
-    """B samples: states [B, 1, width], actions [B, K, 7] normalised, has_actions [B] bool."""
+    """B samples, all with actions: states [B, 1, width], actions [B, K, 7] normalised."""
 
     states: Tensor
     actions: Tensor
-    has_actions: Tensor
+
+    @property
+    def has_actions(self) -> Tensor:
+        """As in `batches.Batch`, [B] bool."""
+        return torch.ones(len(self.actions), dtype=torch.bool, device=self.actions.device)
 
     def to(self, device: torch.device) -> CognitionBatch:
         """Move everything."""
-        return CognitionBatch(
-            self.states.to(device), self.actions.to(device), self.has_actions.to(device))
+        return CognitionBatch(self.states.to(device), self.actions.to(device))
 
 
 class CognitionData:
@@ -76,8 +79,7 @@ class CognitionData:
         """Return the batch of a step, which depends on seed, step and rank alone."""
         rng = np.random.default_rng([self._config.seed, step, self._rank])
         rows = torch.from_numpy(rng.integers(len(self._states), size=self._per_process))
-        return CognitionBatch(
-            self._states[rows], self._actions[rows], torch.ones(len(rows), dtype=torch.bool))
+        return CognitionBatch(self._states[rows], self._actions[rows])
 
     def validation(self, count: int, first_frames: bool = False) -> list[CognitionBatch]:
         """As `data.TrainingData.validation`."""
@@ -109,9 +111,13 @@ class CognitionData:
 
     @torch.no_grad()
     def _look(self, batch: Batch) -> CognitionBatch:
+        if not batch.has_actions.all():
+            raise ValueError(
+                'A head learns from actions, and still scenes have none; give --demos a folder of '
+                '`vla demos` without --layout scattered.')
         model = self._model
         batch = batch.to(next(model.parameters()).device)
         with autocast(batch.pixels.device):
             visual = model.visual(batch.pixels, batch.prompt_ids)
             states = model.decode(model.assemble(visual, batch.proprio, batch.prompt_ids))
-        return CognitionBatch(states.float(), batch.actions, batch.has_actions)
+        return CognitionBatch(states.float(), batch.actions)

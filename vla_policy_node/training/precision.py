@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
+@cache  # every step asks, and the answer is in a file
 def best_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the processor multiplies in it, else float32.
 
