@@ -81,7 +81,7 @@ class Report:
 class Choice:
     """Which visual rows stay, in tensors whose shapes do not depend on what was chosen.
 
-    kept: [V] bool. votes: [V] int64, how many chose each row. bias: [V] float32 to add to the
+    kept: [V] bool. votes: [V] int32, how many chose each row. bias: [V] float32 to add to the
     attention logits of a kept row, None for nothing. flops: what choosing cost.
     """
 
@@ -177,7 +177,8 @@ class Method:
         """Change what layer `index` (0, 1, ...) attends to.
 
         key, value: [B, heads, T, head width] of the rows of `sequence`, keys rotated. Those of
-        tokens that are no rows of it may be appended; `appended_positions` says which they are.
+        tokens that are no rows of it may be appended; `appended_positions` says which they are. No
+        value may be larger than the layer could make one: products of 8-bit floats rely on it.
         """
         return key, value
 

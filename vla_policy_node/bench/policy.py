@@ -133,8 +133,8 @@ def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
     return {
         stage: rates.floor_ms(
             row.flops[stage], row.stored[stage],
-            # Only the language model has 8-bit products.
-            'bfloat16' if dtype == 'float8' and stage != 'language_model' else dtype)
+            # Towers and language model have 8-bit products; the projector, 9 % of vision, has not.
+            dtype if dtype != 'float8' or stage in ('vision', 'language_model') else 'bfloat16')
         for stage in ('vision', 'select', 'language_model', 'head')
     }
 

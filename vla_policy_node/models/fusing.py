@@ -1,9 +1,10 @@
-"""Fewer, larger products: the same network with its weights put together.
+"""Fewer, larger operators: the same network with its weights put together.
 
 One product for query, key and value, one for gate and up; the weights of the norms before them
 and the layer scale behind the vision towers' products move into the products (Realtime-VLA,
-arXiv 2510.26742, does so). Equal up to rounding: in float32 a few ulp, in bfloat16 the products
-of weights are rounded once more. `docs/speed.md` says what it gains.
+arXiv 2510.26742, does so). On a GPU rotation and attention are one kernel. Weights that matrix
+units cannot read in whole words are filled up with zeros. Equal up to rounding: in float32 a few
+ulp, in bfloat16 the products of weights are rounded once more. `docs/speed.md` says what it gains.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.models.float8 import Float8Linear
+from vla_policy_node.models.heads import L1ActionHead
 from vla_policy_node.models.language_model import (
+    NO_HOOKS,
     DecoderLayer,
+    LayerHooks,
     RmsNorm,
     Rope,
     SelfAttention,
     SwiGlu,
 )
 from vla_policy_node.models.openvla_oft import OpenVlaOft
-from vla_policy_node.models.towers import Block, LayerScale
+from vla_policy_node.models.towers import Attention, Block, LayerScale, PatchEmbedding, Tower
+
+try:
+    from vla_policy_node.models import kernels
+except ImportError:  # triton comes with torch where torch supports GPUs
+    kernels = None
+
+_FEW_ROWS = 256  # up to which what is made for few rows wins, as measured (docs/speed.md)
+_WORD = 8  # values of 16 bits in what matrix units read at once
 
 
 class KernelRmsNorm(nn.Module):
@@ -46,10 +59,19 @@ class FusedSelfAttention(SelfAttention):
     def __init__(self, attention: SelfAttention, gain: Tensor, some_ask: bool):
         nn.Module.__init__(self)
         self.heads = attention.heads
-        self.o_proj = attention.o_proj
+        self.o_proj = LongProduct(attention.o_proj)
         first, second = attention.q_proj, (attention.k_proj, attention.v_proj)
         self.q_proj = _stack([first], gain) if some_ask else None
         self.kv_proj = _stack(second if some_ask else (first, *second), gain)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice,
+                hooks: LayerHooks = NO_HOOKS, *place: object) -> Tensor:
+        """As in the base class; few rows, which all ask and nobody watches, take one kernel."""
+        if (place or self.q_proj is not None or rows != slice(None)
+                or x.shape[1] > _FEW_ROWS or not _kernel_fits(x, mask)):
+            return super().forward(x, rope, mask, rows, hooks, *place)
+        return self.o_proj(kernels.attend(
+            self.kv_proj(x), self.heads, (rope.cos, rope.sin), mask, _factor(self.o_proj)))
 
     def project(self, x: Tensor, rope: Rope, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of `rows`, keys and values of all, [B, heads, rows or T, head width]."""
@@ -75,18 +97,95 @@ class FusedSelfAttention(SelfAttention):
         return self.kv_proj(x).chunk(3 if self.q_proj is None else 2, dim=-1)[-2]
 
 
+class KernelAttention(Attention):
+    """`Attention` of a tower as one kernel on a GPU."""
+
+    def __init__(self, attention: Attention):
+        nn.Module.__init__(self)
+        self.heads, self.qkv, self.proj = attention.heads, attention.qkv, attention.proj
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]; the mask is added to the logits."""
+        if not _kernel_fits(x, mask):
+            return super().forward(x, mask)
+        return self.proj(
+            kernels.attend(self.qkv(x), self.heads, None, mask, _factor(self.proj)))
+
+
 class FusedSwiGlu(nn.Module):
     """`SwiGlu` with gate and up in one product; gain: weight of the norm before it."""
 
     def __init__(self, mlp: SwiGlu, gain: Tensor):
         super().__init__()
         self.gate_up_proj = _stack([mlp.gate_proj, mlp.up_proj], gain)
-        self.down_proj = mlp.down_proj
+        self.down_proj = LongProduct(mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        gate_up = self.gate_up_proj(x)
+        if _kernel_fits(x) and isinstance(self.down_proj, Float8Linear):
+            return self.down_proj.multiply(*kernels.gate_rows(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down_proj(functional.silu(gate) * up)
+
+
+class PatchProduct(nn.Module):
+    """`PatchEmbedding` as a product: a convolution of three channels is slow on a GPU."""
+
+    def __init__(self, embedding: PatchEmbedding):
+        super().__init__()
+        convolution = embedding.proj
+        self.patch_px = convolution.kernel_size[0]
+        self.proj = WholeWords(convolution.weight.flatten(1), convolution.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, H/patch * W/patch, width], row by row."""
+        batch, channels, height, width = image.shape
+        side = self.patch_px
+        patches = image.reshape(batch, channels, height // side, side, width // side, side)
+        return self.proj(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+
+
+class LongProduct(nn.Linear):
+    """A linear layer whose product few rows compute in two halves, each over half of the inputs.
+
+    That gives a GPU twice as many tiles to share. The sum of both costs nothing where a compiler
+    merges it with what comes next, so only there. linear: without bias.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, None
+        self._halves = linear.in_features % (2 * _WORD) == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        rows = x.flatten(0, -2)
+        if not (self._halves and len(rows) <= _FEW_ROWS and torch.compiler.is_compiling()
+                and x.is_cuda and x.element_size() == 2):
+            return super().forward(x)
+        halves = rows.unflatten(1, (2, -1)).transpose(0, 1)
+        weight = self.weight.unflatten(1, (2, -1)).permute(1, 2, 0)
+        y = torch.bmm(halves, weight, out_dtype=torch.float32).sum(dim=0)
+        return y.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+class WholeWords(nn.Module):
+    """A linear layer with zeros around its weight, so that inputs and outputs fill words."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.outputs, inputs = weight.shape
+        self._inputs, outputs = -inputs % _WORD, -self.outputs % _WORD
+        weight = functional.pad(weight, (0, self._inputs, 0, outputs))
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(functional.pad(bias, (0, outputs)), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        x = functional.pad(x, (0, self._inputs)) if self._inputs else x
+        return functional.linear(x, self.weight, self.bias)[..., : self.outputs]
 
 
 @torch.no_grad()
@@ -100,8 +199,10 @@ def fuse(model: OpenVlaOft) -> OpenVlaOft:
         _fuse_layer(layer, some_ask=layer is decoder.layers[-1])
     decoder.norm = KernelRmsNorm(decoder.norm, folded=False)
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
-        for block in tower.blocks:
-            _fold_layer_scale(block)
+        _fuse_tower(tower)
+    if isinstance(model.action_head, L1ActionHead):
+        last = model.action_head.fc2
+        model.action_head.fc2 = WholeWords(last.weight, last.bias)
     return model
 
 
@@ -111,6 +212,13 @@ def _fuse_layer(layer: DecoderLayer, some_ask: bool) -> None:
     layer.mlp = FusedSwiGlu(layer.mlp, between.weight)
     layer.input_layernorm = KernelRmsNorm(before, folded=True)
     layer.post_attention_layernorm = KernelRmsNorm(between, folded=True)
+
+
+def _fuse_tower(tower: Tower) -> None:
+    tower.patch_embed = PatchProduct(tower.patch_embed)
+    for block in tower.blocks:
+        block.attn = KernelAttention(block.attn)
+        _fold_layer_scale(block)
 
 
 def _fold_layer_scale(block: Block) -> None:
@@ -130,6 +238,16 @@ def _stack(linears: tuple[nn.Linear, ...] | list[nn.Linear], gain: Tensor) -> nn
     stacked = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device='meta')
     stacked.weight = nn.Parameter(weight, requires_grad=False)
     return stacked
+
+
+def _factor(linear: nn.Module) -> Tensor | None:
+    """What a kernel multiplies with before it rounds for a product of 8-bit floats."""
+    return linear.factor if isinstance(linear, Float8Linear) else None
+
+
+def _kernel_fits(x: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether the kernel takes this: on a GPU, and the mask the same for all rows that ask."""
+    return kernels is not None and x.is_cuda and (mask is None or mask.shape[2] == 1)
 
 
 def _product(weight: Tensor, factor: Tensor) -> Tensor:

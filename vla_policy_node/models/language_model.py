@@ -242,11 +242,26 @@ class DecoderLayer(nn.Module):
         *place: object,
     ) -> Tensor:
         """[B, T, width] -> [B, rows, width]; place: index and input of the layer."""
-        added = self.self_attn(self.input_layernorm(x), rope, mask, rows, hooks, *place)
+        x, added = self.advance(x, None, rope, mask, rows, hooks, *place)
+        return x + added
+
+    def advance(
+        self,
+        x: Tensor,
+        added: Tensor | None,
+        rope: Rope,
+        mask: Tensor | None,
+        rows: slice,
+        hooks: LayerHooks = NO_HOOKS,
+        *place: object,
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, from and to a sum that is not done yet; added: None for nothing."""
+        x = x if added is None else x + added
+        attended = self.self_attn(self.input_layernorm(x), rope, mask, rows, hooks, *place)
         if place:
-            hooks.watch_output(*place, added)
-        x = x[:, rows] + added
-        return x + self.mlp(self.post_attention_layernorm(x))
+            hooks.watch_output(*place, attended)
+        x = x[:, rows] + attended
+        return x, self.mlp(self.post_attention_layernorm(x))
 
 
 class LanguageModel(nn.Module):

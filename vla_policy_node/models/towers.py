@@ -101,10 +101,18 @@ class Block(nn.Module):
         self, x: Tensor, language: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """[B, T, width] and, for FiLM, [B, language width] -> [B, T, width]."""
+        x, added = self.advance(x, None, language, mask)
+        return x + added
+
+    def advance(
+        self, x: Tensor, added: Tensor | None, language: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, from and to a sum that is not done yet; added: None for nothing."""
+        x = x if added is None else x + added
         x = x + self.ls1(self.attn(self.norm1(x), mask))
         if language is not None:
             x = x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        return x, self.ls2(self.mlp(self.norm2(x)))
 
 
 class PatchEmbedding(nn.Module):
