@@ -1,6 +1,7 @@
 """Fused, static and 8-bit forward passes are the plain one, up to rounding."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import checkpoint_variants as variants
@@ -10,10 +11,11 @@ from tiny_model import CASES, assemble, inputs_of, load_model
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.random_tokens import RandomTokens
-from vla_policy_node.models.float8 import Float8Linear, quantise_rows, to_float8
-from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.language_model import LanguageModel, LayerHooks
-from vla_policy_node.models.static_forward import PROMPT_BUCKET, VISUAL_BUCKET, StaticForward
+from vla_policy_node.models import static_forward
+from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
+from vla_policy_node.models.fusing import LongProduct, fuse
+from vla_policy_node.models.language_model import LanguageModel, LayerHooks, Rope
+from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
 from vla_policy_node.models.token_sequence import TokenSequence
 
 MODEL = load_model()
@@ -79,6 +81,19 @@ def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_th
 
 
 @torch.inference_mode()
+def test_weights_of_any_width_can_be_fused():
+    model = variants.random_model(variants.read_config({
+        **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
+            name: {**tower, 'embed_dim': 20, 'mlp_hidden': 30}
+            for name, tower in variants.CONFIG['vision_tiny'].items()},
+        'text_config': {
+            **variants.CONFIG['text_config'], 'hidden_size': 36, 'num_attention_heads': 2,
+            'intermediate_size': 51}}))
+    inputs = eight_bit_inputs()
+    assert_close(fuse(copy.deepcopy(model))(*inputs), model(*inputs))
+
+
+@torch.inference_mode()
 def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
     def attentions(model):
         seen = []
@@ -100,6 +115,38 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     assert_close(forward(*inputs, 'last56'), MODEL(*inputs, [plain], 'last56'))
     assert (static.report().kept == plain.report().kept).all()
     assert (static.report().scores == plain.report().scores).all()
+
+
+@pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
+@torch.inference_mode()
+def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, monkeypatch):
+    """Traced, and run as it was written: what compilers make of it is theirs to test."""
+    monkeypatch.setattr(static_forward, '_COMPILER', {'dynamic': False, 'backend': 'eager'})
+    forward = StaticForward(FUSED, methods, compiled=True)
+    assert_close(forward(*inputs, 'last56'), MODEL(*inputs, methods, 'last56'))
+
+
+@torch.inference_mode()
+def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypatch):
+    """Torch's limit is 8 forms, and is told to each thread; beyond it, it gives up in silence."""
+    compiled = []
+
+    def note(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(static_forward, '_COMPILER', {'dynamic': False, 'backend': note})
+    monkeypatch.setattr(static_forward, 'VISUAL_BUCKET', 2)
+    forward = StaticForward(FUSED, [LightVla()], compiled=True)
+
+    @torch.inference_mode()
+    def prepare():
+        forward.prepare(*inputs_of(CASES[0]), 'last56')
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    thread.join()
+    assert len(compiled) > 3 * 16  # first, last and other layers of each
 
 
 @torch.inference_mode()
@@ -124,9 +171,27 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
         rows, visual = shapes[-1]
         kept = int(method.report().kept.sum())
         assert visual == min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, 32)
+        assert (rows - visual) % OTHERS_BUCKET == 0
         # BOS is a row of the prompt; proprio and stop are two more, and one per action value.
-        assert (rows - visual - 2 - MODEL.config.action_slots) % PROMPT_BUCKET == 0
+        needed = inputs_of(case)[2].shape[1] + 2 + MODEL.config.action_slots
+        assert 0 <= rows - visual - needed < OTHERS_BUCKET
         assert forward.layer_rows == [rows] * len(MODEL.language_model.layers)
+
+
+@pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
+@torch.inference_mode()
+def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(methods):
+    forward = StaticForward(MODEL, methods)
+    pictures, proprio, prompt_ids = inputs_of(CASES[0])
+    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    assert not forward._stages  # on a CPU, where it would be for nothing
+    forward._compiled = True
+    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    prepared = set(forward._stages)
+    for case in CASES:
+        forward(inputs_of(case)[0], proprio, prompt_ids, 'last56')
+    assert set(forward._stages) == prepared
+    assert len(prepared) == 2 + 2 * (32 // VISUAL_BUCKET if methods else 1)
 
 
 def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence(inputs):
@@ -154,21 +219,84 @@ def test_eight_bit_rows_keep_their_sign_zeros_and_three_bits():
     assert (error <= torch.maximum(x.abs() / 16, smallest_normal / 16)).all()
 
 
+def model_for_eight_bits():
+    """Every width is one that the hardware multiplies."""
+    tower = {**variants.CONFIG['vision_tiny']['featurizer'], 'embed_dim': 32, 'mlp_hidden': 48}
+    return variants.random_model(variants.read_config({
+        **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
+            name: tower for name in variants.CONFIG['vision_tiny']},
+        'text_config': {
+            **variants.CONFIG['text_config'], 'hidden_size': 128, 'intermediate_size': 256}}))
+
+
+def eight_bit_inputs():
+    torch.manual_seed(5)
+    return (torch.randn(1, 2, 6, 56, 56), torch.rand(1, 8), torch.tensor([[1, 40, 41, 42, 3]]))
+
+
 @torch.inference_mode()
 def test_eight_bit_products_stay_near_the_exact_ones():
-    config = variants.read_config({**variants.CONFIG, 'head': 'l1', 'text_config': {
-        **variants.CONFIG['text_config'], 'hidden_size': 128, 'intermediate_size': 256}})
-    plain = variants.random_model(config).bfloat16()
+    plain = model_for_eight_bits().bfloat16()
     small = to_float8(fuse(copy.deepcopy(plain)))
     layer = small.language_model.layers[0]
     assert isinstance(layer.mlp.gate_up_proj, Float8Linear)
     assert layer.mlp.gate_up_proj.weight.element_size() == 1
+    assert isinstance(small.vision_backbone.featurizer.blocks[0].mlp.fc1, Float8Linear)
     assert not any(isinstance(module, Float8Linear) for module in small.action_head.modules())
-    inputs = (torch.randn(1, 2, 6, 56, 56).bfloat16(), torch.rand(1, 8).bfloat16(),
-              torch.tensor([[1, 40, 41, 42, 3]]))
+    inputs = [x.bfloat16() if x.is_floating_point() else x for x in eight_bit_inputs()]
     expected, actions = plain(*inputs), small(*inputs)
     error = (actions - expected).float().abs().mean() / expected.float().std()
     assert 0 < error < 0.3  # a random network amplifies what a trained one absorbs
+
+
+@pytest.mark.parametrize('change', [fuse, lambda model: model], ids=['fused', 'plain'])
+@torch.inference_mode()
+def test_nothing_that_is_rounded_to_eight_bits_exceeds_its_bound(change):
+    plain = model_for_eight_bits()
+    for name, weight in plain.named_parameters():  # values are larger than queries and keys
+        if name.endswith('attn.qkv.weight'):
+            weight[2 * weight.shape[1]:] *= 20
+        elif name.endswith('v_proj.weight'):
+            weight *= 20
+    model = to_float8(change(plain))
+    shares = {}
+
+    def look(name):
+        def see(linear, inputs):
+            shares[name] = float((inputs[0] * linear.factor).abs().max()) / 448
+        return see
+
+    bounded = {name: module for name, module in model.named_modules()
+               if isinstance(module, Float8Linear) and module.factor is not None}
+    for name, module in bounded.items():
+        module.register_forward_pre_hook(look(name))
+    model(*eight_bit_inputs())
+    assert shares.keys() == bounded.keys()
+    assert len(shares) > 12
+    assert max(shares.values()) <= 1
+    assert min(shares.values()) > 0.05
+
+
+@torch.inference_mode()
+def test_a_bound_is_reached_by_the_worst_row_and_by_none_exceeded():
+    torch.manual_seed(0)
+    norm, linear = torch.nn.LayerNorm(64), torch.nn.Linear(64, 48)
+    norm.weight.copy_(torch.rand(64) * 3)
+    norm.bias.copy_(torch.randn(64))
+    linear.bias.copy_(torch.randn(48) * 5)
+    linear.weight[:16] *= 50  # not among those that are asked for
+    dominant = torch.eye(64) * norm.weight.sign()
+    largest = norm(dominant).abs().max()
+    assert 0.9 * reach(norm, 64) < largest <= reach(norm, 64)
+    along = linear.weight * norm.weight
+    rows = torch.cat([along - along.mean(dim=1, keepdim=True)] * 2)
+    rows[48:] *= -1
+    largest = linear(norm(rows))[:, 16:].abs().max()
+    assert 0.8 * reach(norm, 32, linear) < largest <= reach(norm, 32, linear)
+    for parameter in (*norm.parameters(), *linear.parameters()):
+        parameter.zero_()
+    zeros = Float8Linear(linear, reach(norm, 64, linear))
+    assert zeros(torch.zeros(2, 64)).isfinite().all()
 
 
 @needs_cuda
@@ -199,6 +327,55 @@ def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
             assert torch.equal(graphs(*inputs, 'last56'), eager(*inputs, 'last56'))
     finally:
         FUSED.to('cpu')
+
+
+@needs_cuda
+@pytest.mark.parametrize(('heads', 'width', 'dtype', 'rotated'), [
+    (2, 16, torch.float32, True), (2, 72, torch.bfloat16, False), (4, 128, torch.bfloat16, True)])
+def test_the_attention_kernel_is_rotation_and_attention(heads, width, dtype, rotated):
+    from vla_policy_node.models.kernels import attend
+
+    for rows in (7, 168, 300):
+        qkv = torch.randn(2, rows, 3 * heads * width, device='cuda', dtype=dtype)
+        positions = torch.stack([torch.randperm(rows, device='cuda') + 5 for _ in range(2)])
+        rope = Rope(positions, width, 10000.0, dtype)
+        bias = torch.randn(2, 1, 1, rows, device='cuda', dtype=dtype) if rotated else None
+        query, key, value = (
+            x.unflatten(2, (heads, width)).transpose(1, 2) for x in qkv.chunk(3, dim=-1))
+        if rotated:
+            bias[..., 3:5] = -torch.inf
+            query, key = rope(query), rope(key)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query.double(), key.double(), value.double(), None if bias is None else bias.double())
+        expected = expected.transpose(1, 2).flatten(2)
+        inputs = qkv, heads, (rope.cos, rope.sin) if rotated else None, bias
+        assert_close(attend(*inputs).double(), expected, 1e-5 if width == 16 else 0.02)
+        small = attend(*inputs, torch.tensor(30.0, device='cuda'))
+        assert small.element_size() == 1
+        assert_close(small.double() / 30, expected, 0.05)
+
+
+@needs_cuda
+@torch.inference_mode()
+def test_a_product_in_two_halves_is_the_product():
+    linear = torch.nn.Linear(64, 32, bias=False).cuda().bfloat16()
+    x = torch.randn(2, 5, 64).cuda().bfloat16()
+    halves = torch.compile(LongProduct(linear), dynamic=False)
+    assert_close(halves(x).double(), linear.double()(x.double()), 0.02)
+
+
+@needs_cuda
+def test_the_gating_kernel_rounds_as_quantise_rows():
+    from vla_policy_node.models.kernels import gate_rows
+
+    gate_up = torch.randn(2, 5, 2 * 1100, device='cuda', dtype=torch.bfloat16)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    rows, scale = gate_rows(gate_up)
+    assert rows.dtype == torch.float8_e4m3fn
+    assert_close(scale, expected.abs().amax(dim=-1, keepdim=True) / 448, 1e-5)
+    assert ((rows.float() * scale - expected).abs()
+            <= torch.maximum(expected.abs() / 16, scale * 2.0**-10) * 1.001).all()
 
 
 @needs_cuda

@@ -81,7 +81,8 @@ class LightVla(Method):
         hidden = sequence.context_hidden
         winners = find_winners(score(
             sequence.visual[0], sequence.context[0], None if hidden is None else hidden[0]))
-        votes = torch.zeros_like(winners).index_add(0, winners, torch.ones_like(winners))
+        votes = winners.new_zeros(len(winners), dtype=torch.int32)
+        votes = votes.index_add(0, winners, torch.ones_like(votes))
         return Choice(
             kept=self._most_voted(votes) if self.count else votes > 0,
             votes=votes,

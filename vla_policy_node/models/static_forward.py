@@ -1,23 +1,28 @@
 """A forward pass of fixed shapes, which CUDA graphs can hold and compilers like.
 
-How many tokens LightVLA keeps depends on the picture, and prompts differ in length. Both are
-rounded up to buckets; the rows that fill up a bucket are hidden from attention, so the result is
-that of dropping them, up to rounding. On a GPU each stage of each bucket is captured once, in the
-first pass that needs it, and replayed with a single launch; the one moment at which the host
-waits for the device is to learn how many tokens were kept. On the CPU the same stages just run.
+How many tokens LightVLA keeps depends on the picture, and prompts differ in length. Rows of both
+are rounded up to buckets; those that fill up a bucket are hidden from attention, so the result is
+that of dropping them, up to rounding. On a GPU each stage of each bucket is captured once, in
+`prepare` or the first pass that needs it, and replayed with a single launch; the one moment at
+which the host waits for the device is to learn how many tokens were kept. On the CPU the same
+stages just run.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vla_policy_node.models.flops import sequence_rows
+from vla_policy_node.models.fusing import PatchProduct
+from vla_policy_node.models.heads import L1ActionHead
 from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -26,16 +31,24 @@ from vla_policy_node.models.towers import Block
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Choice, Method
 
-PROMPT_BUCKET = 16
+# Rows. Together they are a multiple of 8, which matrix units and attention want.
 VISUAL_BUCKET = 16
-_BUCKETS = 128  # of prompt and visual rows together, more than there are
+OTHERS_BUCKET = 8
+# Forms of one block, beyond which torch would quietly run it uncompiled: first, last and any other
+# in each bucket of visual rows, for every length of prompt.
+_COMPILED = 4096
+# The compiler would fill up operands to sizes that matrix units do not need, with copies.
+_COMPILER = {
+    'dynamic': False,
+    'options': {'shape_padding': False, 'comprehensive_padding': False},
+}
 _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must not be captured
 
 
 class StaticForward:
     """Runs an `OpenVlaOft` with an L1 head, batch 1, in buckets. One thread.
 
-    compiled: hand the blocks of towers and language model to `torch.compile` first.
+    compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
     layer_rows: rows of the sequence in each layer of the last pass, those that fill up included.
     """
@@ -58,12 +71,16 @@ class StaticForward:
                 "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
                 f'{"+".join(method.name for method in methods)}.'
             )
-        self._model = _compile_blocks(model) if compiled else model
+        self._model = _compile_parts(model) if compiled else model
         self._method = methods[0] if methods else None
         self._normalise = normalise
+        if compiled:
+            self._normalise = normalise and torch.compile(normalise, **_COMPILER)
+            self._select = torch.compile(self._select, **_COMPILER)
         self._weight = next(model.parameters())
         self._stages: dict[tuple, Stage] = {}
         self._pool = torch.cuda.graph_pool_handle() if _on_cuda(model) else None
+        self._compiled = compiled
         self.layer_rows: list[int] = []
 
     def __call__(
@@ -79,60 +96,101 @@ class StaticForward:
         The inputs may be on the CPU still: they are copied to where they are needed.
         """
         prompt_ids = self._fill_up(prompt_ids)
-        length = prompt_ids.shape[1]
-        visual = self._run(('vision', length), self._vision, (pictures, prompt_ids))
+        visual = self._see(pictures, prompt_ids)
         mark('vision')
-        sequence, order, choice = self._run(
-            ('select', length), self._select, (proprio, prompt_ids), (visual,))
-        room = self._room(choice, order)
+        sequence, order, choice, kept = self._sort(proprio, prompt_ids, visual)
+        room = self._room(choice, kept, len(order))
         mark('select')
-        key = (length, room, action_rows)
+        return self._act(sequence, order, room, action_rows, mark)
+
+    def prepare(
+        self,
+        pictures: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        action_rows: str = 'oft',
+    ) -> None:
+        """Run every bucket of a prompt's length once, where the first time takes long.
+
+        Else a robot would wait for it in the middle of its task. The pictures do not matter.
+        """
+        if self._pool is None and not self._compiled:
+            return
+        prompt_ids = self._fill_up(prompt_ids)
+        sequence, order, choice, _ = self._sort(
+            proprio, prompt_ids, self._see(pictures, prompt_ids))
+        rooms = range(VISUAL_BUCKET, len(order), VISUAL_BUCKET) if choice is not None else ()
+        for room in (*rooms, len(order)):
+            self._act(sequence, order, room, action_rows)
+
+    def _see(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
+        prompts = (prompt_ids,) if self._model.config.film else ()
+        key = ('vision', *(ids.shape for ids in prompts))
+        return self._run(key, self._vision, (pictures, *prompts))
+
+    def _sort(
+        self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
+    ) -> tuple[TokenSequence, Tensor, Choice | None, Tensor | None]:
+        key = ('select', prompt_ids.shape)
+        return self._run(key, self._select, (proprio, prompt_ids), (visual,))
+
+    def _act(
+        self,
+        sequence: TokenSequence,
+        order: Tensor,
+        room: int,
+        action_rows: str,
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        rows = sequence.states.shape[1] - sequence.visual_rows + room
+        key = (rows, room, action_rows)
         states = self._run(
             ('decode', *key), self._decode(room, action_rows), (), (sequence, order))
         mark('language_model')
-        actions = self._run(('head', *key), self._model.action_head, (), (states,))
-        self.layer_rows = [sequence.states.shape[1] - sequence.visual_rows + room]
-        self.layer_rows *= len(self._model.language_model.layers)
-        return actions
+        self.layer_rows = [rows] * len(self._model.language_model.layers)
+        return self._run(('head', *key), self._model.action_head, (), (states,))
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
-        if key not in self._stages:
-            fed = tuple(value.to(self._weight.device) for value in fed)
-            self._stages[key] = Stage(function, fed, made, self._pool)
-        return self._stages[key](fed, made)
+        known = key in self._stages
+        compiles = self._compiled and not (known and self._pool)
+        with _room_for_compiled() if compiles else nullcontext():
+            if not known:
+                fed = tuple(value.to(self._weight.device) for value in fed)
+                self._stages[key] = Stage(function, fed, made, self._pool)
+            return self._stages[key](fed, made)
 
     def _fill_up(self, prompt_ids: Tensor) -> Tensor:
         """Pad right after BOS, where `assemble` expects it. FiLM would see the padding."""
-        if self._model.config.film:
+        config = self._model.config
+        if config.film:
             return prompt_ids
-        padding = prompt_ids.new_full(
-            (1, -prompt_ids.shape[1] % PROMPT_BUCKET), self._model.config.token_ids.pad)
+        others = sequence_rows(config, prompt_ids.shape[1]) - config.visual_tokens
+        padding = prompt_ids.new_full((1, -others % OTHERS_BUCKET), config.token_ids.pad)
         return torch.cat([prompt_ids[:, :1], padding, prompt_ids[:, 1:]], dim=1)
 
-    def _room(self, choice: Choice | None, order: Tensor) -> int:
+    def _room(self, choice: Choice | None, kept: Tensor | None, visual: int) -> int:
         """Visual rows of the bucket; waits for the device if something was chosen."""
         if choice is None:
-            return len(order)
+            return visual
         self._method.note(choice)
-        kept = int(choice.kept.sum())
-        return min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, len(order))
+        return min(-(-int(kept) // VISUAL_BUCKET) * VISUAL_BUCKET, visual)
 
     # --- the stages: tensors in, tensors out, the same work whatever the values ---
 
-    def _vision(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
+    def _vision(self, pictures: Tensor, prompt_ids: Tensor | None = None) -> Tensor:
         pixels = self._normalise(pictures) if self._normalise else pictures
         return self._model.visual(pixels.to(self._weight.dtype), prompt_ids)
 
     def _select(
         self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
-    ) -> tuple[TokenSequence, Tensor, Choice | None]:
+    ) -> tuple[TokenSequence, Tensor, Choice | None, Tensor | None]:
         """The whole sequence, its visual rows in the order of their right to stay, the choice.
 
-        A row that must go has -inf as its key bias already.
+        A row that must go has -inf as its key bias already. Last, how many stay.
         """
         sequence = self._model.assemble(visual, proprio, prompt_ids, padded=True)
         if self._method is None:
-            return sequence, torch.arange(visual.shape[1], device=visual.device), None
+            return sequence, torch.arange(visual.shape[1], device=visual.device), None, None
         choice = self._method.choose(sequence)
         if choice is None:
             raise ValueError(
@@ -146,7 +204,7 @@ class StaticForward:
         key_bias = sequence.key_bias.clone()
         key_bias[:, 1:last] += bias
         order = (~choice.kept).to(torch.uint8).argsort(stable=True)
-        return replace(sequence, key_bias=key_bias), order, choice
+        return replace(sequence, key_bias=key_bias), order, choice, choice.kept.sum()
 
     def _decode(self, room: int, action_rows: str) -> Callable[[TokenSequence, Tensor], Tensor]:
         rows = self._model.action_rows(action_rows)
@@ -179,7 +237,8 @@ class Stage:
                 function(*self._fed, *made)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Another thread, the shadow's, may use the device meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode='thread_local'):
             self._result = function(*self._fed, *made)
 
     def __call__(self, fed: tuple, made: tuple) -> Any:
@@ -192,21 +251,53 @@ class Stage:
         return self._result
 
 
-def _compile_blocks(model: OpenVlaOft) -> OpenVlaOft:
-    """Another network on the same weights, whose blocks are compiled.
+def _room_for_compiled() -> AbstractContextManager:
+    """Lift torch's limits; they belong to a thread, so this is for where something is compiled."""
+    return torch._dynamo.config.patch(
+        recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED)
+
+
+def _compile_parts(model: OpenVlaOft) -> OpenVlaOft:
+    """Another network on the same weights, with compiled blocks, head and embedding of patches.
 
     Block by block, because all of a kind share what is compiled: seconds instead of the minutes
     that the compiler takes for 32 layers in a row, for the same kernels.
     """
-    # A compiled function per bucket; beyond the limit torch would quietly run them uncompiled.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, _BUCKETS)
     weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, weights)
     for module in model.modules():
-        if isinstance(module, Block | DecoderLayer):
-            module.compile(dynamic=False)
+        if isinstance(module, PatchProduct | L1ActionHead):
+            module.compile(**_COMPILER)
+    vision = model.vision_backbone
+    for tower in (vision.featurizer, vision.fused_featurizer):
+        tower.blocks = _chain(tower.blocks)
+    model.language_model.layers = _chain(model.language_model.layers)
     return model
+
+
+class Link(nn.Module):
+    """A compiled block that leaves its last addition to the norm of the next one.
+
+    A compiler that sees one block at a time could not merge the two. So the blocks of a chain
+    hand on a sum that is not done yet, and only the last one returns a tensor.
+    """
+
+    def __init__(self, block: Block | DecoderLayer, last: bool):
+        super().__init__()
+        self.block, self.last = block, last
+        self._advance = torch.compile(block.advance, **_COMPILER)
+
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], *arguments: object
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As the block; x: what the link before returned."""
+        x, added = x if isinstance(x, tuple) else (x, None)
+        x, added = self._advance(x, added, *arguments)
+        return x + added if self.last else (x, added)
+
+
+def _chain(blocks: nn.ModuleList) -> nn.ModuleList:
+    return nn.ModuleList(Link(block, last=block is blocks[-1]) for block in blocks)
 
 
 def _on_cuda(model: OpenVlaOft) -> bool:
