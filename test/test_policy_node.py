@@ -57,6 +57,7 @@ BAD_PARAMETERS = {
     'choice': ({'execution_mode': 'psychic'}, 'temporal_ensemble'),
     'workspace': ({'workspace_min_m': [1.0, 1.0, 1.0]}, 'The workspace is empty in x'),
     'gripper_rule': ({'gripper_closed': -1.0}, 'whose gripper actions go from 0 to 1'),
+    'warmup': ({'warmup_instructions': ['word ' * 999]}, 'instruction is too long'),
 }
 
 
@@ -129,6 +130,18 @@ def test_a_shutdown_while_the_model_loads_waits_for_its_end(make_bench, script):
 
 
 # --- activate, deactivate, cleanup ---
+
+
+def test_configure_gets_ready_for_the_instructions_that_it_is_told(make_bench, monkeypatch):
+    ready, warm = [], []
+    infer = Policy.infer
+    monkeypatch.setattr(Policy, 'prepare', lambda self, instruction: ready.append(instruction))
+    monkeypatch.setattr(Policy, 'infer', lambda self, observation: (
+        warm.append(observation.instruction), infer(self, observation))[1])
+    bench = make_bench(warmup_instructions=['lift the cup', 'put it into the drawer'])
+    assert bench.node.trigger_configure() == SUCCESS
+    assert ready == ['lift the cup', 'put it into the drawer']
+    assert warm == ['lift the cup']
 
 
 def test_cleanup_frees_the_model_and_the_node_can_be_configured_again(bench):

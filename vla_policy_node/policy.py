@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.config import ACTION_DIMENSION, ModelConfig
+from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION, ModelConfig
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
@@ -59,8 +60,8 @@ __all__ = [
 class Policy:
     """A loaded checkpoint with its acceleration methods.
 
-    Not thread-safe: `infer` and `reset` belong to one worker thread. `description` never changes
-    and may be read by any.
+    Not thread-safe: `infer`, `prepare` and `reset` belong to one worker thread. `description`
+    never changes and may be read by any.
 
     read_s: what `ActionChunk.stage_ms` is measured with; set it before the first inference.
     """
@@ -202,6 +203,10 @@ class Policy:
         until `reset`.
         """
         weight = next(self._model.parameters())
+        with _device_of(weight):
+            return self._infer(observation, weight)
+
+    def _infer(self, observation: Observation, weight: Tensor) -> ActionChunk:
         clock = StageClock(weight.device, self.read_s)
         pictures, proprio, prompt_ids = self._inputs.encode(
             observation.images, observation.proprio, observation.instruction
@@ -217,7 +222,7 @@ class Policy:
         actions, reused_by = self._reuse(pictures, observation.proprio, clock)
         if actions is None:
             normalised = self._forward(pixels, proprio, prompt_ids, clock.mark)
-            actions = self._statistics.unnormalise_actions(normalised[0].double().cpu().numpy())
+            actions = self._statistics.unnormalise_actions(normalised[0].cpu().double().numpy())
             clock.mark('head')
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
@@ -237,6 +242,26 @@ class Policy:
             layers_total=self._model.config.language_model.layers,
             reused_by=reused_by,
         )
+
+    @torch.inference_mode()
+    def prepare(self, instruction: str) -> None:
+        """Get ready for instructions of this length: none of their inferences will be a first one.
+
+        Runs every bucket of visual tokens once with optimisation 'graphs' on a GPU and 'compiled',
+        where first times take seconds; nothing otherwise. ValueError for an unusable instruction.
+        Before the worker thread starts, or in it.
+        """
+        self.check_instruction(instruction)
+        if self._static is None:
+            return
+        grey = np.full((self.config.image_px, self.config.image_px, 3), 128, np.uint8)
+        pictures, proprio, prompt_ids = self._inputs.encode(
+            dict.fromkeys(self.description.cameras, grey), np.zeros(PROPRIO_DIMENSION),
+            instruction)
+        weight = next(self._model.parameters())
+        with _device_of(weight):
+            self._static.prepare(
+                pictures, proprio.to(weight.dtype), prompt_ids, self._action_rows)
 
     def _reuse(
         self, pictures: Tensor, proprio: np.ndarray, clock: StageClock
@@ -342,6 +367,11 @@ class Policy:
             )
             for index, camera in enumerate(cameras)
         )
+
+
+def _device_of(weight: Tensor) -> AbstractContextManager:
+    """Make the GPU of the weight the current one, as streams, graphs and our kernels need it."""
+    return torch.cuda.device(weight.device) if weight.is_cuda else nullcontext()
 
 
 def _versions() -> dict[str, str]:

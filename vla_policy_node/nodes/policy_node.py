@@ -201,7 +201,12 @@ class PolicyNode(LifecycleNode):
             parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
         parameters.action_spec().check_range(*self._policy.description.action_range)
         grey = np.full((256, 256, 3), 128, np.uint8)
-        observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), WARMUP_INSTRUCTION)
+        instructions = [text for text in parameters.warmup_instructions if text]
+        for text in instructions:
+            self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
+            self._policy.prepare(text)
+        observation = Observation(
+            dict.fromkeys(CAMERAS, grey), np.zeros(8), (*instructions, WARMUP_INSTRUCTION)[0])
         for _ in range(parameters.warmup_inferences):
             chunk = self._policy.infer(observation)
         self._policy.reset()

@@ -51,7 +51,7 @@ class PolicyParameters:
         choices=('float32', 'bfloat16', 'int8', 'int4', 'float8'))
     optimisation: str = parameter(
         'none', 'none: as published. fused: weights put together. graphs: also fixed shapes, on a '
-        'GPU as CUDA graphs. compiled: also torch.compile, minutes at the first inferences. '
+        'GPU as CUDA graphs. compiled: also torch.compile, seconds wherever it is first. '
         'All but none change actions by rounding.',
         choices=('none', 'fused', 'graphs', 'compiled'))
     preprocessing: str = parameter(
@@ -62,6 +62,9 @@ class PolicyParameters:
         '', 0, 1024)
     warmup_inferences: int = parameter(
         2, 'Inferences on grey images at configure; not in any statistics.', '', 1, 100)
+    warmup_instructions: tuple = parameter(
+        [''], 'Get ready for instructions as long as these at configure, so that with graphs on a '
+        'GPU, or compiled, no inference is slow for being the first of its kind.')
     third_person_transform: str = parameter(
         'none', 'What turns the upright picture into what training saw.', choices=_TRANSFORMS)
     wrist_transform: str = parameter(
