@@ -104,6 +104,13 @@ def test_two_processes_learn_what_one_learns_from_both_shares(folders, tmp_path)
     assert weights(run)['step'] == 2
 
 
+def test_a_refusal_of_one_of_two_processes_is_its_sentence_alone(folders, tmp_path):
+    train(run_in(tmp_path / 'run', folders, replace(CLONE, steps=1)))
+    other = replace(CLONE, steps=1, learning_rate=2e-3)
+    with pytest.raises(ValueError, match=r'\A[^\n]*learning_rate[^\n]*\Z'):
+        train(run_in(tmp_path / 'run', folders, other, processes=2))
+
+
 def test_grounding_finds_the_named_square_and_attends_to_it(folders, tmp_path):
     config = replace(
         CLONE, stage='locate', steps=100, batch=16, learning_rate=5e-3, tokens_kept=0,

@@ -97,6 +97,12 @@ def _spawn(run: Run) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         multiprocessing.spawn(_spawned, (run.processes, run), nprocs=run.processes)
+    except multiprocessing.ProcessRaisedException as error:
+        # A traceback as text, whose last line says what was raised.
+        kind, _, sentence = str(error).strip().splitlines()[-1].partition(': ')
+        if kind == 'ValueError':
+            raise ValueError(sentence) from None
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
     if not (run.out / 'checkpoint').exists():
