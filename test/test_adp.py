@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import CASES, CONFIG, assemble, inputs_of, load_model, prepared
+from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.adp import MotionGate, importance
 from vla_policy_node.acceleration.selection import text_rows
@@ -33,8 +34,12 @@ def test_importance_of_fused_weights_is_the_same(layer):
     text = SEQUENCE.states[0, text_rows(SEQUENCE, CONFIG)]
     plain = importance(MODEL.language_model.layers[layer], SEQUENCE.visual[0], text)
     fused = fuse(load_model()).language_model.layers[layer]
-    torch.testing.assert_close(
-        importance(fused, SEQUENCE.visual[0], text), plain, rtol=1e-4, atol=1e-6)
+    with FlopCounterMode(display=False) as counter:
+        again = importance(fused, SEQUENCE.visual[0], text)
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+    with FlopCounterMode(display=False) as expected:
+        importance(MODEL.language_model.layers[layer], SEQUENCE.visual[0], text)
+    assert counter.get_total_flops() == expected.get_total_flops()  # what `report` counts
 
 
 def test_importance_in_8_bit_floats_is_about_the_same():

@@ -89,12 +89,19 @@ class FusedSelfAttention(SelfAttention):
         return rope(self._heads(query), rows)
 
     def bare_queries(self, x: Tensor) -> Tensor:
-        """As in the base class; where queries are part of a larger product, all of it is made."""
-        return self.kv_proj(x).chunk(3, dim=-1)[0] if self.q_proj is None else self.q_proj(x)
+        """As in the base class."""
+        return self._part(x, -3) if self.q_proj is None else self.q_proj(x)
 
     def bare_keys(self, x: Tensor) -> Tensor:
-        """Likewise; keys stand before the values."""
-        return self.kv_proj(x).chunk(3 if self.q_proj is None else 2, dim=-1)[-2]
+        """Likewise."""
+        return self._part(x, -2)
+
+    def _part(self, x: Tensor, index: int) -> Tensor:
+        """One of the stacked products: queries -3, keys -2, values -1. In 8 bits all are made."""
+        width = x.shape[-1]
+        if isinstance(self.kv_proj, nn.Linear):
+            return functional.linear(x, self.kv_proj.weight.unflatten(0, (-1, width))[index])
+        return self.kv_proj(x).unflatten(-1, (-1, width))[..., index, :]
 
 
 class KernelAttention(Attention):
