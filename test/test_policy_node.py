@@ -138,9 +138,10 @@ def test_configure_gets_ready_for_the_instructions_that_it_is_told(make_bench, m
     monkeypatch.setattr(Policy, 'prepare', lambda self, instruction: ready.append(instruction))
     monkeypatch.setattr(Policy, 'infer', lambda self, observation: (
         warm.append(observation.instruction), infer(self, observation))[1])
-    bench = make_bench(warmup_instructions=['lift the cup', 'put it into the drawer'])
+    told = ['lift the cup', 'put it into the drawer']
+    bench = make_bench(warmup_instructions=told, shadow_every=1)
     assert bench.node.trigger_configure() == SUCCESS
-    assert ready == ['lift the cup', 'put it into the drawer']
+    assert ready == [*told, *told]  # the shadow's network is another one
     assert warm == ['lift the cup']
 
 

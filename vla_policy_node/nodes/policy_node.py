@@ -90,7 +90,9 @@ class PolicyNode(LifecycleNode):
         self._commander = Commander(spec, self._session, parameters.make_parts())
         lock_step = parameters.pacing == 'observation'
         if parameters.shadow_every:
-            self._shadow = Shadow(self._policy.plain(), spec, parameters.shadow_every,
+            plain = self._policy.plain()
+            self._get_ready(plain, parameters)
+            self._shadow = Shadow(plain, spec, parameters.shadow_every,
                                   parameters.latency_window, self.get_logger())
         self._worker = PolicyWorker(
             self._policy, self._commander, parameters.period_ns, parameters.compressed,
@@ -201,12 +203,9 @@ class PolicyNode(LifecycleNode):
             parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
         parameters.action_spec().check_range(*self._policy.description.action_range)
         grey = np.full((256, 256, 3), 128, np.uint8)
-        instructions = [text for text in parameters.warmup_instructions if text]
-        for text in instructions:
-            self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
-            self._policy.prepare(text)
-        observation = Observation(
-            dict.fromkeys(CAMERAS, grey), np.zeros(8), (*instructions, WARMUP_INSTRUCTION)[0])
+        self._get_ready(self._policy, parameters)
+        instruction = next(filter(None, parameters.warmup_instructions), WARMUP_INSTRUCTION)
+        observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), instruction)
         for _ in range(parameters.warmup_inferences):
             chunk = self._policy.infer(observation)
         self._policy.reset()
@@ -216,6 +215,11 @@ class PolicyNode(LifecycleNode):
             f'{chunk.method}, {sum(chunk.stage_ms.values()):.0f} ms after warm-up'
             + ('' if description.trained else '; UNTRAINED random weights')
         )
+
+    def _get_ready(self, policy: Policy, parameters: PolicyParameters) -> None:
+        for text in filter(None, parameters.warmup_instructions):
+            self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
+            policy.prepare(text)
 
     def _create_publishers(self) -> None:
         self._command_publisher = self.create_publisher(
