@@ -11,7 +11,7 @@ from tiny_model import CASES, assemble, inputs_of, load_model
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.random_tokens import RandomTokens
-from vla_policy_node.models import static_forward
+from vla_policy_node.models import compiling, static_forward
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.models.fusing import LongProduct, fuse
 from vla_policy_node.models.language_model import LanguageModel, LayerHooks, Rope
@@ -121,7 +121,7 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
 @torch.inference_mode()
 def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, monkeypatch):
     """Traced, and run as it was written: what compilers make of it is theirs to test."""
-    monkeypatch.setattr(static_forward, '_COMPILER', {'dynamic': False, 'backend': 'eager'})
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
     forward = StaticForward(FUSED, methods, compiled=True)
     assert_close(forward(*inputs, 'last56'), MODEL(*inputs, methods, 'last56'))
 
@@ -135,7 +135,7 @@ def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypa
         compiled.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(static_forward, '_COMPILER', {'dynamic': False, 'backend': note})
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': note})
     monkeypatch.setattr(static_forward, 'VISUAL_BUCKET', 2)
     forward = StaticForward(FUSED, [LightVla()], compiled=True)
 

@@ -81,6 +81,7 @@ class LightVla(Method):
         hidden = sequence.context_hidden
         winners = find_winners(score(
             sequence.visual[0], sequence.context[0], None if hidden is None else hidden[0]))
+        # Compilers count 32 bits in place; for 64 they would sort.
         votes = winners.new_zeros(len(winners), dtype=torch.int32)
         votes = votes.index_add(0, winners, torch.ones_like(votes))
         return Choice(

@@ -3,8 +3,8 @@
 A float far below the largest one has as many digits as that, over four decades, so a scale needs
 only a bound. Behind a norm there is one: in rows of mean square 1 no value exceeds the root of
 their width, and in what is made of them none exceeds what the weights let it (Cauchy-Schwarz),
-but for what rounding of both adds.
-Only the gated rows of the decoder are searched for their largest value as they come.
+but for what rounding of both adds. Only the gated rows of the decoder are searched for their
+largest value as they come.
 
 Half the bytes and twice the arithmetic rate of bfloat16 on GPUs of compute capability 8.9 and
 above. Elsewhere the same rounding is computed in float32, slowly, to measure what it changes.

@@ -81,13 +81,6 @@ class FusedSelfAttention(SelfAttention):
         query, key, value = map(self._heads, self.kv_proj(x).chunk(3, dim=-1))
         return rope(query[:, :, rows], rows), rope(key), value
 
-    def queries(self, x: Tensor, rope: Rope, rows: slice) -> Tensor:
-        """Queries of `rows` alone, [B, heads, rows, head width]."""
-        if self.q_proj is not None:
-            return super().queries(x, rope, rows)
-        query, _, _ = self.kv_proj(x[:, rows]).chunk(3, dim=-1)
-        return rope(self._heads(query), rows)
-
     def bare_queries(self, x: Tensor) -> Tensor:
         """As in the base class."""
         return self._part(x, -3) if self.q_proj is None else self.q_proj(x)

@@ -163,7 +163,7 @@ class SelfAttention(nn.Module):
 
     def queries(self, x: Tensor, rope: Rope, rows: slice) -> Tensor:
         """Queries of `rows` alone, [B, heads, rows, head width]."""
-        return rope(self._heads(self.q_proj(x[:, rows])), rows)
+        return rope(self._heads(self.bare_queries(x[:, rows])), rows)
 
     def bare_queries(self, x: Tensor) -> Tensor:
         """Queries before rotation, heads side by side, [..., width] -> [..., width]."""

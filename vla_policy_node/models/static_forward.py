@@ -10,23 +10,18 @@ stages just run.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vla_policy_node.models import compiling
 from vla_policy_node.models.flops import sequence_rows
-from vla_policy_node.models.fusing import PatchProduct
-from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.token_sequence import TokenSequence
-from vla_policy_node.models.towers import Block
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Choice, Method
@@ -34,14 +29,6 @@ if TYPE_CHECKING:
 # Rows. Together they are a multiple of 8, which matrix units and attention want.
 VISUAL_BUCKET = 16
 OTHERS_BUCKET = 8
-# Forms of one block, beyond which torch would quietly run it uncompiled: first, last and any other
-# in each bucket of visual rows, for every length of prompt.
-_COMPILED = 4096
-# The compiler would fill up operands to sizes that matrix units do not need, with copies.
-_COMPILER = {
-    'dynamic': False,
-    'options': {'shape_padding': False, 'comprehensive_padding': False},
-}
 _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must not be captured
 
 
@@ -71,15 +58,15 @@ class StaticForward:
                 "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
                 f'{"+".join(method.name for method in methods)}.'
             )
-        self._model = _compile_parts(model) if compiled else model
+        self._model = compiling.compile_parts(model) if compiled else model
         self._method = methods[0] if methods else None
         self._normalise = normalise
         if compiled:
-            self._normalise = normalise and torch.compile(normalise, **_COMPILER)
-            self._select = torch.compile(self._select, **_COMPILER)
+            self._normalise = normalise and torch.compile(normalise, **compiling.OPTIONS)
+            self._select = torch.compile(self._select, **compiling.OPTIONS)
         self._weight = next(model.parameters())
         self._stages: dict[tuple, Stage] = {}
-        self._pool = torch.cuda.graph_pool_handle() if _on_cuda(model) else None
+        self._pool = torch.cuda.graph_pool_handle() if self._weight.is_cuda else None
         self._compiled = compiled
         self.layer_rows: list[int] = []
 
@@ -104,11 +91,7 @@ class StaticForward:
         return self._act(sequence, order, room, action_rows, mark)
 
     def prepare(
-        self,
-        pictures: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        action_rows: str = 'oft',
+        self, pictures: Tensor, proprio: Tensor, prompt_ids: Tensor, action_rows: str = 'oft'
     ) -> None:
         """Run every bucket of a prompt's length once, where the first time takes long.
 
@@ -152,8 +135,9 @@ class StaticForward:
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
         known = key in self._stages
+        # What a graph holds is compiled; without graphs another thread may compile it once more.
         compiles = self._compiled and not (known and self._pool)
-        with _room_for_compiled() if compiles else nullcontext():
+        with compiling.lifted_limits() if compiles else nullcontext():
             if not known:
                 fed = tuple(value.to(self._weight.device) for value in fed)
                 self._stages[key] = Stage(function, fed, made, self._pool)
@@ -249,57 +233,3 @@ class Stage:
             own.copy_(given)
         self._graph.replay()
         return self._result
-
-
-def _room_for_compiled() -> AbstractContextManager:
-    """Lift torch's limits; they belong to a thread, so this is for where something is compiled."""
-    return torch._dynamo.config.patch(
-        recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED)
-
-
-def _compile_parts(model: OpenVlaOft) -> OpenVlaOft:
-    """Another network on the same weights, with compiled blocks, head and embedding of patches.
-
-    Block by block, because all of a kind share what is compiled: seconds instead of the minutes
-    that the compiler takes for 32 layers in a row, for the same kernels.
-    """
-    weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    model = copy.deepcopy(model, weights)
-    for module in model.modules():
-        if isinstance(module, PatchProduct | L1ActionHead):
-            module.compile(**_COMPILER)
-    vision = model.vision_backbone
-    for tower in (vision.featurizer, vision.fused_featurizer):
-        tower.blocks = _chain(tower.blocks)
-    model.language_model.layers = _chain(model.language_model.layers)
-    return model
-
-
-class Link(nn.Module):
-    """A compiled block that leaves its last addition to the norm of the next one.
-
-    A compiler that sees one block at a time could not merge the two. So the blocks of a chain
-    hand on a sum that is not done yet, and only the last one returns a tensor.
-    """
-
-    def __init__(self, block: Block | DecoderLayer, last: bool):
-        super().__init__()
-        self.block, self.last = block, last
-        self._advance = torch.compile(block.advance, **_COMPILER)
-
-    def forward(
-        self, x: Tensor | tuple[Tensor, Tensor], *arguments: object
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As the block; x: what the link before returned."""
-        x, added = x if isinstance(x, tuple) else (x, None)
-        x, added = self._advance(x, added, *arguments)
-        return x + added if self.last else (x, added)
-
-
-def _chain(blocks: nn.ModuleList) -> nn.ModuleList:
-    return nn.ModuleList(Link(block, last=block is blocks[-1]) for block in blocks)
-
-
-def _on_cuda(model: OpenVlaOft) -> bool:
-    return next(model.parameters()).is_cuda
-
