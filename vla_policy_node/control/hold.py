@@ -22,6 +22,11 @@ class HoldReason(IntEnum):
     ACTION_INVALID = 12
     INFERENCE_FAILED = 13
     GOAL_FINISHED = 14
+    INFERENCE_LATE = 15
+    MOTION_MISMATCH = 16
+    SOURCE_CONFLICT = 17
+    CAMERA_CHANGED = 18
+    CLOCK_STOPPED = 19
 
 
 _TEXTS = {
@@ -33,13 +38,18 @@ _TEXTS = {
     HoldReason.CHUNK_EXHAUSTED: 'The last action chunk ended before a new one arrived.',
     HoldReason.INPUT_MISSING: 'Nothing was received on {stream} yet.',
     HoldReason.INPUT_STALE: 'The newest usable sample of {stream} is too old.',
-    HoldReason.INPUT_FROZEN: 'The pictures of {stream} have stopped changing.',
+    HoldReason.INPUT_FROZEN: 'What {stream} shows has stopped changing.',
     HoldReason.CAMERA_SPREAD: 'No picture of {stream} is near enough in time to the other camera.',
     HoldReason.CLOCK_JUMP: 'The stamps of {stream} went backwards or lie in the future.',
     HoldReason.INPUT_INVALID: 'The data of {stream} are not usable.',
-    HoldReason.ACTION_INVALID: 'The policy returned an action that is not finite.',
+    HoldReason.ACTION_INVALID: 'The policy returned an action that cannot be sent.',
     HoldReason.INFERENCE_FAILED: 'The policy failed during inference; see the log.',
     HoldReason.GOAL_FINISHED: 'The goal has ended.',
+    HoldReason.INFERENCE_LATE: 'The policy has not answered in time; see inference_timeout_s.',
+    HoldReason.MOTION_MISMATCH: 'The measured motion does not follow the commands.',
+    HoldReason.SOURCE_CONFLICT: 'More than one publisher writes {stream}; stop all but one.',
+    HoldReason.CAMERA_CHANGED: 'The picture of {stream} is not what that camera showed before.',
+    HoldReason.CLOCK_STOPPED: 'The clock of the node stands still; publish /clock or set use_sim_time to false.',
 }
 
 

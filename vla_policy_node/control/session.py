@@ -16,6 +16,7 @@ class Outcome(IntEnum):
     DEACTIVATED = 3
     INPUT_LOST = 4
     INFERENCE_FAILED = 5
+    CLIENT_LOST = 6
 
 
 OUTCOME_TEXTS = {
@@ -25,6 +26,7 @@ OUTCOME_TEXTS = {
     Outcome.DEACTIVATED: 'The node was deactivated.',
     Outcome.INPUT_LOST: 'The inputs stayed unusable for too long.',
     Outcome.INFERENCE_FAILED: 'The policy raised an exception; see the log.',
+    Outcome.CLIENT_LOST: 'The client that sent the goal is gone.',
 }
 
 # Ended goals whose clients may still have to hear how; they do within a fraction of a second.
