@@ -49,7 +49,7 @@ _TEXTS = {
     HoldReason.MOTION_MISMATCH: 'The measured motion does not follow the commands.',
     HoldReason.SOURCE_CONFLICT: 'More than one publisher writes {stream}; stop all but one.',
     HoldReason.CAMERA_CHANGED: 'The picture of {stream} is not what that camera showed before.',
-    HoldReason.CLOCK_STOPPED: 'The clock of the node stands still; publish /clock or set use_sim_time to false.',
+    HoldReason.CLOCK_STOPPED: 'The clock of the node stands still; publish /clock.',
 }
 
 
