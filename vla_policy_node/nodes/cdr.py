@@ -1,0 +1,169 @@
+"""The input messages, read from their bytes: every length is checked, nothing is copied.
+
+The bytes come from anybody on the network, and a raw subscription hands them over unseen. What is
+wrong with them is a MessageError here, never another exception, a crash or a large allocation.
+Written for XCDR version 1, which every ROS 2 middleware sends: 4 bytes of encapsulation, then the
+fields in order, each number aligned to its size (DDSI-RTPS 2.5, section 10; DDS-XTypes 1.3, 7.4).
+
+All functions are pure and may be called from any thread.
+"""
+
+import struct
+from dataclasses import dataclass
+
+# Representation identifier of plain CDR -> byte order
+_BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
+_ENCAPSULATION_BYTES = 4
+_NS = 1_000_000_000
+# Names of frames, joints and encodings; a longer one is no name.
+_LONGEST_STRING_BYTES = 1024
+# A gripper has two fingers; a humanoid's state has some eighty joints.
+_MOST_NAMES = 1024
+
+Bytes = bytes | bytearray | memoryview
+
+
+class MessageError(ValueError):
+    """A serialised message that cannot be used; one sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class SerialisedImage:
+    """A sensor_msgs/Image; `data` is a view of the message's own bytes."""
+
+    stamp_ns: int
+    frame_id: str
+    height: int
+    width: int
+    encoding: str
+    step: int
+    data: memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class SerialisedCompressedImage:
+    """A sensor_msgs/CompressedImage; `data` is a view of the message's own bytes."""
+
+    stamp_ns: int
+    frame_id: str
+    format: str
+    data: memoryview
+
+
+def stamp_of(raw: Bytes) -> int:
+    """Return the capture stamp [ns] of a message that begins with a Header; microseconds.
+
+    Raises MessageError if there is none, or if it is no time: negative, or with a second or more
+    of nanoseconds.
+    """
+    return _Reader(raw).stamp_ns()
+
+
+def read_image(raw: Bytes) -> SerialisedImage:
+    """Return a sensor_msgs/Image. Whether the pixels fit the size is not looked at here."""
+    reader = _Reader(raw)
+    stamp_ns, frame_id = reader.stamp_ns(), reader.string()
+    height, width = reader.uint32(), reader.uint32()
+    encoding = reader.string()
+    reader.take(1)  # is_bigendian: all encodings we take have single bytes
+    step = reader.uint32()
+    return SerialisedImage(stamp_ns, frame_id, height, width, encoding, step, reader.octets())
+
+
+def read_compressed_image(raw: Bytes) -> SerialisedCompressedImage:
+    """Return a sensor_msgs/CompressedImage, still compressed."""
+    reader = _Reader(raw)
+    return SerialisedCompressedImage(
+        reader.stamp_ns(), reader.string(), reader.string(), reader.octets())
+
+
+def read_pose_stamped(
+    raw: Bytes,
+) -> tuple[int, str, tuple[float, float, float], tuple[float, float, float, float]]:
+    """Return stamp [ns], frame, position x y z [m] and quaternion x y z w of a PoseStamped.
+
+    The numbers are as sent: they may be anything, NaN included.
+    """
+    reader = _Reader(raw)
+    stamp_ns, frame_id = reader.stamp_ns(), reader.string()
+    numbers = reader.doubles(7)
+    return stamp_ns, frame_id, numbers[:3], numbers[3:]
+
+
+def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...]]:
+    """Return stamp [ns], joint names and positions (rad or m) of a sensor_msgs/JointState.
+
+    The numbers are as sent: they may be anything, NaN included.
+    """
+    reader = _Reader(raw)
+    stamp_ns, _ = reader.stamp_ns(), reader.string()
+    count = reader.uint32()
+    if count > _MOST_NAMES:
+        raise MessageError(
+            f'The joint state claims {count} names; send the joints of the gripper alone.')
+    names = tuple(reader.string() for _ in range(count))
+    return stamp_ns, names, reader.doubles(reader.uint32())
+
+
+class _Reader:
+    """Reads field after field; whatever is not there is a MessageError."""
+
+    def __init__(self, raw: Bytes):
+        self._raw = memoryview(raw)
+        order = _BYTE_ORDER.get(bytes(self._raw[:2]))
+        if order is None or len(self._raw) < _ENCAPSULATION_BYTES:
+            raise MessageError(
+                'The serialised message does not begin with a plain CDR header; '
+                'use a middleware that sends plain CDR.'
+            )
+        self._order = order
+        self._at = _ENCAPSULATION_BYTES
+
+    def take(self, count: int, alignment: int = 1) -> int:
+        """Step over `count` bytes and return where they begin."""
+        start = self._at + (_ENCAPSULATION_BYTES - self._at) % alignment
+        if start + count > len(self._raw):
+            raise MessageError(
+                f'The serialised message is truncated: {len(self._raw)} bytes, '
+                f'{start + count} are needed.'
+            )
+        self._at = start + count
+        return start
+
+    def uint32(self) -> int:
+        return struct.unpack_from(f'{self._order}I', self._raw, self.take(4, 4))[0]
+
+    def doubles(self, count: int) -> tuple[float, ...]:
+        if not count:
+            return ()  # not even aligned
+        return struct.unpack_from(f'{self._order}{count}d', self._raw, self.take(8 * count, 8))
+
+    def stamp_ns(self) -> int:
+        seconds, nanoseconds = struct.unpack_from(
+            f'{self._order}iI', self._raw, self.take(8, 4))
+        if seconds < 0 or nanoseconds >= _NS:
+            raise MessageError(
+                f'The stamp of {seconds} s and {nanoseconds} ns is no time; '
+                'check the clock of the publisher.'
+            )
+        return seconds * _NS + nanoseconds
+
+    def string(self) -> str:
+        size = self.uint32()
+        if size > _LONGEST_STRING_BYTES:
+            raise MessageError(
+                f'A string in the serialised message claims {size} bytes; '
+                f'{_LONGEST_STRING_BYTES} are allowed.'
+            )
+        start = self.take(size)
+        try:
+            return str(self._raw[start:start + size], 'utf-8').removesuffix('\0')
+        except UnicodeDecodeError as error:
+            raise MessageError(
+                'A string in the serialised message is not UTF-8; check the publisher.'
+            ) from error
+
+    def octets(self) -> memoryview:
+        size = self.uint32()
+        start = self.take(size)
+        return self._raw[start:start + size]
