@@ -18,7 +18,13 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from vla_policy_node.system import ARGUMENTS, describe, middleware_environment, share_directory
+from vla_policy_node.system import (
+    ARGUMENTS,
+    describe,
+    leash,
+    middleware_environment,
+    share_directory,
+)
 
 
 def declare(argument):
@@ -39,6 +45,7 @@ def start(context):
             executable=node.executable,
             name=node.name,
             ros_arguments=node.ros_arguments(),
+            additional_env=leash(),
             output='screen',
             emulate_tty=True,
             on_exit=Shutdown(reason=f'{node.name} ended'),

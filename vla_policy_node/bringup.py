@@ -6,7 +6,6 @@
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from vla_policy_node.system import NodeSpec, middleware_environment
+from vla_policy_node.system import NodeSpec, leash, middleware_environment
 
 # Time for a node to end an inference, send its hold and free its model.
 GRACE_S = 10.0
@@ -31,8 +30,7 @@ class System:
 
     Every line a node prints goes to `output` with its name in front; on a terminal, in colour.
     env: environment variables on top of this process's, for example ROS_DOMAIN_ID.
-    Use it from one thread, which must outlive it: the nodes are interrupted when it ends, even
-    if it is killed.
+    The nodes end with this process, even if it is killed.
     """
 
     def __init__(
@@ -44,8 +42,8 @@ class System:
     ):
         self._nodes = tuple(nodes)
         self._finite = {node.name for node in nodes if node.ends_the_run}
-        self._env = {**os.environ, **middleware_environment(), 'PYTHONUNBUFFERED': '1',
-                     **(env or {})}
+        self._env = {**os.environ, **middleware_environment(), **leash(),
+                     'PYTHONUNBUFFERED': '1', **(env or {})}
         self._output = output or sys.stdout
         self._grace_s = grace_s
         self._processes: dict[str, subprocess.Popen] = {}
@@ -56,7 +54,7 @@ class System:
         width = max(len(node.name) for node in self._nodes)
         for node, colour in zip(self._nodes, itertools.cycle(_COLOURS)):
             process = subprocess.Popen(
-                [*_leash(), *command_line(node)], env=self._env, text=True, errors='replace',
+                command_line(node), env=self._env, text=True, errors='replace',
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 # Ctrl-C reaches only the parent, which stops its children in its own way.
                 start_new_session=True,
@@ -133,15 +131,6 @@ def command_line(node: NodeSpec) -> list[str]:
     """Return the command that runs one node."""
     return [sys.executable, '-m', node.module, '--ros-args', '-r', f'__node:={node.name}',
             *node.ros_arguments()]
-
-
-def _leash() -> list[str]:
-    """Return what has the kernel interrupt a node whose supervisor was killed.
-
-    A robot must not move on with nobody left to stop it.
-    """
-    setpriv = shutil.which('setpriv')  # part of util-linux
-    return [setpriv, '--pdeathsig', 'INT', '--'] if setpriv else []
 
 
 def run(nodes: Sequence[NodeSpec]) -> int:

@@ -20,6 +20,7 @@ PACKAGE = 'vla_policy_node'
 NODES = ('recorder', 'world', 'policy', 'visualizer', 'player')
 
 
+SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
 SHIPPED = 'libero_object'  # the default checkpoint, of those under checkpoints/
 
 
@@ -272,6 +273,14 @@ def middleware_environment() -> dict[str, str]:
     if any(os.environ.get(name) for name in names):
         return {}
     return {names[0]: str(share_directory() / 'config' / 'fastdds.xml')}
+
+
+def leash() -> dict[str, str]:
+    """Return the environment variable that has nodes end when this process does.
+
+    However it dies: a robot must not move on with nobody left to stop it. nodes/ending.py obeys.
+    """
+    return {SUPERVISOR: str(os.getpid())}
 
 
 def shipped_checkpoint() -> Path:

@@ -156,6 +156,12 @@ class PolicyNode(LifecycleNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
+    def stand_still(self) -> None:
+        """Hold from now on, whatever the executor is doing (any thread)."""
+        if self._active:
+            self._session.deactivate()
+            self._command_now()
+
     def _stop(self) -> None:
         if not self._active:
             return

@@ -203,7 +203,7 @@ def _deep(reliability: ReliabilityPolicy) -> QoSProfile:
 
 def main(args=None):
     """Run the node until SIGINT or SIGTERM; it then finishes the bag."""
-    run(RecorderNode, args)
+    run(RecorderNode, args, exit_s=None)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,6 @@
 """Running one node as a process."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 
@@ -12,6 +10,7 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from vla_policy_node.nodes.ending import EXIT_S, Ending
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.parameters import ParameterError
 
@@ -22,33 +21,40 @@ FAREWELL_S = 0.5
 SWITCH_INTERVAL_S = 0.0005
 
 
-def run(make_node: Callable[[], Node], args: list[str] | None = None) -> None:
-    """Run a node until SIGINT or SIGTERM, then shut it down in order.
+def run(
+    make_node: Callable[[], Node],
+    args: list[str] | None = None,
+    exit_s: float | None = EXIT_S,
+) -> None:
+    """Run a node until something ends it (see `Ending`), then shut it down in order.
 
     rclpy's own signal handlers would close the context at once, and the last hold command could
     not be published. A lifecycle node with `autostart` is configured and activated first. A node
-    that refuses its parameters ends the process with its sentence.
+    that refuses its parameters ends the process with its sentence. A node that moves a robot has
+    a method `stand_still`, which any thread may call at any time: it sends a hold, and nothing
+    else follows it.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    ending = Ending(exit_s)
     try:
         node = make_node()
     except ParameterError as error:
         raise SystemExit(str(error)) from None
+    ending.first(getattr(node, 'stand_still', lambda: None))
     # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
     # the processor time per message, which the policy and the command timer lack.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
-        executor.create_task(_start, node, stop)
+        executor.create_task(_start, node, ending)
     try:
-        while not stop.is_set():
+        while not ending.begun.is_set():
             executor.spin_once(timeout_sec=0.2)
+        ending.begin()
         _say_goodbye(node, executor)
     finally:  # also when a callback raised: the robot must be told to stand still
+        ending.begin()
         if isinstance(node, LifecycleNode):
             shut_down(node)
         executor.shutdown()
@@ -66,6 +72,6 @@ def _say_goodbye(node: Node, executor: Executor) -> None:
         executor.spin_once(timeout_sec=0.05)
 
 
-def _start(node: LifecycleNode, stop: threading.Event) -> None:
-    if node.trigger_configure() == TransitionCallbackReturn.SUCCESS and not stop.is_set():
+def _start(node: LifecycleNode, ending: Ending) -> None:
+    if node.trigger_configure() == TransitionCallbackReturn.SUCCESS and not ending.begun.is_set():
         node.trigger_activate()
