@@ -122,6 +122,6 @@ def _make(recipe, topic, index, time_ns):
     # A bright square that moves over noise: no two pictures are the same.
     pixels = np.random.default_rng([index, topic == '/wrist/image_raw']).integers(
         0, 80, (*recipe.size, 3)).astype(np.uint8)
-    left = index % (recipe.size[1] - 8)
+    left = (index if topic != '/wrist/image_raw' else -index) % (recipe.size[1] - 8)
     pixels[8:16, left:left + 8] = (200, 120, 40)
     return to_image_message(pixels, header)

@@ -40,7 +40,7 @@ class RobotDouble(Node):
         self.changed = threading.Condition()
         self.alter = {}
         self.filed = 0
-        self._frame = 0
+        self.frame = 0
         sensor = qos_profile_sensor_data
         kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         self.inputs = {
@@ -102,7 +102,7 @@ class RobotDouble(Node):
 
     def observe(self, stamp_ns, streams=STREAMS):
         """Publish one sample per stream; return how many were sent."""
-        self._frame += 1
+        self.frame += 1
         header = Header(stamp=to_time(stamp_ns), frame_id='base_link')
         sent = 0
         for stream in streams:
@@ -121,11 +121,18 @@ class RobotDouble(Node):
             return message
         if stream == 'gripper_state':
             return JointState(header=header, name=['left', 'right'], position=[0.02, -0.02])
-        pixels = np.full((24, 32, 3), self._frame % 256, np.uint8)
+        pixels = picture(stream, self.frame)
         if self._compressed:
-            data = cv2.imencode('.png', pixels)[1].tobytes()
+            data = cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
             return CompressedImage(header=header, format='png', data=data)
         return to_image_message(pixels, header)
+
+
+def picture(camera, frame):
+    """What a camera sees, [24, 32, 3]: a view of its own, with the noise of a sensor."""
+    view = np.random.default_rng(CAMERAS.index(camera)).integers(40, 216, (6, 8, 3))
+    noise = np.random.default_rng([CAMERAS.index(camera), frame]).normal(0, 2, (24, 32, 3))
+    return np.clip(np.kron(view, np.ones((4, 4, 1))) + noise, 0, 255).astype(np.uint8)
 
 
 def stamp(message):
