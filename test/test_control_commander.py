@@ -19,6 +19,7 @@ from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.control.session import Outcome, Session
 
 MS = 1_000_000
@@ -61,12 +62,17 @@ class Bench:
         stamp_ns = self.now if stamp_ns is None else stamp_ns
         self.commander.parts.executor.push(actions, stamp_ns, goal.epoch)
 
-    def tick(self, position_m=lambda: np.zeros(3)):
+    def tick(self, position_m=(0.0, 0.0, 0.0), steady_ns=None):
         """One control period later: inputs arrive, a command leaves."""
         self.now += PERIOD
         for stream in set(STREAMS) - self.dead:
             self.commander.parts.pairer.file(stream, self.now, b'')
-        return self.commander.tick(self.now, self.now + PERIOD, position_m)
+        if isinstance(position_m, HoldError):
+            self.commander.poses.reject(position_m)
+        elif 'ee_pose' not in self.dead:
+            self.commander.poses.observe(
+                MeasuredPose(self.now, np.array(position_m), np.zeros(3)))
+        return self.commander.tick(self.now, self.now + PERIOD, steady_ns)
 
 
 @pytest.fixture
@@ -212,19 +218,57 @@ def test_a_fault_of_the_worker_holds_until_it_is_over(bench):
     assert bench.tick().hold.code is HoldReason.AWAITING_INFERENCE  # the plan was dropped
 
 
-def test_a_position_that_cannot_be_used_holds(bench):
+def test_a_pose_that_cannot_be_used_holds_and_says_why_until_a_good_one_comes(bench):
     goal = bench.begin()
     bench.push(goal)
-
-    def broken():
-        raise HoldError(Hold(HoldReason.INPUT_INVALID, 'ee_pose'), 'The pose is broken.')
-
+    broken = HoldError(Hold(HoldReason.INPUT_INVALID, 'ee_pose'), 'The pose is broken.')
     command = bench.tick(broken)
     assert command.hold == Hold(HoldReason.INPUT_INVALID, 'ee_pose')
+    assert command.detail == 'The pose is broken.'
     assert is_still(command)
+    assert bench.tick().hold.code is HoldReason.AWAITING_INFERENCE  # the plan was dropped
     bench.push(goal)
-    command = bench.tick(lambda: np.array([0.0, np.nan, 0.0]))
-    assert command.hold.code is HoldReason.INPUT_INVALID
+    assert bench.tick().hold.code is HoldReason.NONE
+
+
+@pytest.mark.parametrize('stop', [False, True])
+def test_an_exception_while_deciding_is_a_hold_with_its_traceback(bench, monkeypatch, stop):
+    goal = bench.begin()
+    bench.push(goal)
+    if stop:
+        bench.commander.estop()
+
+    def fail(now_ns):
+        raise ZeroDivisionError('by chance')
+
+    monkeypatch.setattr(bench.commander.parts.pairer, 'health', fail)
+    command = bench.tick()
+    assert command.hold.code is (HoldReason.ESTOP if stop else HoldReason.ACTION_INVALID)
+    assert 'ZeroDivisionError: by chance' in command.detail
+    assert is_still(command)
+    monkeypatch.undo()
+    if not stop:
+        assert bench.tick().hold.code is HoldReason.AWAITING_INFERENCE  # the plan was dropped
+
+
+def test_a_clock_of_stamps_that_stands_or_steps_does_not_stretch_the_goal(bench):
+    goal = bench.begin(duration_ns=10 * PERIOD)
+    for tick in range(11):
+        assert bench.session.goal == goal
+        bench.now -= PERIOD if tick % 2 else 60_000 * MS
+        bench.tick(steady_ns=tick * PERIOD)
+    assert bench.session.outcome(goal.epoch) is Outcome.SUCCEEDED_DURATION
+
+
+def test_a_clock_of_stamps_that_steps_does_not_stretch_the_time_of_bad_inputs():
+    bench = Bench(input_timeout_ns=500 * MS)
+    goal = bench.begin()
+    bench.dead = {'wrist'}
+    for tick in range(11):
+        assert bench.session.goal == goal
+        bench.now -= 60_000 * MS
+        bench.tick(steady_ns=tick * PERIOD)
+    assert bench.session.outcome(goal.epoch) is Outcome.INPUT_LOST
 
 
 @settings(deadline=None, max_examples=50)

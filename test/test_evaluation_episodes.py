@@ -15,6 +15,7 @@ from vla_policy_node.policy import CAMERAS, ActionChunk
 from vla_policy_node.world.expert import Expert
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
+from vla_policy_node.world.proprio import pose_of
 
 SEED = HELD_OUT_SEED + 1
 CHUNK = 8
@@ -157,7 +158,7 @@ def lifted_after(solution, world, parameters):
     control = LockStepControl(parameters, 'go')
     for step, action in enumerate(solution):
         control.push(np.array([action]))
-        world.step(control.next_action(world.state().position))
+        world.step(control.next_action(*pose_of(world.state())))
         if world.object_position(world.target)[2] - start > 0.06:
             return step + 1
     raise AssertionError('the target was never lifted')
@@ -198,19 +199,19 @@ def test_dropped(world, parameters, solution):
 
 def test_a_hold_keeps_the_gripper_and_moves_nothing(parameters):
     control = LockStepControl(parameters, 'go')
-    here = np.zeros(3)
-    assert control.next_action(here).tolist() == [0, 0, 0, 0, 0, 0, -1]
+    here = np.zeros(3), np.zeros(3)
+    assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, -1]
     assert control.needs_inference()
     control.push(np.array([[0.5, 0, 0, 0, 0, 0, 0.0]]))
-    assert control.next_action(here).tolist() == [0.5, 0, 0, 0, 0, 0, 1]
-    assert control.next_action(here).tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert control.next_action(*here).tolist() == [0.5, 0, 0, 0, 0, 0, 1]
+    assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_the_nodes_limits_hold(parameters):
     control = LockStepControl(parameters, 'go')
     control.push(np.array([[1.0, 0, 0, 0, 0, 0, 1]]))
     wall = np.array([parameters.workspace_max_m[0], 0.0, 1.0])
-    assert control.next_action(wall)[0] == pytest.approx(0.0, abs=1e-9)
+    assert control.next_action(wall, np.zeros(3))[0] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_parameter_that_does_not_exist_is_refused(tmp_path):

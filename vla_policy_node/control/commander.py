@@ -2,8 +2,8 @@
 
 import math
 import threading
+import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter
 from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.control.robot_state import PoseWatch
 from vla_policy_node.control.session import Goal, Outcome, Session
 
 NO_HOLD = Hold(HoldReason.NONE)
@@ -25,7 +26,13 @@ _INPUT_HOLDS = frozenset({
     HoldReason.CAMERA_SPREAD,
     HoldReason.CLOCK_JUMP,
     HoldReason.INPUT_INVALID,
+    HoldReason.SOURCE_CONFLICT,
+    HoldReason.CAMERA_CHANGED,
+    HoldReason.CLOCK_STOPPED,
+    HoldReason.MOTION_MISMATCH,
 })
+# Whatever goes wrong while deciding, there is no action that could be sent.
+_UNDECIDED = Hold(HoldReason.ACTION_INVALID)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,8 @@ class Command:
     delta: zero while holding; the gripper then keeps its last commanded opening, NaN before any.
     hold: its code is NONE when the policy moves the robot.
     observation_stamp_ns: capture stamp behind the action, 0 on a hold; chunk_step likewise -1.
+    detail: what is behind a hold, for the log: a sentence, or the traceback of an exception that
+        nobody expected; often empty.
     """
 
     delta: EndEffectorDelta
@@ -45,6 +54,7 @@ class Command:
     epoch: int
     disagreement: float
     rules: tuple[str, ...]
+    detail: str = ''
 
 
 @dataclass(frozen=True)
@@ -65,17 +75,20 @@ class Commander:
     Any thread may call anything, one lock covers it all. `tick` is called by the command timer,
     in lock-step by the worker.
     The order of the checks is the order of importance: stops first, then inputs, then the plan.
+
+    poses: must be told every measured pose (any thread).
     """
 
     def __init__(self, spec: ActionSpec, session: Session, parts: CommanderParts):
         self.spec = spec
         self.session = session
         self.parts = parts
+        self.poses = PoseWatch()
         self._lock = threading.Lock()
         self._fault: Hold | None = None
         self._gripper = math.nan  # nobody said yet; opening the hand could drop something
         self._bad_since_ns: int | None = None
-        self._last_tick_ns: int | None = None
+        self._last_steady_ns: int | None = None
         self._elapsed_ns = 0  # of the goal; a clock that goes back does not give time back
         self._counts: Counter[str] = Counter()
         self.steps = 0  # actions sent since the goal began
@@ -87,12 +100,13 @@ class Commander:
             self.parts.executor.reset(goal.epoch)
             self._fault = None
             self._bad_since_ns = None
-            self._last_tick_ns = None
+            self._last_steady_ns = None
             self._elapsed_ns = 0
             self.steps = 0
             # The goal begins with what the cameras show already; a world in lock-step shows
             # nothing new before it gets a command.
             self.parts.pairer.rearm()
+            self.poses.begin()
             return goal
 
     def end(self, outcome: Outcome, epoch: int | None = None) -> bool:
@@ -131,37 +145,37 @@ class Commander:
         return dict(self._counts)
 
     def tick(
-        self, now_ns: int, target_time_ns: int, position_m: Callable[[], np.ndarray]
+        self, now_ns: int, target_time_ns: int, steady_ns: int | None = None
     ) -> Command:
         """Return the command for the control period that ends at target_time_ns.
 
-        position_m: gives the measured end-effector position [3] in the frame of the deltas; only
-            asked for when there is an action. Never waits for an inference.
+        Never waits for an inference and never raises: trouble is a hold.
+        now_ns: on the clock of the stamps, which may jump. steady_ns: on one that does not, which
+            counts the time of the goal and of bad inputs; None: now_ns, where time is simulated.
         """
+        steady_ns = now_ns if steady_ns is None else steady_ns
         with self._lock:
-            self._end_in_time(now_ns)
-            hold = self._find_hold(now_ns)
-            if hold is None:
-                try:
-                    command = self._act(target_time_ns, position_m)
-                except HoldError as error:
-                    self.parts.executor.reset(self.session.epoch)
-                    hold = error.hold
-                else:
-                    if isinstance(command, Command):
-                        self._bad_since_ns = None
-                        self._counts['command'] += 1
-                        self.steps += 1
-                        return command
-                    hold = command
-            return self._stand_still(hold, now_ns, target_time_ns)
+            detail = ''
+            try:
+                self._end_in_time(steady_ns)
+                decided = self._find_hold(now_ns) or self._act(target_time_ns)
+            except HoldError as error:
+                decided, detail = error.hold, str(error)
+            except Exception:  # without a command the robot would go on with the last one
+                decided, detail = self.session.hold() or _UNDECIDED, traceback.format_exc()
+            if isinstance(decided, Command):
+                self._bad_since_ns = None
+                self._counts['command'] += 1
+                self.steps += 1
+                return decided
+            return self._stand_still(decided, detail, steady_ns, target_time_ns)
 
     # The rest runs with the lock held.
 
-    def _end_in_time(self, now_ns: int) -> None:
-        if self._last_tick_ns is not None:
-            self._elapsed_ns += max(0, now_ns - self._last_tick_ns)
-        self._last_tick_ns = now_ns
+    def _end_in_time(self, steady_ns: int) -> None:
+        if self._last_steady_ns is not None:
+            self._elapsed_ns += max(0, steady_ns - self._last_steady_ns)
+        self._last_steady_ns = steady_ns
         goal = self.session.goal
         if goal is not None and self._elapsed_ns >= goal.duration_ns:
             self._end(Outcome.SUCCEEDED_DURATION, goal.epoch)
@@ -181,15 +195,16 @@ class Commander:
             parts.freeze.reset()
         return stopped or inputs or self._fault
 
-    def _act(self, target_time_ns: int, position_m: Callable[[], np.ndarray]) -> Command | Hold:
+    def _act(self, target_time_ns: int) -> Command | Hold:
         parts = self.parts
+        pose, _ = self.poses.newest()
         step = parts.executor.pop(target_time_ns)
         if step is None:
             exhausted = parts.executor.has_chunk
             return Hold(
                 HoldReason.CHUNK_EXHAUSTED if exhausted else HoldReason.AWAITING_INFERENCE
             )
-        limited = parts.limiter.apply(self.spec.to_command(step.action), position_m())
+        limited = parts.limiter.apply(self.spec.to_command(step.action), pose.position_m)
         self._gripper = parts.latch.update(limited.delta.gripper)
         return Command(
             EndEffectorDelta(
@@ -204,23 +219,26 @@ class Commander:
             limited.rules,
         )
 
-    def _stand_still(self, hold: Hold, now_ns: int, target_time_ns: int) -> Command:
+    def _stand_still(
+        self, hold: Hold, detail: str, steady_ns: int, target_time_ns: int
+    ) -> Command:
         parts = self.parts
         parts.limiter.reset()
-        if hold.code in _INPUT_HOLDS:
+        if detail or hold.code in _INPUT_HOLDS:
             parts.executor.reset(self.session.epoch)
-            self._end_if_lost(now_ns)
+        if hold.code in _INPUT_HOLDS:
+            self._end_if_lost(steady_ns)
         else:
             self._bad_since_ns = None
         self._counts[hold.code.name.lower()] += 1
         delta = EndEffectorDelta(np.zeros(3), np.zeros(3), self._gripper)
         return Command(
-            delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, ()
+            delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, (), detail
         )
 
-    def _end_if_lost(self, now_ns: int) -> None:
-        if self._bad_since_ns is None or now_ns < self._bad_since_ns:
-            self._bad_since_ns = now_ns
+    def _end_if_lost(self, steady_ns: int) -> None:
+        if self._bad_since_ns is None or steady_ns < self._bad_since_ns:
+            self._bad_since_ns = steady_ns
         timeout_ns = self.parts.input_timeout_ns
-        if timeout_ns and now_ns - self._bad_since_ns >= timeout_ns:
+        if timeout_ns and steady_ns - self._bad_since_ns >= timeout_ns:
             self._end(Outcome.INPUT_LOST)

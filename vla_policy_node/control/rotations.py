@@ -44,3 +44,15 @@ def euler_xyz_to_axis_angle(euler_rad: np.ndarray) -> np.ndarray:
     # atan2 stays exact for the small rotations of one control period; acos(w) would not.
     angle = 2.0 * math.atan2(sine, abs(w))
     return vector * math.copysign(angle / sine, w)
+
+
+def angle_between(a_rad: np.ndarray, b_rad: np.ndarray) -> float:
+    """Return the angle in rad, in [0, pi], between the rotations of two rotation vectors [3]."""
+    cosine = sum(a * b for a, b in zip(_quaternion(a_rad), _quaternion(b_rad), strict=True))
+    return 2.0 * math.acos(min(1.0, abs(cosine)))
+
+
+def _quaternion(rotation_rad: np.ndarray) -> tuple[float, float, float, float]:
+    angle = math.hypot(*rotation_rad)
+    scale = math.sin(0.5 * angle) / angle if angle > 0.0 else 0.0
+    return *(scale * float(value) for value in rotation_rad), math.cos(0.5 * angle)

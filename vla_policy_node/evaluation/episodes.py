@@ -12,7 +12,7 @@ from vla_policy_node.evaluation.grounding import tokens_on_parts
 from vla_policy_node.evaluation.lock_step import LockStepControl
 from vla_policy_node.evaluation.progress import EpisodeProgress
 from vla_policy_node.policy import ActionChunk, Observation
-from vla_policy_node.world.proprio import proprio_of
+from vla_policy_node.world.proprio import pose_of, proprio_of
 
 if TYPE_CHECKING:
     from vla_policy_node.nodes.policy_parameters import PolicyParameters
@@ -85,7 +85,7 @@ def run_episode(
             on_parts = tokens_on_parts(world, chunk.selections) if ground else {}
             inferences.append(Inference(step, progress.phase, chunk, on_parts))
             control.push(chunk.actions[: execute or None])
-        action = control.next_action(state.position)
+        action = control.next_action(*pose_of(state))
         world.step(action)
         progress.update(action)
         if world.success:

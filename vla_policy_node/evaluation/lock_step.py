@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.control.session import Session
 from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
 from vla_policy_node.policy import CAMERAS
@@ -62,15 +63,16 @@ class LockStepControl:
         """Take the chunk [K, 7] computed from the present observation."""
         self._parts.executor.push(actions, self._now_ns, self._goal.epoch)
 
-    def next_action(self, position_m: np.ndarray) -> np.ndarray:
+    def next_action(self, position_m: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
         """Return the world's action [7] for this period, and go on to the next.
 
-        position_m: [3], where the end effector is. On a hold nothing moves and the gripper stays.
+        position_m, rotation_rad: [3] each, where the end effector is, rotation vector. On a hold
+        nothing moves and the gripper stays.
         """
         for stream in (*CAMERAS, POSE, GRIPPER):
             self._parts.pairer.file(stream, self._now_ns, None)
-        command = self._commander.tick(
-            self._now_ns, self._now_ns + self._period_ns, lambda: position_m)
+        self._commander.poses.observe(MeasuredPose(self._now_ns, position_m, rotation_rad))
+        command = self._commander.tick(self._now_ns, self._now_ns + self._period_ns)
         self._now_ns += self._period_ns
         if command.hold.code is not HoldReason.NONE:
             return np.array([0.0] * 6 + [self._gripper])

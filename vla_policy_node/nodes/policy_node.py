@@ -291,7 +291,7 @@ class PolicyNode(LifecycleNode):
     def _command(self, target_time_ns: int) -> None:
         with self._command_lock:
             now_ns = self._now_ns()
-            command = self._commander.tick(now_ns, target_time_ns, self._inputs.position_m)
+            command = self._commander.tick(now_ns, target_time_ns)
             msg = messages.to_command(command, now_ns, self._settings.frame_id)
             self._command_publisher.publish(msg)
             if self._settings.publish_twist:

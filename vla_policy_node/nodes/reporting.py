@@ -29,6 +29,7 @@ def counters(
     groups = {
         'tick': commander.counts(),
         'input': parts.pairer.counts(),
+        'pose': commander.poses.counts(),
         'executor': parts.executor.counts(),
         'limit': parts.limiter.counts(),
         'worker': worker.counts(),

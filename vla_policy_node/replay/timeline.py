@@ -85,7 +85,7 @@ class Timeline:
             self.counts['periods_skipped_in_silence'] += periods
 
     def _command(self, target_ns: int) -> None:
-        command = self._commander.tick(self.now_ns, target_ns, self._inputs.position_m)
+        command = self._commander.tick(self.now_ns, target_ns)
         self._on_command(self.now_ns, command)
 
     def _file(self, stream: str, raw: bytes) -> None:

@@ -11,6 +11,9 @@ def proprio_of(state: RobotState) -> np.ndarray:
 
     The same numbers as the policy node makes of the messages about this state.
     """
-    return np.concatenate([
-        state.position, quaternion_to_axis_angle(state.quaternion_xyzw), state.gripper_qpos,
-    ])
+    return np.concatenate([*pose_of(state), state.gripper_qpos])
+
+
+def pose_of(state: RobotState) -> tuple[np.ndarray, np.ndarray]:
+    """Return position (m) and rotation vector (rad) [3] each of the hand."""
+    return state.position, quaternion_to_axis_angle(state.quaternion_xyzw)

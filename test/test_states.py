@@ -1,0 +1,93 @@
+"""The robot's state out of the bytes of its messages: good ones as the middleware reads them,
+bad ones as a hold that names the stream."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from hypothesis import given
+from hypothesis import strategies as st
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Header
+
+from vla_policy_node.control import robot_state
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.nodes.states import decode_gripper, decode_pose
+from vla_policy_node.nodes.streams import GRIPPER, POSE
+
+FRAME = 'base_link'
+
+
+def make_pose(position=(0.1, 0.2, 0.3), quaternion=(0.0, 0.0, 1.0, 0.0), frame=FRAME):
+    message = PoseStamped(header=Header(stamp=Time(sec=12, nanosec=34), frame_id=frame))
+    at, turned = message.pose.position, message.pose.orientation
+    at.x, at.y, at.z = map(float, position)
+    turned.x, turned.y, turned.z, turned.w = map(float, quaternion)
+    return serialize_message(message)
+
+
+def make_gripper(positions=(0.02, -0.02)):
+    return serialize_message(
+        JointState(header=Header(frame_id='x'), name=['left', 'right'], position=positions))
+
+
+def test_the_stream_of_poses_has_one_name():
+    assert robot_state.POSE == POSE
+
+
+@pytest.mark.parametrize('frame', ['a', 'world', 'base_link', 'panda_link0_of_the_left_arm'])
+def test_a_pose_is_read_whatever_the_length_of_its_frame(frame):
+    pose = decode_pose(make_pose(frame=frame), frame)
+    assert pose.stamp_ns == 12_000_000_034
+    np.testing.assert_array_equal(pose.position_m, [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(pose.rotation_rad, [0.0, 0.0, math.pi])
+
+
+@pytest.mark.parametrize('changes', [
+    {'frame': 'camera'},
+    {'position': (0.0, math.nan, 0.0)},
+    {'position': (math.inf, -math.inf, 0.0)},
+    {'quaternion': (0.0, 0.0, 0.0, 0.0)},
+    {'quaternion': (1.0, 1.0, 1.0, 1.0)},
+    {'quaternion': (math.nan, 0.0, 0.0, 1.0)},
+    {'quaternion': (1e308, 1e308, 0.0, 1.0)},
+])
+def test_a_pose_that_is_none_names_its_stream(changes):
+    with pytest.raises(HoldError) as caught:
+        decode_pose(make_pose(**changes), FRAME)
+    assert caught.value.hold == Hold(HoldReason.INPUT_INVALID, POSE)
+    assert str(caught.value).endswith('.')
+
+
+@pytest.mark.parametrize('positions', [(), (0.01,), (0.1,) * 9, (0.0, math.nan)])
+def test_a_gripper_state_that_is_none_names_its_stream(positions):
+    with pytest.raises(HoldError) as caught:
+        decode_gripper(make_gripper(positions))
+    assert caught.value.hold == Hold(HoldReason.INPUT_INVALID, GRIPPER)
+
+
+def test_a_gripper_state_is_two_numbers():
+    np.testing.assert_array_equal(decode_gripper(make_gripper()), [0.02, -0.02])
+
+
+@pytest.mark.parametrize(('decode', 'raw'), [
+    (lambda raw: decode_pose(raw, FRAME), make_pose()), (decode_gripper, make_gripper())])
+def test_a_message_cut_anywhere_is_a_hold(decode, raw):
+    needed = len(raw) if decode is not decode_gripper else raw.rindex(struct.pack('<d', -0.02)) + 8
+    for length in range(needed):
+        with pytest.raises(HoldError):
+            decode(raw[:length])
+
+
+@given(st.binary(max_size=200), st.integers(0, 1))
+def test_any_bytes_are_a_pose_or_a_hold_and_nothing_else(body, order):
+    raw = bytes([0, order, 0, 0]) + body
+    for decode in (lambda raw: decode_pose(raw, FRAME), decode_gripper):
+        try:
+            decode(raw)
+        except HoldError as error:
+            assert error.hold.code is HoldReason.INPUT_INVALID

@@ -1,0 +1,113 @@
+"""Where the end effector is, as its state source says, and whether that can be believed."""
+
+import math
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.rotations import angle_between
+
+# Name of the stream of poses in holds and counters.
+POSE = 'ee_pose'
+# No tool of an arm at a table moves faster (a Panda's own limits: 1.7 m/s, 2.5 rad/s), and a
+# measurement may be this wrong: what moves further between two samples has not moved, but jumped.
+_MAX_SPEED_M_S, _MAX_SPEED_RAD_S = 3.0, 10.0
+_TOLERANCE_M, _TOLERANCE_RAD = 0.02, 0.2
+# A source that jumped is believed again after this long without another jump.
+_SETTLING_NS = 500_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredPose:
+    """A measured end-effector pose, in the frame of the commanded deltas.
+
+    stamp_ns: when it was measured. position_m: [3]. rotation_rad: [3], rotation vector.
+    """
+
+    stamp_ns: int
+    position_m: np.ndarray
+    rotation_rad: np.ndarray
+
+
+class PoseWatch:
+    """The newest pose, and what speaks against moving by it.
+
+    A source that jumps (two publishers on one topic, a tracker that lost its target) is
+    INPUT_INVALID until it has not jumped for half a second, or a goal begins: somebody may have
+    put the arm elsewhere in between, and a simulator does so at every reset.
+    Any thread; a few microseconds per pose, so that all of a 1 kHz stream are looked at.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._pose: MeasuredPose | None = None
+        self._unchanged_since_ns = 0
+        self._jump_ns: int | None = None
+        self._error: HoldError | None = None
+        self._counts: Counter[str] = Counter()
+
+    def observe(self, pose: MeasuredPose) -> None:
+        """Take the next pose of the source; stamps that go back mean another clock."""
+        with self._lock:
+            last, self._pose, self._error = self._pose, pose, None
+            if last is None or pose.stamp_ns < last.stamp_ns:
+                self._jump_ns = None
+                self._unchanged_since_ns = pose.stamp_ns
+                return
+            if not _is_same(last, pose):
+                self._unchanged_since_ns = pose.stamp_ns
+                if _has_jumped(last, pose):
+                    self._jump_ns = pose.stamp_ns
+                    self._counts['jumps'] += 1
+
+    def reject(self, error: HoldError) -> None:
+        """Note that the newest message holds no usable pose; the next good one ends that."""
+        with self._lock:
+            self._error = error
+            self._counts['invalid'] += 1
+
+    def begin(self) -> None:
+        """Forgive jumps: a goal begins where the arm is now."""
+        with self._lock:
+            self._jump_ns = None
+
+    def newest(self) -> tuple[MeasuredPose, int]:
+        """Return the newest pose, and the stamp of the first one in a row that says the same.
+
+        Raises HoldError if there is none, or none to move by.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._pose is None:
+                raise HoldError(
+                    Hold(HoldReason.INPUT_MISSING, POSE), 'No end-effector pose has arrived yet.')
+            if self._jump_ns is not None and self._pose.stamp_ns < self._jump_ns + _SETTLING_NS:
+                raise HoldError(
+                    Hold(HoldReason.INPUT_INVALID, POSE),
+                    'The end-effector pose jumped further than an arm can move; look for a '
+                    'second publisher, or mend the state publisher.',
+                )
+            return self._pose, self._unchanged_since_ns
+
+    def counts(self) -> dict[str, int]:
+        """Return how many poses jumped and how many messages held none."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def _is_same(a: MeasuredPose, b: MeasuredPose) -> bool:
+    return (np.array_equal(a.position_m, b.position_m)
+            and np.array_equal(a.rotation_rad, b.rotation_rad))
+
+
+def _has_jumped(last: MeasuredPose, pose: MeasuredPose) -> bool:
+    elapsed_s = (pose.stamp_ns - last.stamp_ns) / 1e9
+    return (
+        math.dist(last.position_m, pose.position_m) > _MAX_SPEED_M_S * elapsed_s + _TOLERANCE_M
+        or angle_between(last.rotation_rad, pose.rotation_rad)
+        > _MAX_SPEED_RAD_S * elapsed_s + _TOLERANCE_RAD
+    )
