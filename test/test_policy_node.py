@@ -20,7 +20,7 @@ from robot_double import stamp
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason, PolicyInfo, TokenSelection
-from vla_policy_node.nodes import qos
+from vla_policy_node.nodes import policy_node, qos
 from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.policy import CAMERAS, Policy
 
@@ -102,12 +102,12 @@ def test_an_exception_in_a_transition_is_logged_whole_and_the_node_recovers(
 
 def test_an_activation_that_fails_halfway_leaves_nothing_running(make_bench, monkeypatch):
     def explode(*arguments, **keywords):
-        raise RuntimeError('no timers left')
+        raise RuntimeError('no threads left')
 
     bench = make_bench().configure()
     worker = bench.node._worker
     with monkeypatch.context() as patch:
-        patch.setattr(bench.node, 'create_timer', explode)
+        patch.setattr(policy_node, 'CommandLoop', explode)
         assert bench.node.trigger_activate() == TransitionCallbackReturn.ERROR
     assert bench.state == 'unconfigured'
     assert worker._thread is None

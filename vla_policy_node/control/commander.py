@@ -109,13 +109,15 @@ class Commander:
             self.poses.begin()
             return goal
 
-    def end(self, outcome: Outcome, epoch: int | None = None) -> bool:
+    def end(
+        self, outcome: Outcome, epoch: int | None = None, hold: Hold | None = None
+    ) -> bool:
         """Stop following the instruction, or only the one of `epoch`; False if it had ended.
 
-        Results still being computed will be discarded.
+        Results still being computed will be discarded. hold: as for `Session.end`.
         """
         with self._lock:
-            return self._end(outcome, epoch)
+            return self._end(outcome, epoch, hold)
 
     def estop(self) -> None:
         """Latch the emergency stop; the next tick holds, whatever the model is doing."""
@@ -145,20 +147,22 @@ class Commander:
         return dict(self._counts)
 
     def tick(
-        self, now_ns: int, target_time_ns: int, steady_ns: int | None = None
+        self, now_ns: int, target_time_ns: int, steady_ns: int | None = None,
+        outside: Hold | None = None,
     ) -> Command:
         """Return the command for the control period that ends at target_time_ns.
 
         Never waits for an inference and never raises: trouble is a hold.
         now_ns: on the clock of the stamps, which may jump. steady_ns: on one that does not, which
             counts the time of the goal and of bad inputs; None: now_ns, where time is simulated.
+        outside: why the robot must hold, found where this commander cannot look.
         """
         steady_ns = now_ns if steady_ns is None else steady_ns
         with self._lock:
             detail = ''
             try:
                 self._end_in_time(steady_ns)
-                decided = self._find_hold(now_ns) or self._act(target_time_ns)
+                decided = self._find_hold(now_ns, outside) or self._act(target_time_ns)
             except HoldError as error:
                 decided, detail = error.hold, str(error)
             except Exception:  # without a command the robot would go on with the last one
@@ -170,6 +174,14 @@ class Commander:
                 return decided
             return self._stand_still(decided, detail, steady_ns, target_time_ns)
 
+    def pause(self, hold: Hold, target_time_ns: int) -> Command:
+        """Return a hold that changes nothing of what is planned (any thread).
+
+        For lock-step, where a pause of the world is no time; a stop has its own reason.
+        """
+        with self._lock:
+            return self._hold_command(self.session.hold() or hold, target_time_ns)
+
     # The rest runs with the lock held.
 
     def _end_in_time(self, steady_ns: int) -> None:
@@ -180,20 +192,22 @@ class Commander:
         if goal is not None and self._elapsed_ns >= goal.duration_ns:
             self._end(Outcome.SUCCEEDED_DURATION, goal.epoch)
 
-    def _end(self, outcome: Outcome, epoch: int | None = None) -> bool:
-        ended = self.session.end(outcome, epoch)
+    def _end(
+        self, outcome: Outcome, epoch: int | None = None, hold: Hold | None = None
+    ) -> bool:
+        ended = self.session.end(outcome, epoch, hold)
         if ended:
             self.parts.executor.reset(self.session.epoch)
         return ended
 
-    def _find_hold(self, now_ns: int) -> Hold | None:
+    def _find_hold(self, now_ns: int, outside: Hold | None) -> Hold | None:
         parts = self.parts
         stopped = self.session.hold()
         # The clock check must see every tick, or it would report a jump long past.
         inputs = parts.pairer.health(now_ns) or parts.freeze.health()
         if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
             parts.freeze.reset()
-        return stopped or inputs or self._fault
+        return stopped or outside or inputs or self._fault
 
     def _act(self, target_time_ns: int) -> Command | Hold:
         parts = self.parts
@@ -231,6 +245,9 @@ class Commander:
         else:
             self._bad_since_ns = None
         self._counts[hold.code.name.lower()] += 1
+        return self._hold_command(hold, target_time_ns, detail)
+
+    def _hold_command(self, hold: Hold, target_time_ns: int, detail: str = '') -> Command:
         delta = EndEffectorDelta(np.zeros(3), np.zeros(3), self._gripper)
         return Command(
             delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, (), detail

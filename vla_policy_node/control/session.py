@@ -62,6 +62,7 @@ class Session:
         self._epoch = 0
         self._active = False
         self._estopped = False
+        self._reserved = False
         self._hold = Hold(HoldReason.INACTIVE)
 
     def activate(self) -> None:
@@ -77,17 +78,27 @@ class Session:
             self._active = False
             self._hold = Hold(HoldReason.INACTIVE)
 
+    def reserve(self) -> None:
+        """Claim the slot while an instruction is looked at, which takes time.
+
+        Whoever reserves must `release`, also after `begin`. Raises GoalRefusedError if the slot
+        is taken or closed.
+        """
+        with self._lock:
+            if self._reserved:
+                raise GoalRefusedError('Another instruction is being checked; try again.')
+            self._check_free()
+            self._reserved = True
+
+    def release(self) -> None:
+        """Give a reservation back."""
+        with self._lock:
+            self._reserved = False
+
     def begin(self, instruction: str, duration_ns: int) -> Goal:
         """Claim the slot. Raises GoalRefusedError if it is taken or closed."""
         with self._lock:
-            if not self._active:
-                raise GoalRefusedError('The node is not active; activate it first.')
-            if self._estopped:
-                raise GoalRefusedError('The emergency stop is latched; call reset_estop first.')
-            if self._goal is not None:
-                raise GoalRefusedError(
-                    f"'{self._goal.instruction}' is running; cancel it before starting another."
-                )
+            self._check_free()
             if not instruction.strip():
                 raise GoalRefusedError('The instruction is empty; say what the robot should do.')
             if duration_ns <= 0:
@@ -98,12 +109,17 @@ class Session:
             self._goal = Goal(self._epoch, instruction, duration_ns)
             return self._goal
 
-    def end(self, outcome: Outcome, epoch: int | None = None) -> bool:
-        """End the running goal, or only the one of `epoch`; False if it had ended already."""
+    def end(
+        self, outcome: Outcome, epoch: int | None = None, hold: Hold | None = None
+    ) -> bool:
+        """End the running goal, or only the one of `epoch`; False if it had ended already.
+
+        hold: why the robot stands still from now on, if not because the goal has ended.
+        """
         with self._lock:
             if epoch is not None and (self._goal is None or self._goal.epoch != epoch):
                 return False
-            return self._end(outcome)
+            return self._end(outcome, hold)
 
     def estop(self) -> None:
         """Latch the emergency stop."""
@@ -140,7 +156,17 @@ class Session:
         with self._lock:
             return self._outcomes.get(epoch)
 
-    def _end(self, outcome: Outcome) -> bool:
+    def _check_free(self) -> None:
+        if not self._active:
+            raise GoalRefusedError('The node is not active; activate it first.')
+        if self._estopped:
+            raise GoalRefusedError('The emergency stop is latched; call reset_estop first.')
+        if self._goal is not None:
+            raise GoalRefusedError(
+                f"'{self._goal.instruction}' is running; cancel it before starting another."
+            )
+
+    def _end(self, outcome: Outcome, hold: Hold | None = None) -> bool:
         if self._goal is None:
             return False
         # Not only the last outcome: another goal may begin and end before anybody asks.
@@ -150,5 +176,6 @@ class Session:
         self._goal = None
         self._epoch += 1
         failed = outcome is Outcome.INFERENCE_FAILED
-        self._hold = Hold(HoldReason.INFERENCE_FAILED if failed else HoldReason.GOAL_FINISHED)
+        self._hold = hold or Hold(
+            HoldReason.INFERENCE_FAILED if failed else HoldReason.GOAL_FINISHED)
         return True

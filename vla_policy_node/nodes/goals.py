@@ -1,6 +1,8 @@
 """How a client starts and stops the robot: the action, and the same as plain services."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -13,29 +15,42 @@ from std_srvs.srv import Trigger
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.control.commander import Commander
-from vla_policy_node.control.session import OUTCOME_TEXTS, Goal, Outcome
+from vla_policy_node.control.session import OUTCOME_TEXTS, Goal, GoalRefusedError, Outcome
 from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.nodes.spinning import Spinner
 
 FEEDBACK_PERIOD_S = 0.1
+# Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
+# refused unread: a megabyte keeps a tokeniser busy for seconds.
+MAX_INSTRUCTION_BYTES = 4096
 
 
 @dataclass
 class _Run:
-    """A goal of the action from its acceptance to its result."""
+    """A goal of the action from its acceptance to its result.
+
+    listeners: identities of the feedback subscriptions that were there when the goal was young.
+    """
 
     goal: Goal
     inferences_before: int
+    result: Future
     handle: ServerGoalHandle | None = None
-    result: Future = field(default_factory=Future)
+    listeners: set[bytes] = field(default_factory=set)
 
 
 class GoalServer:
     """Action `execute_instruction` and services `~/start`, `~/cancel`, `~/estop`, `~/reset_estop`.
 
-    All callbacks run on the executor's one thread and none of them waits: a goal executes as a
-    coroutine, so that its cancel is served. A goal is claimed where it is accepted: two that
-    arrive together must not both pass. `check` raises ValueError for an instruction that the
-    policy cannot take.
+    They live on a node of their own, `<name>_goals`, served by a thread that nothing else uses:
+    a stop is obeyed whatever keeps the policy node's executor busy. Nothing in that thread waits:
+    a goal executes as a coroutine, so that its cancel is served, and its instruction is tokenised
+    in another thread. A goal is claimed where it is accepted: two that arrive together must not
+    both pass.
+
+    check: raises ValueError for an instruction that the policy cannot take (a thread for it).
+    refuse: raises ValueError if no goal can begin now (goals thread).
+    stopped: called after each stop and before it is acknowledged; sends the hold (goals thread).
     """
 
     def __init__(
@@ -43,53 +58,108 @@ class GoalServer:
         node: Node,
         commander: Commander,
         check: Callable[[str], None],
+        refuse: Callable[[], None],
+        stopped: Callable[[], None],
         default_duration_ns: Callable[[], int],
         fill_feedback: Callable[[ExecuteInstruction.Feedback], None],
         count_inferences: Callable[[], int],
     ):
-        self._node = node
         self._commander = commander
         self._check = check
+        self._refuse = refuse
+        self._stopped = stopped
         self._default_duration_ns = default_duration_ns
         self._fill_feedback = fill_feedback
         self._count_inferences = count_inferences
+        self._logger = node.get_logger()
         # By identity of the request, the only thing that `_accept` and the goal handle share.
         self._runs: dict[int, _Run] = {}
+        self._settling = threading.Lock()
+        # Names are resolved on the policy node: remappings by node name are for that one.
+        self._node = Node(
+            f'{node.get_name()}_goals', context=node.context, namespace=node.get_namespace(),
+            use_global_arguments=False, start_parameter_services=False)
+        self._feedback_topic = f"{node.resolve_topic_name('execute_instruction')}/_action/feedback"
         self._action = ActionServer(
-            node, ExecuteInstruction, 'execute_instruction', self._execute,
-            goal_callback=self._accept, cancel_callback=self._cancel_goal,
+            self._node, ExecuteInstruction, node.resolve_topic_name('execute_instruction'),
+            self._execute, goal_callback=self._accept, cancel_callback=self._cancel_goal,
         )
-        self._services = [
-            node.create_service(StartInstruction, '~/start', self._start),
-            node.create_service(Trigger, '~/cancel', self._cancel),
-            node.create_service(Trigger, '~/estop', self._estop),
-            node.create_service(Trigger, '~/reset_estop', self._reset),
-        ]
+        for service_type, name, callback in (
+            (StartInstruction, '~/start', self._start), (Trigger, '~/cancel', self._cancel),
+            (Trigger, '~/estop', self._estop), (Trigger, '~/reset_estop', self._reset),
+        ):
+            self._node.create_service(service_type, node.resolve_service_name(name), callback)
         # Steady: a client must hear of the end of its goal also when simulated time stands still.
-        self._timer = node.create_timer(
+        self._node.create_timer(
             FEEDBACK_PERIOD_S, self._look_after_runs,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
+        self._checker = ThreadPoolExecutor(1, 'policy_check')
+        self._spinner = Spinner(self._node, 'policy_goals')
 
     def destroy(self) -> None:
-        """Remove everything from the graph."""
-        self._node.destroy_timer(self._timer)
+        """Remove everything from the graph (executor thread of the policy node)."""
+        self._spinner.stop()
+        self._checker.shutdown(wait=False, cancel_futures=True)
         self._action.destroy()
-        for service in self._services:
-            self._node.destroy_service(service)
+        self._node.destroy_node()
 
-    def _begin(self, instruction: str, duration_ns: int) -> Goal:
-        self._check(instruction)
+    def settle(self) -> None:
+        """Give goals that have ended their result, before anything counts for the next one.
+
+        Any thread.
+        """
+        with self._settling:
+            for run in list(self._runs.values()):
+                outcome = self._commander.session.outcome(run.goal.epoch)
+                if outcome is not None and not run.result.done():
+                    run.result.set_result(ExecuteInstruction.Result(
+                        code=int(outcome), text=OUTCOME_TEXTS[outcome],
+                        steps=self._commander.steps,
+                        inferences=self._count_inferences() - run.inferences_before,
+                    ))
+
+    # --- the rest: goals thread ---
+
+    async def _begin(self, instruction: str, duration_ns: int) -> Goal:
+        size = len(instruction.encode(errors='replace'))
+        if size > MAX_INSTRUCTION_BYTES:
+            raise GoalRefusedError(
+                f'The instruction is too long ({size} bytes); {MAX_INSTRUCTION_BYTES} are read.')
+        self._refuse()
         self.settle()
-        return self._commander.begin(instruction, duration_ns or self._default_duration_ns())
-
-    def _accept(self, request: ExecuteInstruction.Goal) -> GoalResponse:
+        session = self._commander.session
+        session.reserve()
         try:
-            goal = self._begin(request.instruction, to_ns(request.max_duration))
+            error = await self._checked(instruction)
+            if isinstance(error, ValueError):
+                raise error
+            if error is not None:  # a tokeniser that panics raises a BaseException
+                self._logger.error(f'Checking the instruction failed: {error!r}')
+                raise GoalRefusedError('The instruction cannot be tokenised; see the log.')
+            return self._commander.begin(instruction, duration_ns or self._default_duration_ns())
+        finally:
+            session.release()
+
+    async def _checked(self, instruction: str) -> BaseException | None:
+        """Return what is wrong with an instruction."""
+        checked = Future(executor=self._spinner.executor)
+
+        def tell(job) -> None:
+            checked.set_result(job.exception())
+            self._spinner.executor.wake()
+
+        self._checker.submit(self._check, instruction).add_done_callback(tell)
+        return await checked
+
+    async def _accept(self, request: ExecuteInstruction.Goal) -> GoalResponse:
+        try:
+            goal = await self._begin(request.instruction, to_ns(request.max_duration))
         except ValueError as error:
-            self._node.get_logger().warning(f'Goal rejected: {error}')
+            self._logger.warning(f'Goal rejected: {error}')
             return GoalResponse.REJECT
-        self._runs[id(request)] = _Run(goal, self._count_inferences())
+        self._runs[id(request)] = _Run(
+            goal, self._count_inferences(), Future(executor=self._spinner.executor))
         return GoalResponse.ACCEPT
 
     def _cancel_goal(self, handle: ServerGoalHandle) -> CancelResponse:
@@ -97,6 +167,7 @@ class GoalServer:
         run = self._runs.get(id(handle.request))
         if run is None or not self._commander.end(Outcome.CANCELLED, run.goal.epoch):
             return CancelResponse.REJECT
+        self._stopped()
         return CancelResponse.ACCEPT
 
     async def _execute(self, handle: ServerGoalHandle) -> ExecuteInstruction.Result:
@@ -112,17 +183,8 @@ class GoalServer:
             handle.abort()
         return result
 
-    def settle(self) -> None:
-        """Give goals that have ended their result, before anything counts for the next one."""
-        for run in list(self._runs.values()):
-            outcome = self._commander.session.outcome(run.goal.epoch)
-            if outcome is not None and not run.result.done():
-                run.result.set_result(ExecuteInstruction.Result(
-                    code=int(outcome), text=OUTCOME_TEXTS[outcome], steps=self._commander.steps,
-                    inferences=self._count_inferences() - run.inferences_before,
-                ))
-
     def _look_after_runs(self) -> None:
+        self._end_orphans()
         self.settle()
         for run in list(self._runs.values()):
             if run.handle is not None and not run.result.done():
@@ -130,9 +192,27 @@ class GoalServer:
                 self._fill_feedback(feedback)
                 run.handle.publish_feedback(feedback)
 
-    def _start(self, request, response):
+    def _end_orphans(self) -> None:
+        """End goals whose client has left the graph: nobody is there to stop the robot.
+
+        A client listens to feedback as long as it lives. Which of several listeners sent the goal
+        is in no message, so the goal goes on until all that were there at its start are gone.
+        """
+        runs = [run for run in self._runs.values() if not run.result.done()]
+        if not runs:
+            return
+        present = {bytes(info.endpoint_gid) for info in
+                   self._node.get_subscriptions_info_by_topic(self._feedback_topic)}
+        for run in runs:
+            run.listeners = run.listeners or present
+            if run.listeners and not run.listeners & present and self._commander.end(
+                    Outcome.CLIENT_LOST, run.goal.epoch):
+                self._stopped()
+                self._logger.warning('The client of the goal has left; the robot holds.')
+
+    async def _start(self, request, response):
         try:
-            goal = self._begin(request.instruction, to_ns(request.max_duration))
+            goal = await self._begin(request.instruction, to_ns(request.max_duration))
         except ValueError as error:
             response.success, response.message = False, str(error)
             return response
@@ -142,12 +222,14 @@ class GoalServer:
 
     def _cancel(self, request, response):
         response.success = self._commander.end(Outcome.CANCELLED)
+        self._stopped()
         response.message = 'Cancelled.' if response.success else 'No instruction is running.'
         return response
 
     def _estop(self, request, response):
         self._commander.estop()
-        self._node.get_logger().warning('Emergency stop latched.')
+        self._stopped()
+        self._logger.warning('Emergency stop latched.')
         response.success, response.message = True, 'Latched; call reset_estop to release it.'
         return response
 

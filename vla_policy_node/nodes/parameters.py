@@ -54,6 +54,8 @@ class ParameterStore:
     cls: dataclass made with `parameter`. Its own `__post_init__` may raise ValueError for
         combinations. is_configured: while it returns True only tunable parameters may change.
     apply: called with the new dataclass after tunable parameters changed (executor thread).
+    refuse: given the old and the new dataclass while the node is configured, returns why the
+        change cannot be made now, '' if it can.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class ParameterStore:
         cls: type,
         is_configured: Callable[[], bool] = lambda: False,
         apply: Callable[[Any], None] = lambda values: None,
+        refuse: Callable[[Any, Any], str] = lambda old, new: '',
     ):
         self._node = node
         self._cls = cls
         self._is_configured = is_configured
         self._apply = apply
+        self._refuse = refuse
         self._fields = {f.name: f for f in fields(cls)}
         self._problems = self._unknown_overrides()
         for name in self._fields:
@@ -107,6 +111,10 @@ class ParameterStore:
         """Refuse what cannot be used; changes nothing (executor thread)."""
         changes = {}
         for new in parameters:
+            # Before rclpy hears of it: another clock in the middle of a motion.
+            if new.name == 'use_sim_time' and self._is_configured():
+                return SetParametersResult(successful=False, reason=(
+                    'use_sim_time cannot change while the node is configured; clean up first.'))
             if new.name not in self._fields:
                 continue
             spec: Spec = self._fields[new.name].metadata['spec']
@@ -117,9 +125,12 @@ class ParameterStore:
                 return SetParametersResult(successful=False, reason=problem)
             changes[new.name] = new.value
         try:
-            self._build(changes)
+            values = self._build(changes)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        if changes and self._is_configured() and (
+                reason := self._refuse(self._build({}), values)):
+            return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 
     def _on_changed(self, parameters: Sequence[Parameter]) -> None:

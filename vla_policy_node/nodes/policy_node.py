@@ -1,20 +1,22 @@
 """The policy node: two cameras and the robot's state in, bounded 7-DoF commands out.
 
-Two threads. The executor's: subscription callbacks only file bytes by stamp, the command timer
-pops the action whose time is now, nothing there waits. The worker's: decodes, infers, publishes
-results. What to send is decided in `control.commander`, this file only connects it to ROS.
+Four threads. The executor's: subscription callbacks only file bytes by stamp. The commands': pops
+the action whose time is now, on a steady clock, and waits for nobody. The goals': goals and stops,
+see `goals`. The worker's: decodes, infers, publishes results. What to send is decided in
+`control.commander`, this file only connects it to ROS.
 """
 
 import gc
 import os
 import threading
+import time
 from collections import Counter
 from functools import partial
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
-from rclpy.clock import JumpHandle, JumpThreshold
+from rclpy.clock import Clock, ClockType, JumpHandle, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
@@ -22,11 +24,13 @@ from std_msgs.msg import Header
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
-from vla_policy_node.control.commander import Commander
+from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.pacing import Beat, Pacing
 from vla_policy_node.control.pairing import Pair
-from vla_policy_node.control.session import Session
+from vla_policy_node.control.session import GoalRefusedError, Outcome, Session
 from vla_policy_node.nodes import messages, qos
+from vla_policy_node.nodes.command_loop import CommandLoop
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.images import ImageError, stamp_of
 from vla_policy_node.nodes.inputs import Inputs
@@ -45,26 +49,34 @@ CLOCK_FILED = 'clock'
 WARMUP_INSTRUCTION = 'warm up'
 # How long a stop waits for its hold to arrive at readers that do not answer.
 HOLD_DELIVERY_S = 0.5
+# Without a command for so many periods of the steady clock the robot is told to hold: soon enough
+# that two periods never pass in silence.
+SILENCE_PERIODS = 1.5
+# The same in lock-step, where the world waits for the policy and nobody else is in a hurry.
+LOCK_STEP_SILENCE_S = 2.0
+GRAPH_PERIOD_S = 0.5
 
 
 class PolicyNode(LifecycleNode):
     """Managed node `policy`.
 
     configure validates every parameter, loads the policy and warms it up; activate starts the
-    worker and the command timer; deactivate stops them and then sends a hold; cleanup frees the
+    worker and the commands; deactivate sends a hold and stops them; cleanup frees the
     model. A parameter that cannot be used fails configure with a sentence and the node stays up.
     """
 
     def __init__(self, **kwargs):
         super().__init__('policy', **kwargs)
-        self._configured = self._active = False
+        self._configured = self._active = self._hung = False
         self._store = ParameterStore(
-            self, PolicyParameters, lambda: self._configured, self._apply_parameters)
+            self, PolicyParameters, lambda: self._configured, self._apply_parameters,
+            self._refuse_parameters)
         self._session = Session()
         self._counts: Counter[str] = Counter()
         self._input_subscriptions = []
         self._report_timers = []
-        self._command_timer = None
+        self._command_loop: CommandLoop | None = None
+        self._conflict: Hold | None = None
         self._clock_watch: JumpHandle | None = None
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
@@ -81,6 +93,10 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: State):
         """Validate, load, warm up, create everything that talks."""
         parameters = self._settings = self._store.checked()
+        lock_step = parameters.pacing == 'observation'
+        if lock_step and not self._on_sim_time():
+            raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
+                             "use_sim_time, or pacing to 'timer'.")
         try:
             self._load(parameters)
         except ValueError:
@@ -88,7 +104,6 @@ class PolicyNode(LifecycleNode):
             raise
         spec = parameters.action_spec()
         self._commander = Commander(spec, self._session, parameters.make_parts())
-        lock_step = parameters.pacing == 'observation'
         if parameters.shadow_every:
             plain = self._policy.plain()
             self._get_ready(plain, parameters)
@@ -99,7 +114,7 @@ class PolicyNode(LifecycleNode):
             self._now_ns, self._publish_result,
             self._command_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
-            self.get_logger(),
+            self.get_logger(), parameters.inference_timeout_s,
         )
         self._inputs = Inputs(self._commander)
         self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
@@ -110,29 +125,35 @@ class PolicyNode(LifecycleNode):
                 post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
         self._create_subscriptions(parameters)
         self._goals = GoalServer(
-            self, self._commander, self._policy.check_instruction,
-            lambda: round(self._settings.default_duration_s * 1e9),
+            self, self._commander, self._policy.check_instruction, self._refuse_goal,
+            self._command_now, lambda: round(self._settings.default_duration_s * 1e9),
             self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
         )
         self._publish_info()
+        # Steady: that simulated time stands still must be reported, too.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timers = [
-            self.create_timer(1.0 / parameters.status_rate_hz, self._publish_status),
-            self.create_timer(1.0, self._publish_diagnostics),
+            self.create_timer(period_s, callback, clock=steady) for period_s, callback in (
+                (1.0 / parameters.status_rate_hz, self._publish_status),
+                (1.0, self._publish_diagnostics), (GRAPH_PERIOD_S, self._watch_graph))
         ]
         self._configured = True
 
     @transition
     def on_activate(self, state: State):
-        """Start to listen, to think and to command."""
+        """Start to listen, to infer and to command."""
+        if self._hung:
+            raise RuntimeError('An inference of before does not end; restart the process.')
         self._active = True
         self._commander.parts.pairer.reset()
+        self._watch_graph()
         self._session.activate()
         if self._shadow is not None:
             self._shadow.start()
         self._worker.start()
-        if self._settings.pacing == 'timer':
-            self._command_timer = self.create_timer(
-                self._settings.period_ns / 1e9, self._command_now)
+        self._command_loop = CommandLoop(
+            self.get_clock(), self._pacing(), self._settings.period_ns, self._silence_s(),
+            self._on_beat, self.get_logger().fatal)
 
     @transition
     def on_deactivate(self, state: State):
@@ -167,13 +188,15 @@ class PolicyNode(LifecycleNode):
             return
         self._active = False
         self._session.deactivate()
-        self._command_now()  # the worker may take as long as an inference
-        self._worker.stop()
+        self._command_now()  # at once; while the worker ends its inference, the loop goes on
+        self._hung = not self._worker.stop()
+        if self._hung:
+            self.get_logger().fatal('An inference does not end; restart the process.')
         if self._shadow is not None:
             self._shadow.stop()
-        if self._command_timer is not None:
-            self.destroy_timer(self._command_timer)
-            self._command_timer = None
+        if self._command_loop is not None:
+            self._command_loop.stop()
+            self._command_loop = None
         self._command_now()
         self._goals.settle()
         self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
@@ -193,7 +216,7 @@ class PolicyNode(LifecycleNode):
         if self._clock_watch is not None:
             self._clock_watch.unregister()
             self._clock_watch = None
-        if self._policy is not None:
+        if self._policy is not None and not self._hung:  # one that hangs still uses it
             self._policy.close()
         self._policy = self._worker = self._shadow = None
         gc.collect()
@@ -280,37 +303,74 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(text)
         self._counts[name] += 1
 
-    # --- commands: executor thread, or the worker in lock-step ---
+    # --- commands: commands thread; stops, and in lock-step the worker, too ---
 
-    def _command_now(self) -> None:
-        self._command(self._now_ns() + self._settings.period_ns)
+    def _pacing(self) -> Pacing:
+        if self._settings.pacing == 'observation':
+            return Pacing.OBSERVATION
+        return Pacing.CLOCK if self._on_sim_time() else Pacing.STEADY
+
+    def _on_sim_time(self) -> bool:
+        return self.get_parameter('use_sim_time').value
+
+    def _silence_s(self) -> float:
+        if self._settings.pacing == 'observation':
+            return LOCK_STEP_SILENCE_S
+        return (self._settings.clock_timeout_s
+                or SILENCE_PERIODS * self._settings.period_ns / 1e9)
+
+    def _on_beat(self, beat: Beat) -> None:
+        if beat is Beat.TICK:
+            self._command_now()
+        elif self._settings.pacing == 'timer':
+            self._command_now(Hold(HoldReason.CLOCK_STOPPED))
+        elif not self._worker.is_busy:
+            with self._command_lock:
+                now_ns = self._now_ns()
+                self._send(self._commander.pause(
+                    Hold(HoldReason.CLOCK_STOPPED), now_ns + self._settings.period_ns), now_ns)
+
+    def _command_now(self, outside: Hold | None = None) -> None:
+        self._command(self._now_ns() + self._settings.period_ns, outside)
 
     def _command_for_pair(self, pair: Pair) -> None:
         self._command(pair.stamp_ns + self._settings.period_ns)
 
-    def _command(self, target_time_ns: int) -> None:
+    def _command(self, target_time_ns: int, outside: Hold | None = None) -> None:
+        if late := self._worker.trouble():
+            self._commander.end(Outcome.INFERENCE_FAILED, hold=late)
         with self._command_lock:
             now_ns = self._now_ns()
-            command = self._commander.tick(now_ns, target_time_ns)
-            msg = messages.to_command(command, now_ns, self._settings.frame_id)
-            self._command_publisher.publish(msg)
-            if self._settings.publish_twist:
-                self._twist_publisher.publish(
-                    messages.to_twist(msg, self._settings.period_ns / 1e9))
-            changed = command.hold != self._hold
+            self._send(self._commander.tick(
+                now_ns, target_time_ns, self._steady_ns(), outside or self._conflict), now_ns)
+
+    def _steady_ns(self) -> int | None:
+        # On simulated time a goal lasts as long as the simulation says.
+        return None if self._on_sim_time() else time.monotonic_ns()
+
+    def _send(self, command: Command, now_ns: int) -> None:
+        msg = messages.to_command(command, now_ns, self._settings.frame_id)
+        self._command_publisher.publish(msg)
+        if self._settings.publish_twist:
+            self._twist_publisher.publish(
+                messages.to_twist(msg, self._settings.period_ns / 1e9))
+        if loop := self._command_loop:
+            loop.sent()
+        if command.hold != self._hold:
             self._hold = command.hold
-        if changed:
-            self._log_hold(command.hold)
+            self._log_hold(command)
             self._publish_status()
 
-    def _log_hold(self, hold: Hold) -> None:
+    def _log_hold(self, command: Command) -> None:
+        hold = command.hold
         # Between chunks a hold comes and goes many times a second; the counters tell.
         if hold.code in (HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED):
             return
         if hold != self._logged_hold:
             self._logged_hold = hold
             self.get_logger().info(
-                'Moving.' if hold.code is HoldReason.NONE else f'Holding: {hold.text}')
+                'Moving.' if hold.code is HoldReason.NONE
+                else f'Holding: {hold.text} {command.detail}'.rstrip())
 
     # --- results: worker thread ---
 
@@ -361,7 +421,29 @@ class PolicyNode(LifecycleNode):
             feedback.tokens_total = last.chunk.tokens_total
             feedback.camera_spread_ms = last.pair.spread_ns / 1e6
 
+    # --- who else is there: executor thread ---
+
+    def _watch_graph(self) -> None:
+        """Hold while two write what one should: nobody could tell whose word counts."""
+        topics = [subscription.topic_name for subscription in self._input_subscriptions]
+        topics.append(self._command_publisher.topic_name)
+        doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
+        self._conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
+
+    def _refuse_goal(self) -> None:
+        """Raise GoalRefusedError if no goal can begin, whatever it is (goals thread)."""
+        if self._worker.trouble():
+            raise GoalRefusedError(
+                'The policy is still busy with an inference that is late; restart the node if it '
+                'stays so.')
+        if self._now_ns() == 0:
+            raise GoalRefusedError(
+                'The clock has not started; publish /clock or set use_sim_time to false.')
+
     # --- parameters: executor thread ---
+
+    def _refuse_parameters(self, old: PolicyParameters, new: PolicyParameters) -> str:
+        return ''
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:
         self._settings = parameters

@@ -99,6 +99,12 @@ class PolicyParameters:
     pacing: str = parameter(
         'timer', 'timer: a command each control period. observation: one command per observation, '
         'after its inference, for lock-step simulation.', choices=('timer', 'observation'))
+    inference_timeout_s: float = parameter(
+        5.0, 'An inference that takes longer (wall time) ends the goal; no other begins before it '
+        'has ended.', 's', 0.1, 3600.0)
+    clock_timeout_s: float = parameter(
+        0.0, 'Hold when simulated time does not reach the next control period for so long (wall '
+        'time); 0: one and a half control periods.', 's', 0.0, 60.0)
     execution_mode: str = parameter(
         'async', 'sync: play a chunk to its end, then infer. async: infer all the time, newest '
         'chunk wins. temporal_ensemble: average what recent chunks say.',

@@ -1,6 +1,7 @@
-"""The one thread that looks, thinks and publishes what it thought."""
+"""The worker thread: decode, infer, publish; one observation at a time."""
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -20,6 +21,8 @@ from vla_policy_node.policy import ActionChunk, NonFiniteActionError, Observatio
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
+# How long a stop waits for an inference to end; one that hangs must not keep the node from it.
+JOIN_S = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class PolicyWorker:
     now_ns: the node's clock. publish: called with each Result (worker thread).
     on_pair: called after each pair was dealt with; paces the robot in lock-step (worker thread).
     on_observation: given what was inferred from, last of all; must not wait (worker thread).
+    inference_timeout_s: of the steady clock; an inference that takes longer is `trouble`.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class PolicyWorker:
         latency_window: int = 200,
         on_observation: Callable[[Observation, ActionChunk], None] = lambda *_: None,
         logger: logging.Logger | None = None,
+        inference_timeout_s: float = math.inf,
     ):
         self._policy = policy
         self._commander = commander
@@ -67,6 +72,8 @@ class PolicyWorker:
         self._on_pair = on_pair
         self._on_observation = on_observation
         self._logger = logger or logging.getLogger(__name__)
+        self._inference_timeout_s = inference_timeout_s
+        self._busy_since_s: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._epoch = -1
@@ -89,13 +96,34 @@ class PolicyWorker:
         self._thread = threading.Thread(target=self._run, name='policy_worker', daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop and join; returns when no inference runs any more (executor thread)."""
+    def stop(self, timeout_s: float = JOIN_S) -> bool:
+        """Stop; return whether the thread has ended within the time (executor thread).
+
+        If it has not, its inference hangs: the worker cannot be started again, and the policy
+        is still in use.
+        """
         self._stop.set()
         self._commander.parts.pairer.reset()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an observation is being dealt with (any thread)."""
+        return self._busy_since_s is not None
+
+    def trouble(self) -> Hold | None:
+        """Return why no answer can be expected, or None (any thread)."""
+        thread, since_s = self._thread, self._busy_since_s
+        if thread is not None and not thread.is_alive() and not self._stop.is_set():
+            return Hold(HoldReason.INFERENCE_LATE)
+        if since_s is not None and time.monotonic() - since_s > self._inference_timeout_s:
+            return Hold(HoldReason.INFERENCE_LATE)
+        return None
 
     def counts(self) -> dict[str, int]:
         """Return inferences and what came to nothing, by name (any thread)."""
@@ -121,20 +149,25 @@ class PolicyWorker:
             self._follow(goal, pair)
         try:
             self._on_pair(pair)
-        except Exception:  # the thread must live: nobody else would notice its death
+        except Exception:  # the thread must live: nobody else could infer
             self._logger.error(traceback.format_exc())
         return True
 
     def _follow(self, goal: Goal, pair: Pair) -> None:
+        self._busy_since_s = time.monotonic()
         try:
             self._work(goal, pair)
         except HoldError as error:
             self._report(error.hold, str(error), goal)
         except NonFiniteActionError as error:
             self._report(Hold(HoldReason.ACTION_INVALID), str(error), goal)
-        except Exception:
+        except KeyboardInterrupt:  # of a replay, which has no other thread
+            raise
+        except BaseException:  # SystemExit too: whatever the policy calls must not end the thread
             self._report(Hold(HoldReason.INFERENCE_FAILED), traceback.format_exc(), goal)
             self._commander.end(Outcome.INFERENCE_FAILED, goal.epoch)
+        finally:
+            self._busy_since_s = None
 
     def _work(self, goal: Goal, pair: Pair) -> None:
         executor = self._commander.parts.executor

@@ -1,0 +1,86 @@
+"""The thread that commands, on a steady clock and beside everything else."""
+
+import os
+import select
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from rclpy.clock import Clock, JumpThreshold
+from rclpy.duration import Duration
+
+from vla_policy_node.control.pacing import Beat, Pacer, Pacing
+
+# An exception is logged once, and once more each time that so many have come.
+LOG_EVERY = 100
+
+
+class CommandLoop:
+    """Calls `tick` whenever a command is due; nothing that others do can hold it up.
+
+    clock: the node's. tick: told why a command is due (the thread of this loop); what it raises
+    is given to `log`, and the next tick comes all the same.
+    silence_s: see `control.pacing.Pacer`.
+    """
+
+    def __init__(self, clock: Clock, pacing: Pacing, period_ns: int, silence_s: float,
+                 tick: Callable[[Beat], None], log: Callable[[str], None]):
+        self._clock = clock
+        self._tick = tick
+        self._log = log
+        self._pacer = Pacer(pacing, period_ns, round(silence_s * 1e9), time.monotonic_ns(),
+                            self._now_ns())
+        self._stopping = False
+        self._failures = 0
+        # Not an Event: before Python 3.11 its timeout follows the system clock.
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._jumps = None
+        if pacing is not Pacing.STEADY:
+            self._jumps = clock.create_jump_callback(
+                JumpThreshold(min_forward=Duration(nanoseconds=1),
+                              min_backward=Duration(nanoseconds=-1), on_clock_change=True),
+                post_callback=lambda _: self._poke())
+        self._thread = threading.Thread(target=self._run, name='commands', daemon=True)
+        self._thread.start()
+
+    def sent(self) -> None:
+        """Take note of a command that somebody else sent (any thread)."""
+        self._pacer.sent(time.monotonic_ns())
+
+    def stop(self) -> None:
+        """End the thread; it waits for nothing (any other thread)."""
+        self._stopping = True
+        if self._jumps is not None:
+            self._jumps.unregister()
+        self._poke()
+        self._thread.join()
+        os.close(self._wake)
+
+    def _poke(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _now_ns(self) -> int:
+        return self._clock.now().nanoseconds
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        while not self._stopping:
+            beat = self._pacer.poll(time.monotonic_ns(), self._now_ns())
+            if beat is not None:
+                self._call(beat)
+                continue
+            wait_ns = self._pacer.wait_ns(time.monotonic_ns())
+            if wait_ns < 1_000_000:  # poll counts in milliseconds
+                time.sleep(wait_ns / 1e9)
+            elif poller.poll(wait_ns // 1_000_000):
+                os.eventfd_read(self._wake)
+
+    def _call(self, beat: Beat) -> None:
+        try:
+            self._tick(beat)
+        except Exception:
+            if self._failures % LOG_EVERY == 0:
+                self._log(traceback.format_exc())
+            self._failures += 1
