@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import rclpy
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -13,6 +13,8 @@ from rclpy.signals import SignalHandlerOptions
 from vla_policy_node.nodes.ending import EXIT_S, Ending
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.parameters import ParameterError
+from vla_policy_node.nodes.sim_time import guard_clock
+from vla_policy_node.nodes.spinning import SturdyExecutor
 
 # How long a stop lets goals that it ended tell their clients so.
 FAREWELL_S = 0.5
@@ -42,9 +44,10 @@ def run(
     except ParameterError as error:
         raise SystemExit(str(error)) from None
     ending.first(getattr(node, 'stand_still', lambda: None))
+    guard_clock(node)
     # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
     # the processor time per message, which the policy and the command timer lack.
-    executor = SingleThreadedExecutor()
+    executor = SturdyExecutor(node.get_logger())
     executor.add_node(node)
     if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
         executor.create_task(_start, node, ending)
