@@ -4,6 +4,7 @@
 
 import pytest
 from builtin_interfaces.msg import Time
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_testing import ros, spin_until
@@ -13,7 +14,7 @@ from std_srvs.srv import Trigger
 
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.sim_time import guard_clock
-from vla_policy_node.nodes.spinning import Spinner, SturdyExecutor
+from vla_policy_node.nodes.spinning import Spinner
 
 pytestmark = pytest.mark.usefixtures('ros')
 CDR = b'\x00\x01\x00\x00'
@@ -37,7 +38,7 @@ def node():
 
 @pytest.fixture
 def executor(node):
-    made = SturdyExecutor(node.get_logger())
+    made = SingleThreadedExecutor()
     made.add_node(node)
     yield made
     made.shutdown()
@@ -90,7 +91,7 @@ def test_a_callback_that_raises_does_not_end_the_thread_that_serves_stops(ros, e
     served.create_service(Trigger, 'explode', explode)
     served.create_service(Trigger, 'stop', answer)
     spinner = Spinner(served, 'served')
-    executor = SturdyExecutor(client_node.get_logger())
+    executor = SingleThreadedExecutor()
     executor.add_node(client_node)
     try:
         for name in ('explode', 'stop'):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import rclpy
-from rclpy.executors import Executor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -14,7 +14,6 @@ from vla_policy_node.nodes.ending import EXIT_S, Ending
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.sim_time import guard_clock
-from vla_policy_node.nodes.spinning import SturdyExecutor
 
 # How long a stop lets goals that it ended tell their clients so.
 FAREWELL_S = 0.5
@@ -47,7 +46,7 @@ def run(
     guard_clock(node)
     # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
     # the processor time per message, which the policy and the command timer lack.
-    executor = SturdyExecutor(node.get_logger())
+    executor = SingleThreadedExecutor()
     executor.add_node(node)
     if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
         executor.create_task(_start, node, ending)
