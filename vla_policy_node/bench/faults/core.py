@@ -1,0 +1,89 @@
+"""Runs core trials, alone or by the thousand in several processes."""
+
+import signal
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vla_policy_node.bench.faults.draw import RECOVERS_WITHIN_S, draw, kind_of
+from vla_policy_node.bench.faults.oracle import Finding, judge, stop_latencies
+from vla_policy_node.bench.faults.trial import Simulation
+
+CASES = 9_500
+# A trial takes milliseconds; one that takes so long (s) hangs.
+_STUCK_S = 20.0
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one case. latencies_s: stop -> seconds until the hold."""
+
+    layer: str
+    case: int
+    seed: int
+    kind: str
+    findings: tuple[Finding, ...]
+    latencies_s: tuple[tuple[str, float], ...] = ()
+    actions: int = 0
+
+    @property
+    def again(self) -> str:
+        """The command that runs this case alone."""
+        return f'vla bench faults --layer {self.layer} --case {self.case} --seed {self.seed}'
+
+
+def run_case(case: int, seed: int) -> Verdict:
+    """Run and judge one core case; the same one always."""
+    setup, faults, rng, recover_at_s = draw(case, seed)
+    simulation = Simulation(setup, faults, rng)
+    trial = simulation.trial
+    trial.recovers_within_s = RECOVERS_WITHIN_S
+    try:
+        with _deadline():
+            simulation.run(recover_at_s, recover_at_s + RECOVERS_WITHIN_S)
+    except TimeoutError:
+        trial.stuck.append(traceback.format_exc(limit=-4))
+    except BaseException as error:  # SystemExit of a policy as well: it would end the worker
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        trial.ends.append(traceback.format_exc(limit=-4))
+    findings = [] if trial.ends or trial.stuck else judge(trial)
+    if trial.ends or trial.stuck:
+        trial.recovers_from_s, trial.active = None, []
+        findings = judge(trial)
+    return Verdict(
+        'core', case, seed, kind_of(case), tuple(findings),
+        tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
+        sum(not sent.hold for sent in trial.sent))
+
+
+def run_cases(cases: range, seed: int, workers: int) -> Iterator[Verdict]:
+    """Yield the verdicts of many core cases in order."""
+    if workers == 1:
+        yield from (run_case(case, seed) for case in cases)
+        return
+    batches = [cases[i:i + _BATCH] for i in range(0, len(cases), _BATCH)]
+    with ProcessPoolExecutor(workers) as pool:
+        for verdicts in pool.map(_run_batch, batches, [seed] * len(batches)):
+            yield from verdicts
+
+
+def _run_batch(cases: range, seed: int) -> list[Verdict]:
+    return [run_case(case, seed) for case in cases]
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    def stuck(*_) -> None:
+        raise TimeoutError(f'not done after {_STUCK_S:g} s')
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.setitimer(signal.ITIMER_REAL, _STUCK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

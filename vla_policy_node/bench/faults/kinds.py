@@ -1,0 +1,30 @@
+"""The register of faults: kind -> how to draw one."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span
+from vla_policy_node.bench.faults.trial import Fault
+
+Maker = Callable[[np.random.Generator, Span], Fault]
+KINDS: dict[str, Maker] = {}
+
+
+def kind(name: str) -> Callable[[Maker], Maker]:
+    """Register a maker under a name, 'group_what'."""
+    def register(maker: Maker) -> Maker:
+        KINDS[name] = maker
+        return maker
+
+    return register
+
+
+def pick(rng: np.random.Generator, options: tuple):
+    """Return one of several."""
+    return options[int(rng.integers(len(options)))]
+
+
+def some_streams(rng: np.random.Generator) -> tuple[str, ...]:
+    """Return one stream mostly, now and then the cameras, the states or all."""
+    return pick(rng, (*((stream,) for stream in STREAMS), CAMERA_STREAMS, STREAMS[2:], STREAMS))

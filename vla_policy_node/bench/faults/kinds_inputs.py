@@ -1,0 +1,396 @@
+"""Faults of the inputs: stamps, clocks, losses, pictures, states and bytes."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from vla_policy_node.bench.faults import messages
+from vla_policy_node.bench.faults.kinds import kind, pick, some_streams
+from vla_policy_node.bench.faults.messages import Message
+from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span, Verdict
+from vla_policy_node.bench.faults.trial import SECOND, Fault, Simulation
+
+POSE, GRIPPER = STREAMS[2:]
+Rng = np.random.Generator
+
+
+def on_streams(streams: Iterable[str], alter: Callable[[Message], Message | None]) -> Callable:
+    """Return an alteration of the messages of some streams; None loses the message."""
+    streams = frozenset(streams)
+
+    def alter_some(message: Message) -> list[Message]:
+        if message.stream not in streams:
+            return [message]
+        altered = alter(message)
+        return [] if altered is None else [altered]
+
+    return alter_some
+
+
+# --- stamps ---
+
+@kind('stamp_delay')
+def stamp_delay(rng: Rng, span: Span) -> Fault:
+    """Transport that takes too long; the stamps are true."""
+    delay_s = rng.uniform(0.05, 1.5)
+    return Fault('stamp_delay', span, on_streams(
+        some_streams(rng),
+        lambda m: m.but('delay', Verdict.OPEN, arrives_s=m.arrives_s + delay_s)))
+
+
+@kind('stamp_shift')
+def stamp_shift(rng: Rng, span: Span) -> Fault:
+    """A source whose clock is ahead or behind."""
+    shift_ns = int(pick(rng, (-60.0, -5.0, -1.0, -0.4, 0.3, 1.0, 5.0, 60.0)) * SECOND)
+    return Fault('stamp_shift', span, on_streams(
+        some_streams(rng), lambda m: m.stamped(m.stamp_ns + shift_ns, 'shift')))
+
+
+@kind('stamp_negative')
+def stamp_negative(rng: Rng, span: Span) -> Fault:
+    """Stamps before 1970, at the ends of the field, and zero."""
+    stamp_ns = pick(rng, (-1, -SECOND, -2**31 * SECOND, (2**31 - 1) * SECOND + 999_999_999, 0))
+    return Fault('stamp_negative', span, on_streams(
+        some_streams(rng), lambda m: m.stamped(stamp_ns, 'negative')))
+
+
+@kind('stamp_frozen')
+def stamp_frozen(rng: Rng, span: Span) -> Fault:
+    """The same stamp on every message."""
+    first: dict[str, int] = {}
+    return Fault('stamp_frozen', span, on_streams(some_streams(rng), lambda m: (
+        m.stamped(first[m.stream], 'frozen_stamp') if m.stream in first
+        else first.setdefault(m.stream, m.stamp_ns) and m)))
+
+
+@kind('stamp_duplicates')
+def stamp_duplicates(rng: Rng, span: Span) -> Fault:
+    """Every message several times."""
+    copies = int(rng.integers(2, 6))
+
+    def alter(message: Message) -> list[Message]:
+        return [message, *(message.but('duplicate', Verdict.OPEN) for _ in range(copies - 1))]
+
+    return Fault('stamp_duplicates', span, alter)
+
+
+@kind('stamp_reorder')
+def stamp_reorder(rng: Rng, span: Span) -> Fault:
+    """Messages that overtake each other."""
+    widest_s = rng.uniform(0.02, 0.3)
+    return Fault('stamp_reorder', span, on_streams(some_streams(rng), lambda m: m.but(
+        'reorder', Verdict.OPEN, arrives_s=m.arrives_s + rng.uniform(0.0, widest_s))))
+
+
+@kind('stamp_drift')
+def stamp_drift(rng: Rng, span: Span) -> Fault:
+    """A source whose clock runs too fast or too slow."""
+    rate = pick(rng, (-0.5, -0.1, 0.02, 0.2, 1.0))
+    return Fault('stamp_drift', span, on_streams(some_streams(rng), lambda m: m.stamped(
+        m.stamp_ns + int(rate * (m.captured_s - span.from_s) * SECOND), 'drift', Verdict.OPEN)))
+
+
+@kind('stamp_jumps')
+def stamp_jumps(rng: Rng, span: Span) -> Fault:
+    """Stamps that leap about."""
+    widest_s = pick(rng, (0.2, 2.0, 60.0))
+    return Fault('stamp_jumps', span, on_streams(some_streams(rng), lambda m: m.stamped(
+        m.stamp_ns + int(rng.uniform(-widest_s, widest_s) * SECOND), 'jumps', Verdict.OPEN)))
+
+
+# --- clocks ---
+
+@kind('clock_step_everywhere')
+def clock_step_everywhere(rng: Rng, span: Span) -> Fault:
+    """The clock of the machine is set, that of node and sources alike, and back again."""
+    # Not by whole periods: a new stamp is never an old one again.
+    step_s = pick(rng, (-60.0, -5.0, -0.5, 0.2, 0.5, 5.0, 60.0)) * rng.uniform(0.99, 1.01)
+
+    def step(simulation: Simulation, by_s: float) -> None:
+        simulation.node_clock.set(simulation.now_s, by_s)
+        simulation.source_clock.set(simulation.now_s, by_s)
+
+    return Fault('clock_step_everywhere', span, begin=lambda s: step(s, step_s),
+                 end=lambda s: step(s, -step_s))
+
+
+@kind('clock_step_node')
+def clock_step_node(rng: Rng, span: Span) -> Fault:
+    """Only the clock of the node is set."""
+    step_s = pick(rng, (-60.0, -5.0, -0.5, 0.5, 5.0, 60.0))
+    return Fault('clock_step_node', span,
+                 begin=lambda s: s.node_clock.set(s.now_s, step_s),
+                 end=lambda s: s.node_clock.set(s.now_s, -step_s))
+
+
+@kind('clock_stops')
+def clock_stops(rng: Rng, span: Span) -> Fault:
+    """A /clock that stands still, for the node alone or for everybody, then leaps or goes on."""
+    alone, leaps = rng.random() < 0.5, rng.random() < 0.5
+
+    def set_rate(simulation: Simulation, rate: float) -> None:
+        lost_s = span.until_s - span.from_s if rate and (leaps or alone) else 0.0
+        simulation.node_clock.set(simulation.now_s, lost_s, rate)
+        if not alone:
+            simulation.source_clock.set(simulation.now_s, lost_s, rate)
+
+    return Fault('clock_stops', span, begin=lambda s: set_rate(s, 0.0),
+                 end=lambda s: set_rate(s, 1.0))
+
+
+@kind('clock_negative')
+def clock_negative(rng: Rng, span: Span) -> Fault:
+    """A /clock before its beginning."""
+    def step(simulation: Simulation, sign: int) -> None:
+        for clock in (simulation.node_clock, simulation.source_clock):
+            clock.set(simulation.now_s, sign * (simulation.setup.clock_start_s + 100.0))
+
+    return Fault('clock_negative', span, begin=lambda s: step(s, -1), end=lambda s: step(s, 1))
+
+
+@kind('clock_rate')
+def clock_rate(rng: Rng, span: Span) -> Fault:
+    """Simulated time that runs slower or faster than the wall."""
+    rate = pick(rng, (0.25, 0.5, 1.5, 3.0))
+
+    def set_rate(simulation: Simulation, value: float) -> None:
+        for clock in (simulation.node_clock, simulation.source_clock):
+            clock.set(simulation.now_s, 0.0, value)
+
+    return Fault('clock_rate', span, begin=lambda s: set_rate(s, rate),
+                 end=lambda s: set_rate(s, 1.0))
+
+
+# --- losses ---
+
+@kind('lost_stream')
+def lost_stream(rng: Rng, span: Span) -> Fault:
+    """Nothing more from some streams."""
+    return Fault('lost_stream', span, on_streams(some_streams(rng), lambda m: None))
+
+
+@kind('lost_some')
+def lost_some(rng: Rng, span: Span) -> Fault:
+    """Most messages never arrive."""
+    share = rng.uniform(0.3, 0.97)
+    return Fault('lost_some', span, on_streams(
+        some_streams(rng), lambda m: None if rng.random() < share else m))
+
+
+@kind('lost_in_bursts')
+def lost_in_bursts(rng: Rng, span: Span) -> Fault:
+    """A stream that comes and goes, and arrives all at once when it comes."""
+    burst_s = rng.uniform(0.1, 0.6)
+    return Fault('lost_in_bursts', span, on_streams(some_streams(rng), lambda m: m.but(
+        'burst', Verdict.OPEN,
+        arrives_s=max(m.arrives_s, span.from_s + burst_s * np.ceil(
+            (m.captured_s - span.from_s) / burst_s)))))
+
+
+# --- cameras ---
+
+@kind('camera_frozen')
+def camera_frozen(rng: Rng, span: Span) -> Fault:
+    """The same picture with new stamps; the frame_id may change, or a clock be drawn over it."""
+    style = pick(rng, ('plain', 'frame_id', 'overlay', 'alternating'))
+    cameras = pick(rng, (*((camera,) for camera in CAMERA_STREAMS), CAMERA_STREAMS))
+    number = int(rng.integers(messages.PICTURES))
+    counts = dict.fromkeys(cameras, 0)
+
+    def alter(message: Message) -> Message:
+        count = counts[message.stream] = counts[message.stream] + 1
+        pixels = messages.picture(
+            message.stream, number + (count % 2 if style == 'alternating' else 0))
+        if style == 'overlay':
+            pixels = pixels.copy()
+            pixels[1:4, 1:9] = rng.integers(0, 2, (3, 8, 1)) * 255
+        frame_id = f'camera{count}' if style == 'frame_id' else 'camera'
+        return message.but('frozen', raw=messages.image_bytes(
+            pixels, message.stamp_ns, frame_id=frame_id))
+
+    return Fault('camera_frozen', span, on_streams(cameras, alter))
+
+
+@kind('camera_changed')
+def camera_changed(rng: Rng, span: Span) -> Fault:
+    """Black, white, of another size, mirrored cables: a picture that is none of that camera's."""
+    style = pick(rng, ('black', 'white', '1x1', 'resized', 'swapped'))
+    cameras = CAMERA_STREAMS if style == 'swapped' else (pick(rng, CAMERA_STREAMS),)
+
+    def alter(message: Message) -> Message:
+        frame = int(rng.integers(messages.PICTURES))
+        if style == 'swapped':
+            pixels = messages.picture(
+                CAMERA_STREAMS[1 - CAMERA_STREAMS.index(message.stream)], frame)
+        else:
+            noise = rng.integers(0, 2, (messages.HEIGHT, messages.WIDTH, 3), np.uint8)
+            pixels = {
+                'black': noise, 'white': 255 - noise, '1x1': noise[:1, :1],
+                'resized': np.repeat(messages.picture(message.stream, frame), 2, axis=1),
+            }[style]
+        return message.but(style, raw=messages.image_bytes(
+            np.ascontiguousarray(pixels), message.stamp_ns))
+
+    return Fault('camera_changed', span, on_streams(cameras, alter))
+
+
+@kind('camera_unreadable')
+def camera_unreadable(rng: Rng, span: Span) -> Fault:
+    """A well-formed message that is no picture we can use."""
+    style = pick(rng, ('encoding', 'empty', 'step', 'truncated'))
+    empty = np.zeros((0, 0, 3), np.uint8)
+
+    def alter(message: Message) -> Message:
+        pixels = messages.picture(message.stream, 0)
+        raw = {
+            'encoding': lambda: messages.image_bytes(pixels, message.stamp_ns, 'yuv422'),
+            'empty': lambda: messages.image_bytes(empty, message.stamp_ns),
+            'step': lambda: messages.image_bytes(pixels, message.stamp_ns, step=5),
+            'truncated': lambda: messages.image_bytes(
+                pixels, message.stamp_ns, step=messages.WIDTH * 300),
+        }[style]()
+        return message.but('unreadable', raw=raw)
+
+    return Fault('camera_unreadable', span, on_streams((pick(rng, CAMERA_STREAMS),), alter))
+
+
+# --- state ---
+
+@kind('pose_numbers')
+def pose_numbers(rng: Rng, span: Span) -> Fault:
+    """Positions and orientations that no arm has."""
+    bad = pick(rng, (np.nan, np.inf, -np.inf, 1e306, -1e308, 1e12, 300.0))
+    axis, share = int(rng.integers(3)), pick(rng, (0.3, 1.0))
+
+    def alter(message: Message) -> Message:
+        if rng.random() > share:
+            return message
+        position_m = np.zeros(3)
+        position_m[axis] = bad
+        return message.but('pose_numbers', raw=messages.pose_bytes(position_m, message.stamp_ns))
+
+    return Fault('pose_numbers', span, on_streams((POSE,), alter))
+
+
+@kind('pose_quaternion')
+def pose_quaternion(rng: Rng, span: Span) -> Fault:
+    """An orientation that is none."""
+    quaternion = pick(rng, ((0.0,) * 4, (np.nan, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 2.0),
+                            (1e200, 1e200, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)))
+    return Fault('pose_quaternion', span, on_streams((POSE,), lambda m: m.but(
+        'pose_quaternion',
+        raw=messages.pose_bytes(np.zeros(3), m.stamp_ns, quaternion=quaternion))))
+
+
+@kind('pose_frame')
+def pose_frame(rng: Rng, span: Span) -> Fault:
+    """A pose in another frame."""
+    frame = pick(rng, ('world', '', 'base_link ', 'x' * 10_000))
+    return Fault('pose_frame', span, on_streams((POSE,), lambda m: m.but(
+        'pose_frame', raw=messages.pose_bytes(np.zeros(3), m.stamp_ns, frame))))
+
+
+@kind('pose_teleports')
+def pose_teleports(rng: Rng, span: Span) -> Fault:
+    """A pose that leaps away, for good or to and fro."""
+    offset_m = rng.normal(size=3)
+    offset_m *= pick(rng, (0.1, 0.3, 1.0, 20.0)) / np.linalg.norm(offset_m)
+    to_and_fro = rng.random() < 0.5
+    return _lying_pose('pose_teleports', span, lambda position_m, count: (
+        position_m + offset_m * (count % 2 if to_and_fro else 1)))
+
+
+@kind('pose_frozen')
+def pose_frozen(rng: Rng, span: Span) -> Fault:
+    """The same pose with new stamps, while the arm moves."""
+    first: list[np.ndarray] = []
+
+    def freeze(position_m: np.ndarray, count: int) -> np.ndarray:
+        first.append(position_m)
+        return first[0]
+
+    return _lying_pose('pose_frozen', span, freeze)
+
+
+def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarray]) -> Fault:
+    holder: list[Simulation] = []
+    count = [0]
+
+    def alter(message: Message) -> Message:
+        count[0] += 1
+        true_m = holder[0].robot.position_m(message.captured_s)
+        # OPEN: each of these could be the truth; what must not happen is that the robot leaves.
+        return message.but(name, Verdict.OPEN, raw=messages.pose_bytes(
+            lie(true_m, count[0]), message.stamp_ns))
+
+    return Fault(name, span, on_streams((POSE,), alter), begin=holder.append,
+                 promise={'workspace_slack_m': 0.05, 'brakes_hard': True})
+
+
+@kind('gripper_state')
+def gripper_state(rng: Rng, span: Span) -> Fault:
+    """A gripper with other fingers, or numbers that are none."""
+    positions = pick(rng, ((), (0.02,), (0.02,) * 9, (np.nan, 0.0), (0.0, np.inf), (1e308, 0.0)))
+    return Fault('gripper_state', span, on_streams((GRIPPER,), lambda m: m.but(
+        'gripper', Verdict.OPEN if positions == (1e308, 0.0) else Verdict.BAD,
+        raw=messages.gripper_bytes(positions, m.stamp_ns))))
+
+
+# --- bytes ---
+
+@kind('bytes_truncated')
+def bytes_truncated(rng: Rng, span: Span) -> Fault:
+    """Messages that end early."""
+    share = pick(rng, (0.2, 1.0))
+
+    def alter(message: Message) -> Message:
+        if rng.random() > share:
+            return message
+        return message.but('truncated', raw=message.raw[:int(rng.integers(len(message.raw)))])
+
+    return Fault('bytes_truncated', span, on_streams(some_streams(rng), alter))
+
+
+@kind('bytes_flipped')
+def bytes_flipped(rng: Rng, span: Span) -> Fault:
+    """Single flipped bits, mostly where the header and the lengths are."""
+    share = pick(rng, (0.2, 1.0))
+
+    def alter(message: Message) -> Message:
+        if rng.random() > share:
+            return message
+        raw = bytearray(message.raw)
+        for _ in range(int(rng.integers(1, 8))):
+            end = len(raw) if rng.random() < 0.3 else min(len(raw), 64)
+            raw[int(rng.integers(end))] ^= 1 << int(rng.integers(8))
+        stamp_ns = int.from_bytes(raw[4:8], 'little', signed=True) * SECOND + int.from_bytes(
+            raw[8:12], 'little')
+        return message.but('flipped', Verdict.OPEN, raw=bytes(raw), stamp_ns=stamp_ns)
+
+    return Fault('bytes_flipped', span, on_streams(some_streams(rng), alter),
+                 promise={'workspace_slack_m': 0.05, 'brakes_hard': True})
+
+
+@kind('bytes_garbage')
+def bytes_garbage(rng: Rng, span: Span) -> Fault:
+    """Noise, with or without a head that looks like a message."""
+    length = int(pick(rng, (0, 1, 4, 11, 12, 13, 100, 5000)))
+    keep = pick(rng, (0, 4, 12, 20))
+    return Fault('bytes_garbage', span, on_streams(some_streams(rng), lambda m: m.but(
+        'garbage', raw=m.raw[:min(keep, length)] + rng.bytes(max(0, length - keep)))))
+
+
+@kind('bytes_padded')
+def bytes_padded(rng: Rng, span: Span) -> Fault:
+    """More bytes behind the message than belong to it."""
+    padding = bytes(int(pick(rng, (1, 3, 4, 1000))))
+    return Fault('bytes_padded', span, on_streams(
+        some_streams(rng), lambda m: m.but('padded', Verdict.OPEN, raw=m.raw + padding)))
+
+
+@kind('bytes_huge')
+def bytes_huge(rng: Rng, span: Span) -> Fault:
+    """Messages of megabytes where hundreds of bytes are expected."""
+    raw = messages.gripper_bytes((0.0,) * 50_000, 0, ())
+    return Fault('bytes_huge', span, on_streams((GRIPPER,), lambda m: m.but(
+        'huge', raw=messages.with_stamp(raw, m.stamp_ns))))

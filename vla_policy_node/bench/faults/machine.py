@@ -1,0 +1,120 @@
+"""The core of the policy node without its threads, clock and middleware: time is a number.
+
+The only file of the campaign that knows how the node is put together.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from vla_policy_node.bench.faults.records import Promise, Sent, Span
+from vla_policy_node.control.commander import Command, Commander
+from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.session import Outcome, Session
+from vla_policy_node.nodes.images import ImageError
+from vla_policy_node.nodes.inputs import Inputs
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.policy_worker import PolicyWorker
+
+_SILENT = logging.getLogger('vla_policy_node.faults')
+_SILENT.setLevel(logging.CRITICAL + 1)
+
+
+class Machine:
+    """Inputs, worker and commander, called by one thread in the order that the trial says.
+
+    policy: what `PolicyWorker` asks. now_ns: the node's clock. parameters: those of the node.
+    """
+
+    def __init__(self, parameters: Mapping[str, object], policy, now_ns: Callable[[], int]):
+        self._values = dict(parameters)
+        self.parameters = PolicyParameters(**self._values)
+        self._now_ns = now_ns
+        self.session = Session()
+        self.commander = Commander(
+            self.parameters.action_spec(), self.session, self.parameters.make_parts())
+        self._worker = PolicyWorker(
+            policy, self.commander, self.parameters.period_ns, self.parameters.compressed, now_ns,
+            lambda result: None, logger=_SILENT)
+        self._inputs = Inputs(self.commander)
+
+    def activate(self) -> None:
+        """Allow goals, as `on_activate`."""
+        self.commander.parts.pairer.reset()
+        self.session.activate()
+
+    def deactivate(self) -> None:
+        """Allow no goals, as `on_deactivate`."""
+        self.session.deactivate()
+
+    def begin(self, instruction: str, duration_s: float) -> int:
+        """Return the epoch of the goal; ValueError if it is refused."""
+        return self.commander.begin(instruction, round(duration_s * 1e9)).epoch
+
+    def cancel(self) -> None:
+        """Stop following the instruction."""
+        self.commander.end(Outcome.CANCELLED)
+
+    def estop(self) -> None:
+        """Latch the emergency stop."""
+        self.commander.estop()
+
+    def reset_estop(self) -> None:
+        """Release the emergency stop."""
+        self.session.reset_estop()
+
+    def change(self, **values) -> None:
+        """Set parameters as a client would; ValueError if they are refused."""
+        parameters = PolicyParameters(**{**self._values, **values})
+        self.commander.replace(parameters.make_parts())
+        self.parameters, self._values = parameters, {**self._values, **values}
+
+    def file(self, stream: str, raw: bytes) -> None:
+        """Hand over a message as a subscription does."""
+        with suppress(ImageError):
+            self._inputs.file(stream, raw)
+
+    def work(self) -> None:
+        """Let the worker look whether there is something to infer from, and infer."""
+        self._worker.work_once(0.0)
+
+    def tick(self, steady_s: float) -> Sent:
+        """Return the command of this control period."""
+        now_ns = self._now_ns()
+        command = self.commander.tick(
+            now_ns, now_ns + self.parameters.period_ns, self._inputs.position_m)
+        return to_sent(command, now_ns, steady_s, self.parameters.frame_id)
+
+
+def to_sent(command: Command, now_ns: int, steady_s: float, frame_id: str) -> Sent:
+    """Return what a receiver of the command would note."""
+    return Sent(
+        at_s=steady_s, stamp_s=now_ns / 1e9,
+        hold=command.hold.code is not HoldReason.NONE, reason=int(command.hold.code),
+        translation_m=tuple(command.delta.translation_m.tolist()),
+        rotation_rad=tuple(command.delta.rotation_rad.tolist()),
+        gripper=float(command.delta.gripper),
+        observation_stamp_s=command.observation_stamp_ns / 1e9,
+        target_time_s=command.target_time_ns / 1e9,
+        chunk_step=command.chunk_step, epoch=command.epoch, frame_id=frame_id)
+
+
+def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> Promise:
+    """Return what a node with these parameters promises."""
+    period_s = 1.0 / parameters.control_rate_hz
+    chunk_s = chunk_length * period_s
+    frozen_s = chunk_s + 10 * period_s
+    return Promise(
+        span=span, period_s=period_s,
+        max_age_s=parameters.max_age_s, max_spread_s=parameters.max_spread_s,
+        state_tolerance_s=parameters.state_tolerance_s,
+        future_tolerance_s=parameters.future_tolerance_s, chunk_s=chunk_s,
+        max_step_m=parameters.max_step_translation_m,
+        max_step_rad=parameters.max_step_rotation_rad,
+        max_velocity_m_s=parameters.max_linear_velocity_m_s,
+        max_velocity_rad_s=parameters.max_angular_velocity_rad_s,
+        max_acceleration_m_s2=parameters.max_linear_acceleration_m_s2,
+        max_acceleration_rad_s2=parameters.max_angular_acceleration_rad_s2,
+        workspace_min_m=parameters.workspace_min_m, workspace_max_m=parameters.workspace_max_m,
+        allowance_s={'frozen': frozen_s},
+    )

@@ -1,0 +1,329 @@
+"""Judges one trial: unsafe, crash or hang, by what is promised alone.
+
+Imports nothing of the node: it integrates what was sent on an ideal robot, looks up what had
+arrived by then, and knows nothing of how the promises are kept.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vla_policy_node.bench.faults.records import (
+    CAMERA_STREAMS,
+    STREAMS,
+    Promise,
+    Sample,
+    Sent,
+    Stop,
+    Trial,
+    Verdict,
+)
+
+UNSAFE, CRASH, HANG = 'unsafe', 'crash', 'hang'
+# Rounding of a sum of a few thousand numbers of 64 bits.
+_SLACK = 1e-9
+_STAMP_SLACK_S = 2e-6  # of nanoseconds in a float of seconds since 1970
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken promise. category: UNSAFE, CRASH or HANG; rule: its name."""
+
+    category: str
+    rule: str
+    at_s: float
+    text: str
+
+
+def judge(trial: Trial) -> list[Finding]:
+    """Return every broken promise of a trial, none if all were kept."""
+    findings = [Finding(CRASH, 'ended', math.nan, text) for text in trial.ends]
+    findings += [Finding(HANG, 'stuck', math.nan, text) for text in trial.stuck]
+    for rule in (_goals, _finite, _limits, _workspace, _plan, _inputs, _observations, _gaps,
+                 _answers, _recovery):
+        findings += rule(trial)
+    return findings
+
+
+def stop_latencies(trial: Trial) -> Iterator[tuple[Stop, float]]:
+    """Yield for each stop the seconds from its request to the first hold; inf if none came."""
+    for stop in trial.stops:
+        first = next((sent.at_s for sent in trial.sent
+                      if sent.hold and sent.at_s >= stop.requested_s), math.inf)
+        yield stop, first - stop.requested_s
+
+
+# --- who may move ---
+
+def _goals(trial: Trial) -> Iterator[Finding]:
+    """No action without a goal, of another goal, or after an acknowledged stop."""
+    goals = {goal.epoch: goal for goal in trial.goals}
+    newest = -1
+    for sent in trial.sent:
+        if not sent.hold:
+            goal = goals.get(sent.epoch)
+            if goal is None:
+                yield _unsafe('no_goal', sent, f'an action of epoch {sent.epoch}, no goal has it')
+            elif sent.at_s < goal.from_s:
+                yield _unsafe('no_goal', sent, 'an action before its goal was asked for')
+            elif sent.at_s > goal.until_s + trial.receive_slack_s:
+                late = sent.at_s - goal.until_s
+                yield _unsafe('stopped', sent,
+                              f'an action {late:.3f} s after its stop was acknowledged')
+            if sent.epoch < newest:
+                yield _unsafe('stopped', sent, 'an action of an ended goal after its last hold')
+        newest = max(newest, sent.epoch)
+
+
+# --- what it is ---
+
+def _finite(trial: Trial) -> Iterator[Finding]:
+    """Actions are finite numbers, holds are exactly zero, the frame is the promised one."""
+    for sent in trial.sent:
+        motion = (*sent.translation_m, *sent.rotation_rad)
+        if sent.hold:
+            if any(motion):  # NaN is true as well
+                yield _unsafe('hold_moves', sent, f'a hold with the motion {motion}')
+            continue
+        if not all(map(math.isfinite, (*motion, sent.gripper))):
+            yield _unsafe('finite', sent, f'{motion} and gripper {sent.gripper}')
+        elif not 0.0 <= sent.gripper <= 1.0:
+            yield _unsafe('gripper', sent, f'the gripper is told {sent.gripper}')
+        if all(sent.frame_id != promise.frame_id for promise in _in_force(trial, sent.at_s)):
+            yield _unsafe('frame', sent, f"in frame '{sent.frame_id}'")
+
+
+def _limits(trial: Trial) -> Iterator[Finding]:
+    """Step, velocity and acceleration; a hold is a robot that stands still."""
+    last = None
+    for sent in trial.sent:
+        if not sent.hold and _is_finite(sent):
+            before = last or _STILL
+            broken = [_broken_limits(sent, before, promise)
+                      for promise in _in_force(trial, sent.at_s)]
+            if broken and all(broken):
+                yield from (_unsafe('limits', sent, text) for text in min(broken, key=len))
+        last = (sent.translation_m, sent.rotation_rad) if not sent.hold else None
+
+
+_STILL = ((0.0,) * 3, (0.0,) * 3)
+
+
+def _broken_limits(sent: Sent, before: tuple, promise: Promise) -> list[str]:
+    period_s, texts = promise.period_s, []
+    for what, now, last, step, velocity, acceleration in (
+        ('translation', sent.translation_m, before[0], promise.max_step_m,
+         promise.max_velocity_m_s, promise.max_acceleration_m_s2),
+        ('rotation', sent.rotation_rad, before[1], promise.max_step_rad,
+         promise.max_velocity_rad_s, promise.max_acceleration_rad_s2),
+    ):
+        norm, change = math.hypot(*now), math.dist(now, last)
+        bound = min(step, velocity * period_s)
+        if norm > bound * (1 + _SLACK):
+            texts.append(f'a {what} of {norm:g}, {bound:g} at most')
+        bound = acceleration * period_s**2
+        brakes = promise.brakes_hard and _is_between(now, last)
+        if change > bound * (1 + 1e-6) + _SLACK and not brakes:
+            texts.append(f'a {what} that changes by {change:g} in one period, {bound:g} at most')
+    return texts
+
+
+def _is_between(now: tuple, last: tuple) -> bool:
+    """Return whether each axis goes towards zero and not beyond it."""
+    return all(min(0.0, b) - _SLACK <= a <= max(0.0, b) + _SLACK
+               for a, b in zip(now, last, strict=True))
+
+
+def _workspace(trial: Trial) -> Iterator[Finding]:
+    """The ideal robot, which does exactly what it is told, stays inside or comes back."""
+    at_m = list(trial.start_m)
+    for sent in trial.sent:
+        if sent.hold or not _is_finite(sent):
+            continue
+        at_m = [a + d for a, d in zip(at_m, sent.translation_m, strict=True)]
+        outside = [max(_outside(at_m, sent.translation_m, promise, axis) for axis in range(3))
+                   for promise in _in_force(trial, sent.at_s)]
+        if outside and min(outside) > _SLACK:
+            yield _unsafe('workspace', sent, f'the robot is driven {min(outside):.4f} m outside')
+
+
+def _outside(at_m: list, step_m: tuple, promise: Promise, axis: int) -> float:
+    """How far outside an axis is and is driven further out, beyond the slack; 0 if it is not."""
+    low, high = promise.workspace_min_m[axis], promise.workspace_max_m[axis]
+    beyond = max(low - at_m[axis] if step_m[axis] < 0 else 0.0,
+                 at_m[axis] - high if step_m[axis] > 0 else 0.0)
+    return beyond - promise.workspace_slack_m
+
+
+# --- what it was made from ---
+
+def _plan(trial: Trial) -> Iterator[Finding]:
+    """No element twice, none of an old observation, each at its own time."""
+    seen = set()
+    for sent in _actions(trial):
+        element = (sent.epoch, sent.observation_stamp_s, sent.chunk_step)
+        if element in seen:
+            yield _unsafe('twice', sent, f'element {sent.chunk_step} of one chunk was sent twice')
+        seen.add(element)
+        promises = _in_force(trial, sent.at_s)
+        period_s = max((p.period_s for p in promises), default=math.inf)
+        chunk_s = max((p.chunk_s for p in promises), default=math.inf)
+        age_s = sent.stamp_s - sent.observation_stamp_s
+        if age_s > chunk_s + period_s:
+            yield _unsafe('old_observation', sent, f'made from an observation {age_s:.3f} s old')
+        due_s = sent.observation_stamp_s + (sent.chunk_step + 1) * period_s
+        if promises and abs(sent.target_time_s - due_s) > period_s:
+            yield _unsafe('wrong_element', sent, f'element {sent.chunk_step} was due at another '
+                          f'time, {sent.target_time_s - due_s:+.3f} s away')
+        ahead_s = sent.target_time_s - sent.stamp_s
+        if promises and not -period_s <= ahead_s <= 3 * period_s:
+            yield _unsafe('wrong_target', sent, f'for the time {ahead_s:+.3f} s from now')
+
+
+def _inputs(trial: Trial) -> Iterator[Finding]:
+    """Each stream had a good sample not long ago."""
+    if not trial.samples:
+        return
+    streams = {stream: _Stream(trial, stream) for stream in STREAMS}
+    for sent in _actions(trial):
+        promises = _in_force(trial, sent.at_s)
+        for name, stream in streams.items():
+            since_s, faults = stream.since_good(sent.at_s)
+            allowed_s = max((p.allowance_s.get(fault, p.max_age_s)
+                             for p in promises for fault in (*faults, '')), default=math.inf)
+            if since_s > allowed_s + trial.receive_slack_s + _STAMP_SLACK_S:
+                what = ', '.join(sorted(faults)) or 'nothing arrived'
+                yield _unsafe('input', sent,
+                              f'{name}: the last good sample was {since_s:.3f} s ago ({what})')
+
+
+class _Stream:
+    """The samples of one stream in the order of their arrival."""
+
+    def __init__(self, trial: Trial, name: str):
+        self._samples = sorted((s for s in trial.samples if s.stream == name),
+                               key=lambda sample: sample.arrived_s)
+        self._arrived = [sample.arrived_s for sample in self._samples]
+        self._usable = [_is_usable(trial, self._samples, i) for i in range(len(self._samples))]
+        self._good = [i for i, usable in enumerate(self._usable) if usable]
+
+    def since_good(self, at_s: float) -> tuple[float, set[str]]:
+        """Seconds since the last usable arrival before at_s, and the faults since then."""
+        end = bisect_right(self._arrived, at_s)
+        position = bisect_right(self._good, end - 1)
+        newest = self._good[position - 1] if position else -1
+        faults = {sample.fault or 'stamp' for sample in self._samples[newest + 1:end]}
+        return (at_s - self._arrived[newest] if newest >= 0 else math.inf), faults
+
+
+def _is_usable(trial: Trial, samples: list[Sample], index: int) -> bool:
+    """Whether a sample says what is true now: content, and a stamp that is new and of now."""
+    sample = samples[index]
+    if sample.verdict is Verdict.BAD:
+        return False
+    if index and sample.verdict is Verdict.GOOD and sample.stamp_s == samples[index - 1].stamp_s:
+        return False
+    promises = _in_force(trial, sample.arrived_s)
+    age_s = sample.clock_s - sample.stamp_s
+    return not promises or any(
+        -p.future_tolerance_s - _STAMP_SLACK_S <= age_s <= p.max_age_s + _STAMP_SLACK_S
+        for p in promises)
+
+
+def _observations(trial: Trial) -> Iterator[Finding]:
+    """The observation behind an action was delivered, whole, and with good partners."""
+    if not trial.samples:
+        return
+    by_stream = {stream: sorted((s for s in trial.samples if s.stream == stream),
+                                key=lambda sample: sample.stamp_s) for stream in STREAMS}
+    stamps = {stream: [s.stamp_s for s in samples] for stream, samples in by_stream.items()}
+    checked: dict[float, str] = {}
+    for sent in _actions(trial):
+        promises = _in_force(trial, sent.at_s)
+        if not promises:
+            continue
+        stamp_s = sent.observation_stamp_s
+        if stamp_s not in checked:
+            checked[stamp_s] = _lacking(stamp_s, by_stream, stamps, promises, sent.at_s)
+        if checked[stamp_s]:
+            yield _unsafe('observation', sent, checked[stamp_s])
+
+
+def _lacking(stamp_s: float, by_stream: dict, stamps: dict, promises: list[Promise],
+             at_s: float) -> str:
+    for stream in STREAMS:
+        if stream == STREAMS[0]:
+            tolerance_s = 0.0
+        elif stream in CAMERA_STREAMS:
+            tolerance_s = max(p.max_spread_s for p in promises)
+        else:
+            tolerance_s = max(p.state_tolerance_s for p in promises)
+        tolerance_s += _STAMP_SLACK_S
+        low = bisect_right(stamps[stream], stamp_s - tolerance_s)
+        near = [s for s in by_stream[stream][low:bisect_right(stamps[stream],
+                                                              stamp_s + tolerance_s)]
+                if s.arrived_s <= at_s]
+        tolerated = set().union(*(p.allowance_s for p in promises))
+        if not any(s.verdict is not Verdict.BAD or s.fault in tolerated for s in near):
+            faults = ', '.join(sorted({s.fault for s in near})) or 'nothing with that stamp'
+            return f'made from {stream} that cannot be used ({faults})'
+    return ''
+
+
+# --- that it goes on ---
+
+def _gaps(trial: Trial) -> Iterator[Finding]:
+    """While active something is said every two control periods."""
+    times = [sent.at_s for sent in trial.sent]
+    for span in trial.active:
+        inside = [t for t in times if span.from_s <= t <= span.until_s]
+        until_s = [span.until_s] if math.isfinite(span.until_s) else []
+        for before, after in zip([span.from_s, *inside], [*inside, *until_s], strict=False):
+            allowed = [p.gap_periods * p.period_s
+                       for p in (*_in_force(trial, before), *_in_force(trial, after))]
+            if allowed and after - before > max(allowed) + trial.receive_slack_s + _SLACK:
+                yield Finding(UNSAFE, 'gap', before,
+                              f'no command for {after - before:.3f} s while active')
+
+
+def _answers(trial: Trial) -> Iterator[Finding]:
+    """Services answer in time."""
+    for answer in trial.answers:
+        if answer.answered_s is None:
+            yield Finding(HANG, 'no_answer', answer.asked_s, f'{answer.service}: no answer')
+        elif answer.answered_s - answer.asked_s > answer.bound_s:
+            took_s = answer.answered_s - answer.asked_s
+            yield Finding(HANG, 'late_answer', answer.asked_s, f'{answer.service}: answered '
+                          f'after {took_s:.3f} s, {answer.bound_s:g} s at most')
+
+
+def _recovery(trial: Trial) -> Iterator[Finding]:
+    """Standing still for ever is no way to be safe: once all is well again the robot moves."""
+    if trial.recovers_from_s is None:
+        return
+    first_s = next((s.at_s for s in trial.sent
+                    if not s.hold and s.at_s >= trial.recovers_from_s), math.inf)
+    if first_s - trial.recovers_from_s > trial.recovers_within_s:
+        reasons = sorted({s.reason for s in trial.sent if s.at_s >= trial.recovers_from_s})
+        yield Finding(HANG, 'never_recovers', trial.recovers_from_s,
+                      f'all was well again, but nothing moved for {trial.recovers_within_s:g} s; '
+                      f'hold reasons {reasons}')
+
+
+# --- small things ---
+
+def _actions(trial: Trial) -> Iterator[Sent]:
+    return (sent for sent in trial.sent if not sent.hold)
+
+
+def _in_force(trial: Trial, at_s: float) -> list[Promise]:
+    return [promise for promise in trial.promises if promise.span.holds(at_s)]
+
+
+def _is_finite(sent: Sent) -> bool:
+    return all(map(math.isfinite, (*sent.translation_m, *sent.rotation_rad)))
+
+
+def _unsafe(rule: str, sent: Sent, text: str) -> Finding:
+    return Finding(UNSAFE, rule, sent.at_s, text)

@@ -1,0 +1,291 @@
+"""One core trial: a robot, its sensors, a policy and the node's core on one invented clock."""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+
+from vla_policy_node.bench.faults import messages
+from vla_policy_node.bench.faults.machine import Machine, promise_of
+from vla_policy_node.bench.faults.messages import Message
+from vla_policy_node.bench.faults.records import (
+    CAMERA_STREAMS,
+    STREAMS,
+    Goal,
+    Promise,
+    Sample,
+    Span,
+    Stop,
+    Trial,
+)
+from vla_policy_node.policy_types import ActionChunk
+
+INSTRUCTION = 'pick up the black bowl'
+SECOND = 1_000_000_000
+
+
+@dataclass
+class Setup:
+    """What a trial begins with; everything a number or a name, drawn by `draw`.
+
+    latency_s: of an inference. transport_s: from the capture of a sample to its arrival.
+    lag_s: how far the measured pose is behind the commands.
+    """
+
+    parameters: dict
+    chunk_length: int
+    latency_s: float
+    camera_hz: float
+    state_hz: float
+    transport_s: float
+    lag_s: float
+    motion: str
+    clock_start_s: float
+    start_m: tuple[float, float, float]
+    goal_at_s: float
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong during `span`.
+
+    alter: called with every message captured in the span, returns those that leave instead.
+    begin, end: called with the running simulation at the ends of the span.
+    promise: what of a promise is different because of it, for the whole trial.
+    """
+
+    kind: str
+    span: Span
+    alter: Callable[[Message], Iterable[Message]] | None = None
+    begin: Callable[['Simulation'], None] = lambda simulation: None
+    end: Callable[['Simulation'], None] = lambda simulation: None
+    promise: dict = field(default_factory=dict)
+
+
+class Clock:
+    """A clock that faults may step, stop and speed up; read with the steady time in seconds."""
+
+    def __init__(self, start_s: float):
+        self._zero_ns, self._since_s, self._rate = round(start_s * SECOND), 0.0, 1.0
+
+    def ns(self, steady_s: float) -> int:
+        """Return what the clock shows."""
+        return self._zero_ns + round((steady_s - self._since_s) * self._rate * SECOND)
+
+    def set(self, steady_s: float, step_s: float = 0.0, rate: float = 1.0) -> None:
+        """Step it, and let it run at another rate from now on."""
+        self._zero_ns = self.ns(steady_s) + round(step_s * SECOND)
+        self._since_s, self._rate = steady_s, rate
+
+
+class Robot:
+    """Does what it is told, evenly over each control period; remembers where it was."""
+
+    def __init__(self, start_m: tuple, period_s: float, lag_s: float):
+        self._period_s, self._lag_s = period_s, lag_s
+        self._moves: list[tuple[float, np.ndarray]] = []
+        self._at_m = np.array(start_m)
+
+    def obey(self, at_s: float, delta_m: tuple) -> None:
+        """Begin a motion."""
+        if any(delta_m) and np.isfinite(delta_m).all():
+            self._moves.append((at_s, np.array(delta_m)))
+
+    def position_m(self, at_s: float) -> np.ndarray:
+        """Return where it is [3], as a state publisher that lags sees it; never back in time."""
+        at_s -= self._lag_s
+        while self._moves and self._moves[0][0] + self._period_s <= at_s:
+            self._at_m = self._at_m + self._moves.pop(0)[1]
+        position_m = self._at_m
+        for begun_s, delta_m in self._moves:
+            position_m = position_m + delta_m * np.clip((at_s - begun_s) / self._period_s, 0, 1)
+        return position_m
+
+
+class Policy:
+    """A policy that answers as its trial says; time passes while it thinks."""
+
+    def __init__(self, simulation: 'Simulation', rng: np.random.Generator):
+        self._simulation, self._rng = simulation, rng
+        self._heading = rng.normal(size=7)
+        self.description = None
+        self.answer: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
+        self.latency_s = simulation.setup.latency_s
+
+    def reset(self) -> None:
+        """Forget nothing: there is nothing."""
+
+    def infer(self, observation) -> ActionChunk:
+        """Return a chunk in the units of LIBERO, or what a fault makes of it."""
+        self._simulation.run_until(self._simulation.now_s + self.latency_s)
+        actions = self.answer(self._actions(self._simulation.setup.chunk_length))
+        return ActionChunk(actions, (), {'head': 1.0}, 'scripted', 32, 32)
+
+    def _actions(self, length: int) -> np.ndarray:
+        motion = self._simulation.setup.motion
+        if motion == 'push':
+            return np.tile(self._heading / np.abs(self._heading).max(), (length, 1))
+        if motion == 'zigzag':
+            return np.where(np.arange(length)[:, None] % 2, 1.0, -1.0) * np.ones(7)
+        if motion == 'random':
+            return self._rng.uniform(-1.0, 1.0, (length, 7))
+        return np.full((length, 7), 0.1)
+
+
+class Simulation:
+    """Runs one trial; everything that happens is an event in one queue.
+
+    crashed: text of the exception that ended it.
+    """
+
+    def __init__(self, setup: Setup, faults: list[Fault], rng: np.random.Generator):
+        self.setup, self.faults, self.rng = setup, faults, rng
+        self.now_s = 0.0
+        self.node_clock, self.source_clock = (Clock(setup.clock_start_s) for _ in range(2))
+        self.policy = Policy(self, rng)
+        self.machine = Machine(setup.parameters, self.policy, self.node_ns)
+        self.period_s = 1.0 / self.machine.parameters.control_rate_hz
+        self.robot = Robot(setup.start_m, self.period_s, setup.lag_s)
+        self.trial = Trial(start_m=setup.start_m)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._thinking = False
+        self._frames = dict.fromkeys(STREAMS, int(rng.integers(0, messages.PICTURES)))
+        self._changes = {k: v for fault in faults for k, v in fault.promise.items()}
+
+    # --- what faults and the script use ---
+
+    def node_ns(self) -> int:
+        """Return the node's clock."""
+        return self.node_clock.ns(self.now_s)
+
+    def at(self, at_s: float, what: Callable[[], None]) -> None:
+        """Let something happen at a time, after what was planned for it before."""
+        heapq.heappush(self._events, (at_s, next(self._order), what))
+
+    def begin(self, instruction: str = INSTRUCTION, duration_s: float = 100.0) -> bool:
+        """Ask for a goal; whether it was accepted."""
+        try:
+            epoch = self.machine.begin(instruction, duration_s)
+        except ValueError:
+            return False
+        self._end_goals()
+        until_s = self.now_s + duration_s + self.period_s if self._clock_is_honest() else inf
+        self.trial.goals.append(Goal(epoch, self.now_s, until_s))
+        return True
+
+    def stop(self, kind: str) -> None:
+        """Ask for a stop: 'cancel', 'estop' or 'deactivate'."""
+        getattr(self.machine, kind)()
+        self.trial.stops.append(Stop(kind, self.now_s, self.now_s))
+        self._end_goals()
+
+    def change(self, **values) -> bool:
+        """Set parameters; whether they were accepted."""
+        try:
+            self.machine.change(**values)
+        except ValueError:
+            return False
+        self._promise()
+        return True
+
+    # --- running ---
+
+    def run(self, recover_at_s: float, end_s: float) -> Trial:
+        """Run the whole trial and return its record."""
+        trial = self.trial
+        self._promise()
+        self.machine.activate()
+        trial.active = [Span(0.0, end_s)]
+        for stream in STREAMS:
+            rate_hz = self.setup.camera_hz if stream in CAMERA_STREAMS else self.setup.state_hz
+            self._capture(stream, 1.0 / rate_hz, self.rng.uniform(0.0, 1.0 / rate_hz))
+        for fault in self.faults:
+            self.at(fault.span.from_s, lambda fault=fault: fault.begin(self))
+            self.at(fault.span.until_s, lambda fault=fault: fault.end(self))
+        self.at(self.setup.goal_at_s, self.begin)
+        self.at(recover_at_s, self._recover)
+        self._tick(self.rng.uniform(0.0, self.period_s))
+        trial.recovers_from_s = recover_at_s
+        self.run_until(end_s)
+        return trial
+
+    def run_until(self, until_s: float) -> None:
+        """Let everything happen that is planned until then."""
+        while self._events and self._events[0][0] <= until_s:
+            at_s, _, what = heapq.heappop(self._events)
+            self.now_s = max(self.now_s, at_s)
+            what()
+            if not self._thinking:
+                self._think()
+        self.now_s = max(self.now_s, until_s)
+
+    def _think(self) -> None:
+        self._thinking = True
+        try:
+            self.machine.work()
+        finally:
+            self._thinking = False
+
+    def _capture(self, stream: str, period_s: float, at_s: float) -> None:
+        self.at(at_s, lambda: self._send(stream, period_s))
+
+    def _send(self, stream: str, period_s: float) -> None:
+        self._capture(stream, period_s, self.now_s + period_s)
+        self._frames[stream] += 1
+        message = messages.healthy(
+            stream, self._frames[stream], self.now_s, self.now_s + self.setup.transport_s,
+            self.source_clock.ns(self.now_s), self.robot.position_m(self.now_s))
+        leaving = [message]
+        for fault in self.faults:
+            if fault.alter is not None and fault.span.holds(self.now_s):
+                leaving = [altered for one in leaving for altered in fault.alter(one)]
+        for one in leaving:
+            self.at(one.arrives_s, lambda one=one: self._arrive(one))
+
+    def _arrive(self, message: Message) -> None:
+        self.trial.samples.append(Sample(
+            message.stream, self.now_s, message.stamp_ns / SECOND, self.node_ns() / SECOND,
+            message.fault, message.verdict))
+        self.machine.file(message.stream, message.raw)
+
+    def _tick(self, at_s: float) -> None:
+        def tick() -> None:
+            self._tick(at_s + self.period_s)
+            sent = self.machine.tick(self.now_s)
+            self.trial.sent.append(sent)
+            if not sent.hold:
+                self.robot.obey(self.now_s, sent.translation_m)
+
+        self.at(at_s, tick)
+
+    def _recover(self) -> None:
+        """Make all well again, as an operator would, and ask for a new goal."""
+        self.policy.answer, self.policy.latency_s = lambda actions: actions, 0.02
+        self.setup.motion = 'calm'
+        self.stop('cancel')
+        self.machine.reset_estop()
+        self.machine.activate()
+        if not self.begin():
+            self.trial.stuck.append('a goal was refused after everything was made well again')
+
+    def _end_goals(self) -> None:
+        self.trial.goals = [
+            goal if goal.until_s < self.now_s else Goal(goal.epoch, goal.from_s, self.now_s)
+            for goal in self.trial.goals]
+
+    def _promise(self) -> None:
+        trial, now_s = self.trial, self.now_s
+        trial.promises = [
+            p.but(span=Span(p.span.from_s, min(p.span.until_s, now_s))) for p in trial.promises]
+        promise: Promise = promise_of(
+            self.machine.parameters, self.setup.chunk_length, Span(now_s))
+        changes = dict(self._changes)
+        changes['allowance_s'] = {**promise.allowance_s, **changes.get('allowance_s', {})}
+        trial.promises.append(promise.but(**changes))
+
+    def _clock_is_honest(self) -> bool:
+        return not any(fault.kind.startswith('clock') for fault in self.faults)
