@@ -66,7 +66,8 @@ def good():
         active=[Span(0.0, END_S)],
         promises=[Promise(
             Span(0.0), PERIOD_S, 0.3, 0.04, 0.05, 0.1, 0.2, 0.05, 0.25, 0.25, 0.5, 2.0, 9.0,
-            (-0.2, -0.2, 0.0), (0.2, 0.2, 1.0), allowance_s={'frozen': 0.6})],
+            (-0.2, -0.2, 0.0), (0.2, 0.2, 1.0), allowance_s={'frozen': 0.6},
+            tolerated=frozenset({'frozen'}))],
         start_m=(0.0, 0.0, 0.5),
         recovers_from_s=0.5,
     )

@@ -35,7 +35,8 @@ def draw(case: int, seed: int) -> tuple[Setup, list[Fault], np.random.Generator,
     for name in names:
         from_s = rng.uniform(0.3, 1.0)
         faults.append(KINDS[name](rng, Span(from_s, from_s + rng.uniform(0.05, 1.2))))
-    return setup, faults, rng, max(fault.span.until_s for fault in faults) + RECOVER_AFTER_S
+    over_s = max(fault.span.until_s + fault.lingers_s for fault in faults)
+    return setup, faults, rng, over_s + RECOVER_AFTER_S
 
 
 def _draw_setup(rng: np.random.Generator) -> Setup:

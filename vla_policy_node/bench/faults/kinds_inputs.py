@@ -318,10 +318,10 @@ def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarr
 
     def alter(message: Message) -> Message:
         count[0] += 1
-        true_m = holder[0].robot.position_m(message.captured_s)
+        true_m, quaternion = holder[0].robot.pose(message.captured_s)
         # OPEN: each of these could be the truth; what must not happen is that the robot leaves.
         return message.but(name, Verdict.OPEN, raw=messages.pose_bytes(
-            lie(true_m, count[0]), message.stamp_ns))
+            lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion))
 
     return Fault(name, span, on_streams((POSE,), alter), begin=holder.append,
                  promise={'workspace_slack_m': 0.05, 'brakes_hard': True})

@@ -166,7 +166,7 @@ def policy_slow(rng: Rng, span: Span) -> Fault:
         simulation.policy.answer = lambda actions: actions
         simulation.policy.latency_s = simulation.setup.latency_s
 
-    return Fault('policy_slow', span, begin=begin, end=end)
+    return Fault('policy_slow', span, begin=begin, end=end, lingers_s=latency_s)
 
 
 @kind('policy_numbers')

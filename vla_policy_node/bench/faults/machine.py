@@ -16,6 +16,9 @@ from vla_policy_node.nodes.inputs import Inputs
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 
+_SEEN_WHEN_DECODED = (
+    'unreadable', '1x1', 'resized', 'black', 'white', 'swapped', 'gripper', 'truncated', 'garbage',
+    'huge')
 _SILENT = logging.getLogger('vla_policy_node.faults')
 _SILENT.setLevel(logging.CRITICAL + 1)
 
@@ -82,7 +85,7 @@ class Machine:
         """Return the command of this control period."""
         now_ns = self._now_ns()
         command = self.commander.tick(
-            now_ns, now_ns + self.parameters.period_ns, self._inputs.position_m)
+            now_ns, now_ns + self.parameters.period_ns, round(steady_s * 1e9))
         return to_sent(command, now_ns, steady_s, self.parameters.frame_id)
 
 
@@ -104,6 +107,8 @@ def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> P
     period_s = 1.0 / parameters.control_rate_hz
     chunk_s = chunk_length * period_s
     frozen_s = chunk_s + 10 * period_s
+    # What is only seen when a picture is decoded: the chunk before it plays on meanwhile.
+    decoded_s = max(parameters.max_age_s, chunk_s) + period_s
     return Promise(
         span=span, period_s=period_s,
         max_age_s=parameters.max_age_s, max_spread_s=parameters.max_spread_s,
@@ -116,5 +121,6 @@ def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> P
         max_acceleration_m_s2=parameters.max_linear_acceleration_m_s2,
         max_acceleration_rad_s2=parameters.max_angular_acceleration_rad_s2,
         workspace_min_m=parameters.workspace_min_m, workspace_max_m=parameters.workspace_max_m,
-        allowance_s={'frozen': frozen_s},
+        allowance_s={'frozen': frozen_s, **dict.fromkeys(_SEEN_WHEN_DECODED, decoded_s)},
+        tolerated=frozenset({'frozen'}),
     )

@@ -117,12 +117,12 @@ def _gripper_template(positions_m: tuple, names: tuple) -> bytes:
 
 
 def healthy(stream: str, number: int, captured_s: float, arrives_s: float, stamp_ns: int,
-            position_m: np.ndarray) -> Message:
+            position_m: np.ndarray, quaternion: np.ndarray) -> Message:
     """Return a sample that says what is true."""
     if stream in CAMERA_STREAMS:
         raw = image_bytes(picture(stream, number), stamp_ns)
     elif stream == STREAMS[2]:
-        raw = pose_bytes(position_m, stamp_ns)
+        raw = pose_bytes(position_m, stamp_ns, quaternion=quaternion)
     else:
         raw = gripper_bytes((0.02, -0.02), stamp_ns)
     return Message(stream, captured_s, arrives_s, stamp_ns, raw)

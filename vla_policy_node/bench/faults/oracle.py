@@ -13,7 +13,6 @@ from vla_policy_node.bench.faults.records import (
     CAMERA_STREAMS,
     STREAMS,
     Promise,
-    Sample,
     Sent,
     Stop,
     Trial,
@@ -189,7 +188,7 @@ def _inputs(trial: Trial) -> Iterator[Finding]:
     for sent in _actions(trial):
         promises = _in_force(trial, sent.at_s)
         for name, stream in streams.items():
-            since_s, faults = stream.since_good(sent.at_s)
+            since_s, faults = stream.since_good(sent)
             allowed_s = max((p.allowance_s.get(fault, p.max_age_s)
                              for p in promises for fault in (*faults, '')), default=math.inf)
             if since_s > allowed_s + trial.receive_slack_s + _STAMP_SLACK_S:
@@ -202,33 +201,36 @@ class _Stream:
     """The samples of one stream in the order of their arrival."""
 
     def __init__(self, trial: Trial, name: str):
+        self._trial = trial
         self._samples = sorted((s for s in trial.samples if s.stream == name),
                                key=lambda sample: sample.arrived_s)
         self._arrived = [sample.arrived_s for sample in self._samples]
-        self._usable = [_is_usable(trial, self._samples, i) for i in range(len(self._samples))]
-        self._good = [i for i, usable in enumerate(self._usable) if usable]
 
-    def since_good(self, at_s: float) -> tuple[float, set[str]]:
-        """Seconds since the last usable arrival before at_s, and the faults since then."""
-        end = bisect_right(self._arrived, at_s)
-        position = bisect_right(self._good, end - 1)
-        newest = self._good[position - 1] if position else -1
-        faults = {sample.fault or 'stamp' for sample in self._samples[newest + 1:end]}
-        return (at_s - self._arrived[newest] if newest >= 0 else math.inf), faults
+    def since_good(self, sent: Sent) -> tuple[float, set[str]]:
+        """Seconds since the last usable arrival before a command, and the faults since then."""
+        faults = set()
+        for index in range(bisect_right(self._arrived, sent.at_s) - 1, -1, -1):
+            if self._is_usable(index, sent):
+                return sent.at_s - self._arrived[index], faults
+            faults.add(self._samples[index].fault or 'stamp')
+        return math.inf, faults
 
+    def _is_usable(self, index: int, sent: Sent) -> bool:
+        """Whether a sample says what is true now: content, and a stamp that is new and of now.
 
-def _is_usable(trial: Trial, samples: list[Sample], index: int) -> bool:
-    """Whether a sample says what is true now: content, and a stamp that is new and of now."""
-    sample = samples[index]
-    if sample.verdict is Verdict.BAD:
-        return False
-    if index and sample.verdict is Verdict.GOOD and sample.stamp_s == samples[index - 1].stamp_s:
-        return False
-    promises = _in_force(trial, sample.arrived_s)
-    age_s = sample.clock_s - sample.stamp_s
-    return not promises or any(
-        -p.future_tolerance_s - _STAMP_SLACK_S <= age_s <= p.max_age_s + _STAMP_SLACK_S
-        for p in promises)
+        Of now by the node's clock when it arrived, or when the command was sent.
+        """
+        sample = self._samples[index]
+        if sample.verdict is Verdict.BAD:
+            return False
+        if sample.verdict is Verdict.GOOD and index and (
+                sample.stamp_s == self._samples[index - 1].stamp_s):
+            return False
+        promises = _in_force(self._trial, sample.arrived_s)
+        return not promises or any(
+            -p.future_tolerance_s - _STAMP_SLACK_S <= clock_s - sample.stamp_s
+            <= p.max_age_s + _STAMP_SLACK_S
+            for p in promises for clock_s in (sample.clock_s, sent.stamp_s))
 
 
 def _observations(trial: Trial) -> Iterator[Finding]:
@@ -264,7 +266,7 @@ def _lacking(stamp_s: float, by_stream: dict, stamps: dict, promises: list[Promi
         near = [s for s in by_stream[stream][low:bisect_right(stamps[stream],
                                                               stamp_s + tolerance_s)]
                 if s.arrived_s <= at_s]
-        tolerated = set().union(*(p.allowance_s for p in promises))
+        tolerated = set().union(*(p.tolerated for p in promises))
         if not any(s.verdict is not Verdict.BAD or s.fault in tolerated for s in near):
             faults = ', '.join(sorted({s.fault for s in near})) or 'nothing with that stamp'
             return f'made from {stream} that cannot be used ({faults})'

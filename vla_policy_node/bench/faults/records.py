@@ -104,6 +104,7 @@ class Promise:
     chunk_s: how long a chunk lasts, an action's observation is never older.
     allowance_s: fault -> how long the last good sample of the stream may be past, where that is
         not max_age_s (a frozen picture takes time to tell from a still scene).
+    tolerated: faults that an observation may have until that time is over.
     workspace_slack_m: how far the ideal robot may leave the workspace, 0 but for what a pose that
         lies hides until the lie shows.
     brakes_hard: whether the acceleration may be exceeded towards standing still (the pose moved
@@ -128,6 +129,7 @@ class Promise:
     workspace_max_m: tuple[float, float, float]
     frame_id: str = 'base_link'
     allowance_s: Mapping[str, float] = field(default_factory=dict)
+    tolerated: frozenset[str] = frozenset()
     workspace_slack_m: float = 0.0
     brakes_hard: bool = False
     gap_periods: float = 2.0

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
@@ -55,6 +56,7 @@ class Fault:
     alter: called with every message captured in the span, returns those that leave instead.
     begin, end: called with the running simulation at the ends of the span.
     promise: what of a promise is different because of it, for the whole trial.
+    lingers_s: how long after its span it may still be felt (an inference that was begun).
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Fault:
     begin: Callable[['Simulation'], None] = lambda simulation: None
     end: Callable[['Simulation'], None] = lambda simulation: None
     promise: dict = field(default_factory=dict)
+    lingers_s: float = 0.0
 
 
 class Clock:
@@ -86,23 +89,42 @@ class Robot:
 
     def __init__(self, start_m: tuple, period_s: float, lag_s: float):
         self._period_s, self._lag_s = period_s, lag_s
-        self._moves: list[tuple[float, np.ndarray]] = []
-        self._at_m = np.array(start_m)
+        self._moves: list[tuple[float, np.ndarray, np.ndarray]] = []
+        self._position_m = np.array(start_m)
+        self._quaternion = np.array([0.0, 0.0, 0.0, 1.0])
 
-    def obey(self, at_s: float, delta_m: tuple) -> None:
+    def obey(self, at_s: float, delta_m: tuple, delta_rad: tuple) -> None:
         """Begin a motion."""
-        if any(delta_m) and np.isfinite(delta_m).all():
-            self._moves.append((at_s, np.array(delta_m)))
+        if np.isfinite((*delta_m, *delta_rad)).all():
+            self._moves.append((at_s, np.array(delta_m), np.array(delta_rad)))
 
-    def position_m(self, at_s: float) -> np.ndarray:
-        """Return where it is [3], as a state publisher that lags sees it; never back in time."""
+    def pose(self, at_s: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return position [3] (m) and quaternion [4], as a state publisher that lags sees them.
+
+        Never ask back in time.
+        """
         at_s -= self._lag_s
         while self._moves and self._moves[0][0] + self._period_s <= at_s:
-            self._at_m = self._at_m + self._moves.pop(0)[1]
-        position_m = self._at_m
-        for begun_s, delta_m in self._moves:
-            position_m = position_m + delta_m * np.clip((at_s - begun_s) / self._period_s, 0, 1)
-        return position_m
+            _, delta_m, delta_rad = self._moves.pop(0)
+            self._position_m = self._position_m + delta_m
+            self._quaternion = _turn(self._quaternion, delta_rad)
+        position_m, quaternion = self._position_m, self._quaternion
+        for begun_s, delta_m, delta_rad in self._moves:
+            share = min(1.0, max(0.0, (at_s - begun_s) / self._period_s))
+            position_m = position_m + delta_m * share
+            quaternion = _turn(quaternion, delta_rad * share)
+        return position_m, quaternion
+
+
+def _turn(quaternion: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
+    """Return an orientation x, y, z, w after a rotation vector in the frame of the base."""
+    angle = math.hypot(*rotation_rad)
+    if angle < 1e-12:
+        return quaternion
+    (x, y, z), w = rotation_rad / angle * math.sin(angle / 2), math.cos(angle / 2)
+    matrix = np.array([[w, -z, y, x], [z, w, -x, y], [-y, x, w, z], [-x, -y, -z, w]])
+    turned = matrix @ quaternion
+    return turned / math.hypot(*turned)
 
 
 class Policy:
@@ -238,7 +260,7 @@ class Simulation:
         self._frames[stream] += 1
         message = messages.healthy(
             stream, self._frames[stream], self.now_s, self.now_s + self.setup.transport_s,
-            self.source_clock.ns(self.now_s), self.robot.position_m(self.now_s))
+            self.source_clock.ns(self.now_s), *self.robot.pose(self.now_s))
         leaving = [message]
         for fault in self.faults:
             if fault.alter is not None and fault.span.holds(self.now_s):
@@ -258,7 +280,7 @@ class Simulation:
             sent = self.machine.tick(self.now_s)
             self.trial.sent.append(sent)
             if not sent.hold:
-                self.robot.obey(self.now_s, sent.translation_m)
+                self.robot.obey(self.now_s, sent.translation_m, sent.rotation_rad)
 
         self.at(at_s, tick)
 
@@ -283,9 +305,7 @@ class Simulation:
             p.but(span=Span(p.span.from_s, min(p.span.until_s, now_s))) for p in trial.promises]
         promise: Promise = promise_of(
             self.machine.parameters, self.setup.chunk_length, Span(now_s))
-        changes = dict(self._changes)
-        changes['allowance_s'] = {**promise.allowance_s, **changes.get('allowance_s', {})}
-        trial.promises.append(promise.but(**changes))
+        trial.promises.append(promise.but(**self._changes))
 
     def _clock_is_honest(self) -> bool:
         return not any(fault.kind.startswith('clock') for fault in self.faults)
