@@ -1,6 +1,7 @@
 """ADP: tokens close to the prompt, and a gate that the motion opens."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vla_policy_node.acceleration.adp import MotionGate, importance
 from vla_policy_node.acceleration.selection import text_rows
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.fusing import fuse
+from vla_policy_node.models.token_sequence import TokenSequence
 
 MODEL = load_model()
 SEQUENCE = assemble(MODEL, inputs_of(CASES[0]))
@@ -52,14 +54,28 @@ def test_importance_in_8_bit_floats_is_about_the_same():
     assert 0 < ((rounded - plain) / plain).abs().max() < 0.05
 
 
-def test_the_text_is_the_prompt_alone():
+def test_start_prompt_and_stop_ask():
     prompt = inputs_of(CASES[0])[2]
-    text = text_rows(SEQUENCE, CONFIG)
-    assert torch.equal(SEQUENCE.states[:, text], MODEL.language_model.embed_tokens(prompt[:, 1:]))
+    method = prepared('adp', MODEL)
+    ids = torch.cat([prompt[0], torch.tensor([CONFIG.token_ids.stop])])
+    assert torch.equal(method._asking(SEQUENCE), MODEL.language_model.embed_tokens(ids))
+    method.prepare(None, replace(CONFIG, head='cogact'))
+    causal = replace(SEQUENCE, states=SEQUENCE.states[:, :-57])  # ends with its prompt
+    assert torch.equal(method._asking(causal), MODEL.language_model.embed_tokens(prompt[0]))
 
 
-def test_each_camera_gets_its_share_and_what_the_other_has_no_use_for():
-    for keep, cameras in ((0.5, (6, 10)), (0.75, (10, 14)), (1.0, (16, 16))):
+def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():
+    """184 + 256 of 512 with keep 0.9: what the wrist camera cannot use, nobody gets."""
+    method = prepared('adp', MODEL, keep=0.9)
+    positions = torch.arange(1 + 512 + 2)[None]
+    sequence = TokenSequence(torch.zeros(1, 515, 4), positions, 512)
+    kept = method._choose(sequence, torch.arange(512.0)) // 256
+    assert kept.bincount().tolist() == [184, 256]
+
+
+def test_each_camera_gets_its_share_and_at_least_one_token():
+    for keep, cameras in ((0.5, (6, 10)), (0.75, (10, 14)), (0.9, (12, 16)), (1.0, (16, 16)),
+                          (0.01, (1, 1))):
         method = prepared('adp', MODEL, keep=keep, rule='always')
         method.select_tokens(SEQUENCE)
         kept = method.report().kept.reshape(2, 16).sum(axis=1)
@@ -87,6 +103,29 @@ def test_the_gate_opens_at_the_farthest_and_closes_at_the_nearest():
     assert decisions([1, 3, 2])[-1]
     assert not decisions([1, 3, 2], hold=True)[-1]
     assert decisions([1, 3, 4, 3.5], hold=True)[-1]
+
+
+def by_the_published_rule(distances):
+    """Running mean from the first window on, at most three pruned in a row; nothing at first."""
+    made, mean, pruned = [False], None, 0
+    for distance in distances:
+        mean = distance if mean is None else 0.5 * mean + 0.5 * distance
+        opened = distance >= mean and pruned < 3
+        pruned = pruned + 1 if opened else 0
+        made.append(opened)
+    return made
+
+
+def test_the_running_mean_decides_from_the_first_window_on():
+    assert decisions([1.0] * 8, rule='average') == [
+        False, True, True, True, False, True, True, True, False]
+    distances = np.random.default_rng(0).random(20)
+    assert decisions(distances, rule='average') == by_the_published_rule(distances)
+
+
+def test_fewer_than_three_windows_are_refused():
+    with pytest.raises(ValueError, match='at least 3 windows'):
+        prepared('adp', windows=2)
 
 
 def test_against_the_running_mean():

@@ -87,6 +87,12 @@ def test_calibrated_exits_are_taken_by_the_wanted_fractions(ratio):
     np.testing.assert_allclose([*taken, left.mean()], wanted, atol=0.01)
 
 
+def test_of_a_fraction_of_a_sample_none_leaves():
+    """5 samples and 3 ways out at equal shares: 1.67 of them, of which the code takes 1."""
+    deltas = np.arange(1.0, 6.0)[:, None].repeat(2, axis=1)
+    assert deer.calibrate(deltas, 1.0).tolist() == [1.0, 2.0]
+
+
 def test_thresholds_belong_to_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='was not trained for early exits'):
         prepared('deer')
@@ -109,7 +115,7 @@ def test_the_lesson_teaches_the_head_at_all_exits():
     model, lesson = load_model().requires_grad_(True), EarlyExits(CONFIG, every=2, ratio=1.0)
     model.decode(assemble(model, INPUTS), [lesson])
     batch = SimpleNamespace(actions=torch.zeros(1, 8, 7), has_actions=torch.tensor([True]))
-    loss = lesson.losses(model, batch)['exits']
+    loss = lesson.losses(model, None, batch)['exits']
     answer = lesson._answers(model)[2]
     torch.testing.assert_close(loss, answer.abs().mean())
     loss.backward()

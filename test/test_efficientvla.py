@@ -206,7 +206,8 @@ def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name,
     ('CogACT', {'attention_from': 'tokens'}, "use 'words'"),
     ('CogACT', {'attention_from': 'nobody'}, 'must be one of words, tokens'),
     ('CogACT', {'alpha': 1.5}, 'alpha in'),
-    ('CogACT', {'count': 0}, 'at least 1'),
+    ('CogACT', {'count': -1}, 'count of at least 0'),
+    ('CogACT', {'key': 0}, 'at least 1'),
 ])
 def test_settings_that_do_not_fit_are_refused(name, settings, sentence):
     with pytest.raises(ValueError, match=sentence):

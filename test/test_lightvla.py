@@ -300,9 +300,10 @@ def test_methods_are_found_by_name():
         ('lightvla', {'drop_fraction': 1}, r'drop_fraction in \[0, 1\), not 0 and 1.0'),
         ('lightvla', {'extra_random': -1}, 'extra_random of at least 0'),
         ('lightvla_star', {'count': 3}, "no setting 'count'; it has none"),
-        ('random_tokens', {'count': 0}, 'keep at least 1 token, not 0'),
-        ('fastv', {'layer': 0}, 'a layer and a count of at least 1, not 0 and 256'),
-        ('fastv', {'count': 0}, 'a layer and a count of at least 1, not 2 and 0'),
+        ('random_tokens', {'keep': 0}, r'random_tokens needs keep in \(0, 1\] .*, not 0.0 and 0'),
+        ('fastv', {'layer': 0}, 'a layer of at least 1, not 0'),
+        ('fastv', {'count': -1}, 'fastv needs .* a count of at least 0, not 0.5 and -1'),
+        ('fastv', {'rows': 'all'}, "rows of prompt_end, prefill, behind, not 'all'"),
     ],
 )
 def test_unknown_methods_and_settings_are_named(name, chosen, sentence):

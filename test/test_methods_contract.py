@@ -42,9 +42,8 @@ OFF = {
     'flashvla': {'count': 32, 'max_angle': 0.0},
     'random_tokens': {'count': 32},
     'sp_vla': {'min_keep': 1.0, 'network_share': 1.0},
-    'specprune': {'global_count': 0, 'dynamic_count': 0, 'fine_count': 32, 'coarse_count': 32,
-                  'layer_share': 1.0},
-    'sqap_vla': {'count': 32, 'attended': 32, 'four_bits': False},
+    'specprune': {'static': 0, 'static_fine': 0},
+    'sqap_vla': {'count': 32, 'attended': 1.0, 'four_bits': False},
     'ttf_vla': {'keyframe': 1},
     'vla_cache': {'static': 0},
 }
@@ -57,9 +56,8 @@ DROPPING = {
     'random_tokens': {'count': 10},
     'sp_vla': {'slow': -1.0, 'fast': -0.5, 'min_keep': 0.3, 'network_share': 1.0,
                'edge_low': 2.0, 'edge_high': 2.0},
-    'specprune': {'global_count': 4, 'dynamic_count': 2, 'fine_count': 5, 'coarse_count': 5,
-                  'layer_share': 1.0},
-    'sqap_vla': {'count': 10, 'attended': 4, 'robot': 1, 'four_bits': False},
+    'specprune': {'static': 14, 'static_fine': 14, 'similarity': -1.0, 'local_share': 0.1},
+    'sqap_vla': {'count': 10, 'attended': 0.4, 'robot': 1, 'four_bits': False},
 }
 # What needs weights of its own is switched off in its own test.
 LEARNT = {'deer', 'fastdrivevla', 'lightvla_star', 'mole'}
@@ -104,11 +102,11 @@ def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
         actions = model(*inputs, methods=[*methods, rows])
         for method in methods:
             method.end_step(actions[0].double().numpy(), reused=False)
-    kept = [method.report().kept for method in methods]
-    last = 1 if methods[1].report().layer >= methods[0].report().layer else 0
-    assert (kept[last] <= kept[1 - last]).all()
+    # Of a method that drops twice, the other may have dropped in between.
+    more, fewer = sorted((m.report().kept for m in methods), key=lambda kept: -kept.sum())
+    assert (fewer <= more).all()
     others = assemble(model, INPUTS[0]).context.shape[1] + 1
-    assert rows.layer_rows[-1].new == others + kept[last].sum()
+    assert rows.layer_rows[-1].new == others + fewer.sum()
 
 
 @pytest.mark.parametrize('keep', [1.0, 0.75])

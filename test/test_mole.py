@@ -90,6 +90,102 @@ def test_gates_are_zero_or_one_and_pass_the_gradient_of_the_softmax():
     torch.testing.assert_close(logits.grad, own)
 
 
+def published_logits(weights, temperature_bias, images, text):
+    """The public router in formulas: exact GELU, norms behind the sums, 8 heads of 128."""
+    def linear(x, name):
+        y = x @ weights[f'{name}.weight'].T
+        return y + weights[f'{name}.bias'] if f'{name}.bias' in weights else y
+
+    def gelu(x):
+        return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return x * weights[f'{name}.weight'] + weights[f'{name}.bias']
+
+    images, words = linear(images, 'project'), linear(text, 'project')
+    spatial = linear(gelu(linear(images.mean(dim=1), 'spatial.0')), 'spatial.2')
+    asked = words @ weights['text.self_attn.in_proj_weight'].T
+    asked = asked + weights['text.self_attn.in_proj_bias']
+    query, key, value = (
+        part.unflatten(2, (8, -1)).transpose(1, 2) for part in asked.chunk(3, dim=2))
+    attention = (query @ key.mT / key.shape[-1] ** 0.5).softmax(dim=-1) @ value
+    mixed = linear(attention.transpose(1, 2).flatten(2), 'text.self_attn.out_proj')
+    read = norm(words + mixed, 'text.norm1')
+    read = norm(read + linear(gelu(linear(read, 'text.linear1')), 'text.linear2'), 'text.norm2')
+    temporal = linear(read.mean(dim=1), 'temporal')
+    heat = words[:, 0] @ weights['temperature.weight'].T + temperature_bias
+    return (spatial + temporal) * heat.sigmoid()
+
+
+def test_at_the_published_width_the_router_is_the_published_one():
+    """randn(2, 256, 4096) and randn(2, 20, 4096); ReLU for GELU is off by 0.06."""
+    torch.manual_seed(0)
+    router = mole.LayerRouter(4096, 33).eval()
+    images, text = torch.randn(2, 256, 4096), torch.randn(2, 20, 4096)
+    weights = router.state_dict()
+    assert weights['project.weight'].shape == (1024, 4096)
+    assert weights['text.linear1.weight'].shape == (2048, 1024)
+    assert not {'spatial.2.bias', 'temporal.bias'} & weights.keys()
+    normed = [x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() for x in (images, text)]
+    with torch.no_grad():
+        logits = router(images, text)
+        torch.testing.assert_close(
+            logits, published_logits(weights, weights['temperature.bias'], *normed),
+            rtol=0, atol=1e-5)
+
+
+def test_the_temperature_begins_near_the_sigmoid_of_one():
+    biases = [mole.LayerRouter(64, 4).temperature.bias.item() for _ in range(200)]
+    limit = 16**-0.5  # of torch's own beginning, for 16 inputs
+    assert 1 - limit <= min(biases) and max(biases) <= 1 + limit
+
+
+def test_distillation_is_nothing_for_equals_and_grows_with_the_distance():
+    torch.manual_seed(0)
+    rows = torch.randn(2, 5, 16)
+    assert mole.distillation_loss(rows, rows).item() == pytest.approx(0, abs=1e-9)
+    near, far = (mole.distillation_loss(rows + step, rows) for step in (
+        0.1 * torch.eye(16)[0], 0.5 * torch.eye(16)[0]))
+    assert 0 < near < far
+
+
+def test_of_one_row_distillation_is_half_divergence_and_half_squared_error():
+    """CogACT's cognition token: with nothing beside it its weight is 1."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 1, 8)
+    p, q = (rows.softmax(dim=-1) for rows in (teacher, student))
+    expected = 0.5 * q * (q / p).log() + 0.5 * (teacher - student) ** 2
+    torch.testing.assert_close(mole.distillation_loss(student, teacher), expected.mean())
+
+
+def test_rows_that_both_attend_to_weigh_most():
+    """Two rows, of which both networks attend to the longer one."""
+    teacher = torch.tensor([[[9.0, 0.0], [1.0, 0.0]]])
+    long, short = teacher.clone(), teacher.clone()
+    long[0, 0, 1] += 0.5
+    short[0, 1, 1] += 0.5
+    assert mole.distillation_loss(long, teacher) > 10 * mole.distillation_loss(short, teacher)
+
+
+def test_the_teacher_runs_all_layers_with_the_averaged_weights():
+    model = load_model()
+    lesson = Routing(CONFIG, run=2, distils=True)
+    name = 'language_model.layers.1.mlp.up_proj.weight'
+    averaged = 2 * model.get_parameter(name).detach()
+    lesson.average = {f'model.{name}': averaged, 'model.action_head.fc1.bias': torch.zeros(1)}
+    states = model.decode(assemble(model, INPUTS), [lesson])
+    losses = lesson.losses(model, states, None)
+    with torch.no_grad():
+        before = model.get_parameter(name).clone()
+        model.get_parameter(name).copy_(averaged)
+        taught = model.decode(assemble(model, INPUTS))
+        model.get_parameter(name).copy_(before)
+    torch.testing.assert_close(losses['distil'], mole.distillation_loss(states, taught))
+    assert losses['distil'] > 0
+    assert losses.keys() == {'balance', 'distil'}
+
+
 def test_balance_is_lowest_where_probability_is_spread():
     even, one = torch.zeros(1, 4), torch.tensor([[9.0, 0, 0, 0]])
     assert mole.balance_loss(even, 1) < mole.balance_loss(one, 1)

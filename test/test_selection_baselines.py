@@ -7,12 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import CASES, CONFIG, assemble, hide_all_but, inputs_of, load_model
+from tiny_model import (
+    CASES,
+    CONFIG,
+    assemble,
+    hide_all_but,
+    inputs_of,
+    load_model,
+    prepared,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
-from vla_policy_node.acceleration import Method, create
+from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.fastv import FastV
 from vla_policy_node.acceleration.random_tokens import RandomTokens
+from vla_policy_node.acceleration.selection import Budget, top_of_cameras
 from vla_policy_node.models.language_model import Rope
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import Policy
@@ -35,7 +44,7 @@ SEQUENCE = sequence_of(CASES[0])
 @pytest.mark.parametrize('count', [32, 1000])
 @pytest.mark.parametrize('name', ['random_tokens', 'fastv'])
 def test_keeping_every_token_changes_no_bit(case, name, count):
-    inputs, method = inputs_of(case), create(name, count=count)
+    inputs, method = inputs_of(case), prepared(name, count=count)
     assert torch.equal(MODEL(*inputs, methods=[method]), MODEL(*inputs))
     assert method.report().kept.all()
 
@@ -96,18 +105,65 @@ def attention_of_layer(index, sequence):
     return torch.softmax(query @ key.mT / width**0.5, dim=-1)[0].mean(dim=0)
 
 
-@pytest.mark.parametrize('last_row', [False, True])
+# Rows of the sequence: BOS, visual tokens 0 to 31, proprio, prompt, 56 action slots, stop.
+ASKING = {
+    'prompt_end': slice(-58, -57), 'prefill': slice(0, -57), 'behind': slice(33, None)}
+
+
+@pytest.mark.parametrize('rows', ASKING)
 @pytest.mark.parametrize('layer', [1, 2])
-def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, last_row):
-    sequence, method = sequence_of(case), FastV(layer=layer, count=10, last_row=last_row)
+def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, rows):
+    sequence, method = sequence_of(case), prepared('fastv', layer=layer, count=10, rows=rows)
     MODEL(*inputs_of(case), methods=[method])
     attention = attention_of_layer(layer - 1, sequence)
-    asking = attention[-1:] if last_row else attention[33:]
-    expected = asking[:, 1:33].mean(dim=0)
+    expected = attention[ASKING[rows], 1:33].mean(dim=0)
     report = method.report()
     np.testing.assert_allclose(report.scores, expected, rtol=1e-4, atol=1e-7)
-    np.testing.assert_array_equal(np.sort(expected.topk(10).indices), report.kept.nonzero()[0])
+    if rows == 'prefill':
+        best = torch.cat([expected[:16].topk(5).indices, 16 + expected[16:].topk(5).indices])
+    else:
+        best = expected.topk(10).indices
+    np.testing.assert_array_equal(np.sort(best), report.kept.nonzero()[0])
     assert report.layer == layer
+
+
+def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
+    """Of a causal model it is the last row of all, as published."""
+    sequence, config = sequence_of(case), replace(CONFIG, head='cogact')
+    method = prepared('fastv')
+    ids = inputs_of(case)[2]
+    row = method._asking(sequence)
+    assert torch.equal(
+        sequence.states[:, row], MODEL.language_model.embed_tokens(ids[:, -1:]))
+    method.prepare(None, config)
+    causal = replace(
+        sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57])
+    assert method._asking(causal) == slice(causal.states.shape[1] - 1, causal.states.shape[1])
+
+
+def test_by_default_one_camera_loses_as_large_a_share_as_two():
+    for name, kept in (('random_tokens', (78, 39)), ('fastv', (256, 128)),
+                       ('flashvla', (256, 128)), ('efficientvla_tokens', (113, 56)),
+                       ('sqap_vla', (128, 64))):
+        budget = prepared(name).budget
+        assert (budget.of(512), budget.of(256)) == kept
+
+
+def test_a_budget_is_a_share_or_a_count_and_never_nothing():
+    assert Budget('x', 0.5, 0).of(7) == 4
+    assert Budget('x', 0.001, 0).of(32) == 1
+    assert Budget('x', 0.5, 9).of(32) == 9
+    assert Budget('x', 0.5, 1000).of(32) == 32
+    assert Budget('x', 1.0, 0).of(32) == 32
+
+
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.integers(0, 5), st.integers(0, 5))
+def test_of_equal_scores_the_first_of_each_camera_win(scores, first, second):
+    chosen = top_of_cameras(
+        torch.tensor(scores), torch.arange(8), 4, (first, second)).tolist()
+    for camera, count in ((range(4), first), (range(4, 8), second)):
+        ranked = sorted(camera, key=lambda place: (-scores[place], place))
+        assert [place for place in chosen if place in camera] == sorted(ranked[:count])
 
 
 def test_the_attention_shown_is_the_one_that_is_paid(case):
@@ -154,8 +210,10 @@ def test_fastv_equals_hiding_the_others_from_that_layer_on(case, layer):
             return hide_all_but(sequence, self._kept) if changed is not sequence else sequence
 
     inputs = inputs_of(case)
-    dropped = MODEL(*inputs, methods=[FastV(layer=layer, count=10)])
-    hidden = MODEL(*inputs, methods=[Hide(layer=layer, count=10)])
+    dropped = MODEL(*inputs, methods=[prepared('fastv', layer=layer, count=10)])
+    hide = Hide(layer=layer, count=10)
+    hide.prepare(None, CONFIG)
+    hidden = MODEL(*inputs, methods=[hide])
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
     assert (dropped - MODEL(*inputs)).abs().max() > 1e-4
 
@@ -169,13 +227,15 @@ def test_renumbered_positions_would_be_another_network(case):
             return replace(changed, positions=torch.arange(changed.positions.shape[1])[None])
 
     inputs = inputs_of(case)
-    own = MODEL(*inputs, methods=[FastV(layer=1, count=10)])
-    renumbered = MODEL(*inputs, methods=[Renumber(layer=1, count=10)])
+    own = MODEL(*inputs, methods=[prepared('fastv', layer=1, count=10)])
+    renumber = Renumber(layer=1, count=10)
+    renumber.prepare(None, CONFIG)
+    renumbered = MODEL(*inputs, methods=[renumber])
     assert (own - renumbered).abs().max() > 1e-4
 
 
 def test_after_another_method_the_reports_are_still_about_all_tokens(case):
-    first, then = RandomTokens(count=20), FastV(count=10)
+    first, then = RandomTokens(count=20), prepared('fastv', count=10)
     MODEL(*inputs_of(case), methods=[first, then])
     assert len(then.report().kept) == len(then.report().scores) == 32
     assert then.report().kept.sum() == 10
@@ -188,12 +248,12 @@ def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
             MODEL(*inputs_of(case), methods=methods)
         return counter.get_total_flops()
 
-    method = FastV(count=32)
+    method = prepared('fastv', count=32)
     assert flops([method]) - flops([]) == method.report().flops
 
 
 def test_reset_and_a_past_observation_leave_no_trace():
-    used, fresh = FastV(count=10), FastV(count=10)
+    used, fresh = (prepared('fastv', count=10) for _ in range(2))
     MODEL(*inputs_of(CASES[0]), methods=[used])
     used.reset()
     assert used.report() is None
@@ -220,7 +280,7 @@ def test_what_fastv_drops_has_no_say_from_that_layer_on(case):
             visual[:, self.rows] += 10
             return sequence.with_visual(visual)
 
-    inputs, method = inputs_of(case), FastV(layer=2, count=10)
+    inputs, method = inputs_of(case), prepared('fastv', layer=2, count=10)
     expected = MODEL(*inputs, methods=[method])
     kept = torch.from_numpy(method.report().kept)
     assert torch.equal(MODEL(*inputs, methods=[Disturb(~kept), method]), expected)

@@ -65,7 +65,7 @@ def test_a_robot_is_what_moved_and_its_neighbours():
 
 
 def test_the_protected_tokens_are_always_kept():
-    method = prepared('sqap_vla', count=12, attended=2, robot=1, four_bits=False)
+    method = prepared('sqap_vla', count=12, attended=1 / 6, robot=1, four_bits=False)
     model = load_model()
     run_step(model, method, INPUTS[0])
     run_step(model, method, INPUTS[1])
@@ -78,7 +78,7 @@ def test_the_protected_tokens_are_always_kept():
 def test_the_four_bit_model_answers_nearly_the_same_and_counts_its_rotations():
     model, rows = load_model(), RowRecorder()
     exact = model(*INPUTS[0])
-    method = prepared('sqap_vla', model, count=32, attended=32)
+    method = prepared('sqap_vla', model, count=32, attended=1.0)
     assert (model(*INPUTS[0]) - exact).abs().mean() < 0.7 * exact.abs().mean()
     counted = torchs_flops(lambda: model(*INPUTS[0], methods=[method, rows]))
     own = sum(count_flops(model.config, rows.layer_rows).values())

@@ -1,10 +1,12 @@
 """TTF-VLA: which features are the last frame's."""
 
 import torch
-from tiny_model import CASES, inputs_of, prepared, step_of
+from tiny_model import CASES, CONFIG, PREPROCESSOR, inputs_of, prepared, step_of
 
 INPUTS = [inputs_of(case) for case in CASES[:2]]
-FEATURES = torch.arange(2 * 32 * 3.0).view(2, 1, 32, 3)
+DINO = CONFIG.dino.width
+WIDTH = DINO + CONFIG.siglip.width
+FEATURES = torch.arange(2.0 * 32 * WIDTH).view(2, 1, 32, WIDTH)
 
 
 def second_frame(frames=(0, 1), relevance=None, **settings):
@@ -42,7 +44,8 @@ def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
     seen = []
     for number in range(4):
         method.begin_step(step_of(INPUTS[number % 2]))
-        seen.append(method.visual_features(torch.full((1, 32, 3), float(number)))[0, 0, 0].item())
+        features = method.visual_features(torch.full((1, 32, WIDTH), float(number)))
+        seen.append(features[0, 0, 0].item())
     assert seen == [0, 0, 0, 3]
 
 
@@ -54,4 +57,36 @@ def test_what_changed_while_another_method_answered_is_taken_anew():
             features = method.visual_features(FEATURES[min(number, 1)])
     changed = torch.from_numpy(method.report().scores) > method.threshold
     assert changed.any()
-    assert torch.equal(features[0, changed], FEATURES[1][0, changed])
+    assert torch.equal(features[0, changed, :DINO], FEATURES[1][0, changed, :DINO])
+
+
+def test_each_tower_decides_by_its_own_normalised_pixels():
+    """As the code: gray of the normalised picture, mean difference of a patch above 0.1."""
+    pixels = [inputs[0][0] for inputs in INPUTS]
+    normaliser, side = PREPROCESSOR._normaliser, CONFIG.grid[0]
+    level = torch.linspace(0, 0.1, 2 * side * side).view(2, 1, side, 1, side, 1)
+    grays = torch.tensor((0.299, 0.587, 0.114))[:, None, None]
+    first = torch.full_like(pixels[0][:, :3], 0.4)
+    change = level.expand(2, 3, side, 14, side, 14).reshape(first.shape)
+    normalised = [
+        (torch.cat([rgb, rgb], dim=1) - normaliser._mean) / normaliser._std
+        for rgb in (first, first + change)]
+    method = prepared('ttf_vla', count=0)
+    for number, frame in enumerate(normalised):
+        method.begin_step(step_of((frame[None],)))
+        features = method.visual_features(FEATURES[number])
+    fresh = (features == FEATURES[1])[0]
+    for tower, columns in ((slice(0, 3), slice(0, DINO)), (slice(3, 6), slice(DINO, None))):
+        gray = [(frame[:, tower] * grays).sum(dim=1) for frame in normalised]
+        apart = (gray[1] - gray[0]).abs().unfold(1, 14, 14).unfold(2, 14, 14).mean(dim=(3, 4))
+        expected = apart.flatten() > 0.1
+        assert 0 < expected.sum() < 32
+        assert torch.equal(fresh[:, columns].all(dim=1), expected)
+        assert torch.equal(fresh[:, columns].any(dim=1), expected)
+    assert fresh[:, :DINO].sum() / DINO > 1.4 * fresh[:, DINO:].sum() / (WIDTH - DINO)
+
+
+def test_of_equally_relevant_tokens_the_first_of_each_camera_are_anew():
+    features, _ = second_frame(relevance=torch.zeros(32), threshold=9.0, count=3)
+    anew = (features == FEATURES[1]).all(dim=2)[0].nonzero().flatten().tolist()
+    assert anew == [0, 1, 2, 16, 17, 18]

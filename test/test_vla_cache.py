@@ -10,6 +10,7 @@ import torch
 from tiny_model import (
     CASES,
     CONFIG,
+    assemble,
     inputs_of,
     load_model,
     prepared,
@@ -173,3 +174,12 @@ def test_the_first_causal_frame_and_the_first_after_a_reset_are_the_plain_models
         feature(method, images, sequence)
         assert not method.report().kept.all()
         method.reset()
+
+
+def test_of_equally_static_patches_and_relevant_tokens_the_first_are_taken():
+    """Most patches of a real picture stand still to the last bit; who wins must not be luck."""
+    method = prepared('vla_cache', static=5, relevant=2)
+    method._similarity, method._relevance = torch.ones(32), torch.zeros(32)
+    method._cache = {0: ()}
+    reusable = method._find_reusable(assemble(MODEL, INPUTS[0]))
+    assert reusable.tolist() == [2, 3, 4, 18, 19, 20]

@@ -3,13 +3,14 @@
 "Action-aware Dynamic Pruning", arXiv 2509.22093, in the form of its public code
 (chen7086/VLA-ADP, TerryPei/VLA-ADP). Two parts:
 
-- Text-driven selection before layer 0: the prompt's rows as queries and the visual tokens as keys
-  of layer 0, without rotary positions and softmax; the mean over heads and rows of q k' / sqrt(d)
-  ranks the tokens of each camera.
+- Text-driven selection before layer 0: BOS, prompt and stop token as queries and the visual tokens
+  as keys of layer 0, without rotary positions and softmax; the mean over heads and rows of
+  q k' / sqrt(d) ranks the tokens of each camera. A camera whose share of the budget is larger
+  than itself keeps all it has, and the other one no more for that; each keeps at least one.
 - Motion gate, one window per inference: how far the end effector came since the last one, against
   the windows before (rule 'extrema'): at least as far as the farthest of them, prune; less than
-  the nearest, do not; between them, prune. Or against a running mean (rule 'average'). After three
-  pruned windows one runs in full.
+  the nearest, do not; between them, prune. Or, from the first window on, against a running mean
+  of which it is half (rule 'average'). After three pruned windows one runs in full.
 
 The public code renumbers the positions of what it keeps; here they stay, by the contract. Its
 further constants (L_eff, hysteresis_up and _down, min_delta) are zero or without effect there.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Step
-from vla_policy_node.acceleration.selection import Selection, text_rows, top
+from vla_policy_node.acceleration.selection import Selection, text_rows, top_of_cameras
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -38,7 +39,8 @@ class Adp(Selection):
     keep: share of the visual tokens; published are 0.3 to 0.75, 1.0 keeps all.
     third_person_share: of the kept ones, how many are of the first camera; published is 0.4.
     rule: 'extrema' or 'average'; 'always' and 'never' prune without a gate.
-    windows: how many are compared, and how many run in full at the start; published is 3.
+    windows: how many 'extrema' compares, and how many run in full at its start; published is 3,
+        the least.
     max_pruned: windows pruned in a row at most; published is 3.
     hold: between the extremes leave the gate as it was, instead of pruning.
     """
@@ -61,9 +63,9 @@ class Adp(Selection):
                 'adp needs keep in (0, 1] and third_person_share in [0, 1], not '
                 f'{keep} and {third_person_share}.'
             )
-        if rule not in RULES or windows < 2 or max_pruned < 1:
+        if rule not in RULES or windows < 3 or max_pruned < 1:
             raise ValueError(
-                f'adp needs a rule of {", ".join(RULES)}, at least 2 windows and max_pruned of at '
+                f'adp needs a rule of {", ".join(RULES)}, at least 3 windows and max_pruned of at '
                 f'least 1, not {rule!r}, {windows} and {max_pruned}.'
             )
         self.keep = keep
@@ -89,25 +91,27 @@ class Adp(Selection):
         self._begin_pass()
         if not self.gate.open:
             return self._keep(sequence, torch.arange(sequence.visual_rows))
-        text = text_rows(sequence, self._config)
-        scores = importance(self._layer0, sequence.visual[0], sequence.states[0, text])
+        scores = importance(self._layer0, sequence.visual[0], self._asking(sequence))
         width = sequence.states.shape[2]
         flops = 2 * width * (width * (1 + sequence.visual_rows) + sequence.visual_rows)
         return self._keep(sequence, self._choose(sequence, scores), scores, flops=flops)
 
+    def _asking(self, sequence: TokenSequence) -> Tensor:
+        """Embeddings of BOS, prompt and stop, [N, width]; CogACT's prompt ends with its stop."""
+        states, text = sequence.states[0], text_rows(sequence, self._config)
+        stop = slice(max(text.stop, len(states) - 1), None)
+        return torch.cat([states[:1], states[text], states[stop]])
+
     def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """Places among the visual rows: the best of each camera, whose share is fixed."""
-        count = min(round(self.keep * sequence.visual_total), sequence.visual_rows)
-        per_camera = sequence.visual_total // self._config.cameras
-        third_person = int((sequence.visual_tokens < per_camera).sum())
-        others = sequence.visual_rows - third_person
-        first = round(self.third_person_share * count)
-        # What one camera has too few tokens for, the other gets.
-        first = min(max(first, count - others), third_person)
-        return torch.cat([
-            top(scores[:third_person], first),
-            third_person + top(scores[third_person:], count - first),
-        ])
+        total, cameras = sequence.visual_total, self._config.cameras
+        if self.keep == 1:
+            return torch.arange(sequence.visual_rows, device=scores.device)
+        count = max(1, round(self.keep * total))
+        others = max(cameras - 1, 1)
+        shares = [self.third_person_share] + [(1 - self.third_person_share) / others] * others
+        counts = [max(1, round(share * count)) for share in shares] if cameras > 1 else [count]
+        return top_of_cameras(scores, sequence.visual_tokens, total // cameras, counts)
 
     def reset(self) -> None:
         """Forget the motion."""
@@ -143,7 +147,7 @@ class MotionGate:
             self._mean = self._distances[-1] if first else (
                 0.5 * self._mean + 0.5 * self._distances[-1])
         self._position = np.array(position_m)
-        if len(self._distances) < self._windows:
+        if len(self._distances) < (1 if self._rule == 'average' else self._windows):
             return
         self.open = self._pruned < self._max_pruned and self._moves_far()
         self._pruned = self._pruned + 1 if self.open else 0

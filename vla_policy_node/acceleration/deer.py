@@ -116,7 +116,7 @@ def calibrate(deltas: np.ndarray, ratio: float) -> np.ndarray:
     """
     samples, exits = deltas.shape
     fractions = ratio ** np.arange(1, exits + 2)
-    leave = np.round(samples * fractions / fractions.sum()).astype(int)
+    leave = (samples * fractions / fractions.sum()).astype(int)
     left = np.arange(samples)
     thresholds = np.empty(exits)
     for index in range(exits):

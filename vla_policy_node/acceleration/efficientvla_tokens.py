@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.selection import Selection, by_token, text_rows
+from vla_policy_node.acceleration.selection import Budget, Selection, by_token, text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -28,9 +28,10 @@ DIRECTIONS = ('words', 'tokens')
 
 
 class EfficientVlaTokens(Selection):
-    """Keeps `count` visual tokens from layer `layer` on.
+    """Keeps a share of the visual tokens from layer `layer` on.
 
-    count: published are 56 and 112 of one camera's 256.
+    keep: the share; published are 0.22 and 0.44, which is 56 and 112 of one camera's 256.
+    count: so many of all cameras instead, 0 for the share.
     layer: the first that runs without the others; the published FLOPs say 2.
     key: tokens that are always kept, those with the most relevance; 4 to 8 in the paper.
     alpha: of the others, the share that is kept for relevance; the rest is kept for diversity.
@@ -46,21 +47,23 @@ class EfficientVlaTokens(Selection):
     def __init__(
         self,
         *,
-        count: int = 56,
+        keep: float = 0.22,
+        count: int = 0,
         layer: int = 2,
         key: int = 4,
         alpha: float = 0.5,
         attention_from: str = 'words',
     ):
-        if count < 1 or layer < 1 or key < 1 or not 0 <= alpha <= 1:
+        if layer < 1 or key < 1 or not 0 <= alpha <= 1:
             raise ValueError(
-                'efficientvla_tokens needs count, layer and key of at least 1 and alpha in '
-                f'[0, 1], not {count}, {layer}, {key} and {alpha}.')
+                'efficientvla_tokens needs layer and key of at least 1 and alpha in [0, 1], not '
+                f'{layer}, {key} and {alpha}.')
         if attention_from not in DIRECTIONS:
             raise ValueError(
                 f'attention_from must be one of {", ".join(DIRECTIONS)}, not {attention_from!r}.')
         super().__init__()
-        self.count, self.layer, self.key, self.alpha = count, layer, key, alpha
+        self.budget = Budget(self.name, keep, count)
+        self.layer, self.key, self.alpha = layer, key, alpha
         self.attention_from = attention_from
         self._config: ModelConfig | None = None
         self._relevance: Tensor | None = None  # [V]
@@ -99,11 +102,12 @@ class EfficientVlaTokens(Selection):
             return sequence
         tokens = sequence.visual_rows
         relevance = self._relevance[sequence.visual_tokens]
-        if tokens <= self.count:
+        count = self.budget.of(sequence.visual_total)
+        if tokens <= count:
             kept = torch.arange(tokens, device=relevance.device)
             return self._keep(sequence, kept, relevance, index)
         key, task, diverse = choose_tokens(
-            relevance, sequence.visual[0], self.count, self.key, self.alpha)
+            relevance, sequence.visual[0], count, self.key, self.alpha)
         kept = torch.cat([key, task, diverse]).sort().values
         compared = tokens - len(key) - len(task)
         flops = 2 * compared * len(key) * sequence.states.shape[2]

@@ -1,54 +1,69 @@
 """FastV: after a few layers, drop the visual tokens that got little attention (Chen et al. 2024).
 
 "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764; code pkunlp-icler/FastV. It needs
-no training. There the last row of a causal prompt ranks the tokens, because it writes the answer.
-OpenVLA-OFT writes its answer in all action rows at once and its last row is a stop token that
-nobody reads, so here every row behind the visual ones has the same say by default.
+no training. There the last row of the prompt ranks the tokens: in a causal model that row has seen
+everything and writes the answer. In CogACT it is the cognition token.
+
+OpenVLA-OFT, whose rows all see each other, has rows behind its prompt: empty action slots and a
+stop token. In the first layers those attend to little that matters, so that ranking by them loses
+what ranking by the last row of the prompt keeps. `rows` chooses; 'prefill' is how a public port
+for OpenVLA-OFT (MINT-SJTU/VLA-Pruner) ranks, with an equal part of the budget for each camera.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from vla_policy_node.acceleration.selection import (
+    Budget,
     Selection,
     attention_received,
     by_token,
-    top,
+    text_rows,
+    top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
+ROWS = ('prompt_end', 'prefill', 'behind')
+
 
 class FastV(Selection):
-    """Keeps the `count` tokens with the most attention in the layer before `layer`.
+    """Keeps the tokens with the most attention in the layer before `layer`.
 
     layer: the first layer that runs without the others; the published value is 2.
-    count: how many stay; at least as many as there are keeps all. Published is half of them, 256
-        of OpenVLA-OFT's 512.
-    last_row: rank by the attention of the last row alone, as published, instead of the mean over
-        proprio, prompt, action slots and stop.
+    keep: share of the tokens, published is 0.5; 1.0 keeps all. count: so many instead, 0 for the
+        share.
+    rows: whose attention ranks the tokens. 'prompt_end': the last row of the prompt, as
+        published; 'prefill': all rows up to that one, for each camera by itself; 'behind': all
+        rows behind the visual ones, action slots and stop among them.
     """
 
     name = 'fastv'
+    open_settings: ClassVar = {'layer': (1, 3), 'rows': ('prefill', 'behind')}
 
-    def __init__(self, *, layer: int = 2, count: int = 256, last_row: bool = False):
-        if layer < 1 or count < 1:
-            raise ValueError(
-                f'fastv needs a layer and a count of at least 1, not {layer} and {count}.'
-            )
+    def __init__(
+        self, *, layer: int = 2, keep: float = 0.5, count: int = 0, rows: str = 'prompt_end'
+    ):
+        if layer < 1:
+            raise ValueError(f'fastv needs a layer of at least 1, not {layer}.')
+        if rows not in ROWS:
+            raise ValueError(f'fastv needs rows of {", ".join(ROWS)}, not {rows!r}.')
         super().__init__()
         self.layer = layer
-        self.count = count
-        self.last_row = last_row
+        self.budget = Budget(self.name, keep, count)
+        self.rows = rows
+        self._config: ModelConfig | None = None
         self._received: Tensor | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Refuse a layer that the model does not have."""
+        """Find the prompt's rows; refuse a layer that the model does not have."""
         self._check_layer(self.layer, config)
+        self._config = config
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Begin a pass."""
@@ -59,13 +74,24 @@ class FastV(Selection):
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:
             return
-        maps = attention(slice(-1 if self.last_row else 1 + sequence.visual_rows, None))
+        maps = attention(self._asking(sequence))
         self._received = by_token(attention_received(maps, sequence), sequence)
         self._flops = attention.flops(maps.shape[2])
+
+    def _asking(self, sequence: TokenSequence) -> slice:
+        end = text_rows(sequence, self._config).stop
+        if self.rows == 'behind':
+            return slice(1 + sequence.visual_rows, None)
+        return slice(0 if self.rows == 'prefill' else end - 1, end)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the lowest ranks; of equal ones the lower index stays."""
         if index != self.layer:
             return sequence
         received = self._received[sequence.visual_tokens]
-        return self._keep(sequence, top(received, self.count), received, index)
+        total = sequence.visual_total
+        count = self.budget.of(total)
+        parts = self._config.cameras if self.rows == 'prefill' else 1
+        shares = [count // parts + (part < count % parts) for part in range(parts)]
+        kept = top_of_cameras(received, sequence.visual_tokens, total // parts, shares)
+        return self._keep(sequence, kept, received, index)

@@ -27,39 +27,41 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Step
-from vla_policy_node.acceleration.selection import Selection, by_token, top
+from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
 class FlashVla(Selection):
-    """Keeps the `count` tokens that contribute most, and repeats the answer where nothing changes.
+    """Keeps the tokens that contribute most, and repeats the answer where nothing changes.
 
     layer: first layer that runs without the others; published is 2.
-    count: tokens kept of all cameras; at least as many as there are keeps all.
+    keep: share of the tokens, 1.0 keeps all. count: so many instead, 0 for the share.
     max_angle: between the last two chunks, rad; 0 never repeats an answer.
     min_overlap: share of the kept tokens that were also kept one step before.
     """
 
     name = 'flashvla'
-    open_settings: ClassVar = {'count': (128, 384), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}
+    open_settings: ClassVar = {
+        'keep': (0.25, 0.75), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}
 
     def __init__(
         self,
         *,
         layer: int = 2,
-        count: int = 256,
+        keep: float = 0.5,
+        count: int = 0,
         max_angle: float = 0.1,
         min_overlap: float = 0.6,
     ):
         super().__init__()
-        if layer < 1 or count < 1 or max_angle < 0:
+        if layer < 1 or max_angle < 0:
             raise ValueError(
-                'flashvla needs a layer and a count of at least 1 and a max_angle of at least 0, '
-                f'not {layer}, {count} and {max_angle}.'
+                'flashvla needs a layer of at least 1 and a max_angle of at least 0, not '
+                f'{layer} and {max_angle}.'
             )
         self.layer = layer
-        self.count = count
+        self.budget = Budget(self.name, keep, count)
         self.max_angle = max_angle
         self.min_overlap = min_overlap
         self._ranks: Tensor | None = None
@@ -106,7 +108,8 @@ class FlashVla(Selection):
         if index != self.layer:
             return sequence
         ranks = self._ranks[sequence.visual_tokens]
-        return self._keep(sequence, top(ranks, self.count), ranks, index)
+        kept = top(ranks, self.budget.of(sequence.visual_total))
+        return self._keep(sequence, kept, ranks, index)
 
     def reset(self) -> None:
         """Forget answers and kept tokens."""

@@ -4,14 +4,19 @@ Mixture of layers, arXiv 2503.20384, in the form of its public code (RoyZry98/Mo
 The router sees the normed input embeddings: images through a shared projection, their mean, and
 two layers; the prompt through the projection and one transformer layer, its mean, and one layer. A
 temperature read from the first word multiplies the sum, and the k largest of the logits run.
-Published: width 1024 of 4096, 8 heads, feed-forward 2048, and 18 of 32 layers.
+Published: width 1024 of 4096, 8 heads, feed-forward 2048, GELU, and 18 of 32 layers.
 
 Different here: the released forward pass runs all layers and multiplies by the gates; this one
 leaves layers out, and only training (`vla train mole`) multiplies. The last layer always runs and
-is not routed, because only action rows ask in it. Trained with the action loss and the load
-balance at its published weight 0.1, without the self-distillation (an averaged full-depth teacher,
-reverse KL and MSE on the cognition token): OpenVLA-OFT, which it is trained on here, has no such
-token.
+is not routed, because only action rows ask in it. The norm before the router has no weights, and
+its transformer layer no dropout.
+
+Training adds to the loss of the actions the load balance at its published weight 0.1 and the
+self-distillation at 0.5 (`distillation_loss`): the teacher is the average of the student's
+weights, decay 0.999, in which all layers run. Published, it compares all rows, each weighed by the
+attention that the cognition token pays it. Here the rows that the head reads are compared, because
+no others come out of the last layer, weighed by the attention that they pay to each other; of
+CogACT that is the cognition token itself.
 """
 
 from __future__ import annotations
@@ -46,11 +51,14 @@ class LayerRouter(nn.Module):
         hidden = max(HEADS, width // 4 // HEADS * HEADS)
         self.project = nn.Linear(width, hidden)
         self.spatial = nn.Sequential(
-            nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Linear(hidden // 2, layers - 1))
+            nn.Linear(hidden, hidden // 2), nn.GELU(),
+            nn.Linear(hidden // 2, layers - 1, bias=False))
         self.text = nn.TransformerEncoderLayer(
-            hidden, HEADS, 2 * hidden, dropout=0.0, batch_first=True)
-        self.temporal = nn.Linear(hidden, layers - 1)
+            hidden, HEADS, 2 * hidden, dropout=0.0, activation='gelu', batch_first=True)
+        self.temporal = nn.Linear(hidden, layers - 1, bias=False)
         self.temperature = nn.Linear(hidden, 1)
+        with torch.no_grad():
+            self.temperature.bias += 1  # published as a parameter of its own, which begins at 1
 
     def forward(self, visual: Tensor, text: Tensor, hidden: Tensor | None = None) -> Tensor:
         """[B, V, width] and, BOS first, [B, N, width] -> logits [B, layers - 1].
@@ -163,3 +171,20 @@ def gates(logits: Tensor, count: int) -> Tensor:
 def balance_loss(logits: Tensor, count: int) -> Tensor:
     """Load balance: mean of gate times probability, over batch and layers."""
     return (best_layers(logits, count).to(logits.dtype) * logits.softmax(dim=1)).mean()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Self-distillation of states [B, R, width] of the rows that the head reads, a scalar.
+
+    Half the reverse Kullback-Leibler divergence of softmaxes over the width, half the squared
+    error, element by element; each row weighed by the product of what the teacher's and the
+    student's rows attend to among the student's, without projections, mean over the asking rows.
+    """
+    student, teacher = student.float(), teacher.float()
+    ours, theirs = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+    apart = 0.5 * ours.exp() * (ours - theirs) + 0.5 * (student - teacher).square()
+    scale = student.shape[-1] ** 0.5
+    asked_by_teacher, asked_by_student = (
+        (rows @ student.mT / scale).softmax(dim=-1) for rows in (teacher, student))
+    weights = (asked_by_teacher * asked_by_student).mean(dim=1)
+    return (weights[..., None] * apart).mean()

@@ -5,30 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.selection import Selection
+from vla_policy_node.acceleration.selection import Budget, Selection
 from vla_policy_node.models.token_sequence import TokenSequence
 
 
 class RandomTokens(Selection):
-    """Keeps `count` visual tokens of each pass, drawn anew without regard to the input.
+    """Keeps some visual tokens of each pass, drawn anew without regard to the input.
 
-    count: how many; at least as many as there are keeps all. 78 is LightVLA's mean on LIBERO.
+    keep: share of them, 1.0 keeps all; LightVLA's mean on LIBERO is 78 of 512. count: so many
+        instead, 0 for the share.
     seed: of the choices; `reset` starts them again, so every episode sees the same ones.
     """
 
     name = 'random_tokens'
 
-    def __init__(self, *, count: int = 78, seed: int = 0):
+    def __init__(self, *, keep: float = 0.152, count: int = 0, seed: int = 0):
         super().__init__()
-        if count < 1:
-            raise ValueError(f'random_tokens must keep at least 1 token, not {count}.')
-        self.count = count
+        self.budget = Budget(self.name, keep, count)
         self._generator = torch.Generator().manual_seed(seed)
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Drop all but `count` visual tokens, the same ones in a whole batch."""
+        """Drop all but those drawn, the same ones in a whole batch."""
         rows = torch.arange(sequence.visual_rows, device=sequence.positions.device)
-        return self._keep(sequence, draw(rows, self.count, self._generator))
+        return self._keep(sequence, draw(
+            rows, self.budget.of(sequence.visual_total), self._generator))
 
     def reset(self) -> None:
         """Forget the last report and start the random choices again."""

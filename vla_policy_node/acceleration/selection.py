@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,6 +12,30 @@ from torch.nn import functional
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.token_sequence import TokenSequence
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many visual tokens a method keeps.
+
+    keep: share of all cameras' tokens, so that a robot with another number of cameras loses as
+        much of each; 1 keeps all. count: so many of all cameras instead, 0 for the share.
+    ValueError for what cannot be, with the name of the method.
+    """
+
+    method: str
+    keep: float
+    count: int
+
+    def __post_init__(self):
+        if not 0 < self.keep <= 1 or self.count < 0:
+            raise ValueError(
+                f'{self.method} needs keep in (0, 1] and a count of at least 0, not '
+                f'{self.keep} and {self.count}.')
+
+    def of(self, total: int) -> int:
+        """Tokens to keep of so many, at least 1."""
+        return min(self.count or max(1, round(self.keep * total)), total)
 
 
 class Selection(Method):
@@ -73,6 +100,21 @@ class Selection(Method):
 def top(scores: Tensor, count: int) -> Tensor:
     """Places of the `count` highest scores [V], ascending; of equal ones the lower place wins."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def top_of_cameras(
+    scores: Tensor, tokens: Tensor, per_camera: int, counts: Sequence[int]
+) -> Tensor:
+    """Places of the highest scores of each camera, ascending; of equal ones the lower place wins.
+
+    scores: [N] of the visual tokens [N], ascending. per_camera: tokens that a camera has before
+    any is dropped. counts: how many of each camera to choose.
+    """
+    camera = tokens // per_camera
+    return torch.cat([
+        (own := (camera == index).nonzero().flatten())[top(scores[own], count)]
+        for index, count in enumerate(counts)
+    ])
 
 
 def union(*chosen: Tensor) -> Tensor:

@@ -1,26 +1,38 @@
-"""SpecPrune-VLA: what mattered a step ago, what moved, and what the first layers look at (2025).
+"""SpecPrune-VLA: what stands still goes, except what the first layers look at (2025).
 
-arXiv 2509.05614 (version 1), sections 4.1 to 4.3. With the score of a token in a layer, the mean
-attention that the prompt pays it:
+arXiv 2509.05614, in the form of its public code (alexwhz-sjtu/SpecPrune-VLA), which differs from
+the paper's text in most numbers. Of each camera the `static` patches most similar to an older
+picture's, by the cosine of their raw pixels, at least `similarity`, are static and go; all others
+stay. Of the static ones stay those to which the prompt, without the first 9 tokens of its
+template, attends most (r is `local_share`):
 
-- Before layer 2 stay the `global_count` best of the last step, the `dynamic_count` patches that
-  changed most against the picture T steps ago (cosine below `similarity`), and the best of layers
-  0 and 1, 40 alpha of each in fine motion and 24 alpha in coarse motion.
-- Within the layers: s = w_rank w_conf, w_rank = sigmoid(-k rank), normalised, w_conf = mean / (std
-  of the scores); S = 0.8 S + 0.2 s. At `prune layers` the best `layer_share` of S stay.
-- T = floor(-(16/3) v + 22/3) + 4 for the speed v of the last action (the paper's box; its text
-  divides v by 6). Motion is fine if it is slow in translation and rotation and not upwards.
+- Before layer 1, by the attention of layer 0, three times the local count of each camera: int(20
+  r) of the third-person camera and int(15 r) of the others, in fine motion int(40 r^2) and
+  int(30 r^2).
+- Before layer 2 the best local count by layer 0, and as many by layer 1.
 
-The paper does not print the numbers of tokens, k, the similarity, the layers of updates (here all
-from 2 on), those of drops (here at 1/2 and 3/4 of the depth), and the thresholds of the speeds.
-Its alpha is 0.6 to 1.0; it prints 40 alpha, but larger alphas prune more in its tables, so choose
-alpha by the number of tokens that stay: 166 to 194 of 512 in the paper. Defaults were compared in
-docs/constants.
+The older picture is T = min(int(-16/3 v/6 + 22/3) + 3, 6) control steps old, v the length of the
+summed translations of the last chunk. Pictures come once per inference, so the one taken is
+max(1, round(T / length of the chunk)) inferences old. To a first picture there is none older, and
+nothing goes; the code compares it with itself.
+
+Motion is looked at after each action, in its units: fine begins where its translation is shorter
+than 0.4, or across shorter than 0.1, upwards less than 0.1 and its turn less than 0.2; it ends
+where it goes upwards by more than 0.2, or with the last action of a chunk turns by more than 0.3.
+The code also infers anew in the middle of a chunk when fine motion begins; a method cannot.
+
+Layer drops, off in the code and here (`layer_share` 1): S = 0.8 S + 0.2 w after layers 0, 1 and 12
+of 32, w falling from 10 to 0.1 with the rank of a token in its camera, by the attention of all
+rows that are not visual; after layers 5, 10, 15, 20 and 25 the best S stay, so many that
+`layer_share` of all rows are left, at least 60 tokens.
+
+The paper also keeps the best tokens of the last inference; in the code that set is empty, and
+`global_count` is 0. The code's second choice takes places among the rows left for tokens; here
+they are what they are meant to be. In models of other depth the layer drops lie as deep.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from pathlib import Path
 from typing import ClassVar
@@ -34,175 +46,209 @@ from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     at_depth,
+    attention_received,
     by_token,
     patches,
     text_rows,
     top,
-    union,
+    top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
-FIRST_DROP = 2
-DROPS = (16, 24)
-MOST_STEPS_BACK = 11
-KEEP_MEMORY = 0.8
+TEMPLATE = 9  # tokens of 'In: What action should the robot take to'
+WIDER = 3  # times the local count, before layer 1
+MOST_STEPS_BACK = 6
+DROPS = (6, 11, 16, 21, 26)  # before these
+SCORED = (0, 1, 12)
+SCORE_MEMORY = 0.8
+FEWEST = 60
 
 
 class SpecPrune(Selection):
-    """Drops tokens before layer 2, and some more of them at half and three quarters of the depth.
+    """Drops static tokens before layers 1 and 2, and others later on if asked to.
 
-    global_count, dynamic_count: see above; 0 leaves the group out.
-    fine_count, coarse_count: tokens from each of the first two layers, times alpha.
-    alpha: published are 1.0 (Spatial), 0.8 (Goal), 0.6 (Object, Long).
-    similarity: cosine of a patch below which it counts as changed.
-    layer_share: of the tokens left, how many each later drop keeps; 1.0 keeps all.
-    steepness: k above.
-    fine_speed, fine_turn: lengths of translation and rotation in the last action, in its units.
+    static, static_fine: of each camera, patches that go at most; published are 200 and 220 of 256,
+        the latter in fine motion. 0 for both drops nothing.
+    similarity: cosine of a patch's pixels with the older picture's from which on it is static.
+    local_share: r above; published are 0.5 and 0.8.
+    global_count: tokens that stay for the attention of the last inference; 100 is near the paper.
+    layer_share: of the rows left, how many each later drop keeps; published is 0.8, 1.0 keeps all.
     """
 
     name = 'specprune'
     open_settings: ClassVar = {
-        'global_count': (50, 200), 'dynamic_count': (60,), 'similarity': (0.95,),
-        'layer_share': (0.5, 1.0), 'steepness': (0.02, 0.5), 'fine_speed': (0.6,),
-        'fine_turn': (0.05,),
+        'similarity': (0.95, 0.996), 'local_share': (0.5,), 'global_count': (100,),
+        'layer_share': (0.8,),
     }
 
     def __init__(
         self,
         *,
-        global_count: int = 100,
-        dynamic_count: int = 20,
-        fine_count: int = 40,
-        coarse_count: int = 24,
-        alpha: float = 1.0,
-        similarity: float = 0.99,
-        layer_share: float = 0.8,
-        steepness: float = 0.1,
-        fine_speed: float = 0.3,
-        fine_turn: float = 0.1,
+        static: int = 200,
+        static_fine: int = 220,
+        similarity: float = 0.986,
+        local_share: float = 0.8,
+        global_count: int = 0,
+        layer_share: float = 1.0,
     ):
         super().__init__()
-        if min(global_count, dynamic_count) < 0 or min(fine_count, coarse_count) < 1 or (
-            alpha <= 0 or not 0 < layer_share <= 1
+        if min(static, static_fine, global_count) < 0 or not 0 <= local_share <= 1 or (
+            not 0 < layer_share <= 1
         ):
             raise ValueError(
-                'specprune needs global_count and dynamic_count of at least 0, fine_count and '
-                'coarse_count of at least 1, a positive alpha and layer_share in (0, 1].'
-            )
-        self.global_count, self.dynamic_count = global_count, dynamic_count
-        self.fine_count, self.coarse_count, self.alpha = fine_count, coarse_count, alpha
+                'specprune needs static, static_fine and global_count of at least 0, local_share '
+                f'in [0, 1] and layer_share in (0, 1], not {static}, {static_fine}, '
+                f'{global_count}, {local_share} and {layer_share}.')
+        self.static, self.static_fine = static, static_fine
         self.similarity = similarity
+        self.local_share = local_share
+        self.global_count = global_count
         self.layer_share = layer_share
-        self.steepness = steepness
-        self.fine_speed, self.fine_turn = fine_speed, fine_turn
         self._config: ModelConfig | None = None
         self._pixels: deque[Tensor] = deque(maxlen=MOST_STEPS_BACK + 1)
-        self._action = np.zeros(7)
-        self._last: Tensor | None = None
-        self._scores_now: dict[int, Tensor] = {}
+        self._back = 1
+        self.motion = Motion()
+        self._local: dict[int, Tensor] = {}  # [V], of the first two layers
+        self._mattered: Tensor | None = None
+        self._seen: list[Tensor] = []
         self._running: Tensor | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Place the drops in the depth of the model; ValueError if it has too few layers."""
         layers = config.language_model.layers
-        if layers <= FIRST_DROP:
+        if layers <= 2:
             raise ValueError(
-                f'specprune drops tokens before layer {FIRST_DROP}, and the model has only '
-                f'{layers} layers.'
-            )
+                f'specprune drops tokens before layer 2, and the model has only {layers} layers.')
         self._config = config
-        self._drops = {at_depth(layer, layers) for layer in DROPS} - {*range(FIRST_DROP + 1)}
+        self._drops = {at_depth(layer, layers) for layer in DROPS} - {0, 1, 2}
+        self._scored = {0, 1, at_depth(SCORED[-1], layers)}
 
     def begin_step(self, step: Step) -> None:
         """Remember the picture."""
         self._pixels.append(patches(step.images, self._config))
 
     def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """Remember the action at the end of which the next step begins."""
-        self._action = actions[-1]
+        """Look how the arm will have moved when the next step begins."""
+        moved = np.linalg.norm(actions[:, :3].sum(axis=0))
+        self._back = max(1, round(control_steps_back(moved) / len(actions)))
+        self.motion.follow(actions)
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Begin a pass."""
         self._begin_pass()
-        if self._scores_now:
-            self._last = torch.stack(list(self._scores_now.values())).mean(dim=0)
-        self._scores_now = {}
+        self._mattered = torch.stack(self._seen).mean(dim=0) if self._seen else None
+        self._local, self._seen = {}, []
         self._running = sequence.states.new_zeros(sequence.visual_total, dtype=torch.float32)
         return sequence
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
-        """Score the tokens by what the prompt attends to; the last layer decides nothing."""
+        """Rank the tokens where that is needed; the last layer decides nothing."""
         if attention.last:
             return
-        asking = text_rows(sequence, self._config)
-        scores = attention(asking)[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
+        if index < 2 or self.global_count:
+            text = text_rows(sequence, self._config)
+            asking = slice(min(text.start + TEMPLATE, text.stop - 1), text.stop)
+            scores = by_token(attention_received(attention(asking), sequence), sequence)
+            self._flops += attention.flops(asking.stop - asking.start)
+            if index < 2:
+                self._local[index] = scores
+            if self.global_count:
+                self._seen.append(scores)
+        if self.layer_share < 1 and index in self._scored:
+            self._score(sequence, attention)
+
+    def _score(self, sequence: TokenSequence, attention: Attention) -> None:
+        """Move the running scores towards the weights of the present ranks."""
+        asking = slice(1 + sequence.visual_rows, None)
+        received = attention_received(attention(asking), sequence)
+        self._flops += attention.flops(sequence.states.shape[1] - asking.start)
         tokens = sequence.visual_tokens
-        self._scores_now[index] = by_token(scores, sequence)
-        self._flops += attention.flops(asking.stop - asking.start)
-        if index >= FIRST_DROP:
-            self._running[tokens] = (
-                KEEP_MEMORY * self._running[tokens]
-                + (1 - KEEP_MEMORY) * confidence(scores, self.steepness))
+        camera = tokens // (sequence.visual_total // self._config.cameras)
+        for index in range(self._config.cameras):
+            own = camera == index
+            weights = rank_weights(received[own])
+            self._running[tokens[own]] = (
+                SCORE_MEMORY * self._running[tokens[own]] + (1 - SCORE_MEMORY) * weights)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop tokens at the planned layers."""
         tokens = sequence.visual_tokens
-        if index == FIRST_DROP:
-            local = math.ceil(
-                self.alpha * (self.fine_count if self.is_fine() else self.coarse_count))
-            chosen = [top(self._scores_now[layer][tokens], local) for layer in (0, 1)]
-            if self._last is not None:
-                chosen.append(top(self._last[tokens], self.global_count))
-            changed = self._changed().to(tokens.device)
-            chosen.append(torch.isin(tokens, changed).nonzero().flatten())
-            return self._keep(sequence, union(*chosen), self._scores_now[1][tokens], index)
-        if index in self._drops:
-            count = max(1, math.ceil(self.layer_share * len(tokens)))
+        if index in (1, 2):
+            stay = self._not_static(sequence).to(tokens.device)
+            wider = WIDER if index == 1 else 1
+            for scores in self._local.values():
+                stay[top_of_cameras(
+                    scores[tokens], tokens, *self._local_counts(sequence, wider))] = True
+            if self._mattered is not None:
+                stay[top(self._mattered[tokens], self.global_count)] = True
+            kept = stay.nonzero().flatten()
+            return self._keep(sequence, kept, self._local[index - 1][tokens], index)
+        if index in self._drops and self.layer_share < 1:
+            rows = sequence.states.shape[1]
+            count = max(int(self.layer_share * rows) - (rows - len(tokens)), FEWEST)
             running = self._running[tokens]
             return self._keep(sequence, top(running, count), running, index)
         return sequence
 
-    def is_fine(self) -> bool:
-        """Whether the last action was a fine motion."""
-        slow = np.linalg.norm(self._action[:3]) < self.fine_speed
-        return bool(
-            slow and np.linalg.norm(self._action[3:6]) < self.fine_turn and self._action[2] <= 0)
+    def _local_counts(self, sequence: TokenSequence, wider: int) -> tuple[int, list[int]]:
+        """Tokens of a camera, and how many of each stay for their attention."""
+        share, fine = self.local_share, self.motion.fine
+        first, other = (40 * share**2, 30 * share**2) if fine else (20 * share, 15 * share)
+        counts = [wider * int(first)] + [wider * int(other)] * (self._config.cameras - 1)
+        return sequence.visual_total // self._config.cameras, counts
 
-    def _changed(self) -> Tensor:
-        """Tokens whose patches changed most since T steps ago, at most `dynamic_count`."""
-        back = min(steps_back(np.linalg.norm(self._action[:3])), len(self._pixels) - 1)
-        if back < 1 or not self.dynamic_count:
-            return torch.empty(0, dtype=torch.int64)
-        similar = functional.cosine_similarity(self._pixels[-1], self._pixels[-1 - back], dim=1)
-        least = top(-similar, self.dynamic_count)
-        return least[similar[least] < self.similarity]
+    def _not_static(self, sequence: TokenSequence) -> Tensor:
+        """[visual rows] bool, whose patches are not among the most static of their camera."""
+        static = torch.zeros(sequence.visual_total, dtype=torch.bool)
+        back = min(self._back, len(self._pixels) - 1)
+        count = self.static_fine if self.motion.fine else self.static
+        if count and back:
+            now, before = self._pixels[-1], self._pixels[-1 - back]
+            similar = functional.cosine_similarity(now, before, dim=1)
+            cameras = self._config.cameras
+            all_tokens = torch.arange(len(similar), device=similar.device)
+            chosen = top_of_cameras(
+                similar, all_tokens, len(similar) // cameras, [count] * cameras)
+            static[chosen[similar[chosen] >= self.similarity].cpu()] = True
+        return ~static[sequence.visual_tokens.cpu()]
 
     def reset(self) -> None:
         """Forget pictures, attention and motion."""
         super().reset()
         self._pixels.clear()
-        self._action = np.zeros(7)
-        self._last = self._running = None
-        self._scores_now = {}
+        self._back = 1
+        self.motion = Motion()
+        self._local, self._seen = {}, []
+        self._mattered = self._running = None
 
 
-def steps_back(speed: float) -> int:
-    """With how old a picture the present one is compared, steps."""
-    gap = math.floor(-16 / 3 * speed + 22 / 3) + 4
-    return min(max(gap, 1), MOST_STEPS_BACK)
+class Motion:
+    """Whether the motion is fine, followed from action to action."""
+
+    def __init__(self):
+        self.fine = False
+
+    def follow(self, actions: np.ndarray) -> None:
+        """The actions of a chunk [K, 7] are executed one after the other."""
+        for place, action in enumerate(actions):
+            speed, across = np.linalg.norm(action[:3]), np.linalg.norm(action[:2])
+            up, turn = action[2], np.linalg.norm(action[3:6])
+            if self.fine:
+                last = place == len(actions) - 1
+                self.fine = not (up > 0.2 or (turn > 0.3 and last))
+            else:
+                self.fine = bool(speed < 0.4 or (across < 0.1 and up < 0.1 and turn < 0.2))
 
 
-def rank_weights(count: int, steepness: float) -> Tensor:
-    """Weights of the ranks 0, 1, ..., which sum to 1 and fall, [count] float32."""
-    weights = torch.sigmoid(-steepness * torch.arange(count, dtype=torch.float32))
-    return weights / weights.sum()
+def control_steps_back(moved: float) -> int:
+    """How old the picture is with which the present one is compared, after so long a way."""
+    return max(1, min(int(-16 / 3 * moved / 6 + 22 / 3) + 3, MOST_STEPS_BACK))
 
 
-def confidence(scores: Tensor, steepness: float) -> Tensor:
-    """Rank weight of each score times mean / standard deviation of all, [V]."""
-    weights = rank_weights(len(scores), steepness).to(scores.device)
-    ranks = scores.argsort(descending=True, stable=True).argsort()
-    spread = scores.std(correction=0) + 1e-6
-    return weights[ranks] * scores.mean() / spread
+def rank_weights(scores: Tensor) -> Tensor:
+    """From 10 for the highest score down to 0.1 for the lowest, evenly; ties by place, [N]."""
+    weights = torch.linspace(10, 0.1, len(scores), device=scores.device)
+    order = scores.argsort(descending=True, stable=True)
+    return torch.empty_like(weights).index_copy_(0, order, weights)

@@ -5,10 +5,12 @@ budget: those with the most attention; those around the robot; and, to fill up, 
 farthest from all chosen ones on the grid of patches. Weights and activations have 4 bits, after a
 Hadamard rotation that spreads outliers: (X H)(H' W) = X W.
 
-Left open by the sources: all numbers (compared in docs/constants); whether scales are per tensor
-or per channel (here: per output channel of the weights, per row of the activations); how the
-robot is found. Here it is what moves: the patches of the third-person picture that changed most
-since the last step, and their neighbours. The rule that a top token must stay one under
+Left open by the sources: all numbers (compared in docs/constants), and whether scales are per
+tensor or per channel (here: per output channel of the weights, per row of the activations).
+Different here: a summary says that the robot is found by projecting the arm's known position into
+the picture with the camera's parameters, which an observation does not hold. Here it is what
+moves: the patches of the third-person picture that changed most since the last step, and their
+neighbours. The rule that a top token must stay one under
 quantisation is kept by ranking with the attention of the model that runs, which is the quantised
 one.
 
@@ -28,6 +30,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import (
+    Budget,
     Selection,
     attention_received,
     by_token,
@@ -45,10 +48,11 @@ LEVELS = 7
 
 
 class SqapVla(Selection):
-    """Keeps `count` tokens by three rules; runs the language model in 4 bits.
+    """Keeps tokens by three rules; runs the language model in 4 bits.
 
-    count: tokens kept of all cameras; at least as many as there are keeps all.
-    attended: how many of them by attention, of the prompt in the layer before the drop.
+    keep: share of the tokens, 1.0 keeps all. count: so many instead, 0 for the share.
+    attended: share of the kept ones that attention chooses, of the prompt in the layer before
+        the drop.
     robot: how many patches count as the robot, their neighbours not counted; 0 for none.
     layer: first layer without the others.
     four_bits: quantise weights and activations of the language model's layers.
@@ -56,26 +60,27 @@ class SqapVla(Selection):
 
     name = 'sqap_vla'
     open_settings: ClassVar = {
-        'count': (256,), 'attended': (16, 112), 'robot': (0, 16), 'layer': (2, 3),
+        'keep': (0.5,), 'attended': (0.125, 0.875), 'robot': (0, 16), 'layer': (2, 3),
         'four_bits': (False,),
     }
 
     def __init__(
         self,
         *,
-        count: int = 128,
-        attended: int = 64,
+        keep: float = 0.25,
+        count: int = 0,
+        attended: float = 0.5,
         robot: int = 6,
         layer: int = 1,
         four_bits: bool = True,
     ):
         super().__init__()
-        if min(count, layer) < 1 or min(attended, robot) < 0 or attended > count:
+        if layer < 1 or robot < 0 or not 0 <= attended <= 1:
             raise ValueError(
-                'sqap_vla needs a count and a layer of at least 1, robot of at least 0, and '
-                f'attended from 0 to count, not {count}, {layer}, {robot} and {attended}.'
+                'sqap_vla needs a layer of at least 1, robot of at least 0 and attended in '
+                f'[0, 1], not {layer}, {robot} and {attended}.'
             )
-        self.count = count
+        self.budget = Budget(self.name, keep, count)
         self.attended = attended
         self.robot = robot
         self.layer = layer
@@ -136,8 +141,9 @@ class SqapVla(Selection):
         tokens = sequence.visual_tokens
         robot = torch.isin(tokens, self._protected.to(tokens.device)).nonzero().flatten()
         attention = self._attention[tokens]
-        chosen = union(top(attention, self.attended), robot)
-        kept = spread(chosen.cpu(), self._places(tokens.cpu()), self.count).to(tokens.device)
+        count = self.budget.of(sequence.visual_total)
+        chosen = union(top(attention, round(self.attended * count)), robot)
+        kept = spread(chosen.cpu(), self._places(tokens.cpu()), count).to(tokens.device)
         return self._keep(sequence, kept, attention, index)
 
     def _places(self, tokens: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ Temporal token fusion, arXiv 2508.19257, in the form of the released code (PKU-X
 "hybrid" mode). A token is taken anew if its patch changed (mean absolute difference of the gray
 picture above `threshold`) or if it is among the `count` tokens of its camera to which the prompt
 attended most in the last pass, at layer 15 of 32; else the last frame's, itself perhaps older.
-Every `keyframe`-th step takes all anew. It is meant to act better and saves no time: the towers
-run in full here as there.
+Each of the two towers decides by itself, about its own part of a token's features. Every
+`keyframe`-th step takes all anew. It is meant to act better and saves no time: the towers run in
+full here as there.
 
 The code's gray picture is made of normalised pixels; the threshold here is for pixels in [0, 1],
-so that the published 0.1 and 0.03 become 0.0225 and 0.0067 (divided by the 1 / 0.225 of DINOv2's
-normalisation).
+so that the published 0.1 and 0.03 become 0.0225 and 0.0067 for DINOv2, whose normalisation divides
+by about 0.225, and 0.05 and 0.015 for SigLIP, whose divides by 0.5.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, by_token, patches, text_rows
+from vla_policy_node.acceleration.selection import at_depth, by_token, patches, text_rows, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
 
 GRAY = (0.299, 0.587, 0.114)
 ATTENTION_LAYER = 15
+SIGLIP_SCALE = 0.5 / 0.225  # of its threshold to DINOv2's: what the towers' pixels are divided by
 
 
 class TtfVla(Method):
     """Takes features of the last frame for what neither changed nor matters.
 
-    threshold: of the change of a patch, gray levels in [0, 1]; below 0 takes all anew.
+    threshold: of the change of a patch, gray levels in [0, 1], for DINOv2's part; SigLIP's is
+        higher, see above. Below 0 takes all anew.
     count: tokens of each camera that are always taken anew; published are 120 and 70 of 256.
     keyframe: every so many-th step takes all anew; published are 5 and 3, 1 is always.
     """
@@ -68,24 +71,29 @@ class TtfVla(Method):
         self._flops = 0
         # Not earlier: another method may answer a step, and the network look at nothing.
         self._gray = self._now
-        fresh = self._fresh()
+        if self._features is not None and self._change is not None and self._step % self.keyframe:
+            dino = self._config.dino.width
+            features = torch.cat([
+                torch.where(
+                    self._fresh(threshold).to(features.device)[None, :, None], new, old)
+                for threshold, new, old in zip(
+                    (self.threshold, self.threshold * SIGLIP_SCALE),
+                    features.tensor_split([dino], dim=2),
+                    self._features.tensor_split([dino], dim=2), strict=True)
+            ], dim=2)
         self._step += 1
-        if fresh is not None:
-            where = fresh.to(features.device)[None, :, None]
-            features = torch.where(where, features, self._features)
         self._features = features
         return features
 
-    def _fresh(self) -> Tensor | None:
-        """[V] bool, tokens to take anew; None for all."""
-        if self._features is None or self._change is None or self._step % self.keyframe == 0:
-            return None
-        fresh = self._change > self.threshold
-        if self._relevance is not None and self.count:
-            by_camera = self._relevance.view(self._config.cameras, -1)
-            best = by_camera.topk(min(self.count, by_camera.shape[1])).indices
-            fresh.view(by_camera.shape).scatter_(1, best.to(fresh.device), True)
-        return fresh
+    def _fresh(self, threshold: float) -> Tensor:
+        """[V] bool, tokens of which a tower's features are taken anew."""
+        fresh = self._change > threshold
+        if self._relevance is None:
+            return fresh
+        by_camera = self._relevance.to(fresh.device).view(self._config.cameras, -1)
+        best = [camera * by_camera.shape[1] + top(relevance, self.count)
+                for camera, relevance in enumerate(by_camera)]
+        return fresh.index_fill(0, torch.cat(best), True)
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See what the prompt attends to, for the next step."""

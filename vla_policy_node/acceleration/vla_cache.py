@@ -3,7 +3,7 @@
 arXiv 2502.02175, in the form of the released code (siyuhsu/vla-cache, OpenVLA-OFT variant):
 
 1. Of each camera the `static` patches most similar to the last frame's, by the cosine of their raw
-   pixels, at least `similarity`, are static.
+   pixels, at least `similarity`, are static; of equals the first, on every device.
 2. Those among the `relevant` tokens that the prompt attended to most in the last step, at layer 15
    of 32, are taken out again. The rest can be reused.
 3. At layers 2, 6, 9 and 11 of 32 the first k of them (by position) leave the sequence, and later
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, patches, text_rows
+from vla_policy_node.acceleration.selection import at_depth, patches, text_rows, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.token_sequence import TokenSequence
@@ -105,9 +105,9 @@ class VlaCache(Method):
             self._similarity.chunk(self._config.cameras),
             self._relevance.chunk(self._config.cameras), strict=True,
         )):
-            static = similar.topk(min(self.static, len(similar))).indices
+            static = top(similar, self.static)
             static = static[similar[static] >= self.similarity]
-            matters = relevance.topk(min(self.relevant, len(relevance))).indices
+            matters = top(relevance, self.relevant)
             static = static[~torch.isin(static, matters)]
             chosen.append(static + camera * len(similar))
         return torch.cat(chosen).sort().values.to(nothing.device)

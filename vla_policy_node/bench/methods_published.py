@@ -43,9 +43,8 @@ NOTES = f'''\
 FLOPs of the rows that each layer works on and of the action head, without what choosing costs.
 `lightvla` is counted at the {PUBLIC_COUNT} of 512 tokens that it keeps on LIBERO, with one camera
 at the same share; `mole` at its published {MOLE_LAYERS} of 32 layers and `fastdrivevla` at half of
-the tokens, whichever these are. Other methods with a fixed number of tokens keep as many of one
-camera's 256: `fastv` then drops none. Rows with * depend on the picture, and here on noise and
-random weights.
+the tokens, whichever these are. Rows with * depend on the picture, and here on noise and random
+weights.
 '''
 
 

@@ -12,7 +12,8 @@ STAGES = (
     'ground', 'locate', 'clone', 'lightvla', 'cogact', 'cogact_head', 'deer', 'mole',
     'foreground')
 LOSSES = (
-    'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'reconstruct')
+    'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'distil',
+    'reconstruct')
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TrainingConfig:
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        reading = ('attend', 'readout', 'action', 'noise', 'exits', 'balance')
+        reading = ('attend', 'readout', 'action', 'noise', 'exits', 'balance', 'distil')
         return any(self.losses.get(name) for name in reading)
 
     def document(self) -> dict:

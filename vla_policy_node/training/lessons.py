@@ -6,12 +6,13 @@ none, and adds losses. Stages: 'deer', 'mole' and 'foreground'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vla_policy_node.acceleration import Method, deer, mole
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
@@ -27,16 +28,21 @@ MOLE_SHARE = 18 / 32  # of the layers run, as published
 
 
 class Lesson(Method):
-    """One stage's lesson. learnt: parameters beside the policy's, None for none."""
+    """One stage's lesson.
+
+    learnt: parameters beside the policy's, None for none. average: the running average of the
+    policy's trained parameters, by name; the trainer sets it before the first step.
+    """
 
     learnt: nn.Module | None = None
+    average: Mapping[str, Tensor] = {}
 
     def visual_losses(self, visual: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Losses on the visual tokens [B, V, width], where the language model need not run."""
         return {}
 
-    def losses(self, model: OpenVlaOft, batch: Batch) -> dict[str, Tensor]:
-        """Losses after the language model ran."""
+    def losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Losses after the language model ran; states: of the rows that the head reads."""
         return {}
 
     def save(self, checkpoint: Path, model: OpenVlaOft, held_out: Sequence[Batch]) -> None:
@@ -65,7 +71,7 @@ class EarlyExits(Lesson):
             for index, states in self._states.items()
         }
 
-    def losses(self, model: OpenVlaOft, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """L1 of the actions, mean over the exits."""
         errors = [
             (answer - batch.actions).abs()[batch.has_actions].mean()
@@ -94,13 +100,17 @@ class EarlyExits(Lesson):
 
 
 class Routing(Lesson):
-    """MoLE: all layers run, and gates say how much of each counts; the router learns them."""
+    """MoLE: all layers run, and gates say how much of each counts; the router learns them.
 
-    def __init__(self, config: ModelConfig, run: int):
+    distils: whether what comes out is also compared with what all layers make of it.
+    """
+
+    def __init__(self, config: ModelConfig, run: int, distils: bool = False):
         layers = config.language_model.layers
         self.run = run or max(2, round(MOLE_SHARE * layers))
         self.learnt = mole.LayerRouter(config.language_model.width, layers)
         self._config = config
+        self._distils = distils
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Route; no token is dropped."""
@@ -113,6 +123,7 @@ class Routing(Lesson):
         self._logits = self.learnt(
             sequence.visual, mole.prompt_of(sequence, self._config), hidden)
         self._gates = mole.gates(self._logits, self.run - 1)
+        self._sequence = sequence
         self._input = sequence.states
         return sequence
 
@@ -122,9 +133,21 @@ class Routing(Lesson):
         self._input = self._input + gate * (sequence.states - self._input)
         return replace(sequence, states=self._input)
 
-    def losses(self, model: OpenVlaOft, batch: Batch) -> dict[str, Tensor]:
-        """Load balance."""
-        return {'balance': mole.balance_loss(self._logits, self.run - 1)}
+    def losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Load balance, and how far the states are from those of the teacher."""
+        losses = {'balance': mole.balance_loss(self._logits, self.run - 1)}
+        if self._distils:
+            losses['distil'] = mole.distillation_loss(states, self._taught(model))
+        return losses
+
+    @torch.no_grad()
+    def _taught(self, model: OpenVlaOft) -> Tensor:
+        """States of the action rows where all layers run, with averaged weights."""
+        prefix = 'model.language_model.'
+        weights = {name.removeprefix(prefix): weight for name, weight in self.average.items()
+                   if name.startswith(prefix)}
+        return functional_call(
+            model.language_model, weights, (self._sequence, model.action_rows('oft')))
 
     def save(self, checkpoint: Path, model: OpenVlaOft, held_out: Sequence[Batch]) -> None:
         """Write the router."""
@@ -164,7 +187,7 @@ def lesson_of(config: TrainingConfig, model: ModelConfig) -> Lesson | None:
     if config.stage == 'deer':
         return EarlyExits(model, config.exit_every, config.exit_ratio)
     if config.stage == 'mole':
-        return Routing(model, config.layers_run)
+        return Routing(model, config.layers_run, bool(config.losses.get('distil')))
     if config.stage == 'foreground':
         return Foreground(model)
     return None

@@ -75,7 +75,7 @@ def compute_losses(
         losses |= _action_errors(model.action_head(states), batch)
     if config.losses.get('noise'):
         losses |= _noise_losses(model, states, batch, config, rng)
-    return losses | lesson.losses(model, batch)
+    return losses | lesson.losses(model, states, batch)
 
 
 def _noise_losses(

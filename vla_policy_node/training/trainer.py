@@ -75,6 +75,8 @@ class Trainer:
             if parameter.requires_grad
         }
         self._average = {name: p.detach().clone() for name, p in self._trained.items()}
+        if isinstance(selection, Lesson):
+            selection.average = self._average
         self._optimiser = torch.optim.AdamW(
             self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
