@@ -1,5 +1,6 @@
 # make demo   set up, run the whole system for a few episodes, leave pictures in out/demo
 # make test   set up, lint, run every test
+# make clean  remove what the others made
 PYTHON ?= python3
 READY := .venv/.ready
 SOURCES := $(wildcard requirements/* scripts/* vla_msgs/* vla_msgs/*/*) setup.py setup.cfg pyproject.toml
@@ -23,5 +24,8 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest
 
+# Only what was made here: what setup installed, and what the lists in out/ name.
 clean:
-	rm -rf .venv build install log out
+	@$(PYTHON) -m vla_policy_node.outputs.clean out
+	@if [ -f .venv/.made_by_setup ] && [ ! -L .venv ]; then rm -rf .venv; \
+	elif [ -e .venv ]; then echo "'.venv' stays: it was not made here."; fi

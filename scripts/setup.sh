@@ -47,7 +47,7 @@ fi
 
 # --- Python packages ---
 say 'creating .venv and installing the pinned packages (a few minutes the first time)'
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+[ -x .venv/bin/python ] || { "$PYTHON" -m venv .venv && touch .venv/.made_by_setup; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
 pip install -r requirements/requirements.in -c requirements/lock.txt
 pip install --no-deps -r requirements/no-deps.txt

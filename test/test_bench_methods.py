@@ -23,6 +23,7 @@ from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.models.flops import LayerRows, count_flops
 from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.outputs.listing import LIST
 
 
 def test_every_method_has_a_row_and_dense_is_the_first():
@@ -269,6 +270,7 @@ def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
             also=[f'random_tokens:count=6@{checkpoints[1]}'], task_ids=(0,), episodes=1,
             horizon=17, changes={'execution_mode': 'sync'})
 
+    (tmp_path / 'thesis.txt').write_text('of somebody else')
     with pytest.raises(KeyboardInterrupt):
         go()
     oft, cogact = (['dense', 'random_tokens:count=5'],
@@ -281,7 +283,7 @@ def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
     assert measured == [oft, cogact]
     assert episodes == [(0, 0, tuple(oft)), (0, 0, tuple(cogact))]
     assert {path.name for path in tmp_path.iterdir()} == {
-        'methods.json', 'methods.md', 'methods.png'}
+        'methods.json', 'methods.md', 'methods.png', 'thesis.txt', LIST}
 
     rows = json.loads((tmp_path / 'methods.json').read_text())
     assert Counter(row['model'] for row in rows) == {

@@ -80,12 +80,16 @@ def test_tasks_of_a_suite_or_a_refusal(vla):
 
 def test_a_new_checkpoint_spares_what_is_there(vla, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint',
-                        lambda directory, seed, config: made.append(
-                            (directory, seed, config.get('head'))))
+
+    def create(directory, seed, config):
+        made.append((seed, config.get('head')))
+        (directory / 'config.json').write_text('{}')
+
+    monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint', create)
     result = vla('new-checkpoint', tmp_path / 'new', '--seed', 3)
     vla('new-checkpoint', tmp_path / 'other', '--head', 'cogact')
-    assert made == [(tmp_path / 'new', 3, None), (tmp_path / 'other', 0, 'cogact')]
+    assert made == [(3, None), (0, 'cogact')]
+    assert all((tmp_path / name / 'config.json').is_file() for name in ('new', 'other'))
     assert 'untrained' in result.output
     assert 'choose l1 or cogact' in vla('new-checkpoint', tmp_path / 'x', '--head', 'l2').output
     (tmp_path / 'weights').touch()

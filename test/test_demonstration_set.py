@@ -65,12 +65,13 @@ def test_a_stop_in_the_middle_loses_nothing(attempted, tmp_path):
         next(attempts)
     attempts.close()
     (tmp_path / 'episode-0000005.99.tmp').touch()
+    (tmp_path / 'thesis.tmp').touch()  # somebody else's
     with (tmp_path / DISCARDED).open('a') as file:
         file.write('{"se')  # killed in the middle of a line
     list(make(tmp_path, RECIPE, 6, 0, 1))
     assert seeds_in(tmp_path) == [0, 1, 4, 5, 6, 8]
     assert sorted(attempted) == list(range(9))
-    assert not list(tmp_path.glob('*.tmp'))
+    assert [path.name for path in tmp_path.glob('*.tmp')] == ['thesis.tmp']
 
 
 def test_another_seed_is_another_set_below_those_of_evaluation(attempted, tmp_path):

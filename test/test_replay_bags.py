@@ -20,11 +20,12 @@ from rosbags.typesys import Stores, get_typestore
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.messages import to_info, to_time
+from vla_policy_node.outputs.folder import OutputError
+from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy import Policy
 from vla_policy_node.replay import evaluate, write
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
-from vla_policy_node.replay.folder import OutputError, whole_folder
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, read_info
 from vla_policy_node.replay.story import read_story
@@ -275,9 +276,9 @@ def test_a_folder_of_somebody_else_is_not_replaced(settings, tmp_path):
 
 def test_an_interrupted_report_leaves_the_earlier_one(tmp_path):
     out = tmp_path / 'out'
-    with whole_folder(out) as folder:
+    with whole_folder(out, 'vla test') as folder:
         (folder / 'report.json').write_text('1')
-    with pytest.raises(KeyboardInterrupt), whole_folder(out) as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(out, 'vla test') as folder:
         (folder / 'report.json').write_text('2')
         raise KeyboardInterrupt
     assert (out / 'report.json').read_text() == '1'

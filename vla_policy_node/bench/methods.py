@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.progress import track
 
 from vla_policy_node.bench.methods_costs import Costs, summarise_costs
 from vla_policy_node.bench.methods_published import published_rows
+from vla_policy_node.bench.methods_report import NAMES as REPORT_NAMES
 from vla_policy_node.bench.methods_report import write_report
 from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
 from vla_policy_node.evaluation.evaluate import make_plan
@@ -19,7 +19,9 @@ from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
 from vla_policy_node.evaluation.run import run_plan
 from vla_policy_node.evaluation.summary import describe_machine, describe_policy, summarise
+from vla_policy_node.outputs.folder import claim, clear, seal
 
+COMMAND = 'vla bench methods'  # whose files they are
 # In the output directory, while a run is not finished: what it need not do again, in a folder
 # for each checkpoint.
 UNFINISHED = 'methods.unfinished'
@@ -35,7 +37,7 @@ def bench_methods(
     success: bool = True,
     frames_episodes: int = 1,
     workers: int = 1,
-    command: str = 'vla bench methods',
+    command: str = COMMAND,
     arguments: Mapping[str, str] | None = None,
     **options: object,
 ) -> dict:
@@ -57,6 +59,7 @@ def bench_methods(
     names = _names([Path(plan.checkpoint) for plan in plans])
     chosen = contenders(swept(methods) if sweep else methods, also)
     shares = share_out(chosen, [Path(plan.parameters.checkpoint) for plan in plans])
+    claim(out, REPORT_NAMES, COMMAND, [f'{UNFINISHED}/{name}' for name in names])
     unfinished = out / UNFINISHED
     models = []
     for plan, policy, share, name in zip(plans, described, shares, names, strict=True):
@@ -85,7 +88,8 @@ def bench_methods(
     }
     for path in write_report(document, out):
         console.print(f'Wrote {path}.')
-    shutil.rmtree(unfinished)
+    clear(out, COMMAND, UNFINISHED)
+    seal(out, COMMAND, REPORT_NAMES)
     return document
 
 
@@ -105,7 +109,7 @@ def _measure_costs(
     plan: Plan, episodes: int, out: Path, console: Console
 ) -> dict[str, list[dict]]:
     """Rows of costs by method; those that are there are not measured again."""
-    results = Results(out / 'costs.json', plan.identity())
+    results = Results(out / 'costs.json', plan.identity(), COMMAND)
     units = [(task, episode) for task, episode in plan.units if episode < episodes]
     labels = [contender.label for contender in plan.contenders]
     costs: Costs | None = None
@@ -125,7 +129,7 @@ def _measure_costs(
 
 def _evaluate(plan: Plan, workers: int, out: Path, console: Console) -> dict:
     """As `vla eval` does, but what is there stays until all checkpoints are done."""
-    results = Results(out / 'success.json', plan.identity())
+    results = Results(out / 'success.json', plan.identity(), COMMAND)
     run_plan(plan, results, workers, console)
     return summarise(plan, results.rows(plan.keys), workers)
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from vla_policy_node.bench.methods_published import NOTES as PUBLISHED_NOTES
 
 DPI = 150
+NAMES = ('methods.json', 'methods.md', 'methods.png')
 
 NOTES = '''\
 The columns of the tables:
@@ -30,7 +31,7 @@ The columns of the tables:
 
 def write_report(document: Mapping, out: Path) -> list[Path]:
     """Write methods.json, methods.md and methods.png into `out`."""
-    paths = [out / f'methods.{kind}' for kind in ('json', 'md', 'png')]
+    paths = [out / name for name in NAMES]
     paths[0].write_text(
         json.dumps(flat_rows(document), indent=1, allow_nan=False) + '\n', encoding='utf-8')
     paths[1].write_text(markdown(document), encoding='utf-8')

@@ -29,9 +29,12 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.machine import processor_name
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.system import describe
 
+COMMAND = 'vla bench node'  # whose files they are
+LOG, FIGURES = 'nodes.log', 'bench_node.json'
 START_TIMEOUT_S = 120.0
 CAMERA_RATE_HZ = 30.0
 CALLBACK_SECONDS = 10.0  # at most
@@ -69,7 +72,7 @@ def measure(
     """Run cameras and policy for duration_s and return the figures."""
     enter_private_domain()
     nodes = describe({**arguments, 'visualizer': False, 'autostart': True})
-    with (out / 'nodes.log').open('w') as log, _cameras(), System(nodes, output=log) as system:
+    with (out / LOG).open('w') as log, _cameras(), System(nodes, output=log) as system:
         rclpy.init(args=[])
         listener = Listener()
         executor = SingleThreadedExecutor()
@@ -209,7 +212,8 @@ def table(figures: dict) -> Table:
 
 def run(duration_s: float, arguments: dict[str, str | bool], out: Path, console: Console) -> None:
     """Measure, print the table, write bench_node.json."""
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, [LOG, FIGURES], COMMAND)
     figures = measure(duration_s, arguments, out, console)
     console.print(table(figures))
-    (out / 'bench_node.json').write_text(json.dumps(figures, indent=2) + '\n')
+    (out / FIGURES).write_text(json.dumps(figures, indent=2) + '\n')
+    seal(out, COMMAND, [LOG, FIGURES])

@@ -35,9 +35,12 @@ from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.machine import processor_name
 from vla_policy_node.models.checkpoint import load_model, read_model_config
 from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.outputs.files import write_text
+from vla_policy_node.outputs.folder import claim_file, seal
 from vla_policy_node.policy import Observation
 from vla_policy_node.system import default_checkpoint
 
+COMMAND = 'vla bench policy'  # whose files they are
 PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
 # Processor time is that of the process: what an idle machine would take, on one that is shared.
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
@@ -69,6 +72,8 @@ def run(
     if not console.is_terminal:
         console.width = _WIDTH
     _check(options)
+    for path in filter(None, (json_file, markdown_file)):
+        claim_file(path, COMMAND)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         figures, tables = _measure(options, Path(folder), console)
@@ -77,8 +82,8 @@ def run(
     for path, text in ((json_file, json.dumps(figures, indent=2)),
                        (markdown_file, markdown(tables, figures['notes']))):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text + '\n', encoding='utf-8')
+            write_text(path, text + '\n')
+            seal(path.parent, COMMAND, [path.name])
 
 
 def _check(options: Options) -> None:

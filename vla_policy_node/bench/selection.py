@@ -20,12 +20,14 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.evaluate import make_plan
 from vla_policy_node.evaluation.grounding import PARTS
 from vla_policy_node.evaluation.plan import Plan
-from vla_policy_node.evaluation.plots import write_plots
+from vla_policy_node.evaluation.plots import plot_names, write_plots
 from vla_policy_node.evaluation.progress import PHASES
 from vla_policy_node.evaluation.results import Results
 from vla_policy_node.evaluation.run import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
+from vla_policy_node.outputs.files import write_text
+from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.training.run import Run
 
 LIGHTVLA = 'LightVLA'
@@ -36,6 +38,9 @@ VARIANTS = {
     'LightVLA trained without noise': ('no-noise', ('noise_scale=0.0',)),
     'LightVLA trained with fixed noise': ('fixed-noise', ('noise_decays=false',)),
 }
+COMMAND = 'vla bench selection'  # whose files they are
+PREFIX = 'selection-'
+NAMES = ('selection.json', 'selection.md', *plot_names(PREFIX))
 EXTRA_RANDOM = 16
 DROPPED = 0.1
 
@@ -64,8 +69,8 @@ def answer(question: Question, console: Console) -> dict:
 
     Goes on where an interrupted run stopped. ValueError with one sentence for what cannot be.
     """
+    claim(question.out, NAMES, COMMAND)
     variants = {label: _variant(question, label, console) for label in VARIANTS}
-    question.out.mkdir(parents=True, exist_ok=True)
     learnt = [
         Contender('dense', checkpoint=question.dense),
         _contender(LIGHTVLA, question.lightvla),
@@ -76,8 +81,8 @@ def answer(question: Question, console: Console) -> dict:
         task_ids=question.tasks, changes={'execution_mode': 'sync'},
         trace=question.runs / 'trace')
     plan = replace(plan, contenders=tuple(learnt))
-    file = question.out / 'selection.json'
-    results = Results(file, plan.identity())
+    file, table_file = (question.out / name for name in NAMES[:2])
+    results = Results(file, plan.identity(), COMMAND)
     run_plan(plan, results, question.workers, console)
     count = round(_mean_tokens(plan, results))
     plan = replace(plan, contenders=(*learnt[:2], *_same_count(question, count), *learnt[2:]))
@@ -86,12 +91,11 @@ def answer(question: Question, console: Console) -> dict:
     document = summarise(plan, results.rows(plan.keys), question.workers)
     for table in tables(document):
         console.print(table)
-    draft = file.with_name(f'{file.name}.draft')
-    draft.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    draft.replace(file)
-    (question.out / 'selection.md').write_text(markdown(document), encoding='utf-8')
-    write_plots(document, question.out, prefix='selection-')
+    write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
+    write_text(table_file, markdown(document))
+    write_plots(document, question.out, PREFIX)
     results.discard_side_file()
+    seal(question.out, COMMAND, NAMES)
     return document
 
 

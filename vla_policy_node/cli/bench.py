@@ -45,7 +45,8 @@ def selection(
             'runs/selection'),
     demos: Annotated[Path | None, typer.Option(
         help='Demonstrations to train missing variants on, a folder of `vla demos`.')] = None,
-    out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path('docs'),
+    out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path(
+        'out/selection'),
     tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
     episodes: Annotated[int, typer.Option(
         min=1, help='Episodes per task and row.')] = 5,

@@ -122,18 +122,20 @@ def train_blind(
     from rich.console import Console
     from rich.progress import Progress
 
+    from vla_policy_node.outputs.folder import claim_file, seal
     from vla_policy_node.training.blind import train_blind as train
     from vla_policy_node.training.demonstrations import Demonstrations
 
     try:
+        claim_file(out, 'vla train-blind')
         with Progress(console=Console(), transient=True) as progress:
             bar = progress.add_task('without eyes', total=None)
             policy = train(
                 Demonstrations(demos), seconds=seconds, seed=seed,
                 report=lambda step, loss: progress.update(
                     bar, completed=step, description=f'step {step}, loss {loss:.3f}'))
-        out.parent.mkdir(parents=True, exist_ok=True)
         policy.save(out)
+        seal(out.parent, 'vla train-blind', [out.name])
     except ValueError as error:
         raise refusal(error) from None
     typer.echo(f'Wrote {out}; vla eval --blind {out} runs it.')

@@ -101,8 +101,14 @@ def new_checkpoint(
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise refusal(f"'{directory}' exists and is not empty; choose another directory.")
     from vla_policy_node.models.small import COGACT_CONFIG, CONFIG, create_small_checkpoint
+    from vla_policy_node.outputs.folder import OutputError
+    from vla_policy_node.outputs.whole import whole_folder
 
-    create_small_checkpoint(directory, seed, COGACT_CONFIG if head == 'cogact' else CONFIG)
+    try:
+        with whole_folder(directory, 'vla new-checkpoint') as folder:
+            create_small_checkpoint(folder, seed, COGACT_CONFIG if head == 'cogact' else CONFIG)
+    except OutputError as error:
+        raise refusal(error) from None
     typer.echo(f'Created {directory}: random weights of seed {seed}, untrained.')
 
 

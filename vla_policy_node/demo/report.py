@@ -112,6 +112,12 @@ def write_json(path: Path, summary: dict) -> None:
     path.write_text(json.dumps(_without_nan(summary), indent=2) + '\n')
 
 
+def picture_names(episodes: int) -> list[str]:
+    """Return the names of all files that `write_pictures` may write for so many episodes."""
+    strips = [f'filmstrip_{number}.png' for number in range(episodes)]
+    return ['overlay.mp4', 'overlay.gif', *strips, *(f'tokens_{camera}.png' for camera in CAMERAS)]
+
+
 def write_pictures(episodes: Sequence[Episode], out: Path) -> list[Path]:
     """Write overlay videos, a filmstrip per episode and stills; return the files."""
     files = _write_videos([pair for episode in episodes for pair in episode.overlays], out)

@@ -1,7 +1,6 @@
 """Brings the system up, runs episodes of named instructions, reports. Behind `vla demo`."""
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,8 @@ from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
 from vla_policy_node.demo.scenes import Scene
-from vla_policy_node.system import describe
+from vla_policy_node.outputs.folder import claim, clear, seal
+from vla_policy_node.system import RECORDED_PARAMETERS, describe
 
 PACES = ('auto', 'real-time', 'lock-step')
 START_TIMEOUT_S = 90.0
@@ -34,6 +34,8 @@ ANSWER_TIMEOUT_S = 60.0
 CONTROL_HZ = 20.0
 PROBE_STEPS = 60
 LOG_TAIL = 8
+COMMAND = 'vla demo'  # whose files they are
+BAG, LOG, FIGURES = 'bag', 'nodes.log', 'demo.json'
 # A success is shown for this long before the next episode begins.
 LINGER_S = 0.5
 
@@ -138,11 +140,12 @@ def run_demo(
     pace: 'real-time', 'lock-step' (the world waits for every action) or 'auto': real time if
         this machine infers fast enough, else lock-step.
     arguments: for `system.describe`, for example checkpoint and config.
-    Raises DemoError or SystemDescriptionError, which say what is wrong.
+    Raises DemoError, OutputError or SystemDescriptionError, which say what is wrong.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    files = [LOG, FIGURES, *report.picture_names(len(scenes)), *_bag_names()]
+    claim(out, files, COMMAND, anew=True)
     enter_private_domain()
-    log_path, bag = out / 'nodes.log', out / 'bag'
+    log_path, bag = out / LOG, out / BAG
     try:
         with log_path.open('w') as log:
             def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
@@ -159,14 +162,15 @@ def run_demo(
                 'checkpoint': info.checkpoint, 'trained': info.trained,
                 'methods': list(info.methods), 'execution_mode': info.execution_mode,
                 'optimisation': info.optimisation, 'preprocessing': info.preprocessing}
-    report.write_json(out / 'demo.json', summary)
+    report.write_json(out / FIGURES, summary)
     with console.status('drawing ...'):
         files = report.write_pictures(recorded, out)
+    seal(out, COMMAND)
     console.print(report.table(summary))
     if not info.trained:
         console.print('The policy is [bold]untrained[/] (random weights from a seed): it reacts '
                       'to what the cameras show, it cannot do the tasks.')
-    files = [*files, out / 'demo.json', bag]
+    files = [*files, out / FIGURES, bag]
     console.print('Look at:', *(f'  {path}' for path in files), sep='\n')
     found = report.problems(summary)
     for problem in found:
@@ -201,7 +205,7 @@ def _record(
         if lock_step:
             # Time stands still while the policy thinks, so each chunk is played to its end.
             overrides['policy'] = {'execution_mode': 'sync'}
-        shutil.rmtree(bag, ignore_errors=True)  # of an earlier demo, or of the pace that failed
+        _make_way(bag)
         nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,
                           'record': str(bag), 'lock_step': lock_step}, overrides)
     with System(nodes, output=log) as system:
@@ -219,6 +223,18 @@ def _record(
             demo.close()
             rclpy.try_shutdown()
     return recorded, demo.recorder
+
+
+def _bag_names() -> list[str]:
+    return [f'{BAG}/{name}' for name in (f'{BAG}.mcap', 'metadata.yaml', RECORDED_PARAMETERS)]
+
+
+def _make_way(bag: Path) -> None:
+    """Remove the bag of the pace that failed. Raises DemoError."""
+    clear(bag.parent, COMMAND, bag.name)
+    claim(bag.parent, _bag_names(), COMMAND)
+    if bag.exists():
+        raise DemoError(f"'{bag}' holds what no demo wrote; move it away or choose another --out.")
 
 
 def _run_episodes(

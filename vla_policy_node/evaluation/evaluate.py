@@ -12,11 +12,13 @@ from rich.console import Console
 from vla_policy_node.evaluation.contenders import blind_contender, parse_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
-from vla_policy_node.evaluation.results import Results
+from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.run import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.outputs.files import write_text
+from vla_policy_node.outputs.folder import claim, claim_file, seal
 from vla_policy_node.world.layouts import HELD_OUT_STATES
 from vla_policy_node.world.libero_world import tasks
 
@@ -68,22 +70,26 @@ def evaluate(
     """Run what is missing, print the tables, write the files; return the document.
 
     file: of the document; while it is made, finished episodes are kept beside it. plots:
-        directory for pictures.
+        directory for pictures. Raises ValueError if a file of these names is not ours.
     """
+    if file is not None:
+        claim_file(file, COMMAND)
+    if plots is not None:
+        from vla_policy_node.evaluation.plots import plot_names, write_plots
+
+        claim(plots, plot_names(), COMMAND)
     results = Results(file, plan.identity())
     run_plan(plan, results, workers, console)
     document = summarise(plan, results.rows(plan.keys), workers)
     for table in tables(document):
         console.print(table)
     if plots is not None:
-        from vla_policy_node.evaluation.plots import write_plots
-
         for path in write_plots(document, plots):
             console.print(f'Wrote {path}.')
+        seal(plots, COMMAND, plot_names())
     if file is not None:
-        draft = file.with_name(f'{file.name}.draft')
-        draft.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-        draft.replace(file)
+        write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
+        seal(file.parent, COMMAND, [file.name])
         results.discard_side_file()
         console.print(f'Wrote {file}.')
     return document

@@ -14,16 +14,20 @@ from vla_policy_node.evaluation.progress import PHASES
 DPI = 150
 
 
+def plot_names(prefix: str = '') -> list[str]:
+    """Return the names of the files that `write_plots` writes."""
+    return [f'{prefix}success.png', f'{prefix}tokens.png']
+
+
 def write_plots(document: Mapping, directory: Path, prefix: str = '') -> list[Path]:
-    """Write success.png and tokens.png, or with `prefix`; document: what `summarise` returns."""
-    directory.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        f'{prefix}success.png': success_figure(document),
-        f'{prefix}tokens.png': tokens_figure(document),
-    }
-    for name, figure in pictures.items():
-        FigureCanvasAgg(figure).print_png(directory / name)
-    return [directory / name for name in pictures]
+    """Write success.png and tokens.png, or with `prefix`; document: what `summarise` returns.
+
+    The names must have been claimed.
+    """
+    names = plot_names(prefix)
+    for name, figure in zip(names, (success_figure, tokens_figure), strict=True):
+        FigureCanvasAgg(figure(document)).print_png(directory / name)
+    return [directory / name for name in names]
 
 
 def success_figure(document: Mapping) -> Figure:

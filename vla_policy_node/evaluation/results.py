@@ -10,6 +10,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from vla_policy_node.outputs.files import write_text
+from vla_policy_node.outputs.folder import claim_file, seal
+
+COMMAND = 'vla eval'
 Key = tuple[str, int, int]  # method, task, episode
 
 
@@ -21,26 +25,24 @@ def key_of(row: Mapping) -> Key:
 class Results:
     """Rows by episode and method, kept in a file where there is one.
 
-    path: FILE, None to keep rows in memory only. identity: what rows must share, as JSON.
-    Raises ValueError if the side file belongs to another evaluation.
+    path: FILE, None to keep rows in memory only. identity: what rows must share, as JSON. by: the
+    command. Raises ValueError if the side file belongs to another evaluation, or is none of ours.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping):
+    def __init__(self, path: Path | None, identity: Mapping, by: str = COMMAND):
+        self._by = by
         self._side = path and side_file(path)
         self._rows: dict[Key, dict] = {}
         if self._side is None:
             return
+        claim_file(self._side, by)
         header = json.dumps(identity, sort_keys=True)
         lines = self._complete_lines()
         if lines:
             self._check(json.loads(lines[0]), json.loads(header))
             self._rows = {key_of(row): row for row in map(json.loads, lines[1:])}
         # Written anew rather than continued: a line may have been cut off in the middle.
-        self._side.parent.mkdir(parents=True, exist_ok=True)
-        text = ''.join(f'{line}\n' for line in (header, *lines[1:]))
-        draft = self._side.with_name(f'{self._side.name}.draft')
-        draft.write_text(text, encoding='utf-8')
-        draft.replace(self._side)
+        write_text(self._side, ''.join(f'{line}\n' for line in (header, *lines[1:])))
 
     def add(self, rows: Sequence[Mapping]) -> None:
         """Keep the rows of finished episodes."""
@@ -62,6 +64,7 @@ class Results:
         """Remove the side file: what it is for has been done."""
         if self._side is not None:
             self._side.unlink(missing_ok=True)
+            seal(self._side.parent, self._by, [self._side.name])
 
     def _complete_lines(self) -> list[str]:
         if not self._side.is_file():

@@ -25,8 +25,10 @@ from rich.progress import (
 )
 
 from vla_policy_node.evaluation.plan import Plan
-from vla_policy_node.evaluation.results import Results
+from vla_policy_node.evaluation.results import COMMAND, Results
+from vla_policy_node.evaluation.trace import trace_path
 from vla_policy_node.evaluation.worker import Worker, run_unit, start_worker
+from vla_policy_node.outputs.folder import claim
 
 Unit = tuple[int, int, tuple[str, ...]]  # task, episode, labels of the methods to run
 
@@ -40,6 +42,8 @@ def run_plan(plan: Plan, results: Results, workers: int, console: Console) -> No
     units = missing_units(plan, results)
     if not units:
         return
+    if plan.trace is not None:
+        claim(plan.trace, [trace_path(plan.trace, *key).name for key in plan.keys], COMMAND)
     tally = _Tally(plan)
     tally.add(results.rows(plan.keys))
     source = _run_here(plan, units) if workers == 1 else _run_apart(plan, units, workers)

@@ -23,6 +23,7 @@ import numpy as np
 
 from vla_policy_node.evaluation.grounding import PARTS
 from vla_policy_node.evaluation.progress import PHASES
+from vla_policy_node.outputs.files import draft
 
 if TYPE_CHECKING:
     from vla_policy_node.evaluation.episodes import EpisodeResult
@@ -41,13 +42,13 @@ def trace_path(directory: Path, method: str, task_id: int, episode: int) -> Path
 
 
 def write_trace(directory: Path, row: Mapping, result: EpisodeResult) -> Path:
-    """Write the trace of an episode whose inferences were grounded; row: its row of results."""
+    """Write the trace of an episode whose inferences were grounded; row: its row of results.
+
+    The name must have been claimed.
+    """
     path = trace_path(directory, row['method'], row['task_id'], row['episode'])
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix('.draft.npz')
     inferences = result.inferences
-    np.savez_compressed(
-        draft,
+    arrays = dict(
         kept=np.stack([kept_of(i.chunk) for i in inferences]),
         on_parts=np.stack([np.stack([i.on_parts[part] for part in PARTS]) for i in inferences]),
         parts=np.array(PARTS),
@@ -61,4 +62,6 @@ def write_trace(directory: Path, row: Mapping, result: EpisodeResult) -> Path:
         task_id=np.array(row['task_id'], np.int32),
         episode=np.array(row['episode'], np.int32),
     )
-    return draft.replace(path)
+    with draft(path) as partial, partial.open('wb') as stream:
+        np.savez_compressed(stream, **arrays)
+    return path

@@ -38,6 +38,7 @@ from vla_policy_node.nodes.parameters import (
 )
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.streams import input_streams
+from vla_policy_node.outputs.files import write_text
 from vla_policy_node.system import RECORDED_PARAMETERS
 
 REPORT_PERIOD_S = 10.0
@@ -175,12 +176,9 @@ class RecorderNode(Node):
         if not values:
             return
         file = self._writer.path / RECORDED_PARAMETERS
-        partial_file = file.with_suffix('.tmp')
         try:
-            partial_file.write_text(
-                yaml.safe_dump({'policy': {'ros__parameters': values}}, sort_keys=False),
-                encoding='utf-8')
-            partial_file.replace(file)
+            write_text(file, yaml.safe_dump(
+                {'policy': {'ros__parameters': values}}, sort_keys=False))
         except OSError as error:
             self.get_logger().error(f'{file} cannot be written: {error.strerror}.')
 

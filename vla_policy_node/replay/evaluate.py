@@ -10,13 +10,15 @@ from pathlib import Path
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.machine import processor_name
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.outputs.files import write_json
+from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
-from vla_policy_node.replay.folder import check_target, whole_folder, write_json
 from vla_policy_node.replay.gate import Verdict, judge
 from vla_policy_node.replay.run import run_policy
 from vla_policy_node.replay.settings import (
     AS_RECORDED,
+    COMMAND,
     ReplaySettings,
     parameters_of,
     read_info,
@@ -67,9 +69,9 @@ def evaluate_bag(
     """
     from vla_policy_node.replay.write import write_report  # draws; a worker that fails needs none
 
-    check_target(out)
+    check_target(out, COMMAND)
     evaluation = replay_bag(path, settings, on_progress)
-    with whole_folder(out) as folder:
+    with whole_folder(out, COMMAND) as folder:
         write_json(folder / 'report.json', evaluation.report)
         write_json(folder / 'latency.json', evaluation.latency)
         write_report(evaluation, settings, folder, on_progress)

@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vla_policy_node.replay.folder import OutputError, check_target
+from vla_policy_node.outputs.folder import OutputError
+from vla_policy_node.outputs.whole import check_target
 from vla_policy_node.replay.merged import Outcome, prepare, write_merged
-from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
 Job = tuple[str, str]  # bag, folder of its report
 Runner = Callable[[Sequence[Job]], Iterator[Outcome]]
@@ -29,7 +30,7 @@ def replay_bags(
     skipped. Interrupted, the same call goes on with the bags that are not done. Raises ValueError
     for what cannot begin.
     """
-    check_target(out)
+    check_target(out, COMMAND)
     if len(bags) == 1 and not ray_address:
         outcome = _with_bar(bags[0], settings, out, console)
         if outcome.problem:

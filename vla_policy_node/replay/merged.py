@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -11,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.replay.folder import MARK, write_json, write_text
+from vla_policy_node.outputs.files import write_json, write_text
+from vla_policy_node.outputs.folder import claim, clear, seal
 from vla_policy_node.replay.page import document, number, table
-from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
 # What the folder was asked to hold; lets an interrupted run go on.
 PLAN = 'plan.json'
+REPORT, TIMES, PAGE = 'report.json', 'latency.json', 'report.html'
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,20 @@ def prepare(
 ) -> dict[tuple[str, str], Outcome]:
     """Make the folder ready; return what an interrupted run of the same plan has done already.
 
-    jobs: bag and the folder of its report. The results of another plan are removed.
+    jobs: bag and the folder of its report. The results of another plan are removed. Raises
+    OutputError.
     """
     plan = {'settings': asdict(settings), 'bags': {bag: _identity(Path(bag)) for bag, _ in jobs}}
     plan = json.loads(json.dumps(plan))
-    if _read(out / PLAN) != plan and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).unlink(missing_ok=True)
+    if _read(out / PLAN) != plan:
+        clear(out, COMMAND)
+    # Not known to be whole until it is sealed; report.json is written last.
+    claim(out, [PLAN, TIMES, PAGE, REPORT], COMMAND, [Path(folder).name for _, folder in jobs])
+    (out / REPORT).unlink(missing_ok=True)
     write_json(out / PLAN, plan)
     done = {}
     for bag, folder in jobs:
-        report, latency = (_read(Path(folder) / name) for name in (MARK, 'latency.json'))
+        report, latency = (_read(Path(folder) / name) for name in (REPORT, TIMES))
         if report and latency:
             passed = all(verdict['passed'] for verdict in latency['gate'])
             done[bag, folder] = Outcome(bag, folder, report, latency, passed)
@@ -79,12 +82,13 @@ def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
     Each takes its name when it is whole, report.json last.
     """
     done = [outcome for outcome in outcomes if outcome.report]
-    write_json(folder / 'latency.json', {Path(o.folder).name: o.latency for o in done})
-    write_text(folder / 'report.html', _page(outcomes, done))
-    write_json(folder / MARK, {
+    write_json(folder / TIMES, {Path(o.folder).name: o.latency for o in done})
+    write_text(folder / PAGE, _page(outcomes, done))
+    write_json(folder / REPORT, {
         'bags': {Path(o.folder).name: o.report for o in done},
         'failed': {Path(o.folder).name: o.problem for o in outcomes if o.problem},
         'mean': _means(done)})
+    seal(folder, COMMAND)
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:

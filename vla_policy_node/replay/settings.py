@@ -19,6 +19,7 @@ from vla_policy_node.system import (
     read_config,
 )
 
+COMMAND = 'vla replay'  # whose files a report is
 # The inference takes as long as in the bag.
 AS_RECORDED = -1
 

@@ -23,6 +23,7 @@ from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION
 from vla_policy_node.models.flops import chain_flops
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.outputs.files import draft
 from vla_policy_node.policy import ActionChunk, Observation
 from vla_policy_node.training.dataset_statistics import statistics_of
 from vla_policy_node.training.demonstrations import Demonstrations, pad_chunk
@@ -85,11 +86,9 @@ class BlindPolicy:
             'instructions': json.dumps(self.instructions),
             'statistics': json.dumps(self._document),
         }
-        draft = path.with_name(f'{path.name}.draft')
-        save_file(
-            {name: weight.contiguous() for name, weight in self.model.state_dict().items()},
-            draft, header)
-        draft.replace(path)
+        weights = {name: weight.contiguous() for name, weight in self.model.state_dict().items()}
+        with draft(path) as partial:
+            save_file(weights, partial, header)
 
     @torch.inference_mode()
     def infer(self, observation: Observation) -> ActionChunk:

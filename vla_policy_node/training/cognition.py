@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.models.cogact import CogAct
+from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.data import TrainingData
@@ -97,9 +98,8 @@ class CognitionData:
                        for name in ('states', 'actions')}
             tensors['frames'] = torch.tensor(frames)
             path.parent.mkdir(exist_ok=True)
-            unfinished = path.with_suffix('.part')
-            save_file(tensors, unfinished, {'source': source})
-            unfinished.replace(path)
+            with draft(path) as partial:
+                save_file(tensors, partial, {'source': source})
         with safe_open(path, 'pt') as file:
             same = file.metadata()['source'] == source and np.array_equal(
                 file.get_tensor('frames'), frames)

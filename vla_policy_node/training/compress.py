@@ -37,9 +37,11 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.training.demonstrations import Demonstrations
 
+COMMAND = 'vla compress'  # whose files they are
 GRIPPER = 6
 
 
@@ -106,9 +108,10 @@ def compress(
         tuple(removed), tuple(float(value) for value in importance), (before[0], after[0]))
     if samples:
         result = _compare(result, before, after)
-    _write(directory, out, model, {
-        'removed_layers': removed, 'mlp_share': recipe.mlp_share,
-        'from_sha256': checkpoints.fingerprint(directory)})
+    with whole_folder(out, COMMAND) as folder:
+        _write(directory, folder, model, {
+            'removed_layers': removed, 'mlp_share': recipe.mlp_share,
+            'from_sha256': checkpoints.fingerprint(directory)})
     return result
 
 
@@ -187,7 +190,6 @@ def _compare(result: Compression, before: tuple, after: tuple) -> Compression:
 
 
 def _write(directory: Path, out: Path, model: OpenVlaOft, provenance: dict) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     decoder = model.config.language_model
     document = dict(read_document(directory))
     document['text_config'] = {

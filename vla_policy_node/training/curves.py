@@ -6,7 +6,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-METRICS = 'metrics.jsonl'
+from vla_policy_node.outputs.files import write_text
+
+METRICS, PICTURE = 'metrics.jsonl', 'curves.png'
 SMOOTHING = 50  # points that one point of a drawn training curve averages
 
 
@@ -19,8 +21,7 @@ class Curves:
 
         self._path = out / METRICS
         lines = [line for line in read_metrics(out) if line['step'] <= step]
-        with self._path.open('w', encoding='utf-8') as file:
-            file.writelines(json.dumps(line) + '\n' for line in lines)
+        write_text(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
         self._file = self._path.open('a', encoding='utf-8', buffering=1)
         self._board = SummaryWriter(str(out / 'tensorboard'), purge_step=step + 1)
 
@@ -79,7 +80,7 @@ def draw_curves(out: Path) -> None:
         axis.legend(fontsize=7, frameon=False)
     for axis in axes.flat[len(curves):]:
         axis.set_axis_off()
-    figure.savefig(out / 'curves.png', dpi=110)
+    figure.savefig(out / PICTURE, dpi=110)
     pyplot.close(figure)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_policy_node.outputs.files import write_text
 from vla_policy_node.training.demonstrations import Demonstrations
 
 FILE = 'dataset_statistics.json'
@@ -29,9 +30,7 @@ def write_statistics(demonstrations: Demonstrations) -> Path:
     document = {key: statistics_of(action, proprio) | {
         'num_transitions': len(action), 'num_trajectories': len(episodes)}}
     path = demonstrations.directory / FILE
-    unfinished = path.with_suffix('.tmp')
-    unfinished.write_text(json.dumps(document, indent=2) + '\n', encoding='utf-8')
-    unfinished.replace(path)
+    write_text(path, json.dumps(document, indent=2) + '\n')
     return path
 
 

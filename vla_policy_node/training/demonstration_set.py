@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from vla_policy_node.world.libero_world import CAMERAS, LiberoWorld, tasks
 
 SEEDS = 100_000  # layouts that belong to one --seed
 DISCARDED = 'discarded.jsonl'
+_UNFINISHED = re.compile(r'episode-\d{7,}\.\d+\.tmp')  # of a process that was killed
 
 # One process, one core: the rasteriser and the linear algebra would start threads otherwise.
 _ONE_THREAD = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'LP_NUM_THREADS': '0'}
@@ -53,8 +55,9 @@ def make(
     """
     _check(recipe, seed)
     write_document(directory, _document(recipe))
-    for unfinished in directory.glob('*.tmp'):
-        unfinished.unlink()
+    for unfinished in directory.glob('episode-*.tmp'):
+        if _UNFINISHED.fullmatch(unfinished.name) and not unfinished.is_symlink():
+            unfinished.unlink()
     discarded = _read_discarded(directory)
     kept, tried = 0, iter(range(seed * SEEDS, (seed + 1) * SEEDS))
     running: set[Future] = set()

@@ -39,6 +39,8 @@ import simplejpeg
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vla_policy_node.outputs.files import draft_name, write_text
+
 FORMAT = 1
 DOCUMENT = 'demonstrations.json'
 SCATTERED = 'scattered'  # layout of still scenes, whose actions mean nothing
@@ -223,7 +225,7 @@ def pad_chunk(actions: np.ndarray, length: int) -> np.ndarray:
 
 
 def write_document(directory: Path, document: Mapping) -> None:
-    """Say what the folder holds; ValueError if it already holds something else."""
+    """Say what the folder, new or empty, holds; ValueError if it already holds something else."""
     path = directory / DOCUMENT
     if path.is_file():
         present = read_document(directory)
@@ -233,10 +235,13 @@ def write_document(directory: Path, document: Mapping) -> None:
                     f'{directory} holds demonstrations with {name} {present.get(name)!r}, not '
                     f'{document[name]!r}; choose the same options or another folder.')
         return
+    others = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    if others - {draft_name(DOCUMENT)}:
+        raise ValueError(
+            f'{directory} holds other files, such as {min(others)}, and no {DOCUMENT}; choose a '
+            'new folder.')
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix('.tmp')
-    unfinished.write_text(json.dumps(document, indent=2) + '\n', encoding='utf-8')
-    unfinished.replace(path)
+    write_text(path, json.dumps(document, indent=2) + '\n')
 
 
 def read_document(directory: Path) -> dict:

@@ -28,10 +28,14 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.outputs.files import draft
+from vla_policy_node.outputs.folder import claim, seal
+from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.curves import METRICS, PICTURE
 from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -39,8 +43,10 @@ from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lessons import Lesson, lesson_of
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
-from vla_policy_node.training.trainer import Trainer
+from vla_policy_node.training.trainer import STATE, Trainer
 
+COMMAND = 'vla train'  # whose files they are
+CHECKPOINT = 'checkpoint'
 STATISTICS = 'dataset_statistics.json'
 # Beside the checkpoint directory: the next stage wants them, no policy does.
 HEADS = 'grounding_heads.safetensors'
@@ -68,19 +74,25 @@ class Run:
 def train(run: Run) -> Path:
     """Run a stage to its end, or go on with it, and return the path of its checkpoint.
 
+    Raises ValueError for what cannot be, such as files in the way that no run wrote.
+
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
     if run.config.stage == 'cogact_head':
         _check_head(run)
-    run.out.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get('RANK', 0))
+    if rank == 0:
+        claim(run.out, [STATE, METRICS, PICTURE, HEADS], COMMAND, [CHECKPOINT])
+        check_target(run.out / CHECKPOINT, COMMAND)
     if 'RANK' in os.environ:
-        _process(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), run)
+        run.out.mkdir(parents=True, exist_ok=True)
+        _process(rank, int(os.environ['WORLD_SIZE']), run)
     elif run.processes == 1:
         _process(0, 1, run)
     else:
         _spawn(run)
-    return run.out / 'checkpoint'
+    return run.out / CHECKPOINT
 
 
 def _check_head(run: Run) -> None:
@@ -105,7 +117,7 @@ def _spawn(run: Run) -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-    if not (run.out / 'checkpoint').exists():
+    if not (run.out / CHECKPOINT).exists():
         raise KeyboardInterrupt
 
 
@@ -153,12 +165,15 @@ def _process(rank: int, processes: int, run: Run) -> None:
         trainer.run()
     if rank == 0:
         trainer.load_average()
-        export(run, model, heads)
-        if isinstance(selection, LightVlaStarTraining):
-            selection.queries.save(run.out / 'checkpoint')
-        if isinstance(selection, Lesson):
-            selection.save(
-                run.out / 'checkpoint', model, data.validation(run.config.validation_frames))
+        with whole_folder(run.out / CHECKPOINT, COMMAND) as target:
+            export(run, model, target)
+            if isinstance(selection, LightVlaStarTraining):
+                selection.queries.save(target)
+            if isinstance(selection, Lesson):
+                selection.save(target, model, data.validation(run.config.validation_frames))
+        with draft(run.out / HEADS) as unfinished:
+            save_file(heads.state_dict(), unfinished)
+        seal(run.out, COMMAND)
     if processes > 1:
         distributed.barrier()
         distributed.destroy_process_group()
@@ -209,10 +224,8 @@ def _statistics(run: Run) -> Mapping:
     return checkpoints.read_json(run.demonstrations or run.start, STATISTICS)
 
 
-def export(run: Run, model, heads) -> None:
+def export(run: Run, model, target: Path) -> None:
     """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
-    target = run.out / 'checkpoint'
-    target.mkdir(exist_ok=True)
     for name in DOCUMENTS:
         shutil.copyfile(run.start / name, target / name)
     if run.demonstrations:
@@ -226,7 +239,6 @@ def export(run: Run, model, heads) -> None:
     if run.config.lora_rank:
         merge_lora(model)
     checkpoints.save_model(target, model.bfloat16(), run.config.steps)
-    save_file(heads.state_dict(), run.out / HEADS)
 
 
 def _free_port() -> int:

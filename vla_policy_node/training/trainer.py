@@ -26,6 +26,7 @@ from vla_policy_node.acceleration.lightvla_training import (
     StraightThroughSelection,
 )
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.outputs.files import draft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch, CognitionData
@@ -238,9 +239,8 @@ class Trainer:
                 'average': self._average,
                 'optimiser': self._optimiser.state_dict(),
             }
-            part = self._out / f'{STATE}.part'
-            torch.save(state, part)
-            part.replace(self._out / STATE)
+            with draft(self._out / STATE) as partial:
+                torch.save(state, partial)
 
     def _load(self) -> None:
         path = self._out / STATE

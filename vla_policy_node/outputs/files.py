@@ -1,0 +1,43 @@
+"""Files that have their name only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def draft_name(name: str) -> str:
+    """Return the name of a file while it is written."""
+    return f'.{name}.partial'
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """Give a name to write under; the file gets its own when it is whole."""
+    partial = path.with_name(draft_name(path.name))
+    partial.unlink(missing_ok=True)  # of a run that was killed; never written through a link
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that has its name only when it is whole."""
+    with draft(path) as partial:
+        partial.write_text(text, encoding='utf-8')
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a document of plain values, sorted, so that the same values are the same bytes."""
+    write_text(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + '\n')
+
+
+def flush(file: Path) -> None:
+    """Make sure that the disk has a file; a full one may tell only now."""
+    with file.open('rb') as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,149 @@
+"""Writing into a folder that holds other people's files, too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vla_policy_node.outputs.files import draft_name
+from vla_policy_node.outputs.listing import (
+    HERE,
+    LIST,
+    Listing,
+    draft_of,
+    is_inside,
+    locked,
+    look,
+    parents,
+)
+
+
+class OutputError(ValueError):
+    """The results cannot be written; one sentence says why and what to do."""
+
+
+def claim(
+    folder: Path, names: Sequence[str], by: str, outputs: Sequence[str] = (), anew: bool = False
+) -> None:
+    """List files that a command is about to write; make the folder.
+
+    names: relative to the folder, with '/'. by: the command. outputs: folders in it that get a
+    list of their own, see `whole.whole_folder`. anew: remove what the command wrote there earlier,
+    whatever its name. Raises OutputError, and changes nothing, if there is something of one of the
+    names that is not ours.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) as listed:
+        taken = [LIST] if Listing.is_foreign(folder) else []
+        taken += [name for name in names if not is_inside(name) or not listed.is_free(name, by)]
+        if taken:
+            raise OutputError(
+                f"'{folder / taken[0]}' is there already and was not written by {by}, or was "
+                'changed since; move it away or write elsewhere.')
+        if anew:
+            _remove(listed, by, lambda name: True)
+        listed.files.update({name: {'by': by} for name in names})
+        listed.outputs.update(dict.fromkeys(outputs, by))
+        listed.folders.update({
+            parent: by for name in (*names, *outputs) for parent in parents(name)
+            if not os.path.lexists(folder / parent)})
+        if made:
+            listed.folders[HERE] = by
+        listed.write()
+
+
+def claim_file(path: Path, by: str) -> None:
+    """As `claim`, for one file."""
+    claim(path.parent, [path.name], by)
+
+
+def seal(folder: Path, by: str, names: Sequence[str] | None = None) -> None:
+    """Note what the files of a command look like, now that it has finished.
+
+    names: those that it finished; None for all. What is not there is no longer listed. A file
+    that is changed from here on is somebody else's work.
+    """
+    with locked(folder) as listed:
+        for name, entry in [*listed.files.items()]:
+            if (entry['by'] == by and 'sha256' not in entry
+                    and (names is None or name in names)):
+                if listed.is_file(name):
+                    listed.files[name] = {'by': by, **look(folder / name)}
+                else:
+                    del listed.files[name]
+        listed.write()
+
+
+def clear(folder: Path, by: str, below: str = '') -> None:
+    """Remove what a command wrote into the folder, or `below` a folder in it; nothing else.
+
+    Folders that it made go with their last file, the folder itself included.
+    """
+    if not folder.is_dir() or Listing.is_foreign(folder):
+        return
+    with locked(folder) as listed:
+        _remove(listed, by, lambda name: not below or f'{name}/'.startswith(f'{below}/'))
+        if listed.files or listed.outputs or listed.folders.keys() - {HERE}:
+            listed.write()
+            return
+        (folder / LIST).unlink(missing_ok=True)
+        if HERE in listed.folders:
+            with suppress(OSError):  # not empty: the rest is not ours
+                folder.rmdir()
+
+
+def foreign(folder: Path, by: str) -> list[str]:
+    """Return the names of all in a folder that a command did not write, in order."""
+    listed = Listing.read(folder)
+    found: list[str] = []
+
+    def walk(at: Path, prefix: str) -> None:
+        for path in sorted(at.iterdir()):
+            name = f'{prefix}{path.name}'
+            if path.is_dir() and not path.is_symlink():
+                if listed.outputs.get(name) == by:
+                    found.extend(f'{name}/{inner}' for inner in foreign(path, by))
+                elif listed.folders.get(name) == by:
+                    walk(path, f'{name}/')
+                elif not _is_left_over(path.name, listed):
+                    found.append(name)
+            elif name in (LIST, draft_name(LIST)):
+                if Listing.is_foreign(folder):
+                    found.append(name)
+            elif not listed.is_ours(name, by):
+                found.append(name)
+
+    walk(folder, '')
+    return found
+
+
+def _remove(listed: Listing, by: str, chosen: Callable[[str], bool]) -> None:
+    """Remove what is ours and chosen from the disk; what is left of it is no longer listed."""
+    folder = listed.folder
+    for name, entry in [*listed.files.items()]:
+        if entry['by'] == by and chosen(name):
+            for part in (draft_of(name), name):
+                if listed.is_ours(part, by):
+                    (folder / part).unlink()
+            del listed.files[name]
+    for name, owner in [*listed.outputs.items()]:
+        if owner == by and chosen(name):
+            if listed.is_folder(name):
+                clear(folder / name, by)
+            del listed.outputs[name]
+    for name in sorted(listed.folders, key=lambda name: -name.count('/')):
+        if name != HERE and listed.folders[name] == by and chosen(name):
+            if listed.is_folder(name):
+                with suppress(OSError):  # not empty
+                    (folder / name).rmdir()
+            del listed.folders[name]
+
+
+def _is_left_over(name: str, listed: Listing) -> bool:
+    """Whether it is the unfinished folder of an output whose process was killed."""
+    found = re.fullmatch(r'\.(.+)-\w{8}\.partial(-old)?', name)
+    return bool(found) and found[1] in listed.outputs
