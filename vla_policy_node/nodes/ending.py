@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from vla_policy_node.system import SUPERVISOR
 
@@ -119,6 +120,18 @@ def _open_supervisor() -> int | None:
     except (ValueError, OSError) as error:
         raise SystemExit(f'{SUPERVISOR} is {pid!r}, a process that cannot be watched ({error}); '
                          'unset it, and this node outlives what started it.') from None
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End the process, in which nothing is left to do.
+
+    To take an interpreter apart that has loaded torch takes seconds on a busy machine, longer than
+    `ros2 launch` waits.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _exit_now() -> None:

@@ -25,6 +25,7 @@ from std_srvs.srv import Trigger
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
@@ -248,8 +249,7 @@ def main(args=None):
         return players[0]
 
     run(make, args)
-    if players[0].failed:
-        raise SystemExit(1)
+    leave(int(players[0].failed))
 
 
 if __name__ == '__main__':

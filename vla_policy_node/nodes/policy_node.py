@@ -31,6 +31,7 @@ from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import GoalRefusedError, Outcome, Session
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.command_loop import CommandLoop
+from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.images import ImageError, stamp_of
 from vla_policy_node.nodes.inputs import Inputs
@@ -457,6 +458,7 @@ class PolicyNode(LifecycleNode):
 def main(args=None):
     """Run the node until SIGINT or SIGTERM; it then stops, holds and frees."""
     run(PolicyNode, args)
+    leave()
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vla_msgs.msg import TokenSelection
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.images import (
     decode_compressed,
     decode_image,
@@ -185,6 +186,7 @@ def _draw(image: np.ndarray, selection: TokenSelection, remark: str = '') -> np.
 def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM."""
     run(VisualizerNode, args)
+    leave()
 
 
 if __name__ == '__main__':

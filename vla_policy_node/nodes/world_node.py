@@ -27,6 +27,7 @@ from vla_msgs.msg import EndEffectorCommand, WorldStatus
 from vla_msgs.srv import ResetWorld
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes import world_messages as messages
+from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.images import to_image_message
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
@@ -334,7 +335,7 @@ def main(args=None):
         signal.raise_signal(signal.SIGTERM)
 
     run(partial(WorldNode, stop), args)
-    raise SystemExit(int(failed.is_set()))
+    leave(int(failed.is_set()))
 
 
 if __name__ == '__main__':
