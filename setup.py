@@ -33,6 +33,7 @@ setup(
     entry_points={
         'console_scripts': [
             'vla = vla_policy_node.cli:main',
+            'guard_node = vla_policy_node.nodes.guard_node:main',
             'policy_node = vla_policy_node.nodes.policy_node:main',
             'visualizer_node = vla_policy_node.nodes.visualizer_node:main',
             'recorder_node = vla_policy_node.nodes.recorder_node:main',

@@ -49,8 +49,8 @@ class RobotDouble(Node):
             'gripper_state': self.create_publisher(JointState, 'gripper_state', sensor),
         }
         self.clock_publisher = self.create_publisher(Clock, '/clock', qos.clock_output())
-        self.commands = self._record(EndEffectorCommand, 'command', qos.command_output())
-        self.twists = self._record(TwistStamped, 'twist_command', qos.command_output())
+        self.commands = self._record(EndEffectorCommand, 'command', qos.command_input())
+        self.twists = self._record(TwistStamped, 'twist_command', qos.command_input())
         self.statuses = self._record(PolicyStatus, 'policy_status', qos.event_output())
         self.chunks = self._record(ActionChunk, 'action_chunk', qos.event_output())
         self.diagnostics = self._record(DiagnosticArray, '/diagnostics', qos.event_output())

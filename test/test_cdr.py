@@ -16,8 +16,10 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
+from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes.cdr import (
     MessageError,
+    read_command,
     read_compressed_image,
     read_image,
     read_joint_state,
@@ -30,6 +32,7 @@ READERS = {
     CompressedImage: read_compressed_image,
     PoseStamped: read_pose_stamped,
     JointState: read_joint_state,
+    EndEffectorCommand: read_command,
 }
 texts = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), max_size=20)
 numbers = st.floats(width=64)
@@ -100,6 +103,8 @@ EXAMPLES = [
         CompressedImage(header=Header(frame_id='camera'), format='png', data=bytes(range(9))),
         PoseStamped(header=Header(frame_id='base_link')),
         JointState(name=['left', 'right'], position=[0.02, -0.02], velocity=[math.nan]),
+        EndEffectorCommand(header=Header(frame_id='base_link'), gripper=1.0, epoch=3,
+                           hold_reason=HoldReason(stream='wrist', text='Too old.')),
     )
 ]
 

@@ -15,6 +15,7 @@ import yaml
 
 from vla_policy_node import bringup, system
 from vla_policy_node.bringup import NodeDiedError, System, command_line
+from vla_policy_node.nodes.guard_node import GuardParameters
 from vla_policy_node.nodes.player_node import PlayerParameters
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.recorder_node import RecorderParameters
@@ -31,13 +32,17 @@ from vla_policy_node.system import (
 ROOT = Path(__file__).parents[1]
 DECLARED = {
     'policy': PolicyParameters, 'visualizer': VisualizerParameters, 'world': WorldParameters,
-    'recorder': RecorderParameters, 'player': PlayerParameters,
+    'recorder': RecorderParameters, 'player': PlayerParameters, 'guard': GuardParameters,
 }
 CHECKPOINT = {'checkpoint': '/some/checkpoint'}
 
 
+def named(nodes):
+    return {node.name: node for node in nodes}
+
+
 def described(**arguments):
-    return {node.name: node for node in describe({**CHECKPOINT, **arguments})}
+    return named(describe({**CHECKPOINT, **arguments}))
 
 
 # --- the parameter file ---
@@ -89,8 +94,8 @@ def test_a_missing_parameter_file_is_named():
 # --- the arguments ---
 
 
-def test_by_default_policy_and_visualizer_run_but_no_world():
-    assert list(described()) == ['policy', 'visualizer']
+def test_by_default_policy_and_visualizer_run_behind_a_guard_but_no_world():
+    assert list(described()) == ['guard', 'policy', 'visualizer']
     assert list(described(world=True, visualizer=False)) == ['world', 'policy']
 
 
@@ -104,6 +109,10 @@ def test_launch_s_strings_and_python_s_switches_mean_the_same():
     ({'log_level': 'loud'}, "log_level is 'loud'; choose one of debug, info"),
     ({'lock_step': True}, 'lock_step needs the world'),
     ({'world': True, 'play': 'bag'}, 'A bag is played instead of a world'),
+    ({'guard': 'maybe'}, "guard is 'maybe'; choose one of auto, true, false"),
+    ({'guard': 'true', 'play': 'bag'}, 'Leave guard out'),
+    ({'guard': 'true', 'world': True, 'lock_step': True}, 'Leave guard out'),
+    ({'command_topic': '/command'}, "reads the policy's commands on 'command'"),
 ])
 def test_arguments_that_mean_nothing_are_refused(arguments, reason):
     with pytest.raises(SystemDescriptionError, match=reason):
@@ -138,6 +147,44 @@ def test_a_played_bag_brings_its_parameters_and_its_clock(tmp_path):
     assert [node for node in nodes.values() if node.ends_the_run] == [nodes['player']]
 
 
+@pytest.mark.parametrize('arguments', [
+    {'world': True}, {'world': True, 'lock_step': True}, {'play': 'bag'}, {'guard': 'false'},
+    {'use_sim_time': True}, {'policy': False},
+])
+def test_where_nothing_is_late_or_nobody_moves_there_is_no_guard(arguments):
+    assert 'guard' not in described(**arguments)
+
+
+def test_the_robot_s_topic_is_the_guard_s_and_the_policy_keeps_its_own():
+    nodes = described(command_topic='/arm/command', record='bag')
+    assert nodes['guard'].remappings == {'guarded_command': '/arm/command'}
+    assert nodes['policy'].remappings == nodes['recorder'].remappings == {}
+    bare = described(command_topic='/arm/command', guard='false')
+    assert bare['policy'].remappings == {'command': '/arm/command'}
+
+
+def test_a_world_in_real_time_obeys_the_guard_if_there_is_one():
+    nodes = described(world=True, guard='true')
+    assert nodes['world'].remappings == {'command': 'guarded_command'}
+    assert nodes['guard'].remappings == nodes['policy'].remappings == {}
+    assert described(world=True)['world'].remappings == {}
+
+
+def test_the_guard_has_the_policy_s_rate_and_lets_its_actions_pass(tmp_path):
+    path = tmp_path / 'my.yaml'
+    path.write_text('policy: {ros__parameters: {control_rate_hz: 10.0, publish_twist: true}}')
+    guard = described(config=str(path))['guard'].parameters
+    assert (guard['control_rate_hz'], guard['publish_twist']) == (10.0, True)
+    for name in ('bringup', 'lightvla_libero', 'openvla_oft_libero', 'cogact_bridge'):
+        nodes = described(config=str(ROOT / 'config' / f'{name}.yaml'))
+        policy = PolicyParameters.from_values(nodes['policy'].parameters)
+        guard = nodes['guard'].parameters.copy()
+        del guard['use_sim_time']
+        guard = GuardParameters(**guard)
+        assert guard.max_step_translation_m >= policy.max_step_translation_m
+        assert guard.max_step_rotation_rad >= policy.max_step_rotation_rad
+
+
 def test_lock_step_sets_up_both_ends():
     nodes = described(world=True, lock_step=True)
     assert nodes['world'].parameters['lock_step'] is True
@@ -148,11 +195,12 @@ def test_lock_step_sets_up_both_ends():
 def test_arguments_win_over_the_file_and_overrides_over_both(tmp_path):
     path = tmp_path / 'my.yaml'
     path.write_text('policy: {ros__parameters: {device: cpu, checkpoint: /of/file, threads: 1}}')
-    (node, *_) = describe({'config': str(path)})
+    node = named(describe({'config': str(path)}))['policy']
     assert node.parameters['checkpoint'] == '/of/file'
     assert node.parameters['device'] == 'cpu'
-    (node, *_) = describe(
-        {'config': str(path), 'device': 'cuda:0', **CHECKPOINT}, {'policy': {'threads': 2}})
+    node = named(describe(
+        {'config': str(path), 'device': 'cuda:0', **CHECKPOINT}, {'policy': {'threads': 2}}
+    ))['policy']
     assert node.parameters['checkpoint'] == '/some/checkpoint'
     assert node.parameters['device'] == 'cuda:0'
     assert node.parameters['threads'] == 2
@@ -181,9 +229,9 @@ def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
     describe({'policy': False, 'world': True})
     assert made == []
     for _ in range(2):
-        policy, *_ = describe()
+        nodes = named(describe())
     assert made == [0]
-    assert Path(policy.parameters['checkpoint']).parent == tmp_path / 'checkpoints'
+    assert Path(nodes['policy'].parameters['checkpoint']).parent == tmp_path / 'checkpoints'
 
 
 def test_describing_needs_neither_ros_nor_torch():
@@ -291,7 +339,7 @@ class TestProcesses:
 
 
 @pytest.mark.parametrize(('file', 'executables'), [
-    ('bringup', ['policy_node', 'visualizer_node']),
+    ('bringup', ['guard_node', 'policy_node', 'visualizer_node']),
     ('world', ['world_node']),
     ('replay', ['policy_node', 'visualizer_node', 'player_node']),
 ])

@@ -51,7 +51,7 @@ class Bench:
         ):
             self.other.create_subscription(kind, topic, store.append, profile)
         self.commands = self.other.create_publisher(
-            EndEffectorCommand, 'command', qos.command_output())
+            EndEffectorCommand, 'command', qos.command_output(None))
         self.reset_client = self.other.create_client(ResetWorld, 'reset_world')
         assert self.spin_until(self.commands.get_subscription_count)
         assert self.spin_until(lambda: self.statuses, 60.0)  # the assets may have to be made

@@ -17,7 +17,7 @@ import yaml
 
 PACKAGE = 'vla_policy_node'
 # The file's sections, in the order in which nodes start.
-NODES = ('recorder', 'world', 'policy', 'visualizer', 'player')
+NODES = ('recorder', 'world', 'guard', 'policy', 'visualizer', 'player')
 
 
 SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
@@ -48,6 +48,10 @@ ARGUMENTS = (
     Argument('device', '', "Torch device, for example 'cpu' or 'cuda:0'."),
     Argument('policy', True, 'Start the policy node.'),
     Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),
+    Argument('guard', 'auto', 'Start the guard, which passes commands on as guarded_command and '
+             'stops the robot when there are none. auto: with a robot, that is with neither world '
+             'nor bag nor simulated time. A world obeys the guard if there is one.',
+             ('auto', 'true', 'false')),
     Argument('visualizer', True, 'Start the node that draws the selected tokens.'),
     Argument('record', '', 'Record the run into this new folder, a bag for `vla replay`.'),
     Argument('play', '', 'Play this bag through the policy instead of a robot, with /clock; '
@@ -62,7 +66,8 @@ ARGUMENTS = (
     Argument('wrist_topic', '', 'Images of the wrist camera, likewise.'),
     Argument('ee_pose_topic', '', 'End-effector pose (geometry_msgs/PoseStamped).'),
     Argument('gripper_state_topic', '', 'Two gripper joint positions (sensor_msgs/JointState).'),
-    Argument('command_topic', '', 'Where commands go (vla_msgs/EndEffectorCommand).'),
+    Argument('command_topic', '', 'Where commands for the robot go (vla_msgs/EndEffectorCommand): '
+             "those of the guard, or, without one, the policy's."),
     Argument('log_level', 'info', 'Least severe messages to show.',
              ('debug', 'info', 'warn', 'error', 'fatal')),
 )
@@ -77,8 +82,11 @@ _TOPICS = {
     'wrist_topic': ('wrist/image_raw', '/compressed'),
     'ee_pose_topic': ('ee_pose',),
     'gripper_state_topic': ('gripper_state',),
-    'command_topic': ('command',),
 }
+# Of the guard; what comes in is the policy's.
+_GUARDED = 'guarded_command'
+# Parameters of the policy that are the guard's, too.
+_SHARED = ('control_rate_hz', 'publish_twist')
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,23 @@ def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
         raise SystemDescriptionError('A bag is played instead of a world; start one of them.')
     values['use_sim_time'] = bool(
         values['use_sim_time'] or values['lock_step'] or values['play'])
+    values['guard'] = _is_guarded(values)
     return values
+
+
+def _is_guarded(a: Mapping[str, Any]) -> bool:
+    """Return whether the guard runs. Raises SystemDescriptionError."""
+    if a['guard'] == 'true' and (a['lock_step'] or a['play']):
+        raise SystemDescriptionError(
+            'The guard stops a robot whose commands come late; in lock-step and with a bag they '
+            'come when they come. Leave guard out.')
+    guarded = a['guard'] == 'true' or (
+        a['guard'] == 'auto' and a['policy'] and not (a['world'] or a['use_sim_time']))
+    if guarded and a['command_topic'].lstrip('/') == 'command':
+        raise SystemDescriptionError(
+            "The guard reads the policy's commands on 'command'; let command_topic be another, or "
+            'leave the guard out with guard:=false.')
+    return guarded
 
 
 def describe(
@@ -175,10 +199,22 @@ def describe(
         for argument, (topic, *suffixes) in _TOPICS.items() if a[argument]
         for suffix in ('', *suffixes)
     }
+    commands = _command_remappings(a)
     return tuple(
-        NodeSpec(name, parameters[name], remappings, a['log_level'])
+        NodeSpec(name, parameters[name], remappings | commands.get(name, {}), a['log_level'])
         for name in NODES if a[_SWITCHES.get(name, name)]
     )
+
+
+def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the remappings of each node that make commands reach who is to obey them."""
+    topic = a['command_topic']
+    if not a['guard']:
+        return {name: {'command': topic} for name in NODES} if topic else {}
+    remappings = {'world': {'command': topic or _GUARDED}}
+    if topic:
+        remappings['guard'] = {_GUARDED: topic}
+    return remappings
 
 
 def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:
@@ -187,6 +223,8 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
     result = {
         'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
         'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
+        'guard': {'use_sim_time': sim_time, **{
+            name: policy[name] for name in _SHARED if name in policy}},
         'visualizer': {'use_sim_time': sim_time},
         'recorder': {'use_sim_time': sim_time, 'output': a['record'],
                      'compressed': policy.get('compressed', False)},

@@ -50,7 +50,7 @@ class Listener(Node):
         self.chunks: list[ActionChunk] = []
         self.status: PolicyStatus | None = None
         self.create_subscription(
-            EndEffectorCommand, 'command', self._on_command, qos.command_output())
+            EndEffectorCommand, 'command', self._on_command, qos.command_input())
         self.create_subscription(
             ActionChunk, 'action_chunk', self.chunks.append, qos.event_output())
         self.create_subscription(
@@ -71,7 +71,7 @@ def measure(
 ) -> dict:
     """Run cameras and policy for duration_s and return the figures."""
     enter_private_domain()
-    nodes = describe({**arguments, 'visualizer': False, 'autostart': True})
+    nodes = describe({**arguments, 'guard': 'false', 'visualizer': False, 'autostart': True})
     with (out / LOG).open('w') as log, _cameras(), System(nodes, output=log) as system:
         rclpy.init(args=[])
         listener = Listener()

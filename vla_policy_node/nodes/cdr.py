@@ -11,6 +11,8 @@ All functions are pure and may be called from any thread.
 import struct
 from dataclasses import dataclass
 
+from vla_policy_node.control.guard import SentCommand
+
 # Representation identifier of plain CDR -> byte order
 _BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
 _ENCAPSULATION_BYTES = 4
@@ -105,6 +107,21 @@ def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...
     return stamp_ns, names, reader.doubles(reader.uint32())
 
 
+def read_command(raw: Bytes) -> SentCommand:
+    """Return a vla_msgs/EndEffectorCommand. The numbers are as sent, NaN included."""
+    reader = _Reader(raw)
+    stamp_ns, frame_id = reader.stamp_ns(), reader.string()
+    numbers = reader.doubles(6)
+    return SentCommand(
+        stamp_ns, frame_id, numbers[:3], numbers[3:],
+        gripper=reader.number('f'), hold=bool(reader.number('B')),
+        hold_code=reader.number('B'), hold_stream=reader.string(), hold_text=reader.string(),
+        observation_stamp_ns=reader.stamp_ns(), target_time_ns=reader.stamp_ns(),
+        chunk_step=reader.number('i'), disagreement=reader.number('f'),
+        epoch=reader.number('I'), limited=bool(reader.number('B')),
+    )
+
+
 class _Reader:
     """Reads field after field; whatever is not there is a MessageError."""
 
@@ -130,8 +147,13 @@ class _Reader:
         self._at = start + count
         return start
 
+    def number(self, form: str) -> int | float:
+        """Return one number; form: its letter in the module `struct`."""
+        size = struct.calcsize(form)
+        return struct.unpack_from(f'{self._order}{form}', self._raw, self.take(size, size))[0]
+
     def uint32(self) -> int:
-        return struct.unpack_from(f'{self._order}I', self._raw, self.take(4, 4))[0]
+        return self.number('I')
 
     def doubles(self, count: int) -> tuple[float, ...]:
         if not count:

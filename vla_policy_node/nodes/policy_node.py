@@ -252,10 +252,13 @@ class PolicyNode(LifecycleNode):
             policy.prepare(text)
 
     def _create_publishers(self) -> None:
+        # In lock-step a command comes when the inference is done.
+        lock_step = self.get_parameter('pacing').value == 'observation'
+        period_s = None if lock_step else 1.0 / self.get_parameter('control_rate_hz').value
         self._command_publisher = self.create_publisher(
-            EndEffectorCommand, 'command', qos.command_output())
+            EndEffectorCommand, 'command', qos.command_output(period_s))
         self._twist_publisher = self.create_publisher(
-            TwistStamped, 'twist_command', qos.command_output())
+            TwistStamped, 'twist_command', qos.command_output(period_s))
         self._chunk_publisher = self.create_publisher(
             ActionChunk, 'action_chunk', qos.event_output())
         self._selection_publisher = self.create_publisher(

@@ -2,10 +2,25 @@
 
 A best-effort reader matches every writer, a reliable reader only reliable writers; a volatile
 writer never matches a transient-local reader. No profile asks for a deadline: a camera driver
-that offers none would not match it at all, so stalls are detected from stamps instead.
+that offers none would not match it at all, so stalls are detected from stamps instead. Commands
+offer deadline and liveliness, so that a robot's driver may ask for them.
 """
 
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    LivelinessPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+
+# A new command comes within so many control periods, or the sender is not alive.
+DEADLINE_PERIODS = 2.0
+# Later, a command is not delivered any more. The driver of a robot must get nothing old after a
+# stall; a recorder on a busy machine is late, and wants every one.
+GUARDED_LIFESPAN_PERIODS = 2.0
+LIFESPAN_PERIODS = 20.0
 
 
 def camera_input() -> QoSProfile:
@@ -18,9 +33,19 @@ def state_input() -> QoSProfile:
     return _profile(2, ReliabilityPolicy.BEST_EFFORT)
 
 
-def command_output() -> QoSProfile:
-    """Commands: sent again if lost, until the next one replaces them; none queues."""
-    return _profile(1, ReliabilityPolicy.RELIABLE)
+def command_output(period_s: float | None) -> QoSProfile:
+    """Commands: sent again if lost, until the next one replaces them; none queues.
+
+    period_s: control period; None in lock-step, where a command comes when it comes.
+    """
+    if period_s is None:
+        return _profile(1, ReliabilityPolicy.RELIABLE)
+    return _stream(period_s, LIFESPAN_PERIODS)
+
+
+def guarded_output(period_s: float) -> QoSProfile:
+    """Commands for the driver of a robot: as above, and gone when they have expired."""
+    return _stream(period_s, GUARDED_LIFESPAN_PERIODS)
 
 
 def command_input() -> QoSProfile:
@@ -58,6 +83,23 @@ def event_output() -> QoSProfile:
     Readers of such a topic use the same profile.
     """
     return _profile(10, ReliabilityPolicy.RELIABLE)
+
+
+def _stream(period_s: float, lifespan_periods: float) -> QoSProfile:
+    """Return the profile of commands that never cease while the sender is alive.
+
+    Alive is who publishes: the middleware's own threads go on when ours hang.
+    """
+    profile = _profile(1, ReliabilityPolicy.RELIABLE)
+    profile.deadline = _periods(DEADLINE_PERIODS, period_s)
+    profile.lifespan = _periods(lifespan_periods, period_s)
+    profile.liveliness = LivelinessPolicy.MANUAL_BY_TOPIC
+    profile.liveliness_lease_duration = _periods(DEADLINE_PERIODS, period_s)
+    return profile
+
+
+def _periods(count: float, period_s: float) -> Duration:
+    return Duration(nanoseconds=round(count * period_s * 1e9))
 
 
 def _profile(

@@ -1,0 +1,186 @@
+"""Which commands may pass to the robot, and when it must be told to stand still instead.
+
+The last line behind a policy that may die, hang or send nonsense at any moment. It therefore
+shares nothing with what it watches but the form of a command, and trusts none of its clocks:
+silence is measured on a steady clock. Commands are displacements: none passes twice.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from vla_policy_node.control.hold import Hold, HoldReason
+
+# Name of the input in hold reasons.
+STREAM = 'command'
+# A command is looked for this long; with a tick every quarter of a period the robot is told to
+# stand still within two. Shorter, and the jitter of a busy machine would be silence.
+SILENCE_PERIODS = 1.5
+# An action is for the end of the period after its stamp; sender and guard may differ by as much.
+CLOCK_TOLERANCE_PERIODS = 1.0
+# What a late sender may catch up at once, and how much faster than ours its clock may run.
+BURST = 3.0
+PACE = 1.1
+# Two senders within this time are two at once.
+CONFLICT_S = 1.0
+# Sizes may exceed their ceiling by what float64 arithmetic leaves.
+_ROUNDING = 1.0 + 1e-9
+
+
+@dataclass(frozen=True)
+class SentCommand:
+    """A `vla_msgs/EndEffectorCommand` as it came, nothing of it believed yet.
+
+    translation_m, rotation_rad: displacement over one control period; gripper: 0 closed, 1 open.
+    """
+
+    stamp_ns: int
+    frame_id: str
+    translation_m: tuple[float, float, float]
+    rotation_rad: tuple[float, float, float]
+    gripper: float
+    hold: bool
+    hold_code: int
+    hold_stream: str
+    hold_text: str
+    observation_stamp_ns: int
+    target_time_ns: int
+    chunk_step: int
+    disagreement: float
+    epoch: int
+    limited: bool
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no action may exceed in one control period."""
+
+    max_step_translation_m: float
+    max_step_rotation_rad: float
+
+
+class Verdict(Enum):
+    """What to do about a command; a Hold in its place says to stand still."""
+
+    FORWARD = 'forward'
+    IGNORE = 'ignore'
+
+
+class Guard:
+    """Judges every command as it comes, and says when one is missing.
+
+    Times are nanoseconds of the node's clock (`clock_ns`, which stamps are compared with) and
+    seconds of a steady one (`now_s`). Not thread-safe.
+    """
+
+    def __init__(self, period_s: float, ceilings: Ceilings):
+        self._period_s = period_s
+        self._ceilings = ceilings
+        self._senders: dict[object, float] = {}
+        self._problem: Hold | None = None
+        self._problem_s = -math.inf
+        self._good_s: float | None = None
+        self._sent_s = -math.inf
+        self._sent_hold = False
+        self._tokens, self._tokens_s = BURST, -math.inf
+        # As last forwarded; what the guard's own holds say.
+        self.gripper, self.frame_id, self.epoch = math.nan, '', 0
+        self._forget()
+
+    def take(
+        self, command: SentCommand, senders: frozenset, clock_ns: int, now_s: float
+    ) -> Verdict | Hold:
+        """Return whether to forward the command, or the hold to send in its place.
+
+        senders: who may have sent it; one, unless the middleware does not tell.
+        """
+        if self._meet(senders, now_s):
+            return self._refuse(Hold(HoldReason.SOURCE_CONFLICT, STREAM), now_s)
+        if (command.epoch, command.stamp_ns) < self._newest:
+            return Verdict.IGNORE
+        if hold := self._problem_of(command, clock_ns):
+            return self._refuse(hold, now_s)
+        if not command.hold and not self._is_next(command, now_s):
+            return Verdict.IGNORE
+        self._newest = (command.epoch, command.stamp_ns)
+        self.epoch, self.frame_id = command.epoch, command.frame_id
+        self._problem = None
+        if command.hold:
+            if not self._may_hold(now_s):
+                return Verdict.IGNORE
+        else:
+            self._newest_target_ns = command.target_time_ns
+            self.gripper = command.gripper
+            self._sent_s, self._sent_hold = now_s, False
+        self._good_s = now_s
+        return Verdict.FORWARD
+
+    def refuse(self, now_s: float) -> Verdict | Hold:
+        """Return what to do about bytes that are no command."""
+        return self._refuse(Hold(HoldReason.INPUT_INVALID, STREAM), now_s)
+
+    def tick(self, now_s: float) -> Hold | None:
+        """Return the hold to send if no command came in time, once a period; call it often."""
+        if self._good_s is not None and now_s - self._good_s < SILENCE_PERIODS * self._period_s:
+            return None
+        if self._sent_hold and now_s - self._sent_s < self._period_s:
+            return None
+        self._sent_s, self._sent_hold = now_s, True
+        if self._problem and now_s - self._problem_s < SILENCE_PERIODS * self._period_s:
+            return self._problem
+        missing = HoldReason.INPUT_MISSING if self._good_s is None else HoldReason.INPUT_STALE
+        return Hold(missing, STREAM)
+
+    def _meet(self, senders: frozenset, now_s: float) -> bool:
+        """Note who speaks; return whether that are several. A new one starts anew."""
+        known = {sender: heard_s for sender, heard_s in self._senders.items()
+                 if now_s - heard_s < CONFLICT_S}
+        if senders.isdisjoint(self._senders):
+            self._forget()
+        self._senders = known | dict.fromkeys(senders, now_s)
+        return len(self._senders) > 1
+
+    def _forget(self) -> None:
+        self._newest = (0, 0)
+        self._newest_target_ns = 0
+
+    def _problem_of(self, command: SentCommand, clock_ns: int) -> Hold | None:
+        period_ns = self._period_s * 1e9
+        tolerance_ns = CLOCK_TOLERANCE_PERIODS * period_ns
+        if command.stamp_ns > clock_ns + tolerance_ns:
+            return Hold(HoldReason.CLOCK_JUMP, STREAM)
+        if not command.hold:
+            if clock_ns > command.target_time_ns + tolerance_ns:
+                return Hold(HoldReason.INPUT_STALE, STREAM)
+            if command.target_time_ns > clock_ns + 2.0 * period_ns + tolerance_ns:
+                return Hold(HoldReason.CLOCK_JUMP, STREAM)
+            if not -0.01 <= command.gripper <= 1.01:  # false for NaN
+                return Hold(HoldReason.ACTION_INVALID, STREAM)
+        ceilings = Ceilings(0.0, 0.0) if command.hold else self._ceilings
+        for vector, ceiling in ((command.translation_m, ceilings.max_step_translation_m),
+                                (command.rotation_rad, ceilings.max_step_rotation_rad)):
+            if not math.hypot(*vector) <= ceiling * _ROUNDING:  # false for NaN
+                return Hold(HoldReason.ACTION_INVALID, STREAM)
+        return None
+
+    def _is_next(self, command: SentCommand, now_s: float) -> bool:
+        """Return whether an action is for a later period, and its turn has come."""
+        if command.epoch == self._newest[0] and command.target_time_ns <= self._newest_target_ns:
+            return False
+        earned = (now_s - self._tokens_s) / self._period_s * PACE
+        tokens = min(BURST, self._tokens + earned)
+        if tokens < 1.0:
+            return False
+        self._tokens, self._tokens_s = tokens - 1.0, now_s
+        return True
+
+    def _refuse(self, hold: Hold, now_s: float) -> Verdict | Hold:
+        self._problem, self._problem_s = hold, now_s
+        return hold if self._may_hold(now_s) else Verdict.IGNORE
+
+    def _may_hold(self, now_s: float) -> bool:
+        """Return whether a hold says anything new; a flood of them would only fill queues."""
+        if self._sent_hold and now_s - self._sent_s < self._period_s / 2.0:
+            return False
+        self._sent_s, self._sent_hold = now_s, True
+        return True
