@@ -11,7 +11,8 @@ from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import HEADS
 
 # FastV ranked by other rows than published; the larger of EfficientVLA's two published shares;
-# then methods of different stages, which add up. Pairs that cannot run together are refused when they are read.
+# then methods of different stages, which add up. Pairs that cannot run together are refused when
+# they are read.
 VARIANTS = (
     'fastv:rows=prefill',
     'fastv:rows=behind',
