@@ -44,6 +44,7 @@ from vla_policy_node.policy_types import (
     PolicyDescription,
     TokenSelection,
 )
+from vla_policy_node.scoped import torch_threads
 
 __all__ = [
     'CAMERAS',
@@ -77,9 +78,11 @@ class Policy:
         action_rows: str,
         description: PolicyDescription,
         normaliser: Normaliser,
+        threads: int = 0,
     ):
         """Put loaded parts together; `load` does the loading.
 
+        threads: of torch while this policy computes, 0 to leave them alone.
         ValueError for methods that the chosen optimisation cannot run.
         """
         self.description = description
@@ -90,6 +93,7 @@ class Policy:
         self._action_rows = action_rows
         self._rows = RowRecorder()
         self._normalise = normaliser
+        self._threads = threads
         self._static = None
         if description.optimisation in ('graphs', 'compiled'):
             self._static = StaticForward(
@@ -121,7 +125,8 @@ class Policy:
             'float8' is for speed on GPUs of compute capability 8.9 and above.
         statistics_key: data set to un-normalise with, '' if the checkpoint has only one.
         camera_transforms: camera -> how to turn its upright image into what training saw.
-        threads: CPU threads torch may use in this process, 0 to leave that alone.
+        threads: CPU threads torch may use while this policy loads and computes, 0 to leave that
+            alone. Before and after a call torch has what it had (`scoped.torch_threads`).
         action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
             else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
         chunk_length: actions per inference, 0 for what the checkpoint says, else 8; where the
@@ -157,11 +162,10 @@ class Policy:
         inputs = InputEncoder.load(
             directory, config, statistics, {camera: transforms[camera] for camera in cameras},
             preprocessing)
-        if threads:
-            torch.set_num_threads(threads)
-        model = load_model(directory, config, device, dtype, fused=optimisation != 'none')
-        for method in chosen:
-            method.change_model(model)
+        with torch_threads(threads):
+            model = load_model(directory, config, device, dtype, fused=optimisation != 'none')
+            for method in chosen:
+                method.change_model(model)
         description = PolicyDescription(
             checkpoint=str(directory),
             sha256=checkpoints.fingerprint(directory),
@@ -188,7 +192,8 @@ class Policy:
             optimisation=optimisation,
         )
         normaliser = Normaliser(read_normalisation(directory), device)
-        return cls(model, inputs, statistics, chosen, action_rows, description, normaliser)
+        return cls(
+            model, inputs, statistics, chosen, action_rows, description, normaliser, threads)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -203,7 +208,7 @@ class Policy:
         until `reset`.
         """
         weight = next(self._model.parameters())
-        with _device_of(weight):
+        with torch_threads(self._threads), _device_of(weight):
             return self._infer(observation, weight)
 
     def _infer(self, observation: Observation, weight: Tensor) -> ActionChunk:
@@ -259,7 +264,7 @@ class Policy:
             dict.fromkeys(self.description.cameras, grey), np.zeros(PROPRIO_DIMENSION),
             instruction)
         weight = next(self._model.parameters())
-        with _device_of(weight):
+        with torch_threads(self._threads), _device_of(weight):
             self._static.prepare(
                 pictures, proprio.to(weight.dtype), prompt_ids, self._action_rows)
 
@@ -326,7 +331,7 @@ class Policy:
                     'set shadow_every to 0.')
         description = replace(self.description, methods=(), method_settings={})
         return Policy(self._model, self._inputs, self._statistics, (), self._action_rows,
-                      description, self._normalise)
+                      description, self._normalise, self._threads)
 
     def close(self) -> None:
         """Free the model and its device memory; the policy is of no use afterwards."""

@@ -72,8 +72,9 @@ class Published:
         }
         if 'dit' in document:
             document['dit'] = {'blocks': 1, 'width': 16, 'heads': 1}
-        torch.manual_seed(0)
-        return create_model(read_config(document)).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return create_model(read_config(document)).eval()
 
 
 _TOWERS_AND_LLAMA = {'vision_backbone_id': 'dinosiglip-vit-so-224px'}

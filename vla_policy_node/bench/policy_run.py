@@ -38,6 +38,7 @@ from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim_file, seal
 from vla_policy_node.policy import Observation
+from vla_policy_node.scoped import torch_threads
 from vla_policy_node.system import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are
@@ -74,8 +75,7 @@ def run(
     _check(options)
     for path in filter(None, (json_file, markdown_file)):
         claim_file(path, COMMAND)
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
+    with torch_threads(options.threads), tempfile.TemporaryDirectory() as folder:
         figures, tables = _measure(options, Path(folder), console)
     for table in tables:
         console.print(table.rich())

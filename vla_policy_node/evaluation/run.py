@@ -7,14 +7,12 @@ process, one after the other, and latencies are compared under the same load.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,6 +27,7 @@ from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.trace import trace_path
 from vla_policy_node.evaluation.worker import Worker, run_unit, start_worker
 from vla_policy_node.outputs.folder import claim
+from vla_policy_node.scoped import environment, torch_threads
 
 Unit = tuple[int, int, tuple[str, ...]]  # task, episode, labels of the methods to run
 
@@ -68,15 +67,9 @@ def missing_units(plan: Plan, results: Results) -> list[Unit]:
 
 
 def _run_here(plan: Plan, units: Sequence[Unit]) -> Iterator[list[dict]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    worker = Worker(plan)
-    try:
+    with torch_threads(plan.threads), closing(Worker(plan)) as worker:
         for unit in units:
             yield worker.run(*unit)
-    finally:
-        worker.close()
-        torch.set_num_threads(threads)
 
 
 def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list[dict]]:
@@ -84,7 +77,7 @@ def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list
     context = multiprocessing.get_context('spawn')
     # Read when they are imported: linear algebra and the software renderer start threads.
     threads = str(plan.threads)
-    with _environment(
+    with environment(
         OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, LP_NUM_THREADS='0',
     ):
         pool = ProcessPoolExecutor(workers, context, start_worker, (plan,))
@@ -103,20 +96,6 @@ def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class _Tally:

@@ -11,10 +11,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from vla_policy_node.scoped import environment
 from vla_policy_node.training.demonstrations import (
     FORMAT,
     SCATTERED,
@@ -133,14 +135,15 @@ def _results(done: set[Future]) -> list[Attempt]:
             'fewer --workers.') from error
 
 
-def _pool(workers: int, directory: Path, recipe: Recipe) -> ProcessPoolExecutor:
-    os.environ.update(_ONE_THREAD)
-    return ProcessPoolExecutor(
+@contextmanager
+def _pool(workers: int, directory: Path, recipe: Recipe) -> Iterator[ProcessPoolExecutor]:
+    with environment(**_ONE_THREAD), ProcessPoolExecutor(
         workers,
         multiprocessing.get_context('spawn'),  # a forked renderer is a broken one
         initializer=_start_worker,
         initargs=(directory, recipe),
-    )
+    ) as pool:
+        yield pool
 
 
 # In a worker process: where to write, what to make, and the worlds that are open, at most the

@@ -31,6 +31,7 @@ from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
+from vla_policy_node.scoped import environment, torch_threads
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.cognition import CognitionData
@@ -104,11 +105,11 @@ def _check_head(run: Run) -> None:
 
 
 def _spawn(run: Run) -> None:
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
     # Ctrl-C goes to the whole group; the children end together and save first.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        multiprocessing.spawn(_spawned, (run.processes, run), nprocs=run.processes)
+        with environment(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port())):
+            multiprocessing.spawn(_spawned, (run.processes, run), nprocs=run.processes)
     except multiprocessing.ProcessRaisedException as error:
         # A traceback as text, whose last line says what was raised.
         kind, _, sentence = str(error).strip().splitlines()[-1].partition(': ')
@@ -128,18 +129,26 @@ def _spawned(*task: object) -> None:
 
 
 def _process(rank: int, processes: int, run: Run) -> None:
-    device = torch.device(run.device)
+    device, threads = torch.device(run.device), 0
     if device.type == 'cuda':
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', rank)))
         torch.cuda.set_device(device)
     else:
         # Threads that wait for a core which they may not use make a step three times as long.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
     if processes > 1:
         distributed.init_process_group(
             'nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=processes)
-    torch.manual_seed(run.config.seed)
+    gpus = [device] if device.type == 'cuda' else []
+    with torch_threads(threads), torch.random.fork_rng(gpus):
+        torch.manual_seed(run.config.seed)
+        _train_here(rank, processes, run, device)
+    if processes > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
 
+
+def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> None:
     config = checkpoints.read_model_config(run.start)
     if run.config.chunk_length and config.head != 'cogact':
         config = replace(config, chunk_length=run.config.chunk_length)
@@ -174,9 +183,6 @@ def _process(rank: int, processes: int, run: Run) -> None:
         with draft(run.out / HEADS) as unfinished:
             save_file(heads.state_dict(), unfinished)
         seal(run.out, COMMAND)
-    if processes > 1:
-        distributed.barrier()
-        distributed.destroy_process_group()
 
 
 def _selection(

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -168,13 +168,20 @@ class Trainer:
             return compute_losses(
                 self.model, self.heads, batch, self.config, self._selection, rng)
 
-    def _attention(self) -> AbstractContextManager:
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
         """On a CPU, matrix by matrix: the fused kernel takes 2 to 4 times as long backward."""
         if self._device.type != 'cpu':
-            return nullcontext()
+            yield
+            return
         # Without this, the plain kernel computes bfloat16 in float32; on a CPU as well.
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        return sdpa_kernel(SDPBackend.MATH)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
     @torch.no_grad()
     def _validate(self) -> None:
