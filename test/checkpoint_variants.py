@@ -61,7 +61,12 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
 
 
 def random_model(config, seed=0):
-    torch.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _random_model(config)
+
+
+def _random_model(config):
     model = create_model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

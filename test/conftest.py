@@ -1,8 +1,41 @@
-"""Laws are checked on the same examples in every run, however slow the machine is."""
+"""What holds for every test: the same examples, threads and random numbers in every run."""
 
+import sys
+
+import pytest
 from hypothesis import settings
 
-import vla_policy_node.world  # noqa: F401 - before any test imports MuJoCo, see there
-
+# Laws are checked on the same examples in every run, however slow the machine is.
 settings.register_profile('deterministic', deadline=None, derandomize=True)
 settings.load_profile('deterministic')
+
+# With two threads a matrix library may add in another order than with one, so a test compares bits
+# only with what was computed with as many.
+TORCH_THREADS = 1
+
+
+@pytest.fixture(scope='session', autouse=True)
+def pinned_threads():
+    """Torch computes with one thread, also what fixtures of a module make."""
+    torch = sys.modules.get('torch')  # not for tests that need none
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(TORCH_THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_process_state(pinned_threads):
+    """Every test begins with the same random numbers, and leaves torch with the threads it had."""
+    torch = sys.modules.get('torch')
+    if torch is None:
+        yield
+        return
+    torch.manual_seed(0)
+    yield
+    left, _ = torch.get_num_threads(), torch.set_num_threads(TORCH_THREADS)
+    assert left == TORCH_THREADS, (
+        f'The test left torch with {left} threads: set them with vla_policy_node.scoped.')

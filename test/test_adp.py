@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_model import CASES, CONFIG, assemble, inputs_of, load_model, prepared
+from tiny_model import (
+    CASES,
+    CONFIG,
+    inputs_of,
+    load_model,
+    prepared,
+    shared_model,
+    shared_sequence,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.adp import MotionGate, importance
@@ -15,58 +23,58 @@ from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.fusing import fuse
 from vla_policy_node.models.token_sequence import TokenSequence
 
-MODEL = load_model()
-SEQUENCE = assemble(MODEL, inputs_of(CASES[0]))
-
 
 def test_importance_is_the_mean_product_of_queries_and_keys():
-    layer, text = MODEL.language_model.layers[0], text_rows(SEQUENCE, CONFIG)
-    x = layer.input_layernorm(SEQUENCE.states)[0]
+    layer, text = shared_model().language_model.layers[0], text_rows(shared_sequence(), CONFIG)
+    x = layer.input_layernorm(shared_sequence().states)[0]
     heads = CONFIG.language_model.heads
     query = layer.self_attn.q_proj(x[text]).unflatten(1, (heads, -1))
     key = layer.self_attn.k_proj(x[1:33]).unflatten(1, (heads, -1))
     products = torch.einsum('jhd,ihd->ijh', query, key) / query.shape[-1] ** 0.5
     torch.testing.assert_close(
-        importance(layer, SEQUENCE.visual[0], SEQUENCE.states[0, text]),
+        importance(layer, shared_sequence().visual[0], shared_sequence().states[0, text]),
         products.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('layer', [0, -1])
 def test_importance_of_fused_weights_is_the_same(layer):
-    text = SEQUENCE.states[0, text_rows(SEQUENCE, CONFIG)]
-    plain = importance(MODEL.language_model.layers[layer], SEQUENCE.visual[0], text)
+    text = shared_sequence().states[0, text_rows(shared_sequence(), CONFIG)]
+    plain = importance(
+        shared_model().language_model.layers[layer], shared_sequence().visual[0], text)
     fused = fuse(load_model()).language_model.layers[layer]
     with FlopCounterMode(display=False) as counter:
-        again = importance(fused, SEQUENCE.visual[0], text)
+        again = importance(fused, shared_sequence().visual[0], text)
     torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
     with FlopCounterMode(display=False) as expected:
-        importance(MODEL.language_model.layers[layer], SEQUENCE.visual[0], text)
+        importance(shared_model().language_model.layers[layer], shared_sequence().visual[0], text)
     assert counter.get_total_flops() == expected.get_total_flops()  # what `report` counts
 
 
 def test_importance_in_8_bit_floats_is_about_the_same():
-    layer = copy.deepcopy(MODEL.language_model.layers[0])
-    text = SEQUENCE.states[0, text_rows(SEQUENCE, CONFIG)]
-    plain = importance(layer, SEQUENCE.visual[0], text)
+    layer = copy.deepcopy(shared_model().language_model.layers[0])
+    text = shared_sequence().states[0, text_rows(shared_sequence(), CONFIG)]
+    plain = importance(layer, shared_sequence().visual[0], text)
     layer.self_attn.q_proj, layer.self_attn.k_proj = map(
         Float8Linear, (layer.self_attn.q_proj, layer.self_attn.k_proj))
-    rounded = importance(layer, SEQUENCE.visual[0], text)
+    rounded = importance(layer, shared_sequence().visual[0], text)
     assert 0 < ((rounded - plain) / plain).abs().max() < 0.05
 
 
 def test_start_prompt_and_stop_ask():
     prompt = inputs_of(CASES[0])[2]
-    method = prepared('adp', MODEL)
+    method = prepared('adp', shared_model())
     ids = torch.cat([prompt[0], torch.tensor([CONFIG.token_ids.stop])])
-    assert torch.equal(method._asking(SEQUENCE), MODEL.language_model.embed_tokens(ids))
+    embed = shared_model().language_model.embed_tokens
+    assert torch.equal(method._asking(shared_sequence()), embed(ids))
     method.prepare(None, replace(CONFIG, head='cogact'))
-    causal = replace(SEQUENCE, states=SEQUENCE.states[:, :-57])  # ends with its prompt
-    assert torch.equal(method._asking(causal), MODEL.language_model.embed_tokens(prompt[0]))
+    states = shared_sequence().states[:, :-57]
+    causal = replace(shared_sequence(), states=states)  # ends with its prompt
+    assert torch.equal(method._asking(causal), embed(prompt[0]))
 
 
 def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():
     """184 + 256 of 512 with keep 0.9: what the wrist camera cannot use, nobody gets."""
-    method = prepared('adp', MODEL, keep=0.9)
+    method = prepared('adp', shared_model(), keep=0.9)
     positions = torch.arange(1 + 512 + 2)[None]
     sequence = TokenSequence(torch.zeros(1, 515, 4), positions, 512)
     kept = method._choose(sequence, torch.arange(512.0)) // 256
@@ -76,8 +84,8 @@ def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():
 def test_each_camera_gets_its_share_and_at_least_one_token():
     for keep, cameras in ((0.5, (6, 10)), (0.75, (10, 14)), (0.9, (12, 16)), (1.0, (16, 16)),
                           (0.01, (1, 1))):
-        method = prepared('adp', MODEL, keep=keep, rule='always')
-        method.select_tokens(SEQUENCE)
+        method = prepared('adp', shared_model(), keep=keep, rule='always')
+        method.select_tokens(shared_sequence())
         kept = method.report().kept.reshape(2, 16).sum(axis=1)
         assert tuple(kept) == cameras
 
@@ -134,6 +142,6 @@ def test_against_the_running_mean():
 
 
 def test_forced_shut_nothing_is_dropped():
-    method = prepared('adp', MODEL, keep=0.3, rule='never')
-    assert method.select_tokens(SEQUENCE) is SEQUENCE
+    method = prepared('adp', shared_model(), keep=0.3, rule='never')
+    assert method.select_tokens(shared_sequence()) is shared_sequence()
     assert method.report().kept.all()

@@ -4,6 +4,7 @@ Reference data: test/data/cogact_head/README.md, which also gives the tolerance.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ DIT = DitConfig(SIZES['depth'], SIZES['hidden_size'], SIZES['num_heads'])
 UNUSED = {'history_embedder.linear.weight', 'history_embedder.linear.bias'}
 
 
+@cache
 def load_head():
     head = DiffusionTransformer(DIT, SIZES['condition_dim'], SIZES['chunk'])
     tensors = {name.removeprefix('net.'): tensor
@@ -32,9 +34,6 @@ def load_head():
     missing, unexpected = head.load_state_dict(tensors, strict=False)
     assert (missing, set(unexpected)) == ([], UNUSED)
     return head.eval().requires_grad_(False)
-
-
-HEAD = load_head()
 
 
 def close(result, expected):
@@ -45,24 +44,25 @@ def close(result, expected):
 
 def test_the_diffusion_step_is_embedded_as_in_the_reference():
     close(step_waves(EPS['t']), EPS['t_sinusoidal'])
-    close(HEAD.t_embedder.mlp(step_waves(EPS['t'])), EPS['t_embedding'])
+    close(load_head().t_embedder.mlp(step_waves(EPS['t'])), EPS['t_embedding'])
 
 
 @pytest.mark.parametrize('kind', ['cond', 'uncond'])
 def test_the_noise_is_the_references(kind):
-    none = HEAD.z_embedder.uncondition.expand_as(EPS['z'])
+    none = load_head().z_embedder.uncondition.expand_as(EPS['z'])
     conditions = EPS['z'] if kind == 'cond' else none
     for step, expected in zip(EPS['t'], EPS[f'eps_{kind}'], strict=True):
-        close(HEAD(EPS['x'], step.expand(len(EPS['x'])), conditions), expected)
+        close(load_head()(EPS['x'], step.expand(len(EPS['x'])), conditions), expected)
 
 
 @pytest.mark.parametrize('index', range(2))
 def test_guidance_is_the_references(index):
-    none = HEAD.z_embedder.uncondition.expand_as(EPS['z'])
-    conditions = HEAD.z_embedder(torch.cat([EPS['z'], none]))
+    none = load_head().z_embedder.uncondition.expand_as(EPS['z'])
+    conditions = load_head().z_embedder(torch.cat([EPS['z'], none]))
     scale = float(EPS['cfg_scales'][index])
     for step, expected in zip(EPS['t'], EPS['eps_cfg'][index], strict=True):
-        close(DenoisingStep(HEAD, 0, EPS['x'], int(step), conditions, scale).run()[0], expected)
+        state = DenoisingStep(load_head(), 0, EPS['x'], int(step), conditions, scale)
+        close(state.run()[0], expected)
 
 
 @pytest.mark.parametrize('steps', [5, 10])
@@ -87,12 +87,12 @@ def test_a_single_step_runs_in_the_middle_and_no_stride_is_made_up():
 def test_every_denoising_step_is_the_references(steps, guidance):
     name = f'ddim{steps}_cfg{guidance}'
     z = torch.from_numpy(DDIM[f'{name}_z'])
-    none = HEAD.z_embedder.uncondition.expand_as(z)
-    conditions = HEAD.z_embedder(torch.cat([z, none]) if guidance > 1 else z)
+    none = load_head().z_embedder.uncondition.expand_as(z)
+    conditions = load_head().z_embedder(torch.cat([z, none]) if guidance > 1 else z)
     actions = torch.from_numpy(DDIM[f'{name}_noise'])
     schedule = Ddim(SIZES['diffusion_steps'], steps, clip=False)
     for index, step in enumerate(schedule.steps):
-        state = DenoisingStep(HEAD, index, actions, step, conditions, guidance)
+        state = DenoisingStep(load_head(), index, actions, step, conditions, guidance)
         actions = schedule.step(state.run()[0], step, actions)
         close(actions[0], DDIM[f'{name}_trace'][index])
     close(actions[0], DDIM[f'{name}_sample'])

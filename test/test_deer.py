@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import (
-    CASES,
     CHECKPOINT,
     CONFIG,
     assemble,
-    inputs_of,
     load_model,
+    plain_actions,
     prepared,
+    shared_inputs,
+    shared_model,
     torchs_flops,
 )
 
@@ -21,20 +22,19 @@ from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.training.lessons import EarlyExits
 
-MODEL = load_model()
-INPUTS = inputs_of(CASES[0])
 EARLIEST, NEVER = 1e9, -1.0
 
 
 def layers_run(threshold, **settings):
     rows = RowRecorder()
-    MODEL(*INPUTS, methods=[prepared('deer', threshold=threshold, **settings), rows])
+    method = prepared('deer', threshold=threshold, **settings)
+    shared_model()(*shared_inputs(0), methods=[method, rows])
     return len(rows.layer_rows)
 
 
 def test_below_zero_it_never_stops_and_changes_no_bit():
     method = prepared('deer', threshold=NEVER)
-    assert torch.equal(MODEL(*INPUTS, methods=[method]), MODEL(*INPUTS))
+    assert torch.equal(shared_model()(*shared_inputs(0), methods=[method]), plain_actions(0))
 
 
 def test_a_large_threshold_takes_the_first_exit_and_larger_never_runs_longer():
@@ -47,22 +47,22 @@ def test_a_large_threshold_takes_the_first_exit_and_larger_never_runs_longer():
 
 def test_an_early_answer_is_that_of_the_head_at_the_exit():
     lesson = EarlyExits(CONFIG, every=2, ratio=1.0)
-    MODEL.decode(assemble(MODEL, INPUTS), [lesson])
-    early = MODEL(*INPUTS, methods=[prepared('deer', threshold=EARLIEST)])
-    torch.testing.assert_close(early, lesson._answers(MODEL)[2], rtol=0, atol=2e-5)
+    shared_model().decode(assemble(shared_model(), shared_inputs(0)), [lesson])
+    early = shared_model()(*shared_inputs(0), methods=[prepared('deer', threshold=EARLIEST)])
+    torch.testing.assert_close(early, lesson._answers(shared_model())[2], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('threshold', [EARLIEST, NEVER])
 def test_layers_left_out_are_not_computed_and_asking_is_counted(threshold):
     method, rows = prepared('deer', threshold=threshold), RowRecorder()
-    counted = torchs_flops(lambda: MODEL(*INPUTS, methods=[method, rows]))
+    counted = torchs_flops(lambda: shared_model()(*shared_inputs(0), methods=[method, rows]))
     own = sum(count_flops(CONFIG, rows.layer_rows).values())
     assert own + method.report().flops == counted
 
 
 def test_what_the_layers_left_out_would_have_dropped_is_not_reported():
     pruning = prepared('fastv', layer=2, count=10)
-    MODEL(*INPUTS, methods=[prepared('deer', threshold=EARLIEST), pruning])
+    shared_model()(*shared_inputs(0), methods=[prepared('deer', threshold=EARLIEST), pruning])
     assert pruning.report() is None
 
 
@@ -100,7 +100,7 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
     method = deer.Deer()
     method.prepare(tmp_path, CONFIG)
     rows = RowRecorder()
-    MODEL(*INPUTS, methods=[method, rows])
+    shared_model()(*shared_inputs(0), methods=[method, rows])
     assert len(rows.layer_rows) == 2
     deer.save_thresholds(tmp_path, [9], np.array([1.0]))
     with pytest.raises(ValueError, match='for another model'):
@@ -113,7 +113,7 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
 
 def test_the_lesson_teaches_the_head_at_all_exits():
     model, lesson = load_model().requires_grad_(True), EarlyExits(CONFIG, every=2, ratio=1.0)
-    model.decode(assemble(model, INPUTS), [lesson])
+    model.decode(assemble(model, shared_inputs(0)), [lesson])
     batch = SimpleNamespace(actions=torch.zeros(1, 8, 7), has_actions=torch.tensor([True]))
     loss = lesson.losses(model, None, batch)['exits']
     answer = lesson._answers(model)[2]

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from tiny_model import CASES, CHECKPOINT, CONFIG, inputs_of, load_model, prepared
+from tiny_model import CHECKPOINT, CONFIG, load_model, prepared, shared_inputs
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
-
-INPUTS = inputs_of(CASES[0])
 
 
 class Catch(Method):
@@ -21,11 +19,11 @@ class Catch(Method):
 
 def test_half_the_layers_answer_with_the_hidden_state_in_the_middle():
     full, cut, catch = load_model(), load_model(), Catch()
-    full(*INPUTS, methods=[catch])
+    full(*shared_inputs(0), methods=[catch])
     prepared('depth_cut', cut, keep=0.5)
     rows = full.action_rows('oft')
     expected = full.action_head(full.language_model.norm(catch.states[:, rows]))
-    torch.testing.assert_close(cut(*INPUTS), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(cut(*shared_inputs(0)), expected, rtol=0, atol=2e-5)
 
 
 def test_spread_keeps_every_second_layer():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import CASES, CONFIG, assemble, hide_all_but, inputs_of, load_model
+from tiny_model import CONFIG, hide_all_but, shared, shared_model, shared_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_policy_node.acceleration import Method, create
@@ -30,36 +30,44 @@ from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.towers import Tower
 from vla_policy_node.models.variants import create_model
 
-OFT = load_model()
 COGACT_CONFIG = read_config({**variants.CONFIG, **variants.COGACT, 'head': 'cogact',
                              'text_config': {**variants.CONFIG['text_config'],
                                              'num_hidden_layers': 3}})
-COGACT = variants.random_model(COGACT_CONFIG).requires_grad_(False)
+
+
+@shared
+def cogact_model():
+    return variants.random_model(COGACT_CONFIG).requires_grad_(False)
 
 
 def cogact_sequence(seed=0):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(1, 1, 6, 56, 56, generator=generator)
     ids = torch.tensor([[1, 7, 9, 11, 3]])
-    return COGACT.assemble(COGACT.visual(pixels, ids), torch.zeros(1, 0), ids)
+    model = cogact_model()
+    return model.assemble(model.visual(pixels, ids), torch.zeros(1, 0), ids)
 
 
-MODELS = {
-    'OFT': (OFT, CONFIG, assemble(OFT, inputs_of(CASES[0]))),
-    'CogACT': (COGACT, COGACT_CONFIG, cogact_sequence()),
-}
+CONFIGS = {'OFT': CONFIG, 'CogACT': COGACT_CONFIG}
+
+
+@shared
+def model_and_sequence(name):
+    if name == 'OFT':
+        return shared_model(), shared_sequence()
+    return cogact_model(), cogact_sequence()
 
 
 def prepared(name, model_name, **settings):
     method = create(name, **settings)
-    method.prepare(Path(), MODELS[model_name][1])
+    method.prepare(Path(), CONFIGS[model_name])
     return method
 
 
 # Part 1: layers.
 
 def test_removing_no_layer_and_no_width_changes_no_bit():
-    for model, _, sequence in MODELS.values():
+    for model, sequence in map(model_and_sequence, CONFIGS):
         expected = model.decode(sequence)
         remove_layers(model, [])
         narrow_mlps(model, 1.0)
@@ -90,7 +98,7 @@ def test_importance_is_one_minus_the_mean_cosine_of_input_and_output():
         def watch_attention(self, index, sequence, attention):
             states.append(sequence.states[0].double().numpy())
 
-    model, _, sequence = MODELS['OFT']
+    model, sequence = model_and_sequence('OFT')
     model.decode(sequence, [Inputs()])
     importance = layer_importance(model.language_model, [sequence])
     for index, (x, y) in enumerate(pairwise(states)):
@@ -105,7 +113,7 @@ def test_layers_are_chosen_by_importance_and_one_must_stay():
     with pytest.raises(ValueError, match='at least one must stay'):
         least_important(importance, 4)
     with pytest.raises(ValueError, match='no importance'):
-        layer_importance(OFT.language_model, [])
+        layer_importance(shared_model().language_model, [])
 
 
 def test_channels_that_weigh_nothing_go_first_and_cost_nothing():
@@ -163,9 +171,9 @@ def test_diversity_is_measured_against_the_key_tokens_and_a_copy_of_one_is_dropp
 
 
 @pytest.mark.parametrize('count', [32, 1000])
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_keeping_every_token_changes_no_bit(name, count):
-    model, _, sequence = MODELS[name]
+    model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=count)
     assert torch.equal(model.decode(sequence, [method]), model.decode(sequence))
     assert method.report().kept.all()
@@ -174,7 +182,7 @@ def test_keeping_every_token_changes_no_bit(name, count):
 @pytest.mark.parametrize(('name', 'direction'), [
     ('OFT', 'words'), ('OFT', 'tokens'), ('CogACT', 'words')])
 def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name, direction):
-    model, _, sequence = MODELS[name]
+    model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=9, attention_from=direction)
     dropped = model.decode(sequence, [method])
     report = method.report()
@@ -225,7 +233,7 @@ class BlockCounter:
     def __enter__(self):
         self.count = 0
         self._handles = [block.register_forward_hook(self._note)
-                         for block in COGACT.action_head.blocks]
+                         for block in cogact_model().action_head.blocks]
         return self
 
     def _note(self, *_):
@@ -237,12 +245,12 @@ class BlockCounter:
 
 
 def states_of(steps, actions=None):
-    embedder = COGACT.action_head.z_embedder
+    embedder = cogact_model().action_head.z_embedder
     none = embedder.uncondition.expand_as(COGNITION)
     conditions = embedder(torch.cat([COGNITION, none]))
     generator = torch.Generator().manual_seed(6)
     return [
-        DenoisingStep(COGACT.action_head, index, torch.randn(1, 16, 7, generator=generator)
+        DenoisingStep(cogact_model().action_head, index, torch.randn(1, 16, 7, generator=generator)
                       if actions is None else actions, step, conditions, 1.5)
         for index, step in enumerate(steps)
     ]
@@ -252,33 +260,33 @@ def states_of(steps, actions=None):
 def test_blocks_run_in_every_interval_th_step(interval, full):
     method = prepared('efficientvla_cache', 'CogACT', interval=interval)
     with BlockCounter() as counter:
-        first = COGACT.denoise(COGNITION, [method])
-    assert counter.count == full * len(COGACT.action_head.blocks)
+        first = cogact_model().denoise(COGNITION, [method])
+    assert counter.count == full * len(cogact_model().action_head.blocks)
     assert method.report().denoising_reused == 10 - full
-    assert torch.equal(COGACT.denoise(COGNITION, [method]), first)
-    assert torch.equal(first, COGACT.denoise(COGNITION)) == (interval == 1)
+    assert torch.equal(cogact_model().denoise(COGNITION, [method]), first)
+    assert torch.equal(first, cogact_model().denoise(COGNITION)) == (interval == 1)
     method.reset()
     assert method.report() is None
 
 
 def test_what_is_kept_does_not_reach_the_next_inference():
     method = prepared('efficientvla_cache', 'CogACT')
-    expected = COGACT.denoise(COGNITION, [method])
-    COGACT.denoise(-3 * COGNITION, [method])
-    assert torch.equal(COGACT.denoise(COGNITION, [method]), expected)
+    expected = cogact_model().denoise(COGNITION, [method])
+    cogact_model().denoise(-3 * COGNITION, [method])
+    assert torch.equal(cogact_model().denoise(COGNITION, [method]), expected)
 
 
 def test_a_reuse_step_adds_what_attention_and_mlp_of_every_block_added():
     """The collapsed form is the paper's: x + C_attn + C_mlp, block by block."""
     first, second = states_of([90, 80])
     outputs = []
-    parts = [part for block in COGACT.action_head.blocks for part in (block.attn, block.mlp)]
+    head = cogact_model().action_head
+    parts = [part for block in head.blocks for part in (block.attn, block.mlp)]
     handles = [part.register_forward_hook(lambda _, __, output: outputs.append(output))
                for part in parts]
     _, added = first.run()
     for handle in handles:
         handle.remove()
-    head = COGACT.action_head
     waves = torch.zeros(1, 256)  # a reuse step needs no diffusion step: its row is dropped
     rows = torch.cat([
         head.t_embedder.mlp(waves)[:, None] + second.conditions,
@@ -327,11 +335,11 @@ def test_the_cache_is_for_heads_that_denoise():
 
 
 def test_the_parts_work_together():
-    _, _, sequence = MODELS['CogACT']
+    model, sequence = model_and_sequence('CogACT')
     tokens = prepared('efficientvla_tokens', 'CogACT', count=7)
     cache = prepared('efficientvla_cache', 'CogACT')
-    together = COGACT.act(COGACT.decode(sequence, [tokens, cache]), [tokens, cache])
-    apart = COGACT.act(COGACT.decode(sequence, [tokens]), [cache])
+    together = model.act(model.decode(sequence, [tokens, cache]), [tokens, cache])
+    apart = model.act(model.decode(sequence, [tokens]), [cache])
     assert torch.equal(together, apart)
     assert isinstance(tokens, EfficientVlaTokens)
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from tiny_model import (
-    CASES,
     CONFIG,
     HideInstead,
-    inputs_of,
-    load_model,
+    plain_actions,
+    shared_inputs,
+    shared_model,
     torchs_flops,
 )
 from torch.nn import functional
@@ -24,9 +24,6 @@ from vla_policy_node.training.foreground import (
     straight_through,
 )
 
-MODEL = load_model()
-INPUTS = inputs_of(CASES[0])
-
 
 @pytest.fixture
 def checkpoint(tmp_path):
@@ -42,17 +39,19 @@ def make(checkpoint, **settings):
 
 
 def test_keeping_all_changes_no_bit(checkpoint):
-    assert torch.equal(MODEL(*INPUTS, methods=[make(checkpoint, prune=0.0)]), MODEL(*INPUTS))
+    actions = shared_model()(*shared_inputs(0), methods=[make(checkpoint, prune=0.0)])
+    assert torch.equal(actions, plain_actions(0))
 
 
 def test_half_of_the_tokens_stay_and_dropping_equals_hiding(checkpoint):
     method, rows = make(checkpoint), RowRecorder()
-    counted = torchs_flops(lambda: MODEL(*INPUTS, methods=[method, rows]))
+    counted = torchs_flops(lambda: shared_model()(*shared_inputs(0), methods=[method, rows]))
     assert method.report().kept.sum() == 16
     assert sum(count_flops(CONFIG, rows.layer_rows).values()) + method.report().flops == counted
     torch.testing.assert_close(
-        MODEL(*INPUTS, methods=[method]),
-        MODEL(*INPUTS, methods=[HideInstead(make(checkpoint))]), rtol=0, atol=2e-5)
+        shared_model()(*shared_inputs(0), methods=[method]),
+        shared_model()(*shared_inputs(0), methods=[HideInstead(make(checkpoint))]),
+        rtol=0, atol=2e-5)
 
 
 def test_without_positions_the_scorer_does_not_know_the_order():

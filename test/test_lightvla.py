@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CASES, CONFIG, DATA, STATISTICS, assemble, inputs_of, load_model
+from tiny_model import CASES, CONFIG, DATA, STATISTICS, assemble, inputs_of, shared_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node import acceleration
@@ -18,11 +18,9 @@ from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score
 from vla_policy_node.models.prompt import end_with_empty
 
-MODEL = load_model()
-
 
 def sequence_of(case):
-    return assemble(MODEL, inputs_of(case))
+    return assemble(shared_model(), inputs_of(case))
 
 
 def assert_close(value, reference):
@@ -50,12 +48,12 @@ def test_kept_tokens_stay_in_order_at_their_positions(case):
     np.testing.assert_array_equal(method.report().scores, case['vote_counts'])
     if 'pruned_embeds' in case:
         assert_close(pruned.states[0], case['pruned_embeds'])
-    assert_close(MODEL.language_model(pruned)[0], case['last_hidden'])
+    assert_close(shared_model().language_model(pruned)[0], case['last_hidden'])
 
 
 @pytest.mark.parametrize(('rows', 'suffix'), [('last56', 'last56'), ('oft', 'oft_rows')])
 def test_actions_in_both_row_conventions(case, rows, suffix):
-    normalised = MODEL(*inputs_of(case), methods=[LightVla()], action_rows=rows)[0]
+    normalised = shared_model()(*inputs_of(case), methods=[LightVla()], action_rows=rows)[0]
     assert_close(normalised, case[f'normalized_actions_{suffix}'])
     actions = STATISTICS.unnormalise_actions(normalised.double().numpy())
     assert_close(actions, case[f'actions_{suffix}'])
@@ -67,7 +65,7 @@ def test_end_to_end():
     pixels = torch.from_numpy(case['pixel_values']).unflatten(1, (2, 6))
     proprio = torch.from_numpy(STATISTICS.normalise_proprio(case['state_raw']))[None].float()
     ids = torch.tensor(end_with_empty(case['prompt_ids'].tolist(), CONFIG.token_ids.empty))[None]
-    normalised = MODEL(pixels, proprio, ids, [method], LightVla.action_rows)[0]
+    normalised = shared_model()(pixels, proprio, ids, [method], LightVla.action_rows)[0]
     actions = STATISTICS.unnormalise_actions(normalised.double().numpy())
     np.testing.assert_array_equal(method.report().kept.nonzero()[0], case['kept_indices'])
     assert_close(actions, case['actions'])
@@ -76,7 +74,7 @@ def test_end_to_end():
 def test_gathering_equals_hiding_the_keys(case):
     sequence = sequence_of(case)
     method = LightVla()
-    gathered = MODEL.language_model(method.select_tokens(sequence))
+    gathered = shared_model().language_model(method.select_tokens(sequence))
     kept = torch.cat(
         [
             torch.ones(1, dtype=bool),
@@ -85,7 +83,7 @@ def test_gathering_equals_hiding_the_keys(case):
         ]
     )
     bias = torch.zeros(1, len(kept)).masked_fill(~kept, -torch.inf)
-    masked = MODEL.language_model(replace(sequence, key_bias=bias))[:, kept]
+    masked = shared_model().language_model(replace(sequence, key_bias=bias))[:, kept]
     torch.testing.assert_close(gathered, masked, rtol=0, atol=2e-5)
 
 
@@ -99,17 +97,18 @@ def test_multiplicity_bias_equals_duplicates(case):
     repeated = replace(
         sequence, states=sequence.states[:, rows], positions=sequence.positions[:, rows]
     )
-    expected = MODEL.language_model(repeated, MODEL.action_rows('oft'))
+    expected = shared_model().language_model(repeated, shared_model().action_rows('oft'))
     unique = LightVla(multiplicity_bias=True).select_tokens(sequence)
-    biased = MODEL.language_model(unique, MODEL.action_rows('oft'))
+    biased = shared_model().language_model(unique, shared_model().action_rows('oft'))
     torch.testing.assert_close(biased, expected, rtol=0, atol=2e-5)
-    plain = MODEL.language_model(LightVla().select_tokens(sequence), MODEL.action_rows('oft'))
+    plain = shared_model().language_model(
+        LightVla().select_tokens(sequence), shared_model().action_rows('oft'))
     assert (plain - expected).abs().max() > 1e-3
 
 
 def test_a_method_that_does_nothing_changes_no_bit(case):
     inputs = inputs_of(case)
-    assert torch.equal(MODEL(*inputs, methods=[Method()]), MODEL(*inputs))
+    assert torch.equal(shared_model()(*inputs, methods=[Method()]), shared_model()(*inputs))
 
 
 @pytest.fixture
@@ -122,15 +121,15 @@ def every_token_votes_for_itself(monkeypatch):
 def test_keeping_every_token_changes_no_bit(case):
     inputs = inputs_of(case)
     method = LightVla()
-    assert torch.equal(MODEL(*inputs, methods=[method]), MODEL(*inputs))
+    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
     assert method.report().kept.all()
 
 
 @pytest.mark.usefixtures('every_token_votes_for_itself')
 def test_multiplicity_bias_of_single_votes_changes_nothing(case):
     inputs = inputs_of(case)
-    biased = MODEL(*inputs, methods=[LightVla(multiplicity_bias=True)])
-    torch.testing.assert_close(biased, MODEL(*inputs), rtol=0, atol=1e-5)
+    biased = shared_model()(*inputs, methods=[LightVla(multiplicity_bias=True)])
+    torch.testing.assert_close(biased, shared_model()(*inputs), rtol=0, atol=1e-5)
 
 
 def test_dropping_tokens_between_layers_equals_hiding_them_from_there_on():
@@ -148,9 +147,10 @@ def test_dropping_tokens_between_layers_equals_hiding_them_from_there_on():
             return replace(sequence, key_bias=bias)
 
     inputs = inputs_of(CASES[0])
-    dropped, hidden = (MODEL(*inputs, methods=[method()]) for method in (DropHalf, HideHalf))
+    dropped, hidden = (
+        shared_model()(*inputs, methods=[method()]) for method in (DropHalf, HideHalf))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - MODEL(*inputs)).abs().max() > 1e-3
+    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-3
 
 
 def test_after_another_method_the_report_is_still_about_all_tokens():
@@ -159,7 +159,7 @@ def test_after_another_method_the_report_is_still_about_all_tokens():
             return sequence.keep_visual(torch.arange(1, sequence.visual_rows, 2))
 
     method = LightVla()
-    MODEL(*inputs_of(CASES[0]), methods=[DropEven(), method])
+    shared_model()(*inputs_of(CASES[0]), methods=[DropEven(), method])
     report = method.report()
     assert len(report.kept) == len(report.scores) == 32
     assert report.kept.any()
@@ -179,7 +179,7 @@ def test_zero_rows_have_no_influence_on_the_choice(case):
 
 def test_reset_forgets_the_report(case):
     method = LightVla()
-    MODEL(*inputs_of(case), methods=[method])
+    shared_model()(*inputs_of(case), methods=[method])
     assert method.report() is not None
     method.reset()
     assert method.report() is None
@@ -187,9 +187,10 @@ def test_reset_forgets_the_report(case):
 
 def test_a_past_observation_leaves_no_trace():
     used, fresh = LightVla(), LightVla()
-    MODEL(*inputs_of(CASES[0]), methods=[used])
+    shared_model()(*inputs_of(CASES[0]), methods=[used])
     inputs = inputs_of(CASES[1])
-    assert torch.equal(MODEL(*inputs, methods=[used]), MODEL(*inputs, methods=[fresh]))
+    answers = [shared_model()(*inputs, methods=[method]) for method in (used, fresh)]
+    assert torch.equal(*answers)
     np.testing.assert_array_equal(used.report().scores, fresh.report().scores)
 
 
@@ -227,7 +228,7 @@ def test_winners_do_not_depend_on_the_order_of_the_candidates(tokens, seed):
 def test_nan_reaches_the_actions_instead_of_an_index_error(case):
     sequence = sequence_of(case)
     broken = replace(sequence, states=sequence.states * torch.nan)
-    assert MODEL.language_model(LightVla().select_tokens(broken)).isnan().any()
+    assert shared_model().language_model(LightVla().select_tokens(broken)).isnan().any()
 
 
 def test_the_reported_flops_are_those_of_the_score(case):

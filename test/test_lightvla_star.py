@@ -7,7 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import CASES, CONFIG, assemble, batch_of, hide_all_but, inputs_of, load_model
+from tiny_model import (
+    CASES,
+    CONFIG,
+    assemble,
+    batch_of,
+    hide_all_but,
+    inputs_of,
+    load_model,
+    shared_model,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.lightvla_star import FILE_NAME, LearnedQueries, LightVlaStar
@@ -17,7 +26,6 @@ from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.policy import CAMERAS, Observation, Policy
 
-MODEL = load_model()
 WIDTH = CONFIG.language_model.width
 
 
@@ -69,9 +77,10 @@ def test_dropping_tokens_equals_hiding_their_keys_from_there_on(tmp_path, case, 
     method, hiding = make_method(tmp_path, layer=layer), Hide()
     hiding.prepare(tmp_path, CONFIG)
     inputs = inputs_of(case)
-    dropped = MODEL(*inputs, methods=[method])
-    torch.testing.assert_close(dropped, MODEL(*inputs, methods=[hiding]), rtol=0, atol=2e-5)
-    assert (dropped - MODEL(*inputs)).abs().max() > 1e-3
+    dropped = shared_model()(*inputs, methods=[method])
+    hidden = shared_model()(*inputs, methods=[hiding])
+    torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
+    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-3
     report = method.report()
     assert 1 <= report.kept.sum() <= 6
     assert report.scores.sum() == 6
@@ -79,7 +88,7 @@ def test_dropping_tokens_equals_hiding_their_keys_from_there_on(tmp_path, case, 
 
 
 def test_kept_tokens_stay_in_order_at_their_positions(tmp_path, case):
-    method, sequence = make_method(tmp_path), assemble(MODEL, inputs_of(case))
+    method, sequence = make_method(tmp_path), assemble(shared_model(), inputs_of(case))
     pruned = method.select_tokens(sequence)
     kept = torch.from_numpy(method.report().kept.nonzero()[0])
     assert torch.equal(pruned.visual_tokens, kept)
@@ -91,11 +100,11 @@ def test_keeping_every_token_changes_no_bit(tmp_path, case):
     method = make_method(tmp_path, count=32)
     method.queries.forward = lambda sequence: torch.eye(32)[None]
     inputs = inputs_of(case)
-    assert torch.equal(MODEL(*inputs, methods=[method]), MODEL(*inputs))
+    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
 
 
 def test_the_reported_flops_are_those_of_the_score(tmp_path, case):
-    method, sequence = make_method(tmp_path), assemble(MODEL, inputs_of(case))
+    method, sequence = make_method(tmp_path), assemble(shared_model(), inputs_of(case))
     with FlopCounterMode(display=False) as counter:
         method.select_tokens(sequence)
     assert method.report().flops == counter.get_total_flops()
@@ -103,7 +112,7 @@ def test_the_reported_flops_are_those_of_the_score(tmp_path, case):
 
 def test_reset_forgets_the_report(tmp_path, case):
     method = make_method(tmp_path)
-    MODEL(*inputs_of(case), methods=[method])
+    shared_model()(*inputs_of(case), methods=[method])
     method.reset()
     assert method.report() is None
 
@@ -112,9 +121,9 @@ def test_reset_forgets_the_report(tmp_path, case):
 def test_training_runs_what_inference_runs(tmp_path, layer):
     method = make_method(tmp_path, layer=layer)
     training = LightVlaStarTraining(make_queries(layer=layer))
-    together = MODEL(*batch_of(CASES), methods=[training])
+    together = shared_model()(*batch_of(CASES), methods=[training])
     for index, case in enumerate(CASES):
-        alone = MODEL(*inputs_of(case), methods=[method])[0]
+        alone = shared_model()(*inputs_of(case), methods=[method])[0]
         torch.testing.assert_close(together[index], alone, rtol=0, atol=2e-5)
         np.testing.assert_array_equal(training.votes[index], method.report().scores)
 

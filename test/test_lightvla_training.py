@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import CASES, assemble, batch_of, inputs_of, load_model
+from tiny_model import CASES, assemble, batch_of, inputs_of, load_model, shared, shared_model
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,9 +14,12 @@ from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score,
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
 from vla_policy_node.models.token_sequence import TokenSequence
 
-DOUBLE = load_model().double().requires_grad_(True)
-SINGLE = load_model()
 BATCH = [CASES[index] for index in (0, 2, 3)]  # they keep 7, 16 and 4 tokens
+
+
+@shared
+def double_model():
+    return load_model().double().requires_grad_(True)
 
 
 class DuplicatedTraining(LightVlaTraining):
@@ -40,12 +43,13 @@ def in_double(inputs):
 
 def loss_and_gradients(method, inputs):
     torch.manual_seed(1)  # the noise
-    DOUBLE.zero_grad()
-    actions = DOUBLE(*inputs, methods=[method])
+    model = double_model()
+    model.zero_grad()
+    actions = model(*inputs, methods=[method])
     targets = torch.linspace(-1, 1, actions.numel()).view_as(actions)
     loss = (actions - targets).abs().mean()
     loss.backward()
-    gradients = {name: p.grad for name, p in DOUBLE.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
@@ -77,39 +81,42 @@ def test_without_the_count_it_is_another_network():
 def test_one_sample_trains_what_inference_runs(multiplicity_bias):
     for case in CASES:
         inputs = inputs_of(case)
-        trained = SINGLE(*inputs, methods=[LightVlaTraining(multiplicity_bias=multiplicity_bias)])
-        run = SINGLE(*inputs, methods=[LightVla(multiplicity_bias=multiplicity_bias)])
+        method = LightVlaTraining(multiplicity_bias=multiplicity_bias)
+        trained = shared_model()(*inputs, methods=[method])
+        run = shared_model()(*inputs, methods=[LightVla(multiplicity_bias=multiplicity_bias)])
         torch.testing.assert_close(trained, run, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('multiplicity_bias', [False, True])
 def test_no_sample_feels_the_others_of_its_batch(multiplicity_bias):
     method = LightVlaTraining(multiplicity_bias=multiplicity_bias)
-    together = SINGLE(*batch_of(BATCH), methods=[method])
+    together = shared_model()(*batch_of(BATCH), methods=[method])
     assert method.kept_counts.tolist() == [7, 16, 4]
     for actions, case in zip(together, BATCH, strict=True):
-        alone = SINGLE(*inputs_of(case), methods=[method])[0]
+        alone = shared_model()(*inputs_of(case), methods=[method])[0]
         torch.testing.assert_close(actions, alone, rtol=0, atol=2e-5)
 
 
 def test_the_gradient_reaches_tokens_that_were_not_chosen():
     """They have no row in the language model; only the softmax of the scores knows them."""
-    sequence = assemble(SINGLE, batch_of(BATCH))
+    sequence = assemble(shared_model(), batch_of(BATCH))
     leaf = sequence.states.clone().requires_grad_(True)
     method = LightVlaTraining()
     pruned = method.select_tokens(replace(sequence, states=leaf))
-    SINGLE.language_model(pruned, SINGLE.action_rows('oft')).square().sum().backward()
+    states = shared_model().language_model(pruned, shared_model().action_rows('oft'))
+    states.square().sum().backward()
     missed = leaf.grad[:, 1:33][method.votes == 0]
     assert len(missed) == 32 * 3 - 27
     assert (missed.abs().amax(dim=1) > 0).all()
 
 
 def test_rows_that_fill_up_a_batch_pass_no_gradient_on_and_make_no_nan():
-    sequence = assemble(SINGLE, batch_of(BATCH))
+    sequence = assemble(shared_model(), batch_of(BATCH))
     method = LightVlaTraining()
     pruned = method.select_tokens(sequence)
     leaf = pruned.states.clone().requires_grad_(True)
-    states = SINGLE.language_model(replace(pruned, states=leaf), SINGLE.action_rows('oft'))
+    states = shared_model().language_model(
+        replace(pruned, states=leaf), shared_model().action_rows('oft'))
     states.square().sum().backward()
     filling = pruned.key_bias.isneginf()
     assert filling[:, 1:17].sum(dim=1).tolist() == [16 - 7, 0, 16 - 4]
@@ -119,7 +126,7 @@ def test_rows_that_fill_up_a_batch_pass_no_gradient_on_and_make_no_nan():
 
 @pytest.mark.parametrize('noise', ['uniform', 'gumbel'])
 def test_noise_changes_the_choice_and_stops_at_scale_zero_and_without_gradients(noise):
-    sequence = assemble(SINGLE, batch_of(BATCH))
+    sequence = assemble(shared_model(), batch_of(BATCH))
     quiet, noisy = LightVlaTraining(noise), LightVlaTraining(noise, noise_scale=50.0)
     quiet.select_tokens(sequence)
     noisy.select_tokens(sequence)
@@ -149,7 +156,7 @@ def test_gumbel_noise_chooses_as_often_as_the_softmax_says():
 
 
 def test_rows_that_fill_up_a_prompt_do_not_vote():
-    sequence = assemble(SINGLE, batch_of(BATCH))
+    sequence = assemble(shared_model(), batch_of(BATCH))
     assert sequence.context_hidden.sum() > 0
     method = LightVlaTraining()
     method.select_tokens(sequence)
@@ -178,11 +185,11 @@ def test_under_autocast_the_choice_is_that_of_float32():
     with torch.autocast('cpu', torch.bfloat16):
         pruned = method.select_tokens(sequence)
         assert torch.equal(method.votes, expected)
-        assert SINGLE.language_model(pruned).isfinite().all()
+        assert shared_model().language_model(pruned).isfinite().all()
 
 
 def test_training_pays_for_the_score_and_the_kept_rows_alone():
-    sequence = assemble(SINGLE, batch_of(BATCH))
+    sequence = assemble(shared_model(), batch_of(BATCH))
     with FlopCounterMode(display=False) as counter:
         pruned = LightVlaTraining().select_tokens(sequence)
     assert counter.get_total_flops() == 3 * score_flops(sequence.visual, sequence.context)
@@ -241,6 +248,6 @@ def test_an_unknown_noise_is_named():
 
 def test_reset_forgets_the_last_pass():
     method = LightVlaTraining()
-    method.select_tokens(assemble(SINGLE, inputs_of(CASES[0])))
+    method.select_tokens(assemble(shared_model(), inputs_of(CASES[0])))
     method.reset()
     assert method.votes is None

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import (
-    CASES,
     CONFIG,
     HideInstead,
     assemble,
-    inputs_of,
     load_model,
+    plain_actions,
     prepared,
     run_step,
+    shared_inputs,
+    shared_model,
     step_of,
     torchs_flops,
 )
@@ -28,10 +29,6 @@ from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import CAMERAS, Observation, Policy
-
-MODEL = load_model()
-INPUTS = [inputs_of(case) for case in CASES]
-PLAIN = [MODEL(*inputs) for inputs in INPUTS]
 
 # Settings with which a method does nothing.
 OFF = {
@@ -68,8 +65,8 @@ ELSEWHERE = {'efficientvla_cache'}
 
 def two_steps(method):
     """Another picture first, for what it may leave behind."""
-    run_step(MODEL, method, INPUTS[1])
-    return run_step(MODEL, method, INPUTS[0])[0]
+    run_step(shared_model(), method, shared_inputs(1))
+    return run_step(shared_model(), method, shared_inputs(0))[0]
 
 
 def test_every_method_is_here():
@@ -78,15 +75,15 @@ def test_every_method_is_here():
 
 @pytest.mark.parametrize('name', OFF)
 def test_switched_off_it_changes_no_bit(name):
-    assert torch.equal(two_steps(prepared(name, load_model(), **OFF[name])), PLAIN[0])
+    assert torch.equal(two_steps(prepared(name, load_model(), **OFF[name])), plain_actions(0))
 
 
 @pytest.mark.parametrize('name', DROPPING)
 def test_dropping_tokens_equals_hiding_them(name):
-    dropped = two_steps(method := prepared(name, MODEL, **DROPPING[name]))
-    hidden = two_steps(HideInstead(prepared(name, MODEL, **DROPPING[name])))
+    dropped = two_steps(method := prepared(name, shared_model(), **DROPPING[name]))
+    hidden = two_steps(HideInstead(prepared(name, shared_model(), **DROPPING[name])))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - PLAIN[0]).abs().max() > 1e-4
+    assert (dropped - plain_actions(0)).abs().max() > 1e-4
     assert 1 <= method.report().kept.sum() < 32
 
 
@@ -95,7 +92,7 @@ def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
     """What one has ranked, the other may have dropped by the time it counts."""
     model, rows = load_model(), RowRecorder()
     methods = [prepared(name, model, **DROPPING.get(name, {})) for name in names]
-    for inputs in INPUTS[1::-1]:
+    for inputs in (shared_inputs(1), shared_inputs(0)):
         for method in methods:
             method.begin_step(step_of(inputs))
         rows.reset()
@@ -105,7 +102,7 @@ def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
     # Of a method that drops twice, the other may have dropped in between.
     more, fewer = sorted((m.report().kept for m in methods), key=lambda kept: -kept.sum())
     assert (fewer <= more).all()
-    others = assemble(model, INPUTS[0]).context.shape[1] + 1
+    others = assemble(model, shared_inputs(0)).context.shape[1] + 1
     assert rows.layer_rows[-1].new == others + fewer.sum()
 
 
@@ -115,9 +112,9 @@ def test_the_counter_counts_what_torch_counts(name, keep):
     """Also if a depth cut has made another layer the last one, in which few rows ask."""
     prepared('depth_cut', model := load_model(), keep=keep)
     method, rows = prepared(name, model, **DROPPING.get(name, {})), RowRecorder()
-    run_step(model, method, INPUTS[0])
-    method.begin_step(step_of(INPUTS[0]))
-    counted = torchs_flops(lambda: model(*INPUTS[0], methods=[method, rows]))
+    run_step(model, method, shared_inputs(0))
+    method.begin_step(step_of(shared_inputs(0)))
+    counted = torchs_flops(lambda: model(*shared_inputs(0), methods=[method, rows]))
     choosing = method.report().flops
     if name == 'flashvla':  # torch has no count for a singular value decomposition
         choosing = 0
@@ -132,11 +129,11 @@ def test_reset_forgets_everything(name):
     used.change_model(model := load_model())
     if name == 'adp':
         fresh.change_model(model)
-    for inputs in INPUTS[1:]:
+    for inputs in map(shared_inputs, range(1, 4)):
         run_step(model, used, inputs)
     used.reset()
     assert used.report() is None
-    for inputs in INPUTS[:2]:
+    for inputs in map(shared_inputs, range(2)):
         mine, ran = run_step(model, used, inputs)
         other, fresh_ran = run_step(model, fresh, inputs)
         assert torch.equal(mine, other)

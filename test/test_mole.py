@@ -2,14 +2,23 @@
 
 import pytest
 import torch
-from tiny_model import CASES, CONFIG, assemble, batch_of, inputs_of, load_model
+from tiny_model import (
+    CASES,
+    CONFIG,
+    assemble,
+    batch_of,
+    inputs_of,
+    load_model,
+    plain_actions,
+    shared_inputs,
+    shared_model,
+    shared_sequence,
+)
 
 from vla_policy_node.acceleration import create, mole
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.training.lessons import Routing
 
-MODEL = load_model()
-INPUTS = inputs_of(CASES[0])
 LAYERS, WIDTH = CONFIG.language_model.layers, CONFIG.language_model.width
 
 
@@ -26,6 +35,10 @@ def make(checkpoint, **settings):
     return method
 
 
+def act(sequence, lesson):
+    return shared_model().action_head(shared_model().decode(sequence, [lesson]))
+
+
 def layers_of(method):
     ran = []
 
@@ -33,13 +46,13 @@ def layers_of(method):
         def watch_output(self, index, sequence, output):
             ran.append(index)
 
-    MODEL(*INPUTS, methods=[method, Note()])
+    shared_model()(*shared_inputs(0), methods=[method, Note()])
     return ran
 
 
 def test_all_layers_run_bit_for_bit_if_all_are_wanted(checkpoint):
     method = make(checkpoint, run=LAYERS)
-    assert torch.equal(MODEL(*INPUTS, methods=[method]), MODEL(*INPUTS))
+    assert torch.equal(shared_model()(*shared_inputs(0), methods=[method]), plain_actions(0))
 
 
 def test_as_many_run_as_trained_in_order_and_the_last_always(checkpoint):
@@ -55,17 +68,17 @@ def test_without_layers_the_embeddings_pass():
         def select_layers(self, sequence, layers):
             return ()
 
-    sequence = assemble(MODEL, INPUTS)
-    states = MODEL.language_model(sequence, hooks=Nothing())
-    assert torch.equal(states, MODEL.language_model.norm(sequence.states))
+    sequence = assemble(shared_model(), shared_inputs(0))
+    states = shared_model().language_model(sequence, hooks=Nothing())
+    assert torch.equal(states, shared_model().language_model.norm(sequence.states))
 
 
 def test_skipping_equals_multiplying_by_gates(checkpoint):
     lesson = Routing(CONFIG, run=3)
     lesson.learnt.load_state_dict(make(checkpoint).router.state_dict())
     with torch.no_grad():
-        gated = MODEL.action_head(MODEL.decode(assemble(MODEL, INPUTS), [lesson]))
-    skipped = MODEL(*INPUTS, methods=[make(checkpoint)])
+        gated = act(shared_sequence(), lesson)
+    skipped = shared_model()(*shared_inputs(0), methods=[make(checkpoint)])
     torch.testing.assert_close(gated, skipped, rtol=0, atol=2e-5)
 
 
@@ -73,9 +86,9 @@ def test_in_a_batch_each_sample_is_routed_as_alone(checkpoint):
     lesson = Routing(CONFIG, run=3)
     lesson.learnt.load_state_dict(make(checkpoint).router.state_dict())
     with torch.no_grad():
-        together = MODEL.action_head(MODEL.decode(assemble(MODEL, batch_of(CASES)), [lesson]))
+        together = act(assemble(shared_model(), batch_of(CASES)), lesson)
     for index, case in enumerate(CASES):
-        alone = MODEL(*inputs_of(case), methods=[make(checkpoint)])[0]
+        alone = shared_model()(*inputs_of(case), methods=[make(checkpoint)])[0]
         torch.testing.assert_close(together[index], alone, rtol=0, atol=5e-5)
 
 
@@ -174,12 +187,12 @@ def test_the_teacher_runs_all_layers_with_the_averaged_weights():
     name = 'language_model.layers.1.mlp.up_proj.weight'
     averaged = 2 * model.get_parameter(name).detach()
     lesson.average = {f'model.{name}': averaged, 'model.action_head.fc1.bias': torch.zeros(1)}
-    states = model.decode(assemble(model, INPUTS), [lesson])
+    states = model.decode(assemble(model, shared_inputs(0)), [lesson])
     losses = lesson.losses(model, states, None)
     with torch.no_grad():
         before = model.get_parameter(name).clone()
         model.get_parameter(name).copy_(averaged)
-        taught = model.decode(assemble(model, INPUTS))
+        taught = model.decode(assemble(model, shared_inputs(0)))
         model.get_parameter(name).copy_(before)
     torch.testing.assert_close(losses['distil'], mole.distillation_loss(states, taught))
     assert losses['distil'] > 0
@@ -194,8 +207,8 @@ def test_balance_is_lowest_where_probability_is_spread():
 
 def test_routing_costs_what_its_layers_cost(checkpoint):
     method = make(checkpoint)
-    MODEL(*INPUTS, methods=[method])
-    text, visual, hidden, routed = INPUTS[2].shape[1], 32, 16, LAYERS - 1
+    shared_model()(*shared_inputs(0), methods=[method])
+    text, visual, hidden, routed = shared_inputs(0)[2].shape[1], 32, 16, LAYERS - 1
     macs = (visual + text) * WIDTH * hidden                       # shared projection
     macs += text * (4 * hidden**2 + 2 * hidden * 2 * hidden + 2 * text * hidden)
     macs += hidden * hidden // 2 + hidden // 2 * routed + hidden * routed + hidden

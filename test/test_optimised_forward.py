@@ -7,7 +7,7 @@ from dataclasses import replace
 import checkpoint_variants as variants
 import pytest
 import torch
-from tiny_model import CASES, assemble, inputs_of, load_model
+from tiny_model import CASES, assemble, inputs_of, load_model, shared, shared_model
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.random_tokens import RandomTokens
@@ -18,9 +18,12 @@ from vla_policy_node.models.language_model import LanguageModel, LayerHooks, Rop
 from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
 from vla_policy_node.models.token_sequence import TokenSequence
 
-MODEL = load_model()
-FUSED = fuse(load_model())
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+
+
+@shared
+def fused_model():
+    return fuse(load_model())
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
@@ -36,7 +39,7 @@ def assert_close(value, reference, tolerance=2e-5):
 @torch.inference_mode()
 def test_the_fused_network_is_the_plain_one(inputs):
     for methods in ([], [LightVla()]):
-        assert_close(FUSED(*inputs, methods), MODEL(*inputs, methods))
+        assert_close(fused_model()(*inputs, methods), shared_model()(*inputs, methods))
 
 
 @pytest.mark.parametrize('method', [None, LightVla])
@@ -57,8 +60,8 @@ def test_every_folding_holds_to_1e_9_in_float64(method):
 
 @torch.inference_mode()
 def test_rows_that_the_last_layer_leaves_out_change_no_other_to_1e_9_in_float64(inputs):
-    rows = MODEL.action_rows('oft')
-    for network in (MODEL, FUSED):
+    rows = shared_model().action_rows('oft')
+    for network in (shared_model(), fused_model()):
         double = copy.deepcopy(network).double()
         sequence = assemble(double, [x.double() if x.is_floating_point() else x for x in inputs])
         asked = double.language_model(sequence, rows)
@@ -73,7 +76,7 @@ def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_th
     errors = []
     for inputs in map(inputs_of, CASES):
         half = [x.bfloat16() if x.is_floating_point() else x for x in inputs]
-        errors.append((forward(*half).float() - MODEL(*inputs)).abs()[0])
+        errors.append((forward(*half).float() - shared_model()(*inputs)).abs()[0])
     means = torch.cat(errors).mean(dim=0)
     assert means.shape == (7,)
     assert (means > 0).all()
@@ -103,7 +106,7 @@ def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
         model.language_model(assemble(model, inputs), hooks=hooks)
         return seen
 
-    for plain, fused in zip(attentions(MODEL), attentions(FUSED), strict=True):
+    for plain, fused in zip(attentions(shared_model()), attentions(fused_model()), strict=True):
         assert_close(fused, plain)
 
 
@@ -111,8 +114,8 @@ def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
 @torch.inference_mode()
 def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     plain, static = LightVla(multiplicity_bias=bias), LightVla(multiplicity_bias=bias)
-    forward = StaticForward(MODEL, [static])
-    assert_close(forward(*inputs, 'last56'), MODEL(*inputs, [plain], 'last56'))
+    forward = StaticForward(shared_model(), [static])
+    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, [plain], 'last56'))
     assert (static.report().kept == plain.report().kept).all()
     assert (static.report().scores == plain.report().scores).all()
 
@@ -122,8 +125,8 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
 def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, monkeypatch):
     """Traced, and run as it was written: what compilers make of it is theirs to test."""
     monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
-    forward = StaticForward(FUSED, methods, compiled=True)
-    assert_close(forward(*inputs, 'last56'), MODEL(*inputs, methods, 'last56'))
+    forward = StaticForward(fused_model(), methods, compiled=True)
+    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, methods, 'last56'))
 
 
 @torch.inference_mode()
@@ -137,7 +140,7 @@ def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypa
 
     monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': note})
     monkeypatch.setattr(static_forward, 'VISUAL_BUCKET', 2)
-    forward = StaticForward(FUSED, [LightVla()], compiled=True)
+    forward = StaticForward(fused_model(), [LightVla()], compiled=True)
 
     @torch.inference_mode()
     def prepare():
@@ -151,8 +154,8 @@ def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypa
 
 @torch.inference_mode()
 def test_prompts_that_fill_up_a_bucket_change_nothing(inputs):
-    forward = StaticForward(MODEL)
-    assert_close(forward(*inputs), MODEL(*inputs))
+    forward = StaticForward(shared_model())
+    assert_close(forward(*inputs), shared_model()(*inputs))
 
 
 @torch.inference_mode()
@@ -165,7 +168,7 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
 
     monkeypatch.setattr(LanguageModel, 'forward', record)
     method = LightVla()
-    forward = StaticForward(MODEL, [method])
+    forward = StaticForward(shared_model(), [method])
     for case in CASES:
         forward(*inputs_of(case), 'last56')
         rows, visual = shapes[-1]
@@ -173,15 +176,15 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
         assert visual == min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, 32)
         assert (rows - visual) % OTHERS_BUCKET == 0
         # BOS is a row of the prompt; proprio and stop are two more, and one per action value.
-        needed = inputs_of(case)[2].shape[1] + 2 + MODEL.config.action_slots
+        needed = inputs_of(case)[2].shape[1] + 2 + shared_model().config.action_slots
         assert 0 <= rows - visual - needed < OTHERS_BUCKET
-        assert forward.layer_rows == [rows] * len(MODEL.language_model.layers)
+        assert forward.layer_rows == [rows] * len(shared_model().language_model.layers)
 
 
 @pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
 @torch.inference_mode()
 def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(methods):
-    forward = StaticForward(MODEL, methods)
+    forward = StaticForward(shared_model(), methods)
     pictures, proprio, prompt_ids = inputs_of(CASES[0])
     forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
     assert not forward._stages  # on a CPU, where it would be for nothing
@@ -196,13 +199,13 @@ def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(met
 
 def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence(inputs):
     with pytest.raises(ValueError, match="choose optimisation 'fused'"):
-        StaticForward(MODEL, [RandomTokens()])(*inputs)
+        StaticForward(shared_model(), [RandomTokens()])(*inputs)
     with pytest.raises(ValueError, match="choose optimisation 'fused'"):
-        StaticForward(MODEL, [LightVla(extra_random=3)])(*inputs)
+        StaticForward(shared_model(), [LightVla(extra_random=3)])(*inputs)
     with pytest.raises(ValueError, match='one acceleration method'):
-        StaticForward(MODEL, [LightVla(), LightVla()])
-    discrete = copy.copy(MODEL)
-    discrete.config = replace(MODEL.config, head='discrete')
+        StaticForward(shared_model(), [LightVla(), LightVla()])
+    discrete = copy.copy(shared_model())
+    discrete.config = replace(shared_model().config, head='discrete')
     with pytest.raises(ValueError, match='not the discrete head'):
         StaticForward(discrete)
 
@@ -303,7 +306,7 @@ def test_a_bound_is_reached_by_the_worst_row_and_by_none_exceeded():
 @torch.inference_mode()
 def test_graphs_replay_what_the_plain_network_computes():
     """Other pictures, prompts and kept counts than those a graph was captured with."""
-    plain, model = MODEL.to('cuda'), FUSED.to('cuda')
+    plain, model = shared_model().to('cuda'), fused_model().to('cuda')
     method = LightVla()
     forward = StaticForward(model, [method])
     try:
@@ -312,13 +315,13 @@ def test_graphs_replay_what_the_plain_network_computes():
             expected = plain(*inputs, [LightVla()], 'last56')
             assert_close(forward(*inputs, 'last56'), expected, 1e-3)
     finally:
-        MODEL.to('cpu'), FUSED.to('cpu')
+        shared_model().to('cpu'), fused_model().to('cpu')
 
 
 @needs_cuda
 @torch.inference_mode()
 def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
-    model = FUSED.to('cuda')
+    model = fused_model().to('cuda')
     graphs, eager = StaticForward(model, [LightVla()]), StaticForward(model, [LightVla()])
     eager._pool = None  # as on the CPU, where stages just run
     try:
@@ -326,7 +329,7 @@ def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
             inputs = [value.to('cuda') for value in inputs_of(case)]
             assert torch.equal(graphs(*inputs, 'last56'), eager(*inputs, 'last56'))
     finally:
-        FUSED.to('cpu')
+        fused_model().to('cpu')
 
 
 @needs_cuda

@@ -13,8 +13,9 @@ from tiny_model import (
     assemble,
     hide_all_but,
     inputs_of,
-    load_model,
     prepared,
+    shared_model,
+    shared_sequence,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,8 +27,6 @@ from vla_policy_node.models.language_model import Rope
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import Policy
 
-MODEL = load_model()
-
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
 def case(request):
@@ -35,35 +34,34 @@ def case(request):
 
 
 def sequence_of(case):
-    return assemble(MODEL, inputs_of(case))
+    return assemble(shared_model(), inputs_of(case))
 
 
-SEQUENCE = sequence_of(CASES[0])
 
 
 @pytest.mark.parametrize('count', [32, 1000])
 @pytest.mark.parametrize('name', ['random_tokens', 'fastv'])
 def test_keeping_every_token_changes_no_bit(case, name, count):
     inputs, method = inputs_of(case), prepared(name, count=count)
-    assert torch.equal(MODEL(*inputs, methods=[method]), MODEL(*inputs))
+    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
     assert method.report().kept.all()
 
 
 @given(st.integers(1, 40), st.integers(0, 2**31))
 def test_random_tokens_are_so_many_in_order_at_their_positions(count, seed):
     method = RandomTokens(count=count, seed=seed)
-    pruned = method.select_tokens(SEQUENCE)
+    pruned = method.select_tokens(shared_sequence())
     kept = method.report().kept
     assert kept.sum() == pruned.visual_rows == min(count, 32)
     assert torch.equal(pruned.visual_tokens, torch.from_numpy(kept.nonzero()[0]))
-    assert torch.equal(pruned.visual, SEQUENCE.visual[:, kept])
+    assert torch.equal(pruned.visual, shared_sequence().visual[:, kept])
 
 
 def test_random_tokens_equal_hiding_the_others(case):
     sequence, method = sequence_of(case), RandomTokens(count=9)
-    rows = MODEL.action_rows('oft')
-    dropped = MODEL.language_model(method.select_tokens(sequence), rows)
-    hidden = MODEL.language_model(hide_all_but(sequence, method.report().kept), rows)
+    rows = shared_model().action_rows('oft')
+    dropped = shared_model().language_model(method.select_tokens(sequence), rows)
+    hidden = shared_model().language_model(hide_all_but(sequence, method.report().kept), rows)
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
 
 
@@ -84,7 +82,7 @@ def test_random_tokens_choose_every_token_equally_often():
     method = RandomTokens(count=8)
     times = np.zeros(32)
     for _ in range(2000):
-        method.select_tokens(SEQUENCE)
+        method.select_tokens(shared_sequence())
         times += method.report().kept
     assert np.abs(times / 2000 - 0.25).max() < 0.05
 
@@ -93,11 +91,11 @@ def attention_of_layer(index, sequence):
     """Attention of a layer, averaged over heads, worked out from its weights; [T, T]."""
     config = CONFIG.language_model
     width = config.width // config.heads
-    for layer in MODEL.language_model.layers[:index]:
+    for layer in shared_model().language_model.layers[:index]:
         rope = Rope(sequence.positions, width, config.rope_theta, torch.float32)
         states = layer(sequence.states, rope, None, slice(None))
         sequence = replace(sequence, states=states)
-    layer = MODEL.language_model.layers[index]
+    layer = shared_model().language_model.layers[index]
     rope = Rope(sequence.positions, width, config.rope_theta, torch.float32)
     x = layer.input_layernorm(sequence.states)
     query = rope(layer.self_attn._heads(layer.self_attn.q_proj(x)))
@@ -114,7 +112,7 @@ ASKING = {
 @pytest.mark.parametrize('layer', [1, 2])
 def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, rows):
     sequence, method = sequence_of(case), prepared('fastv', layer=layer, count=10, rows=rows)
-    MODEL(*inputs_of(case), methods=[method])
+    shared_model()(*inputs_of(case), methods=[method])
     attention = attention_of_layer(layer - 1, sequence)
     expected = attention[ASKING[rows], 1:33].mean(dim=0)
     report = method.report()
@@ -134,7 +132,7 @@ def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
     ids = inputs_of(case)[2]
     row = method._asking(sequence)
     assert torch.equal(
-        sequence.states[:, row], MODEL.language_model.embed_tokens(ids[:, -1:]))
+        sequence.states[:, row], shared_model().language_model.embed_tokens(ids[:, -1:]))
     method.prepare(None, config)
     causal = replace(
         sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57])
@@ -172,9 +170,9 @@ def test_the_attention_shown_is_the_one_that_is_paid(case):
 
     class Look(Method):
         def watch_attention(self, index, sequence, attention):
-            layer = MODEL.language_model.layers[index].self_attn
+            layer = shared_model().language_model.layers[index].self_attn
             rows = slice(-5, None)
-            x = MODEL.language_model.layers[index].input_layernorm(sequence.states)
+            x = shared_model().language_model.layers[index].input_layernorm(sequence.states)
             mixed = attention(rows) @ layer._heads(layer.v_proj(x))
             config = CONFIG.language_model
             rope = Rope(
@@ -186,19 +184,19 @@ def test_the_attention_shown_is_the_one_that_is_paid(case):
             assert attention(rows).sum(dim=-1).allclose(torch.ones(()))
             seen.append(index)
 
-    MODEL(*inputs_of(case), methods=[Look()])
+    shared_model()(*inputs_of(case), methods=[Look()])
     assert seen == list(range(CONFIG.language_model.layers))
 
 
 def test_hidden_rows_get_no_attention():
-    sequence = hide_all_but(SEQUENCE, np.arange(32) % 2 == 0)
+    sequence = hide_all_but(shared_sequence(), np.arange(32) % 2 == 0)
     seen = []
 
     class Look(Method):
         def watch_attention(self, index, sequence, attention):
             seen.append(attention(slice(-3, None))[..., 2:33:2])
 
-    MODEL.decode(sequence, [Look()])
+    shared_model().decode(sequence, [Look()])
     assert seen and all((weights == 0).all() for weights in seen)
 
 
@@ -210,12 +208,12 @@ def test_fastv_equals_hiding_the_others_from_that_layer_on(case, layer):
             return hide_all_but(sequence, self._kept) if changed is not sequence else sequence
 
     inputs = inputs_of(case)
-    dropped = MODEL(*inputs, methods=[prepared('fastv', layer=layer, count=10)])
+    dropped = shared_model()(*inputs, methods=[prepared('fastv', layer=layer, count=10)])
     hide = Hide(layer=layer, count=10)
     hide.prepare(None, CONFIG)
-    hidden = MODEL(*inputs, methods=[hide])
+    hidden = shared_model()(*inputs, methods=[hide])
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - MODEL(*inputs)).abs().max() > 1e-4
+    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-4
 
 
 def test_renumbered_positions_would_be_another_network(case):
@@ -227,16 +225,16 @@ def test_renumbered_positions_would_be_another_network(case):
             return replace(changed, positions=torch.arange(changed.positions.shape[1])[None])
 
     inputs = inputs_of(case)
-    own = MODEL(*inputs, methods=[prepared('fastv', layer=1, count=10)])
+    own = shared_model()(*inputs, methods=[prepared('fastv', layer=1, count=10)])
     renumber = Renumber(layer=1, count=10)
     renumber.prepare(None, CONFIG)
-    renumbered = MODEL(*inputs, methods=[renumber])
+    renumbered = shared_model()(*inputs, methods=[renumber])
     assert (own - renumbered).abs().max() > 1e-4
 
 
 def test_after_another_method_the_reports_are_still_about_all_tokens(case):
     first, then = RandomTokens(count=20), prepared('fastv', count=10)
-    MODEL(*inputs_of(case), methods=[first, then])
+    shared_model()(*inputs_of(case), methods=[first, then])
     assert len(then.report().kept) == len(then.report().scores) == 32
     assert then.report().kept.sum() == 10
     assert not (then.report().kept & ~first.report().kept).any()
@@ -245,7 +243,7 @@ def test_after_another_method_the_reports_are_still_about_all_tokens(case):
 def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
     def flops(methods):
         with FlopCounterMode(display=False) as counter:
-            MODEL(*inputs_of(case), methods=methods)
+            shared_model()(*inputs_of(case), methods=methods)
         return counter.get_total_flops()
 
     method = prepared('fastv', count=32)
@@ -254,11 +252,12 @@ def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
 
 def test_reset_and_a_past_observation_leave_no_trace():
     used, fresh = (prepared('fastv', count=10) for _ in range(2))
-    MODEL(*inputs_of(CASES[0]), methods=[used])
+    shared_model()(*inputs_of(CASES[0]), methods=[used])
     used.reset()
     assert used.report() is None
     inputs = inputs_of(CASES[1])
-    assert torch.equal(MODEL(*inputs, methods=[used]), MODEL(*inputs, methods=[fresh]))
+    answers = [shared_model()(*inputs, methods=[method]) for method in (used, fresh)]
+    assert torch.equal(*answers)
 
 
 def test_a_layer_the_model_does_not_have_is_refused_at_load(tmp_path):
@@ -281,7 +280,7 @@ def test_what_fastv_drops_has_no_say_from_that_layer_on(case):
             return sequence.with_visual(visual)
 
     inputs, method = inputs_of(case), prepared('fastv', layer=2, count=10)
-    expected = MODEL(*inputs, methods=[method])
+    expected = shared_model()(*inputs, methods=[method])
     kept = torch.from_numpy(method.report().kept)
-    assert torch.equal(MODEL(*inputs, methods=[Disturb(~kept), method]), expected)
-    assert (MODEL(*inputs, methods=[Disturb(kept), method]) - expected).abs().max() > 1e-4
+    assert torch.equal(shared_model()(*inputs, methods=[Disturb(~kept), method]), expected)
+    assert (shared_model()(*inputs, methods=[Disturb(kept), method]) - expected).abs().max() > 1e-4

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import CASES, inputs_of, load_model, prepared, step_of
+from tiny_model import load_model, prepared, shared_inputs, step_of
 
 from vla_policy_node.acceleration.sp_vla import canny, extrapolate, tokens_with_edges
 
-INPUTS = inputs_of(CASES[0])
 RAMP = np.linspace(0.1, 0.35, 6)[:, None] * np.ones(7)
 
 
@@ -23,7 +22,7 @@ def test_an_endless_ridge_stands_still():
 def answer_after(past, networks=True, **settings):
     method = prepared('sp_vla', ridge=0.0, **settings)
     method.end_step(np.array(past), reused=not networks)
-    return method.begin_step(step_of(INPUTS))
+    return method.begin_step(step_of(shared_inputs(0)))
 
 
 def test_a_simple_motion_is_extrapolated_and_reported_as_such():
@@ -68,10 +67,11 @@ def test_canny_draws_the_outline_of_a_square_and_nothing_on_a_plain():
 def test_kept_are_all_edges_and_what_the_attention_wants():
     model = load_model()
     method = prepared('sp_vla', slow=-1.0, fast=-0.5, min_keep=0.2, network_share=1.0)
-    method.begin_step(step_of(INPUTS))
-    edges = torch.from_numpy(tokens_with_edges(step_of(INPUTS).images.numpy(), (4, 4), 0.1, 0.3))
+    method.begin_step(step_of(shared_inputs(0)))
+    images = step_of(shared_inputs(0)).images.numpy()
+    edges = torch.from_numpy(tokens_with_edges(images, (4, 4), 0.1, 0.3))
     method._edges = np.arange(32) % 5 == 0
-    model(*INPUTS, methods=[method])
+    model(*shared_inputs(0), methods=[method])
     kept = method.report().kept
     assert kept[::5].all()
     assert 7 <= kept.sum() <= 7 + 6

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import (
-    CASES,
     CONFIG,
     assemble,
     hide_all_but,
-    inputs_of,
-    load_model,
     prepared,
     run_step,
+    shared_inputs,
+    shared_model,
     step_of,
 )
 
@@ -22,8 +21,6 @@ from vla_policy_node.acceleration import Method, specprune
 from vla_policy_node.acceleration.specprune import Motion, control_steps_back, rank_weights
 from vla_policy_node.models.language_model import Attention
 
-MODEL = load_model()
-INPUTS = [inputs_of(case) for case in CASES[:2]]
 ALL_STATIC = {'static': 16, 'static_fine': 16, 'similarity': -1.0}
 
 
@@ -40,9 +37,9 @@ class Note(Method):
 
 def second_pass(method, first=1, then=0):
     note = Note()
-    run_step(MODEL, method, INPUTS[first])
-    method.begin_step(step_of(INPUTS[then]))
-    actions = MODEL(*INPUTS[then], methods=[method, note])
+    run_step(shared_model(), method, shared_inputs(first))
+    method.begin_step(step_of(shared_inputs(then)))
+    actions = shared_model()(*shared_inputs(then), methods=[method, note])
     return actions, {index: set(tokens.tolist()) for index, tokens in note.left.items()}
 
 
@@ -82,9 +79,9 @@ def test_of_each_camera_the_most_static_go_and_all_others_stay():
         half[:, 7:] = -1
         patch.copy_(0.5 * (np.cos(angle) + np.sin(angle) * half))
     method = prepared('specprune', static=7)
-    sequence = assemble(MODEL, INPUTS[0])
+    sequence = assemble(shared_model(), shared_inputs(0))
     for images in (before, after):
-        method.begin_step(type(step_of(INPUTS[0]))(
+        method.begin_step(type(step_of(shared_inputs(0)))(
             images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
     assert (~method._not_static(sequence)).nonzero().flatten().tolist() == [
         *range(7), *range(16, 23)]
@@ -95,7 +92,7 @@ def test_of_each_camera_the_most_static_go_and_all_others_stay():
 
 def test_to_a_first_picture_there_is_no_older_one():
     method = prepared('specprune', **ALL_STATIC, local_share=0.0)
-    run_step(MODEL, method, INPUTS[0])
+    run_step(shared_model(), method, shared_inputs(0))
     assert method.report().kept.all()
 
 
@@ -113,7 +110,7 @@ def test_of_what_is_static_stays_what_two_layers_look_at(fine, first, other):
 
 
 def test_the_published_local_counts():
-    method, sequence = prepared('specprune'), assemble(MODEL, INPUTS[0])
+    method, sequence = prepared('specprune'), assemble(shared_model(), shared_inputs(0))
     assert method._local_counts(sequence, 3) == (16, [48, 36])
     assert method._local_counts(sequence, 1) == (16, [16, 12])
     method.motion.fine = True
@@ -133,10 +130,10 @@ def test_the_template_does_not_ask():
         def flops(self, rows):
             return rows
 
-    sequence, method = assemble(MODEL, INPUTS[0]), prepared('specprune')
+    sequence, method = assemble(shared_model(), shared_inputs(0)), prepared('specprune')
     method.select_tokens(sequence)
     method.watch_attention(0, sequence, Attend())
-    ids, total = INPUTS[0][2].shape[1], sequence.states.shape[1]
+    ids, total = shared_inputs(0)[2].shape[1], sequence.states.shape[1]
     first = 1 + 32 + 1 + min(9, ids - 2)  # BOS, visual, proprio; at least one row asks
     assert asked == [slice(first, total - 57)]
     assert method._flops == total - 57 - first
@@ -144,9 +141,9 @@ def test_the_template_does_not_ask():
 
 def test_what_mattered_a_step_ago_stays_if_asked_for():
     method = prepared('specprune', **ALL_STATIC, local_share=0.0, global_count=6)
-    run_step(MODEL, method, INPUTS[0])
+    run_step(shared_model(), method, shared_inputs(0))
     mattered = torch.stack(method._seen).mean(dim=0).topk(6).indices
-    run_step(MODEL, method, INPUTS[1])
+    run_step(shared_model(), method, shared_inputs(1))
     assert method.report().kept.nonzero()[0].tolist() == sorted(mattered.tolist())
 
 
@@ -184,7 +181,7 @@ def test_ranks_weigh_from_ten_down_to_a_tenth():
 
 
 def test_of_constant_attention_the_running_score_goes_to_the_weight_of_its_rank():
-    sequence = assemble(MODEL, INPUTS[0])
+    sequence = assemble(shared_model(), shared_inputs(0))
     method = prepared('specprune', layer_share=0.5)
     shape, generator = (1, 4, sequence.states.shape[1], 8), torch.Generator().manual_seed(0)
     query, key = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -209,8 +206,8 @@ def test_later_drops_take_a_share_of_all_rows_and_equal_hiding(monkeypatch):
     assert len(left[3]) == 32  # fewer than 60
     monkeypatch.setattr(specprune, 'FEWEST', 4)
     dropped, left = second_pass(prepared('specprune', **settings))
-    rows = assemble(MODEL, INPUTS[0]).states.shape[1]
+    rows = assemble(shared_model(), shared_inputs(0)).states.shape[1]
     assert len(left[2]) == 32
     assert len(left[3]) == int(0.8 * rows) - (rows - 32)
-    hidden = MODEL(*INPUTS[0], methods=[Hide()])
+    hidden = shared_model()(*shared_inputs(0), methods=[Hide()])
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)

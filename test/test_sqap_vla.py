@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_model import CASES, inputs_of, load_model, prepared, run_step, torchs_flops
+from tiny_model import load_model, prepared, run_step, shared_inputs, torchs_flops
 from torch import nn
 
 from vla_policy_node.acceleration.row_recorder import RowRecorder
@@ -18,7 +18,6 @@ from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import Policy
 
-INPUTS = [inputs_of(case) for case in CASES[:2]]
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
 
 
@@ -67,8 +66,8 @@ def test_a_robot_is_what_moved_and_its_neighbours():
 def test_the_protected_tokens_are_always_kept():
     method = prepared('sqap_vla', count=12, attended=1 / 6, robot=1, four_bits=False)
     model = load_model()
-    run_step(model, method, INPUTS[0])
-    run_step(model, method, INPUTS[1])
+    run_step(model, method, shared_inputs(0))
+    run_step(model, method, shared_inputs(1))
     assert len(method._protected) >= 4
     kept = method.report().kept
     assert kept[method._protected].all()
@@ -77,10 +76,10 @@ def test_the_protected_tokens_are_always_kept():
 
 def test_the_four_bit_model_answers_nearly_the_same_and_counts_its_rotations():
     model, rows = load_model(), RowRecorder()
-    exact = model(*INPUTS[0])
+    exact = model(*shared_inputs(0))
     method = prepared('sqap_vla', model, count=32, attended=1.0)
-    assert (model(*INPUTS[0]) - exact).abs().mean() < 0.7 * exact.abs().mean()
-    counted = torchs_flops(lambda: model(*INPUTS[0], methods=[method, rows]))
+    assert (model(*shared_inputs(0)) - exact).abs().mean() < 0.7 * exact.abs().mean()
+    counted = torchs_flops(lambda: model(*shared_inputs(0), methods=[method, rows]))
     own = sum(count_flops(model.config, rows.layer_rows).values())
     assert own + method.report().flops == counted
 

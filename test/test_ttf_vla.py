@@ -1,9 +1,8 @@
 """TTF-VLA: which features are the last frame's."""
 
 import torch
-from tiny_model import CASES, CONFIG, PREPROCESSOR, inputs_of, prepared, step_of
+from tiny_model import CONFIG, PREPROCESSOR, prepared, shared_inputs, step_of
 
-INPUTS = [inputs_of(case) for case in CASES[:2]]
 DINO = CONFIG.dino.width
 WIDTH = DINO + CONFIG.siglip.width
 FEATURES = torch.arange(2.0 * 32 * WIDTH).view(2, 1, 32, WIDTH)
@@ -12,7 +11,7 @@ FEATURES = torch.arange(2.0 * 32 * WIDTH).view(2, 1, 32, WIDTH)
 def second_frame(frames=(0, 1), relevance=None, **settings):
     method = prepared('ttf_vla', **settings)
     for number, frame in enumerate(frames):
-        method.begin_step(step_of(INPUTS[frame]))
+        method.begin_step(step_of(shared_inputs(frame)))
         method._relevance = relevance
         features = method.visual_features(FEATURES[number])
     return features, method
@@ -43,7 +42,7 @@ def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
     method = prepared('ttf_vla', threshold=9.0, count=0, keyframe=3)
     seen = []
     for number in range(4):
-        method.begin_step(step_of(INPUTS[number % 2]))
+        method.begin_step(step_of(shared_inputs(number % 2)))
         features = method.visual_features(torch.full((1, 32, WIDTH), float(number)))
         seen.append(features[0, 0, 0].item())
     assert seen == [0, 0, 0, 3]
@@ -52,7 +51,7 @@ def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
 def test_what_changed_while_another_method_answered_is_taken_anew():
     method = prepared('ttf_vla', count=0)
     for number, frame in enumerate((0, 1, 1)):
-        method.begin_step(step_of(INPUTS[frame]))
+        method.begin_step(step_of(shared_inputs(frame)))
         if number != 1:  # in which the network did not run
             features = method.visual_features(FEATURES[min(number, 1)])
     changed = torch.from_numpy(method.report().scores) > method.threshold
@@ -62,7 +61,7 @@ def test_what_changed_while_another_method_answered_is_taken_anew():
 
 def test_each_tower_decides_by_its_own_normalised_pixels():
     """As the code: gray of the normalised picture, mean difference of a patch above 0.1."""
-    pixels = [inputs[0][0] for inputs in INPUTS]
+    pixels = [shared_inputs(index)[0][0] for index in range(2)]
     normaliser, side = PREPROCESSOR._normaliser, CONFIG.grid[0]
     level = torch.linspace(0, 0.1, 2 * side * side).view(2, 1, side, 1, side, 1)
     grays = torch.tensor((0.299, 0.587, 0.114))[:, None, None]

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import (
-    CASES,
     CONFIG,
     assemble,
-    inputs_of,
-    load_model,
+    plain_actions,
     prepared,
     run_step,
+    shared,
+    shared_inputs,
+    shared_model,
     step_of,
     torchs_flops,
 )
@@ -25,17 +26,16 @@ from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
 from vla_policy_node.models.config import read_config
 from vla_policy_node.models.flops import count_flops
 
-MODEL = load_model()
-INPUTS = [inputs_of(case) for case in CASES[:2]]
 EAGER = {'relevant': 4, 'static': 12}
 
 
 def test_of_an_identical_frame_the_answer_is_the_same_and_less_is_computed():
     method, rows = prepared('vla_cache', **EAGER), RowRecorder()
-    first, _ = run_step(MODEL, method, INPUTS[0])
-    method.begin_step(step_of(INPUTS[0]))
+    first, _ = run_step(shared_model(), method, shared_inputs(0))
+    method.begin_step(step_of(shared_inputs(0)))
     second = []
-    counted = torchs_flops(lambda: second.append(MODEL(*INPUTS[0], methods=[method, rows])))
+    counted = torchs_flops(
+        lambda: second.append(shared_model()(*shared_inputs(0), methods=[method, rows])))
     torch.testing.assert_close(second[0], first, rtol=0, atol=2e-5)
     own = sum(count_flops(CONFIG, rows.layer_rows).values())
     assert own + method.report().flops == counted
@@ -50,30 +50,30 @@ def test_of_an_identical_frame_the_answer_is_the_same_and_less_is_computed():
 
 def test_of_another_state_reuse_is_an_approximation():
     method = prepared('vla_cache', **EAGER)
-    run_step(MODEL, method, INPUTS[0])
-    changed = INPUTS[0][0], INPUTS[0][1] + 0.5, INPUTS[0][2]
-    reused, _ = run_step(MODEL, method, changed)
-    exact = MODEL(*changed)
-    assert 1e-6 < (reused - exact).abs().max() < (MODEL(*INPUTS[0]) - exact).abs().max() + 1
+    run_step(shared_model(), method, shared_inputs(0))
+    changed = shared_inputs(0)[0], shared_inputs(0)[1] + 0.5, shared_inputs(0)[2]
+    reused, _ = run_step(shared_model(), method, changed)
+    exact = shared_model()(*changed)
+    assert 1e-6 < (reused - exact).abs().max() < (plain_actions(0) - exact).abs().max() + 1
 
 
 def test_another_picture_reuses_nothing():
     method = prepared('vla_cache', similarity=0.99999, **EAGER)
-    run_step(MODEL, method, INPUTS[0])
-    second, _ = run_step(MODEL, method, INPUTS[1])
-    assert torch.equal(second, MODEL(*INPUTS[1]))
+    run_step(shared_model(), method, shared_inputs(0))
+    second, _ = run_step(shared_model(), method, shared_inputs(1))
+    assert torch.equal(second, plain_actions(1))
     assert method.report().kept.all()
 
 
 def test_what_the_prompt_looks_at_is_computed_again():
     method = prepared('vla_cache', static=16, relevant=16)
-    run_step(MODEL, method, INPUTS[0])
-    run_step(MODEL, method, INPUTS[0])
+    run_step(shared_model(), method, shared_inputs(0))
+    run_step(shared_model(), method, shared_inputs(0))
     assert method.report().kept.all()
     method = prepared('vla_cache', static=16, relevant=0)
-    run_step(MODEL, method, INPUTS[0])
+    run_step(shared_model(), method, shared_inputs(0))
     relevant = method._relevance
-    run_step(MODEL, method, INPUTS[0])
+    run_step(shared_model(), method, shared_inputs(0))
     assert relevant.shape == (32,) and relevant.sum() > 0
     assert not method.report().kept.all()
 
@@ -93,7 +93,12 @@ def test_low_entropy_reuses_much_and_rises_are_damped():
 CAUSAL_CONFIG = read_config({
     **variants.CONFIG, **variants.COGACT, 'head': 'cogact', 'cameras': 2, 'proprio': True,
     'text_config': {**variants.CONFIG['text_config'], 'num_hidden_layers': 4}})
-CAUSAL = variants.random_model(CAUSAL_CONFIG).requires_grad_(False).double()
+
+@shared
+def causal_model():
+    return variants.random_model(CAUSAL_CONFIG).requires_grad_(False).double()
+
+
 # Rows of its sequence: BOS, visual tokens 0 to 31, proprio, prompt.
 LAST_VISUAL, PROPRIO, WORD = 32, 33, 35
 EXACT = {'rtol': 0, 'atol': 1e-12}
@@ -106,7 +111,7 @@ def causal_inputs(seed=0):
     ids = torch.tensor([[1, 7, 9, 11, 3]])
     pixels = torch.cat([images, images], dim=1)[None].double()
     proprio = torch.zeros(1, 8, dtype=torch.float64)
-    return images, CAUSAL.assemble(CAUSAL.visual(pixels, ids), proprio, ids)
+    return images, causal_model().assemble(causal_model().visual(pixels, ids), proprio, ids)
 
 
 def with_changed_row(images, sequence, row):
@@ -128,7 +133,7 @@ def causal_method():
 
 def feature(method, images, sequence, *others):
     method.begin_step(Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
-    return CAUSAL.decode(sequence, [method, *others])
+    return causal_model().decode(sequence, [method, *others])
 
 
 @pytest.mark.parametrize('row', [LAST_VISUAL, PROPRIO, WORD])
@@ -139,8 +144,8 @@ def test_causal_reuse_of_what_lies_before_the_change_is_exact(row):
     images, changed = with_changed_row(images, sequence, row)
     reused = feature(method, images, changed)
     assert 0 < (~method.report().kept[: row - 1]).sum() == (~method.report().kept).sum()
-    torch.testing.assert_close(reused, CAUSAL.decode(changed), **EXACT)
-    assert (reused - CAUSAL.decode(sequence)).abs().max() > 1e-3
+    torch.testing.assert_close(reused, causal_model().decode(changed), **EXACT)
+    assert (reused - causal_model().decode(sequence)).abs().max() > 1e-3
 
 
 def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
@@ -150,7 +155,7 @@ def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
     images, changed = with_changed_row(images, sequence, 1)
     reused = feature(method, images, changed)
     assert method.report().kept[0] and not method.report().kept[1:].all()
-    assert (reused - CAUSAL.decode(changed)).abs().max() > 1e-6
+    assert (reused - causal_model().decode(changed)).abs().max() > 1e-6
 
 
 def test_of_an_identical_frame_a_causal_model_computes_less_and_says_the_same():
@@ -169,7 +174,7 @@ def test_the_first_causal_frame_and_the_first_after_a_reset_are_the_plain_models
     method = causal_method()
     images, sequence = causal_inputs()
     for _ in range(2):
-        assert torch.equal(feature(method, images, sequence), CAUSAL.decode(sequence))
+        assert torch.equal(feature(method, images, sequence), causal_model().decode(sequence))
         assert method.report().kept.all()
         feature(method, images, sequence)
         assert not method.report().kept.all()
@@ -181,5 +186,5 @@ def test_of_equally_static_patches_and_relevant_tokens_the_first_are_taken():
     method = prepared('vla_cache', static=5, relevant=2)
     method._similarity, method._relevance = torch.ones(32), torch.zeros(32)
     method._cache = {0: ()}
-    reusable = method._find_reusable(assemble(MODEL, INPUTS[0]))
+    reusable = method._find_reusable(assemble(shared_model(), shared_inputs(0)))
     assert reusable.tolist() == [2, 3, 4, 18, 19, 20]

@@ -1,6 +1,5 @@
 """Shuffled layouts: what moves, what does not, and that evaluation never sees training's."""
 
-import mujoco
 import numpy as np
 import pytest
 from hypothesis import given
@@ -155,6 +154,8 @@ def test_a_step_is_robosuites_own_to_the_last_bit(world):
 
 
 def _put_in_basket(world: LiberoWorld, name: str) -> None:
+    import mujoco  # reads MUJOCO_GL, which the world's package sets
+
     joint = world.data.joint(f'{name}_joint0')
     joint.qpos[:3] = world.object_position('basket_1_contain_region')
     mujoco.mj_forward(world.model, world.data)

@@ -4,6 +4,7 @@ Reference data: test/data/oft_tiny/README.md and test/data/lightvla_tiny/README.
 """
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,23 @@ PREPROCESSOR = ImagePreprocessor(
 )
 
 
+def shared(make):
+    """Made once, when the first test asks: nothing is computed while tests are collected.
+
+    For all who leave it as it is. Not in inference mode, whoever asks first: what is made there
+    cannot be differentiated by those who ask later.
+    """
+    return cache(torch.inference_mode(False)(make))
+
+
 def load_model():
+    """A model of one's own, to change."""
     return checkpoint.load_model(CHECKPOINT, CONFIG, 'cpu', 'float32')
+
+
+@shared
+def shared_model():
+    return load_model()
 
 
 def inputs_of(case):
@@ -38,6 +54,23 @@ def inputs_of(case):
     ids = end_with_empty(case['prompt_ids'].tolist(), CONFIG.token_ids.empty)
     proprio = STATISTICS.normalise_proprio(case['proprio_raw'])
     return pixels, torch.from_numpy(proprio)[None].float(), torch.tensor(ids)[None]
+
+
+@shared
+def shared_inputs(index):
+    """Those of one of CASES."""
+    return inputs_of(CASES[index])
+
+
+def plain_actions(index):
+    """What the model answers to one of CASES without any method."""
+    return shared_model()(*shared_inputs(index))
+
+
+@shared
+def shared_sequence():
+    """The first of CASES as it enters the language model."""
+    return assemble(shared_model(), shared_inputs(0))
 
 
 def batch_of(cases):
