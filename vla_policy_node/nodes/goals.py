@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.task import Future
@@ -79,20 +80,24 @@ class GoalServer:
         self._node = Node(
             f'{node.get_name()}_goals', context=node.context, namespace=node.get_namespace(),
             use_global_arguments=False, start_parameter_services=False)
+        # A stop must not wait for the coroutine that has an instruction tokenised.
+        group = ReentrantCallbackGroup()
         self._feedback_topic = f"{node.resolve_topic_name('execute_instruction')}/_action/feedback"
         self._action = ActionServer(
             self._node, ExecuteInstruction, node.resolve_topic_name('execute_instruction'),
             self._execute, goal_callback=self._accept, cancel_callback=self._cancel_goal,
+            callback_group=group,
         )
         for service_type, name, callback in (
             (StartInstruction, '~/start', self._start), (Trigger, '~/cancel', self._cancel),
             (Trigger, '~/estop', self._estop), (Trigger, '~/reset_estop', self._reset),
         ):
-            self._node.create_service(service_type, node.resolve_service_name(name), callback)
+            self._node.create_service(service_type, node.resolve_service_name(name), callback,
+                                      callback_group=group)
         # Steady: a client must hear of the end of its goal also when simulated time stands still.
         self._node.create_timer(
             FEEDBACK_PERIOD_S, self._look_after_runs,
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._checker = ThreadPoolExecutor(1, 'policy_check')
         self._spinner = Spinner(self._node, 'policy_goals')

@@ -327,6 +327,8 @@ class PolicyNode(LifecycleNode):
         if beat is Beat.TICK:
             self._command_now()
         elif self._settings.pacing == 'timer':
+            # How old a picture is that came before, nobody knows when the clock goes on.
+            self._commander.parts.pairer.reset()
             self._command_now(Hold(HoldReason.CLOCK_STOPPED))
         elif not self._worker.is_busy:
             with self._command_lock:
@@ -406,7 +408,7 @@ class PolicyNode(LifecycleNode):
                 self.get_fully_qualified_name(), self._make_status(worker),
                 description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
-                self._shadow.summary() if self._shadow else None))
+                self._shadow.summary() if self._shadow else None, worker.trouble()))
 
     def _publish_info(self) -> None:
         parameters = self._settings

@@ -79,11 +79,12 @@ def make_status(
 
 def make_diagnostics(
     name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
-    shadow: ShadowSummary | None = None,
+    shadow: ShadowSummary | None = None, trouble: Hold | None = None,
 ) -> DiagnosticArray:
     """Return /diagnostics: one entry for the commands, one for the inference, one for the shadow.
 
     chunk_ms: how long the robot can go on with one chunk. shadow: None if there is none.
+    trouble: why no answer of the policy can be expected.
     """
     code = HoldReason(status.hold.code)
     if code in _CALM:
@@ -103,12 +104,14 @@ def make_diagnostics(
         *zip(status.counter_names, map(str, status.counter_values), strict=True),
     )]
     slow = status.inference_p95_ms > chunk_ms
+    if trouble is not None:
+        level, message = DiagnosticStatus.ERROR, trouble.text
+    elif slow:
+        level, message = DiagnosticStatus.WARN, 'Inference takes longer than a chunk lasts.'
+    else:
+        level, message = DiagnosticStatus.OK, 'Inference keeps up.'
     inference = DiagnosticStatus(
-        level=DiagnosticStatus.WARN if slow else DiagnosticStatus.OK,
-        name=f'{name}: inference',
-        message='Inference takes longer than a chunk lasts.' if slow else 'Inference keeps up.',
-        hardware_id=hardware_id,
-    )
+        level=level, name=f'{name}: inference', message=message, hardware_id=hardware_id)
     kept = status.tokens_kept_mean / status.tokens_total if status.tokens_total else 1.0
     inference.values = [KeyValue(key=key, value=value) for key, value in (
         ('inferences', str(status.inferences)),

@@ -1,0 +1,353 @@
+"""Stopping works whatever else is busy, dead or late; silence never lasts. Over real DDS.
+
+Regressions pinned: a step back of the system clock silenced the node with an action as its last
+word; an acknowledged stop whose hold came later; a long instruction, tokenised where commands and
+stops are served; a hung inference that `deactivate` waited for, for ever.
+"""
+
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_bench import (
+    PERIOD_NS,
+    Bench,
+    bench,
+    checkpoint,
+    is_still,
+    make_active,
+    make_bench,
+    script,
+)
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from robot_double import TIMEOUT_S
+from ros_testing import ros
+from sensor_msgs.msg import JointState
+
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import EndEffectorCommand, HoldReason
+from vla_policy_node.control.session import Outcome
+from vla_policy_node.nodes import policy_node, qos
+from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
+from vla_policy_node.nodes.images import stamp_of
+from vla_policy_node.policy import Policy
+
+Result = ExecuteInstruction.Result
+
+
+class WallBench(Bench):
+    """On the system's clock, which the test may step."""
+
+    def __init__(self, **parameters):
+        super().__init__(use_sim_time=False, **parameters)
+        self.shift_ns = 0
+        read = self.node._now_ns
+        self.node._now_ns = lambda: read() + self.shift_ns
+        self.sent = []  # (steady time, command), as the node publishes
+
+    def configure(self):
+        super().configure()
+        publish = self.node._command_publisher.publish
+
+        def record(message):
+            publish(message)
+            self.sent.append((time.monotonic(), message))
+
+        self.node._command_publisher.publish = record
+        return self
+
+    def set_clock(self, now_ns):
+        pass
+
+    def observe(self, offset_ns=0, **streams):
+        self.now_ns = self.node._now_ns()
+        super().observe(offset_ns, **streams)
+
+    def move(self):
+        """Start, and go on until an action was sent."""
+        self.start()
+        while not self.sent or self.sent[-1][1].hold:
+            self.observe()
+
+    def wait_sent(self, predicate):
+        return self.robot.wait(
+            lambda: next((c for _, c in reversed(self.sent) if predicate(c)), None), 'a command')
+
+
+@pytest.fixture
+def wall(ros, checkpoint, script):
+    made = WallBench(checkpoint=str(checkpoint), max_age_s=5.0)
+    made.activate()
+    script.forget()
+    yield made
+    made.close()
+
+
+def reason(code):
+    return lambda command: command.hold_reason.code == code
+
+
+@pytest.mark.parametrize('step_s', [-60, 60])
+def test_a_step_of_the_system_clock_leaves_no_silence_and_ends_the_motion(wall, step_s):
+    wall.move()
+    wall.shift_ns = step_s * 1_000_000_000
+    first = len(wall.sent)
+    wall.robot.wait(lambda: len(wall.sent) > first + 10, 'commands after the step')
+    after = [command for _, command in wall.sent[first + 1:]]
+    assert all(is_still(command) for command in after)
+    assert after[-1].hold_reason.code in (HoldReason.CLOCK_JUMP, HoldReason.INPUT_STALE)
+
+
+def test_an_acknowledged_stop_has_its_hold_on_the_wire(wall):
+    for name, code in (('cancel', HoldReason.GOAL_FINISHED), ('estop', HoldReason.ESTOP)):
+        wall.move()
+        answers = []
+        answer = getattr(wall.node._goals, f'_{name}')
+
+        def acknowledge(request, response, answer=answer, answers=answers):
+            answers.append((answer(request, response), wall.sent[-1][1]))
+            return response
+
+        (service,) = (s for s in wall.node._goals._node.services
+                      if s.srv_name.endswith(f'/{name}'))
+        service.callback = acknowledge
+        wall.robot.call(name)
+        ((response, last),) = answers
+        assert response.success
+        assert (last.hold, last.hold_reason.code) == (True, code)
+
+
+def test_a_stop_is_served_and_commands_go_on_while_the_executor_is_stuck(wall):
+    wall.move()
+    stuck, free = threading.Event(), threading.Event()
+
+    def hang():
+        stuck.set()
+        free.wait(3 * TIMEOUT_S)
+
+    wall._executors[0].create_task(hang)
+    assert stuck.wait(TIMEOUT_S)
+    try:
+        assert wall.robot.call('estop').success
+        first = len(wall.sent)
+        wall.robot.wait(lambda: len(wall.sent) > first + 5, 'commands')
+        assert all(c.hold_reason.code == HoldReason.ESTOP for _, c in wall.sent[first:])
+    finally:
+        free.set()
+
+
+def test_an_instruction_of_a_megabyte_is_refused_unread(wall, monkeypatch):
+    monkeypatch.setattr(
+        wall.node._goals, '_check', lambda text: pytest.fail('it was tokenised'))
+    answer = wall.robot.call('start', instruction='bowl ' * 200_000)
+    assert not answer.success
+    assert str(MAX_INSTRUCTION_BYTES) in answer.message
+
+
+def test_while_an_instruction_is_tokenised_stops_are_served_and_no_second_one_is_taken(
+    wall, monkeypatch
+):
+    begun, free = threading.Event(), threading.Event()
+
+    def check(text):
+        begun.set()
+        free.wait(3 * TIMEOUT_S)
+
+    monkeypatch.setattr(wall.node._goals, '_check', check)
+    client = wall.robot._callers['start']
+    assert client.wait_for_service(TIMEOUT_S)
+    future = client.call_async(client.srv_type.Request(instruction='pick up the bowl'))
+    assert begun.wait(TIMEOUT_S)
+    second = wall.robot.call('start', instruction='pick up the bowl')
+    assert not second.success
+    assert 'being checked' in second.message
+    assert wall.robot.call('estop').success
+    free.set()
+    first = wall.robot.finish(future)
+    assert not first.success
+    assert 'emergency stop' in first.message
+    assert wall.robot.call('reset_estop').success
+    assert wall.robot.call('start', instruction='pick up the bowl').success
+
+
+def test_an_instruction_on_which_the_tokeniser_panics_is_refused(wall, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(text):
+        raise Panic('index out of range')
+
+    monkeypatch.setattr(wall.node._goals, '_check', panic)
+    answer = wall.robot.call('start', instruction='pick up the bowl')
+    assert not answer.success
+    assert 'cannot be tokenised' in answer.message
+
+
+@pytest.fixture
+def hasty(make_active):
+    return make_active(inference_timeout_s=0.2)
+
+
+def test_a_hung_inference_ends_the_goal_and_says_so_and_the_next_one_waits_for_it(hasty, script):
+    handle = hasty.send_goal()
+    script.gate.clear()
+    hasty.observe()
+    script.wait_started()
+    while hasty.advance().hold_reason.code != HoldReason.INFERENCE_LATE:
+        pass
+    answer = hasty.robot.finish(handle.get_result_async())
+    assert answer.result.code == Result.INFERENCE_FAILED
+    refused = hasty.robot.call('start', instruction='pick up the bowl')
+    assert not refused.success
+    assert 'late' in refused.message
+    hasty.robot.diagnostics.clear()
+    entries = hasty.robot.wait(lambda: hasty.robot.diagnostics, 'diagnostics')[-1].status
+    assert [entry.level for entry in entries] == [DiagnosticStatus.ERROR] * 2
+    script.gate.set()
+    hasty.robot.wait(lambda: not hasty.node._worker.is_busy, 'the end of the inference')
+    hasty.run_a_little()
+
+
+def test_a_hung_inference_does_not_keep_the_node_from_deactivating(
+    hasty, script, monkeypatch, capfd
+):
+    hasty.start()
+    script.gate.clear()
+    hasty.observe()
+    script.wait_started()
+    assert hasty.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert hasty.wait_command(reason(HoldReason.INACTIVE))
+    assert 'restart the process' in capfd.readouterr().err
+    # The policy is in use: another worker beside it would be two threads in one policy.
+    assert hasty.node.trigger_activate() == TransitionCallbackReturn.ERROR
+
+
+@pytest.mark.parametrize('error', [SystemExit(1), MemoryError()])
+def test_whatever_a_policy_raises_the_worker_lives(bench, script, error):
+    handle = bench.send_goal()
+    script.error = error
+    bench.observe()
+    answer = bench.robot.finish(handle.get_result_async())
+    assert answer.result.code == Result.INFERENCE_FAILED
+    bench.run_a_little()
+
+
+def test_a_worker_that_is_gone_is_noticed(bench, monkeypatch):
+    bench.run_a_little()
+    monkeypatch.setattr(bench.node._worker._thread, 'is_alive', lambda: False)
+    assert bench.advance().hold_reason.code == HoldReason.INFERENCE_LATE
+    monkeypatch.undo()
+
+
+# --- simulated time ---
+
+
+def test_simulated_time_that_stands_still_is_a_hold_and_no_silence(make_active, script):
+    bench = make_active(clock_timeout_s=0.0)
+    bench.start()
+    bench.robot.commands.clear()
+    bench.robot.wait(lambda: len(bench.robot.commands) > 5, 'commands')
+    assert all(is_still(command) for command in bench.robot.commands)
+    assert bench.robot.commands[-1].hold_reason.code == HoldReason.CLOCK_STOPPED
+    assert bench.wait_status(lambda s: s.hold.code == HoldReason.CLOCK_STOPPED)
+
+
+def test_without_a_clock_no_goal_is_accepted(make_bench, script):
+    bench = make_bench(clock_timeout_s=0.0)
+    bench.set_clock = lambda now_ns: None
+    bench.activate()
+    refused = bench.robot.call('start', instruction='pick up the bowl')
+    assert not refused.success
+    assert 'publish /clock' in refused.message
+
+
+def test_the_clock_cannot_be_exchanged_while_the_node_is_configured(bench):
+    bench.run_a_little()
+    (result,) = bench.node.set_parameters([Parameter('use_sim_time', value=False)])
+    assert not result.successful
+    assert 'clean up first' in result.reason
+    assert bench.node.get_clock().now().nanoseconds == bench.now_ns
+
+
+def test_pacing_by_observations_is_for_simulated_time_alone(make_bench, capfd):
+    bench = make_bench(pacing='observation', use_sim_time=False)
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert 'set use_sim_time' in capfd.readouterr().err
+
+
+def test_in_lock_step_a_stop_is_sent_at_once_and_holds_come_while_cameras_are_silent(
+    make_active, script, monkeypatch
+):
+    monkeypatch.setattr(policy_node, 'LOCK_STEP_SILENCE_S', 0.1)
+    bench = make_active(pacing='observation')
+    bench.start()
+    bench.infer()
+    assert bench.wait_command(lambda command: not command.hold)
+    assert bench.robot.call('estop').success
+    bench.wait_command(reason(HoldReason.ESTOP))
+    bench.robot.commands.clear()
+    bench.robot.wait(lambda: len(bench.robot.commands) > 3, 'holds without any observation')
+    assert all(is_still(command) for command in bench.robot.commands)
+
+
+# --- who else is there ---
+
+
+@pytest.fixture
+def peer(ros):
+    made = Node('peer')
+    yield made
+    made.destroy_node()
+
+
+def test_a_second_publisher_on_an_input_holds_and_is_named(bench, peer):
+    bench.run_a_little()
+    second = peer.create_publisher(JointState, 'gripper_state', qos.observation_output())
+    bench.robot.wait(
+        lambda: bench.advance().hold_reason.code == HoldReason.SOURCE_CONFLICT, 'the hold')
+    assert bench.robot.commands[-1].hold_reason.stream == '/gripper_state'
+    peer.destroy_publisher(second)
+
+    def moves():
+        bench.infer()
+        return bench.advance().hold_reason.code == HoldReason.NONE
+
+    assert bench.robot.wait(moves, 'a motion with one publisher again')
+
+
+def test_two_nodes_that_command_one_robot_both_hold(bench, peer):
+    bench.run_a_little()
+    peer.create_publisher(EndEffectorCommand, 'command', qos.command_output())
+    bench.robot.wait(
+        lambda: bench.advance().hold_reason.code == HoldReason.SOURCE_CONFLICT, 'the hold')
+    assert bench.robot.commands[-1].hold_reason.stream == '/command'
+
+
+def test_a_goal_whose_client_is_gone_ends(bench):
+    client_node = Node('operator')
+    client = ActionClient(client_node, ExecuteInstruction, 'execute_instruction')
+    executor = SingleThreadedExecutor()
+    executor.add_node(client_node)
+    bench.robot.action.destroy()  # another listener: a goal goes on as long as one is there
+    assert client.wait_for_server(TIMEOUT_S)
+    future = client.send_goal_async(ExecuteInstruction.Goal(instruction='pick up the bowl'))
+    executor.spin_until_future_complete(future, timeout_sec=TIMEOUT_S)
+    assert future.result().accepted
+    runs = bench.node._goals._runs
+    bench.robot.wait(lambda: any(run.listeners for run in list(runs.values())), 'the client')
+    executor.shutdown()
+    del future
+    client.destroy()
+    del client
+    client_node.destroy_node()
+    bench.robot.wait(lambda: bench.node._session.goal is None, 'the end of the goal')
+    assert bench.node._session.outcome(bench.node._session.epoch - 1) is Outcome.CLIENT_LOST
+    assert bench.advance().hold_reason.code == HoldReason.GOAL_FINISHED
