@@ -96,17 +96,17 @@ def test_to_a_first_picture_there_is_no_older_one():
     assert method.report().kept.all()
 
 
-@pytest.mark.parametrize(('fine', 'first', 'other'), [(False, 1, 1), (True, 0, 0)])
+@pytest.mark.parametrize(('fine', 'first', 'other'), [(False, 3, 2), (True, 1, 1)])
 def test_of_what_is_static_stays_what_two_layers_look_at(fine, first, other):
-    """int(20 r), int(15 r), int(40 r^2), int(30 r^2) with r = 0.07: 1, 1, 0, 0."""
-    method = prepared('specprune', **ALL_STATIC, local_share=0.07)
+    """int(20 r), int(15 r), int(40 r^2), int(30 r^2) with r = 0.15: 3, 2, 0, 0; at least 1."""
+    method = prepared('specprune', **ALL_STATIC, local_share=0.15)
     method.motion.follow = lambda actions: None
     method.motion.fine = fine
     _, left = second_pass(method)
     assert left[1] == best_of(method._local[0], 3 * first, 3 * other)
-    if not fine:
-        assert left[2] == best_of(method._local[0], first, other) | best_of(
-            method._local[1], first, other)
+    second = method._local[1].clone()
+    second[[place for place in range(32) if place not in left[1]]] = -1
+    assert left[2] == best_of(method._local[0], first, other) | best_of(second, first, other)
 
 
 def test_the_published_local_counts():
@@ -144,7 +144,9 @@ def test_what_mattered_a_step_ago_stays_if_asked_for():
     run_step(shared_model(), method, shared_inputs(0))
     mattered = torch.stack(method._seen).mean(dim=0).topk(6).indices
     run_step(shared_model(), method, shared_inputs(1))
-    assert method.report().kept.nonzero()[0].tolist() == sorted(mattered.tolist())
+    kept = method.report().kept
+    assert kept[mattered].all()
+    assert 6 <= kept.sum() <= 6 + 4  # and the best of each camera by each of two layers
 
 
 def follow(*actions, fine=False):

@@ -8,7 +8,7 @@ template, attends most (r is `local_share`):
 
 - Before layer 1, by the attention of layer 0, three times the local count of each camera: int(20
   r) of the third-person camera and int(15 r) of the others, in fine motion int(40 r^2) and
-  int(30 r^2).
+  int(30 r^2), and at least one.
 - Before layer 2 the best local count by layer 0, and as many by layer 1.
 
 The older picture is T = min(int(-16/3 v/6 + 22/3) + 3, 6) control steps old, v the length of the
@@ -196,8 +196,9 @@ class SpecPrune(Selection):
         """Tokens of a camera, and how many of each stay for their attention."""
         share, fine = self.local_share, self.motion.fine
         first, other = (40 * share**2, 30 * share**2) if fine else (20 * share, 15 * share)
-        counts = [wider * int(first)] + [wider * int(other)] * (self._config.cameras - 1)
-        return sequence.visual_total // self._config.cameras, counts
+        cameras = self._config.cameras
+        counts = [wider * max(1, int(count)) for count in (first, *[other] * (cameras - 1))]
+        return sequence.visual_total // cameras, counts
 
     def _not_static(self, sequence: TokenSequence) -> Tensor:
         """[visual rows] bool, whose patches are not among the most static of their camera."""
