@@ -187,6 +187,7 @@ def test_prompt_ids_are_compared_where_the_vocabulary_is_llamas(l1, monkeypatch)
     config = checkpoint.read_model_config(l1)
     assert files.check_prompt_ids(l1, config).verdict == SKIP
     edit(l1 / 'config.json', lambda document: document.pop('tiny_token_ids'))
+    edit(l1 / 'config.json', lambda document: document['text_config'].update(vocab_size=32064))
     config = checkpoint.read_model_config(l1)
     assert files.check_prompt_ids(l1, config).verdict == FAIL
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import TokenIds, read_config
+from vla_policy_node.models.config import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.small import create_small_checkpoint
@@ -79,7 +79,7 @@ def test_small_checkpoint_says_that_it_is_untrained(tmp_path):
 def test_small_tokenizer_knows_every_instruction(tmp_path):
     directory = create_small_checkpoint(tmp_path / 'small')
     config = read_config(checkpoint.read_json(directory, 'config.json'))
-    encoder = PromptEncoder.load(directory / 'tokenizer.json', config.token_ids)
+    encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
     for instruction in ('Pick up the alphabet soup and place it in the basket', 'zwölf ☂ Kisten'):
         ids = encoder.encode(instruction)
         assert (ids[0], ids[-1]) == (config.token_ids.bos, config.token_ids.empty)
@@ -169,14 +169,15 @@ def test_unknown_device_or_dtype(device, dtype, sentence):
 
 def test_an_entry_that_is_not_there_is_named_with_its_file(tmp_path):
     (tmp_path / 'dataset_statistics.json').write_text('{"bridge": {"action": {"q01": []}}}')
-    with pytest.raises(ValueError, match=r"dataset_statistics\.json has no entry 'proprio'"):
+    with pytest.raises(ValueError, match=r"statistics\.json has no entry 'bridge\.proprio'"):
         read_statistics(checkpoint.read_json(tmp_path, 'dataset_statistics.json'))
 
 
 def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"')
-    with pytest.raises(ValueError, match=r'tokenizer\.json is no tokenizer'):
-        PromptEncoder.load(tmp_path / 'tokenizer.json', TokenIds())
+    config = read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px'})
+    with pytest.raises(ValueError, match=r'tokenizer\.json is not valid JSON'):
+        PromptEncoder.load(tmp_path / 'tokenizer.json', config)
 
 
 def test_an_unknown_statistics_key_lists_the_known_ones():

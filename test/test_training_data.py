@@ -33,7 +33,7 @@ def maker(tmp_path_factory):
     document = read_json(folder / 'checkpoint', 'preprocessor_config.json')
     maker = BatchMaker(
         config,
-        PromptEncoder.load(folder / 'checkpoint/tokenizer.json', config.token_ids),
+        PromptEncoder.load(folder / 'checkpoint/tokenizer.json', config),
         ImagePreprocessor(document, config.image_px, config.center_crop),
         read_statistics(read_json(folder / 'demos', 'dataset_statistics.json')),
         0.0, 0.0)

@@ -142,7 +142,7 @@ def load_thresholds(checkpoint: Path, layers: int) -> dict[int, float]:
         path, 'it was not trained for early exits; train it with `vla train deer`, or give a '
         'threshold')
     exits, thresholds = (
-        tensors.get(name, torch.zeros(0)).tolist() for name in ('exits', 'thresholds'))
+        tensors.get(name, torch.zeros(0)).flatten().tolist() for name in ('exits', 'thresholds'))
     if len(exits) != len(thresholds) or not all(1 < count < layers for count in exits):
         raise ValueError(f'{path} is for another model: this one has {layers} layers.')
     return dict(zip(exits, thresholds, strict=True))

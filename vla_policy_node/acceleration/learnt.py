@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.reading import plain
+from vla_policy_node.models.tensor_files import open_safetensors
 
 
 def save_learnt(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -18,13 +19,18 @@ def save_learnt(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_learnt(path: Path, remedy: str) -> dict[str, Tensor]:
-    """Read what `save_learnt` wrote; ValueError if it is damaged, or missing: with the remedy."""
-    if not path.is_file():
+    """Read what `save_learnt` wrote; ValueError if it is damaged, or missing: with the remedy.
+
+    What is in it is finite; whether it has the right sizes is for the method to say.
+    """
+    if not path.exists():
         raise ValueError(f'{path.parent} has no {path.name}: {remedy}.')
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+    with open_safetensors(path) as (names, get, _):
+        tensors = {name: get(name) for name in names}
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or not tensor.isfinite().all():
+            raise ValueError(f'{path} has NaN or infinity in {plain(name)}; learn it again.')
+    return tensors
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, model: ModelConfig) -> None:

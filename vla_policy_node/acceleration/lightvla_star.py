@@ -16,13 +16,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.acceleration.lightvla import find_winners, norm
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.models.token_sequence import TokenSequence
 
 FILE_NAME = 'method--lightvla_star.safetensors'
@@ -68,16 +68,18 @@ class LearnedQueries(nn.Module):
     def load(cls, checkpoint: Path) -> LearnedQueries:
         """Read what `save` wrote; ValueError if it is missing or damaged."""
         path = checkpoint / FILE_NAME
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(
                 f'{checkpoint} has no {FILE_NAME}: it was not trained for LightVLA*; use the '
                 "method 'lightvla', or train the queries."
             )
-        try:
-            with safe_open(path, framework='pt') as file:
-                queries, layer = file.get_tensor('queries'), int(file.metadata()['layer'])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{path} cannot be read; it may be incomplete.') from error
+        with open_safetensors(path) as (_, get, texts):
+            queries, layer = get('queries'), texts.get('layer', '')
+        if queries.ndim != 2 or 0 in queries.shape or not queries.is_floating_point() or (
+            not queries.isfinite().all() or layer not in map(str, range(LAST_LAYER + 1))
+        ):
+            raise ValueError(f'{path} holds no queries that can be used; train them again.')
+        layer = int(layer)
         loaded = cls(queries.shape[1], queries.shape[0], layer)
         loaded.queries.data = queries.float()
         return loaded.requires_grad_(False)

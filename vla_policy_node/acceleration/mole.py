@@ -99,10 +99,12 @@ class LayerRouter(nn.Module):
         path = checkpoint / FILE_NAME
         tensors = read_learnt(
             path, 'it was not trained to skip layers; train it with `vla train mole`')
-        run = int(tensors.pop('run', torch.tensor(0)))
+        run = tensors.pop('run', torch.tensor(0))
+        if run.numel() != 1 or not 0 <= run <= config.language_model.layers:
+            raise ValueError(f'{path} does not say how many layers run; train it again.')
         router = cls(config.language_model.width, config.language_model.layers)
         fill(router, tensors, path, config)
-        return router, run
+        return router, int(run)
 
 
 class Mole(Method):

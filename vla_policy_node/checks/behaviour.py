@@ -41,7 +41,7 @@ class Trial:
         ids = config.token_ids
         path = directory / 'tokenizer.json'
         if path.is_file():
-            prompt = PromptEncoder.load(path, ids).encode(INSTRUCTION)
+            prompt = PromptEncoder.load(path, config).encode(INSTRUCTION)
         else:
             words = [token for token in range(3, 40) if token not in (ids.empty, ids.pad)]
             prompt = [ids.bos, *words[:20], ids.empty]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
 from vla_policy_node.models import cogact_release
 from vla_policy_node.models.checkpoint import DTYPES
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
+from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.layout import (
     PARTS,
     model_files,
@@ -24,12 +25,13 @@ from vla_policy_node.models.layout import (
     read_normalisation,
     read_statistics_document,
 )
+from vla_policy_node.models.preprocess import normalisation
 from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.reading import listed, plain
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.variants import create_model
-from vla_policy_node.models.weights import MODEL, locate, open_tensors
+from vla_policy_node.models.weights import INDEX, MODEL, locate, open_tensors
 
-INDEX = 'model.safetensors.index.json'
 # The vision-language model of every public checkpoint; 2 bytes each in bfloat16.
 PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184
 # Tensors that no forward pass of this architecture uses.
@@ -42,16 +44,14 @@ NORMALISATION = {
     'mean': ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5)),
     'std': ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5)),
 }
-_KINDS = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
-_BITS = {'F64': 64, 'F32': 32, 'F16': 16, 'BF16': 16, 'I64': 64, 'I32': 32, 'I8': 8, 'U8': 8}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One entry of a safetensors header."""
+    """What a file says of one tensor."""
 
     file: str
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
@@ -62,7 +62,7 @@ class StoredTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes in the file."""
-        return self.parameters * _BITS.get(self.dtype, 8) // 8
+        return self.parameters * self.dtype.itemsize
 
 
 def check_files(directory: Path, config: ModelConfig) -> Finding:
@@ -92,7 +92,7 @@ def check_files(directory: Path, config: ModelConfig) -> Finding:
 def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str) -> Finding:
     """The data set that was asked for is there, and its numbers can be used."""
     document = read_statistics_document(directory)
-    known = ', '.join(document)
+    known = listed(document)
     if suite and not key:
         candidates = [name for name in (f'{suite}_no_noops', suite) if name in document]
         if not candidates:
@@ -120,9 +120,8 @@ def check_normalisation(directory: Path) -> Finding:
     document = read_normalisation(directory)
     if document == cogact_release.NORMALISATION:
         return Finding('normalisation', PASS, "timm's constants, as CogACT's authors use them")
-    towers = document['tvf_normalize_params']
-    for name, expected in NORMALISATION.items():
-        found = [tuple(tower[name]) for tower in towers]
+    found_constants = normalisation(document)
+    for (name, expected), found in zip(NORMALISATION.items(), found_constants, strict=True):
         if not np.allclose(found, expected, rtol=0, atol=1e-7):
             return Finding(
                 'normalisation', FAIL,
@@ -136,7 +135,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
     if not uses_llama2_tokenizer(directory, config):
         return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
     try:
-        encoder = PromptEncoder.load(directory / 'tokenizer.json', config.token_ids)
+        encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
         for instruction, expected in LLAMA2_PROMPTS.items():
             ids = tuple(encoder.encode(instruction))
             if ids != expected:
@@ -152,44 +151,34 @@ def check_dtypes(
     directory: Path, config: ModelConfig, model: torch.nn.Module, dtype: str
 ) -> Finding:
     """All weights arrived in the dtype that was asked for, and all are numbers."""
-    stored = {'model': sorted({tensor.dtype for tensor in read_headers(directory).values()})}
+    stored = {'model': _kinds(tensor.dtype for tensor in read_headers(directory).values())}
     for part in PARTS:
         for path in part_files(directory, part):
             with open_tensors(path) as (names, get):
-                kinds = {str(get(name).dtype).removeprefix('torch.') for name in names}
-            stored[part] = sorted(kinds)
+                stored[part] = _kinds(get(name).dtype for name in names)
     for name, tensor in model.named_parameters():
         # Quantised weights are made from finite numbers, or they would not be there.
         if type(tensor.data) is torch.Tensor and not torch.isfinite(tensor).all():
             return Finding('dtype', FAIL, f'{name} holds NaN or infinity')
-    found = {str(tensor.dtype).removeprefix('torch.') for tensor in model.parameters()}
-    if found != {str(DTYPES[dtype]).removeprefix('torch.')}:
-        return Finding('dtype', FAIL, f'loaded as {", ".join(sorted(found))} instead of {dtype}')
-    kinds = ', '.join(f'{part} {"/".join(names)}' for part, names in stored.items())
+    if {tensor.dtype for tensor in model.parameters()} != {DTYPES[dtype]}:
+        found = _kinds(tensor.dtype for tensor in model.parameters())
+        return Finding('dtype', FAIL, f'loaded as {found} instead of {dtype}')
+    kinds = ', '.join(f'{part} {names}' for part, names in stored.items())
     return Finding('dtype', PASS, f'stored as {kinds}; computed in {dtype}; all finite')
+
+
+def _kinds(dtypes: Iterable[torch.dtype]) -> str:
+    return '/'.join(sorted({str(dtype).removeprefix('torch.') for dtype in dtypes}))
 
 
 def read_headers(directory: Path) -> dict[str, StoredTensor]:
     """Names, dtypes and shapes in the model files; their data is not read."""
     stored = {}
     for path in model_files(directory):
-        if path.suffix == '.pt':
-            with open_tensors(path) as (names, get):
-                for name in sorted(names):
-                    tensor = get(name)
-                    stored[name] = StoredTensor(
-                        path.name, _KINDS.get(tensor.dtype, 'F64'), tuple(tensor.shape))
-            continue
-        try:
-            with path.open('rb') as stream:
-                length = int.from_bytes(stream.read(8), 'little')
-                header = json.loads(stream.read(min(length, 100_000_000)))
-        except (OSError, ValueError) as error:
-            raise ValueError(f'{path} cannot be read; the download may be incomplete.') from error
-        for name, entry in header.items():
-            if name != '__metadata__':
-                stored[name.removeprefix('module.')] = StoredTensor(
-                    path.name, entry['dtype'], tuple(entry['shape']))
+        with open_tensors(path) as (names, get):
+            for name in sorted(names):
+                tensor = get(name)
+                stored[name] = StoredTensor(path.name, tensor.dtype, tuple(tensor.shape))
     return stored
 
 
@@ -216,23 +205,26 @@ def _missing(
                # A FiLM backbone has a file of its own, and what it replaces may still be there.
                and not (config.film and name.startswith('vision_backbone.'))]
     if unknown:
-        problems.append(f'{len(unknown)} tensors have no place in this model, first {unknown[0]}')
+        problems.append(f'{len(unknown)} tensors have no place in this model, first '
+            f'{plain(unknown[0])}')
     return problems
 
 
 def _index_problems(directory: Path, stored: dict[str, StoredTensor]) -> list[str]:
-    if not (directory / INDEX).is_file():
+    if not (directory / INDEX).exists():
         return []
-    index = read_json(directory, INDEX)
-    listed = {name.removeprefix('module.'): file for name, file in index['weight_map'].items()}
+    index = Entries(read_json(directory, INDEX), INDEX)
+    places = index.inside('weight_map')
+    files = {name.removeprefix('module.'): places.word(name) for name in places.names()}
     problems = []
-    astray = [n for n in sorted(listed.keys() | stored.keys())
-              if n not in stored or listed.get(n) != stored[n].file]
+    astray = [n for n in sorted(files.keys() | stored.keys())
+              if n not in stored or files.get(n) != stored[n].file]
     if astray:
         problems.append(
-            f'{len(astray)} tensors are not in the files that {INDEX} names, first {astray[0]}')
+            f'{len(astray)} tensors are not in the files that {INDEX} names, first '
+            f'{plain(astray[0])}')
     total = sum(tensor.size_bytes for tensor in stored.values())
-    promised = index.get('metadata', {}).get('total_size', total)
+    promised = index.inside('metadata', {}).number('total_size', 0, 1e18, total)
     if promised != total:
         problems.append(f'the files hold {total:,} bytes of tensors, the index says {promised:,}')
     return problems

@@ -13,6 +13,7 @@ the pack's. The model runs in float32, whatever it will run in later.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from vla_policy_node.checks import golden_cases, golden_images, golden_training
 from vla_policy_node.checks.findings import Comparison
 from vla_policy_node.checks.golden_model import GoldenModel
 from vla_policy_node.models.config import ACTION_DIMENSION
+from vla_policy_node.models.reading import foreign, plain, regular_file
 
 Recording = Mapping[str, np.ndarray]
+PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size have 0.2 GB
+LONGEST_CHUNK = 1000
 
 
 def compare_pack(
@@ -45,19 +49,31 @@ def compare_pack(
 
 
 def read_pack(pack: Path) -> dict[str, Recording]:
-    """Read every recording of a pack; arrays only, nothing in them can run code."""
+    """Read every recording of a pack; arrays only, nothing in them can run code.
+
+    ValueError with one sentence for one that is damaged, or grows when it is unpacked.
+    """
     if not pack.is_dir():
         raise ValueError(f'There is no directory {pack} with recordings.')
     recordings = {}
     for path in sorted(pack.glob('*.npz')):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                recordings[path.stem] = dict(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f'{path} cannot be read: {error}.') from error
+        recordings[path.stem] = _read_recording(path)
     if not recordings:
         raise ValueError(f'{pack} holds no recordings (*.npz).')
     return recordings
+
+
+def _read_recording(path: Path) -> Recording:
+    regular_file(path, PACK_BYTES)
+    with foreign(path), zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > PACK_BYTES:
+        raise ValueError(
+            f'{path} unpacks to {size:,} bytes, and a recording has at most {PACK_BYTES:,}; '
+            'record fewer stages.'
+        )
+    with foreign(path), np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
 def _compare_cases(
@@ -75,8 +91,8 @@ def _compare_cases(
                 yield _unusable(name, 'is of none of the forms that are known')
         except KeyError as error:
             yield _unusable(name, f'lacks the array {error}')
-        except (IndexError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (IndexError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
             yield _unusable(name, f'does not fit this checkpoint: {reason}')
 
 
@@ -86,10 +102,18 @@ def _unusable(name: str, reason: str) -> Comparison:
 
 def _chunk_length(recordings: Mapping[str, Recording]) -> int:
     """Actions per chunk in the recordings, 0 if they do not tell."""
-    for recording in recordings.values():
+    for name, recording in recordings.items():
         for key, value in recording.items():
-            if key.startswith(('normalized_actions', 'actions')):
-                return len(value)
-            if key == 'action_hidden':
-                return value.shape[-2] // ACTION_DIMENSION
+            length = 0
+            if key.startswith(('normalized_actions', 'actions')) and value.ndim == 2:
+                length = len(value)
+            elif key == 'action_hidden' and value.ndim >= 2:
+                length = value.shape[-2] // ACTION_DIMENSION
+            if length > LONGEST_CHUNK:
+                raise ValueError(
+                    f'The recording {plain(name)} has a chunk of {length} actions; at most '
+                    f'{LONGEST_CHUNK} are possible.'
+                )
+            if length:
+                return length
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,12 +22,15 @@ from vla_policy_node.checks.findings import (
 )
 from vla_policy_node.checks.prompts import uses_llama2_tokenizer
 from vla_policy_node.models import preprocess
-from vla_policy_node.models.config import TokenIds
-from vla_policy_node.models.layout import read_json, read_model_config
+from vla_policy_node.models.config import MAX_VOCABULARY, TokenIds
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.layout import read_model_config, read_normalisation
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty, prompt_text
+from vla_policy_node.models.reading import MB, foreign, plain, read_json, regular_file, shown
 
 Recording = Mapping[str, np.ndarray]
+IMAGE_BYTES, IMAGE_PIXELS = 64 * MB, 16_000_000
 STEP, SHARE = absolute(1.01), share_of_differing(0.01)
 _FORM = re.compile(r'(.*?)(?:_stride(\d+)|_center(\d+)|_(sha256))?$')
 
@@ -43,17 +45,29 @@ def compare_images(
 ) -> Iterator[Comparison]:
     """Compare every image of the pack, in the sizes it was recorded in, and every prompt."""
     if recordings:
-        document = read_json(directory, 'preprocessor_config.json')
+        document = read_normalisation(directory)
         for name, recording in recordings.items():
             path = pack / f'{name}.png'
             if not path.is_file():
                 yield Comparison('image', np.inf, 0.0, name, f'has no {path.name} beside it')
                 continue
-            with Image.open(path) as file:
-                image = np.array(file.convert('RGB'))
-            yield from _compare_image(image, recording, document, name)
+            try:
+                yield from _compare_image(_read_image(path), recording, document, name)
+            except (IndexError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+                reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
+                yield Comparison('image', np.inf, 0.0, name, f'cannot be compared: {reason}')
     if (pack / 'prompt_ids.json').is_file():
         yield from _compare_prompts(directory, pack)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8; ValueError for a picture that is damaged or larger than a camera's."""
+    regular_file(path, IMAGE_BYTES)
+    with foreign(path, 'is no picture that can be read'), Image.open(path) as file:
+        width, height = file.size
+        if width * height <= IMAGE_PIXELS:
+            return np.array(file.convert('RGB'))
+    raise ValueError(f'{path} has {width} x {height} pixels; a recording has at most 16 million.')
 
 
 def _compare_image(
@@ -66,7 +80,7 @@ def _compare_image(
         return _compare_step(stage, rule, value, recording, stem, case)
 
     if 'jpeg_bytes' in recording:
-        decoded = simplejpeg.decode_jpeg(recording['jpeg_bytes'].tobytes(), fastdct=True)
+        decoded = _decode_jpeg(recording['jpeg_bytes'].tobytes())
         yield from step('JPEG decoder', exact, decoded, 'jpeg_decoded')
     scaled = image.shape[:2] != (side, side)
     if scaled:
@@ -99,6 +113,13 @@ def _compare_image(
             yield Comparison(
                 'recording', np.inf, 0.0, case, f'has an array {name!r} not known here'
             )
+
+
+def _decode_jpeg(content: bytes) -> np.ndarray:
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    if width * height > IMAGE_PIXELS:
+        raise ValueError(f'The recorded JPEG has {width} x {height} pixels; record a smaller one.')
+    return simplejpeg.decode_jpeg(content, fastdct=True)
 
 
 def _compare_step(
@@ -148,19 +169,29 @@ def _side(recording: Recording) -> int:
 
 def _compare_prompts(directory: Path, pack: Path) -> Iterator[Comparison]:
     """The words, the id that is appended, and the ids themselves if the tokenizer is Llama-2's."""
-    entries = json.loads((pack / 'prompt_ids.json').read_text(encoding='utf-8'))
+    path = pack / 'prompt_ids.json'
+    entries = [Entries(entry, str(path)) for entry in read_json(path, kind=list)]
     config = read_model_config(directory)
     encoder = None
     if uses_llama2_tokenizer(directory, config):
-        encoder = PromptEncoder.load(directory / 'tokenizer.json', config.token_ids)
+        encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
     for entry in entries:
-        case = f'prompt {entry["instruction"]!r}'
-        same = float(prompt_text(entry['instruction']) != entry['prompt'])
+        instruction, expected = entry.word('instruction'), _ids(entry, 'prompt_ids')
+        case = f'prompt {shown(instruction)}'
+        same = float(prompt_text(instruction) != entry.word('prompt'))
         yield Comparison('prompt text', same, 0.0, case)
-        ids = end_with_empty(entry['tokenizer_ids'], TokenIds().empty)
-        yield compare('prompt: trailing id', exact, ids, entry['prompt_ids'], case)
+        ids = end_with_empty(_ids(entry, 'tokenizer_ids'), TokenIds().empty)
+        yield compare('prompt: trailing id', exact, ids, expected, case)
         if encoder is not None:
-            ids = encoder.encode(entry['instruction'])
-            yield compare('prompt ids', exact, ids, entry['prompt_ids'], case)
+            yield compare('prompt ids', exact, encoder.encode(instruction), expected, case)
+
+
+def _ids(entry: Entries, key: str) -> list[int]:
+    ids = entry.value(key)
+    if not isinstance(ids, list) or not ids or not all(
+        type(number) is int and 0 <= number < MAX_VOCABULARY for number in ids
+    ):
+        raise entry.error(key, 'a list of token ids', ids)
+    return ids
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.models import checkpoint
+from vla_policy_node.models.config import MAX_VOCABULARY
+from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
@@ -59,12 +61,13 @@ class GoldenModel:
         if chunk_length:
             config = replace(config, chunk_length=chunk_length)
         statistics = checkpoint.read_json(directory, 'dataset_statistics.json')
-        special = checkpoint.read_json(directory, 'config.json').get('tiny_token_ids', {})
+        document = Entries(checkpoint.read_json(directory, 'config.json'), 'config.json')
+        special = document.inside('tiny_token_ids', {})
         return cls(
             model=checkpoint.load_model(directory, config, device, 'float32'),
             statistics=read_statistics(statistics, statistics_key),
             document=checkpoint.read_json(directory, 'preprocessor_config.json'),
-            placeholder=special.get('placeholder', 1),
+            placeholder=special.integer('placeholder', 0, MAX_VOCABULARY, 1),
             device=device,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_policy_node.models.config import ModelConfig, TokenIds
+from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.layout import read_json
 
 # Instruction -> ids that the tokenizer of the public checkpoints gives, 29871 appended.
@@ -30,5 +31,6 @@ def uses_llama2_tokenizer(directory: Path, config: ModelConfig) -> bool:
 
     Small checkpoints have a vocabulary of their own and say so in `tiny_token_ids`.
     """
-    named = read_json(directory, 'config.json').get('hf_llm_id', 'meta-llama/Llama-2-7b-hf')
+    entries = Entries(read_json(directory, 'config.json'), 'config.json')
+    named = entries.word('hf_llm_id', default='meta-llama/Llama-2-7b-hf')
     return config.token_ids == TokenIds() and 'llama-2' in named.lower()

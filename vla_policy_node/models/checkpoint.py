@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_policy_node.machine import memory_bytes
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.float8 import check_device, to_float8
 from vla_policy_node.models.fusing import fuse
@@ -33,7 +34,14 @@ from vla_policy_node.models.layout import (
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, make_quantiser
 from vla_policy_node.models.variants import create_model
-from vla_policy_node.models.weights import MODEL, locate, read_tensors
+from vla_policy_node.models.weights import (
+    MODEL,
+    Stored,
+    check_file_sizes,
+    check_stored,
+    locate,
+    stored_tensors,
+)
 
 __all__ = [
     'DTYPES',
@@ -74,28 +82,24 @@ def load_model(
     where, precision = _device(device), _dtype(dtype)
     if dtype == 'float8':
         check_device(where)
+    check_file_sizes(directory, config)
     with torch.device('meta'):
         model = create_model(config)
     quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
     wanted = model.state_dict()
+    copied = check_stored(directory, wanted, config, precision) * BITS.get(dtype, 16) // 16
+    if where.type == 'cpu' and copied > memory_bytes():
+        raise ValueError(
+            f'{directory} takes {copied / 1e9:.0f} GB of memory as {dtype}, and this machine has '
+            f'{memory_bytes() / 1e9:.0f} GB; choose a smaller dtype.'
+        )
     total, loaded = sum(tensor.numel() for tensor in wanted.values()), 0
     state: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(directory, wanted, config):
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f'{name} in {directory} has shape {list(tensor.shape)}, config.json asks for '
-                f'{list(wanted[name].shape)}; the files are not of one checkpoint.'
-            )
-        placed = tensor.to(where, precision)
-        state[name] = quantise(name, placed) if quantise else placed
-        loaded += tensor.numel()
+    for stored in stored_tensors(directory, wanted, config):
+        placed = _place(stored, where, precision)
+        state[stored.name] = quantise(stored.name, placed) if quantise else placed
+        loaded += placed.numel()
         progress(loaded / total)
-    missing = sorted(wanted.keys() - state.keys())
-    if missing:
-        raise ValueError(
-            f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}'
-            f'{_file_of(directory, missing[0], config)}; the download may be incomplete.'
-        )
     model.load_state_dict(state, assign=True)
     return finish_model(model, dtype, fused)
 
@@ -151,13 +155,15 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _file_of(directory: Path, name: str, config: ModelConfig) -> str:
-    """Say where the index of a sharded model expects a tensor, if it does."""
-    kind, file_name = locate(name, config)
-    if kind != MODEL or not (directory / 'model.safetensors.index.json').is_file():
-        return ''
-    shards = read_json(directory, 'model.safetensors.index.json')['weight_map']
-    return f' in {shards[file_name]}' if file_name in shards else ''
+def _place(stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+    tensor = stored.read()
+    try:
+        return tensor.to(device, dtype)
+    except RuntimeError as error:  # all else was checked
+        raise ValueError(
+            f'{stored.name} of {stored.path} finds no room in the memory of {str(device)!r}; '
+            'choose a smaller dtype, or end what else runs there.'
+        ) from error
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.reading import shown
+
 BASE_MODEL = 'prism-dinosiglip-224px+7b'
 # Of each block count and width of the published heads, DiT-S, -B and -L, the number of heads.
 _HEADS = {(6, 384): 4, (12, 768): 12, (24, 1024): 16}
@@ -63,7 +66,8 @@ def find(directory: Path) -> Path | None:
 def is_release(state: object) -> bool:
     """Whether this is what a `.pt` of CogACT holds."""
     model = state.get('model') if isinstance(state, Mapping) else None
-    return isinstance(model, Mapping) and 'action_model' in model
+    return isinstance(model, Mapping) and 'action_model' in model and all(
+        isinstance(model.get(section, {}), Mapping) for section in _SECTIONS)
 
 
 def rename_release(state: Mapping) -> dict[str, Tensor]:
@@ -86,11 +90,12 @@ def describe(release: Path, document: Mapping) -> dict:
     from vla_policy_node.models.weights import open_tensors  # which imports this module
 
     directory = release.parent.parent
-    base = document.get('vla', {}).get('base_vlm')
-    if 'vision_tiny' not in document and base != BASE_MODEL:
+    entries = Entries(document, f'{directory}/config.json')
+    base = entries.inside('vla', {}).value('base_vlm', None)
+    if 'vision_tiny' not in entries and base != BASE_MODEL:
         raise ValueError(
-            f'{directory}/config.json names the base model {base!r}; of CogACT only policies on '
-            f'{BASE_MODEL!r} can be loaded.')
+            f'{directory}/config.json names the base model {shown(base)}; of CogACT only policies '
+            f'on {BASE_MODEL!r} can be loaded.')
     if not (directory / 'tokenizer.json').is_file():
         raise ValueError(
             f'{directory} has no tokenizer.json, which CogACT leaves to Llama-2; copy the one of '
@@ -98,9 +103,12 @@ def describe(release: Path, document: Mapping) -> dict:
     with open_tensors(release) as (names, get):
         if 'net.positional_embedding' not in names:
             raise ValueError(f'{release} holds no action model of CogACT.')
-        rows, width = get('net.positional_embedding').shape
+        embedding = get('net.positional_embedding')
+        if embedding.ndim != 2 or len(embedding) < 2:
+            raise ValueError(f'{release} holds no action model of CogACT.')
+        rows, width = embedding.shape
     blocks = sum(bool(re.fullmatch(r'net\.blocks\.\d+\.mlp\.fc1\.bias', name)) for name in names)
-    sizes = {'blocks': blocks, 'width': width, **document.get('dit', {})}
+    sizes = {'blocks': blocks, 'width': width, **entries.inside('dit', {}).items()}
     if 'heads' not in sizes:
         if (blocks, width) not in _HEADS:
             raise ValueError(
@@ -115,7 +123,7 @@ def describe(release: Path, document: Mapping) -> dict:
         'cameras': 1,
         'center_crop': False,
         **own,
-        'text_config': {**_LLAMA_2, **document.get('text_config', {})},
+        'text_config': {**_LLAMA_2, **entries.inside('text_config', {}).items()},
         'chunk_length': rows - 1,
         'dit': sizes,
     }

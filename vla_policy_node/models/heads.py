@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from vla_policy_node.models.config import ACTION_DIMENSION
 
+NO_TOKEN = -1  # what is said where the weights or the input were no numbers
 NORM_EPS = 1e-5  # not that of the towers and the language model
 
 
@@ -60,16 +61,20 @@ class VocabularyHead(nn.Module):
         return self.decode(self.token_ids(states))
 
     def token_ids(self, states: Tensor) -> Tensor:
-        """[..., width] -> [...] int64, the likeliest token of each row."""
-        return self.lm_head(states).argmax(dim=-1)
+        """[..., width] -> [...] int64, the likeliest token of each row; NO_TOKEN if none is.
+
+        Of numbers of which one is NaN, argmax chooses that one, and a robot would follow it.
+        """
+        logits = self.lm_head(states)
+        return torch.where(logits.amax(dim=-1).isfinite(), logits.argmax(dim=-1), NO_TOKEN)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Ids [B, 7 K] -> centres of their bins [B, K, 7] float32.
+        """Ids [B, 7 K] -> centres of their bins [B, K, 7] float32, NaN for NO_TOKEN.
 
         ValueError if most of them are no action tokens: the weights were not made for this head.
         """
-        places = self.ids_end - ids - 1
-        if ((places >= 0) & (places < self.bins)).float().mean() < 0.5:
+        places, none = self.ids_end - ids - 1, ids == NO_TOKEN
+        if ((places >= 0) & (places < self.bins) | none).float().mean() < 0.5:
             raise ValueError(
                 'The language model answers with words instead of action tokens; the checkpoint '
                 'lacks its action_head file, or was not trained to predict action tokens.'
@@ -77,6 +82,7 @@ class VocabularyHead(nn.Module):
         # bins edges make one interval less.
         places = places.clamp(0, self.bins - 2).double()
         centres = -1 + (2 * places + 1) / (self.bins - 1)
+        centres = centres.masked_fill(none, torch.nan)
         return centres.float().unflatten(1, (-1, ACTION_DIMENSION))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vla_policy_node.models.reading import shown
+
 # Weights, sizes, statistics and the tokenizer; neither code nor unmerged adapters.
 FILES = (
     '*.json',
@@ -28,10 +30,19 @@ def find_checkpoint(checkpoint: Path | str) -> Path:
         stopped, and with HF_HUB_OFFLINE=1 only the cache is used.
     ValueError with one sentence if there is neither.
     """
-    directory = Path(checkpoint).expanduser()
-    if directory.is_dir():
+    try:
+        directory = Path(checkpoint).expanduser()
+        is_directory, exists = directory.is_dir(), directory.exists()
+        if not str(directory).isprintable():
+            raise ValueError('it has characters that cannot be printed')
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, not allowed
+        raise ValueError(
+            f'{shown(str(checkpoint))} is no name of a checkpoint that can be looked up '
+            f'({getattr(error, "strerror", None) or error}); name a directory.'
+        ) from error
+    if is_directory:
         return directory
-    if directory.exists():
+    if exists:
         raise ValueError(f'{directory} is a file; name the checkpoint directory it lies in.')
     if not _ID.fullmatch(str(checkpoint)):
         raise ValueError(f'{directory} has no config.json; there is no such directory.')

@@ -53,7 +53,7 @@ class InputEncoder:
         document = read_normalisation(directory)
         return cls(
             config,
-            PromptEncoder.load(directory / 'tokenizer.json', config.token_ids),
+            PromptEncoder.load(directory / 'tokenizer.json', config),
             ImagePreprocessor(document, config.image_px, config.center_crop, preprocessing),
             statistics,
             camera_transforms,

@@ -16,14 +16,14 @@ Public checkpoints do not write down which head they have; the files that fine-t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vla_policy_node.models import cogact_release
-from vla_policy_node.models.config import ModelConfig, read_config
+from vla_policy_node.models import cogact_release, reading
+from vla_policy_node.models.config import ModelConfig, check_room, read_config
+from vla_policy_node.models.entries import Entries
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
 
@@ -42,17 +42,9 @@ def read_json(directory: Path, name: str) -> Mapping:
     An entry that is looked up and not there is a ValueError, too.
     """
     path = directory / name
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
-
-    class Document(dict):
-        def __missing__(self, key: str):
-            raise ValueError(f'{path} has no entry {key!r}; is it of an OpenVLA-OFT checkpoint?')
-
-    try:
-        return json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=Document)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not valid JSON: {error}.') from error
+    return reading.read_json(path)
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -84,6 +76,7 @@ def read_model_config(directory: Path) -> ModelConfig:
             dino=replace(config.dino, language_width=width),
             siglip=replace(config.siglip, language_width=width),
         )
+    check_room(config)
     return config
 
 
@@ -97,9 +90,9 @@ def read_document(directory: Path) -> Mapping:
 def read_statistics_document(directory: Path) -> Mapping:
     """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`."""
     if not (directory / 'dataset_statistics.json').is_file():
-        pretraining = read_json(directory, 'config.json').get('norm_stats')
-        if pretraining:
-            return pretraining
+        entries = Entries(read_json(directory, 'config.json'), 'config.json')
+        if entries.inside('norm_stats', {}).names():
+            return entries.value('norm_stats')
     return read_json(directory, 'dataset_statistics.json')
 
 
@@ -117,7 +110,8 @@ def _is_pretrained(directory: Path, document: Mapping) -> bool:
     of what was fine-tuned with random crops (run_libero_eval.py).
     """
     fine_tuned = (directory / 'dataset_statistics.json').is_file()
-    return not fine_tuned and PRETRAINING_SET in (document.get('norm_stats') or {})
+    entries = Entries(document, 'config.json')
+    return not fine_tuned and PRETRAINING_SET in entries.inside('norm_stats', {})
 
 
 def published_action_rows(directory: Path) -> str:

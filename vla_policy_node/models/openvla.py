@@ -55,7 +55,7 @@ class OpenVla(OpenVlaOft):
         for _ in range(ACTION_DIMENSION):
             state = decoder(rows)[:, -1]
             ids.append(self.action_head.token_ids(state))
-            rows = self.language_model.embed_tokens(ids[-1])[:, None]
+            rows = self.language_model.embed_tokens(ids[-1].clamp(min=0))[:, None]
         return torch.stack(ids, dim=1)
 
 

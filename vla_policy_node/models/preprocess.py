@@ -20,6 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.reading import shown
+
 JPEG_QUALITY = 95
 JPEG_FAST_DCT = True  # the inverse DCT of the decoder: the fast integer one
 LANCZOS_RADIUS = 3  # source pixels, where the picture does not shrink
@@ -45,16 +48,35 @@ class Normaliser:
         `tvf_normalize_params` holds the constants used in training; the `means` and `stds`
         beside it are the same before rounding to bfloat16.
         """
-        towers = document['tvf_normalize_params']
+        mean, std = normalisation(document)
         self._mean, self._std = (
-            torch.tensor([tower[name] for tower in towers], device=device).reshape(6, 1, 1)
-            for name in ('mean', 'std')
+            torch.tensor(values, device=device, dtype=torch.float32).reshape(6, 1, 1)
+            for values in (mean, std)
         )
 
     def __call__(self, images: Tensor) -> Tensor:
         """[..., H, W, 3] uint8 RGB -> [..., 6, H, W] float32: once for each tower."""
         rgb = images.movedim(-1, -3).contiguous().float().div_(255)
         return torch.cat([rgb, rgb], dim=-3).sub_(self._mean).div_(self._std)
+
+
+def normalisation(document: Mapping) -> tuple[list[list[float]], list[list[float]]]:
+    """Mean and deviation of R, G and B for each of the two towers, in levels from 0 to 1.
+
+    ValueError for a `preprocessor_config.json` with which no tower sees a picture.
+    """
+    name, key = 'preprocessor_config.json', 'tvf_normalize_params'
+    towers = Entries(document, name).value(key)
+    if not isinstance(towers, list) or len(towers) != 2:
+        raise ValueError(
+            f'{name} has {key} {shown(towers)}; it must be a list of two objects, one for each '
+            'tower.'
+        )
+    entries = [Entries(tower, name, f'{key}[{index}]') for index, tower in enumerate(towers)]
+    return (
+        [tower.numbers('mean', 3, -10, 10) for tower in entries],
+        [tower.numbers('std', 3, 1e-3, 10) for tower in entries],
+    )
 
 
 class ImagePreprocessor:

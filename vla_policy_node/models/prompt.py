@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vla_policy_node.models.config import TokenIds
+from vla_policy_node.models.config import ModelConfig, TokenIds
+from vla_policy_node.models.reading import foreign
+from vla_policy_node.models.tokenizer_file import read_tokenizer
 
 TEMPLATE = 'In: What action should the robot take to {instruction}?\nOut:'
 
@@ -27,24 +29,23 @@ def end_with_empty(ids: list[int], empty: int) -> list[int]:
 class PromptEncoder:
     """Turns an instruction into prompt ids."""
 
-    def __init__(self, tokenizer: Tokenizer, token_ids: TokenIds):
+    def __init__(self, tokenizer: Tokenizer, token_ids: TokenIds, vocabulary: int, path: Path):
         self._tokenizer = tokenizer
         self._token_ids = token_ids
+        self._vocabulary = vocabulary
+        self._path = path
 
     @classmethod
-    def load(cls, path: Path, token_ids: TokenIds) -> PromptEncoder:
+    def load(cls, path: Path, config: ModelConfig) -> PromptEncoder:
         """Read a `tokenizer.json`; ValueError if it is missing, damaged or without BOS."""
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f'{path.parent} has no {path.name}; is it a complete checkpoint?')
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library has none of its own
-            raise ValueError(f'{path} is no tokenizer that can be read: {error}.') from error
-        encoder = cls(tokenizer, token_ids)
-        if encoder.encode('start')[0] != token_ids.bos:
+        encoder = cls(
+            read_tokenizer(path), config.token_ids, config.language_model.vocabulary, path)
+        if encoder.encode('start')[0] != config.token_ids.bos:
             raise ValueError(
-                f'{path} does not put the id {token_ids.bos} (BOS) before a prompt; take the '
-                'tokenizer.json that belongs to this checkpoint.'
+                f'{path} does not put the id {config.token_ids.bos} (BOS) before a prompt; take '
+                'the tokenizer.json that belongs to this checkpoint.'
             )
         return encoder
 
@@ -52,9 +53,20 @@ class PromptEncoder:
         """Ids of the whole prompt, BOS first; ValueError for an instruction without words."""
         if not instruction.strip():
             raise ValueError('The instruction is empty; say what the robot should do.')
-        ids = self._tokenizer.encode(prompt_text(instruction)).ids
-        return end_with_empty(ids, self._token_ids.empty)
+        return end_with_empty(self._ids(prompt_text(instruction)), self._token_ids.empty)
 
     def words(self, text: str) -> list[int]:
         """Ids of words as they stand in the middle of a prompt."""
-        return self._tokenizer.encode(f' {text}', add_special_tokens=False).ids
+        return self._ids(f' {text}', add_special_tokens=False)
+
+    def _ids(self, text: str, **how: bool) -> list[int]:
+        with foreign(self._path, 'cannot read this text; take the one that belongs to this '
+                                 'checkpoint'):
+            ids = self._tokenizer.encode(text, **how).ids
+        if not ids or max(ids) >= self._vocabulary:
+            raise ValueError(
+                f'{self._path} makes {"the id " + str(max(ids)) if ids else "nothing"} of this '
+                f'text, and the policy knows the ids below {self._vocabulary}; take the '
+                'tokenizer.json that belongs to this checkpoint.'
+            )
+        return ids

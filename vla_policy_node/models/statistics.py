@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION
+from vla_policy_node.models.entries import Entries, is_number
+from vla_policy_node.models.reading import listed, plain, shown
+
+STATISTICS = 'dataset_statistics.json'
+LARGEST = 1e9  # of any number of a robot, whatever its unit; differences of these are exact enough
 
 # Part of the definition, so that a dimension that never moved does not divide by zero.
 RANGE_EPS = 1e-8
@@ -53,44 +58,68 @@ def read_statistics(document: Mapping, key: str = '', proprio: bool = True) -> S
     key: may be empty if the file holds one data set. proprio: whether the policy has any.
     ValueError if the key names none of them, or for numbers that no policy can use.
     """
-    names = ', '.join(document)
-    if not key and len(document) == 1:
-        key = next(iter(document))
+    entries = Entries(document, STATISTICS)
+    names = entries.names()
+    if not key and len(names) == 1:
+        key = names[0]
     if not key:
-        raise ValueError(f'The checkpoint knows several data sets; choose one of {names}.')
-    if key not in document:
-        raise ValueError(f'The checkpoint has no statistics {key!r}; choose one of {names}.')
-    action = document[key]['action']
-    state = document[key]['proprio'] if proprio else {'q01': [], 'q99': []}
-    mask = action.get('mask', [True] * ACTION_DIMENSION)
+        raise ValueError(
+            f'The checkpoint knows several data sets; choose one of {listed(names)}.')
+    if key not in names:
+        raise ValueError(
+            f'The checkpoint has no statistics {key!r}; choose one of {listed(names)}.')
+    data_set = entries.inside(key)
+    action, name = data_set.inside('action'), plain(key)
+    state = data_set.inside('proprio') if proprio else None
+    mask = action.value('mask', [True] * ACTION_DIMENSION)
     statistics = Statistics(
         key=key,
-        action_low=_numbers(action['q01'], ACTION_DIMENSION, f'{key}.action.q01'),
-        action_high=_numbers(action['q99'], ACTION_DIMENSION, f'{key}.action.q99'),
-        action_mask=_numbers(mask, ACTION_DIMENSION, f'{key}.action.mask').astype(bool),
-        proprio_low=_numbers(state['q01'], PROPRIO_DIMENSION * proprio, f'{key}.proprio.q01'),
-        proprio_high=_numbers(state['q99'], PROPRIO_DIMENSION * proprio, f'{key}.proprio.q99'),
+        action_low=_numbers(action, 'q01', ACTION_DIMENSION, f'{name}.action'),
+        action_high=_numbers(action, 'q99', ACTION_DIMENSION, f'{name}.action'),
+        action_mask=_flags(mask, ACTION_DIMENSION, f'{name}.action.mask'),
+        proprio_low=_proprio(state, 'q01', name),
+        proprio_high=_proprio(state, 'q99', name),
     )
-    for name in ('action', 'proprio'):
-        low, high = (getattr(statistics, f'{name}_{end}') for end in ('low', 'high'))
+    for kind in ('action', 'proprio'):
+        low, high = (getattr(statistics, f'{kind}_{end}') for end in ('low', 'high'))
         if (low > high).any():
             raise ValueError(
-                f'Statistics {key!r} are damaged: q01 of {name} dimension '
+                f'Statistics {shown(key)} are damaged: q01 of {kind} dimension '
                 f'{int((low > high).argmax())} is above q99.'
             )
     return statistics
 
 
-def _numbers(values: object, length: int, name: str) -> np.ndarray:
-    try:
-        numbers = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        numbers = np.array(np.nan)
-    if numbers.shape != (length,):
+def _proprio(state: Entries | None, key: str, name: str) -> np.ndarray:
+    if state is None:
+        return np.empty(0)
+    return _numbers(state, key, PROPRIO_DIMENSION, f'{name}.proprio')
+
+
+def _numbers(entries: Entries, key: str, length: int, place: str) -> np.ndarray:
+    values = entries.value(key)
+    if not isinstance(values, list) or len(values) != length or not all(
+        type(value) in (int, float) for value in values
+    ):
+        raise _not_a_list(f'{place}.{key}', length, 'numbers', values)
+    if not all(is_number(value) and abs(value) <= LARGEST for value in values):
         raise ValueError(
-            f'Statistics {name} must be a list of {length} numbers, as this policy has '
-            f'{length} dimensions there, not {values!r}.'
+            f'Statistics {place}.{key} must be finite, and at most {LARGEST:g}, not '
+            f'{shown(values)}; take the file that belongs to the weights.'
         )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f'Statistics {name} must be finite, not {values!r}.')
-    return numbers
+    return np.array(values, np.float64)
+
+
+def _flags(values: object, length: int, name: str) -> np.ndarray:
+    if not isinstance(values, list) or len(values) != length or not all(
+        type(value) in (bool, int, float) and value in (0, 1) for value in values
+    ):
+        raise _not_a_list(name, length, 'numbers, 0 or 1,', values)
+    return np.array(values, bool)
+
+
+def _not_a_list(name: str, length: int, kind: str, values: object) -> ValueError:
+    return ValueError(
+        f'Statistics {name} must be a list of {length} {kind} as this policy has {length} '
+        f'dimensions there, not {shown(values)}.'
+    )

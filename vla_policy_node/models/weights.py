@@ -6,22 +6,28 @@ Nothing here runs code from a file: safetensors hold tensors only, and `.pt` fil
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vla_policy_node.models.cogact_release import is_release, rename_release
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.layout import model_files, part_file
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.layout import PARTS, model_files, part_file, part_files
+from vla_policy_node.models.reading import plain, read_json, regular_file
+from vla_policy_node.models.tensor_files import (
+    check_dtype,
+    check_weights,
+    load_pt,
+    open_safetensors,
+)
 
+INDEX = 'model.safetensors.index.json'
 MODEL = 'model'  # where the vision-language model is, beside the parts of `models.layout`
 # What wrappers of distributed training put before every name.
 _WRAPPER = 'module.'
@@ -51,10 +57,23 @@ def locate(name: str, config: ModelConfig) -> tuple[str, str]:
     return MODEL, name
 
 
-def read_tensors(
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the model as files hold it, on the CPU as a view of a mapped file.
+
+    view: has the shape that `read` returns; `read` merges what adapters left beside it.
+    """
+
+    path: Path
+    name: str
+    view: Tensor
+    read: Callable[[], Tensor]
+
+
+def stored_tensors(
     directory: Path, names: Iterable[str], config: ModelConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that are there, file by file, on the CPU as views of the mapped files."""
+) -> Iterator[Stored]:
+    """Yield the tensors of the model that are there, file by file, in no certain order."""
     wanted: dict[str, dict[str, str]] = {}
     for name in names:
         kind, file_name = locate(name, config)
@@ -63,9 +82,61 @@ def read_tensors(
         files = model_files(directory) if kind == MODEL else [part_file(directory, kind)]
         for path in files:
             with open_tensors(path) as (available, get):
-                merged = merge_adapters(available, get, lora_scale(directory))
+                merged = merge_adapters(path, available, get, lora_scale(directory))
                 for file_name in merged.keys() & by_file_name.keys():
-                    yield by_file_name[file_name], merged[file_name]()
+                    base, read = merged[file_name]
+                    yield Stored(path, by_file_name[file_name], get(base), read)
+
+
+def check_stored(
+    directory: Path, wanted: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype
+) -> int:
+    """Compare what files say they hold with what the model needs; nothing is read or placed.
+
+    wanted: name -> tensor of the right shape, on whatever device. Returns the bytes, in `dtype`,
+    of all that are stored in another one and have to be copied. ValueError names what is missing,
+    in two files, or of the wrong shape or kind.
+    """
+    found: dict[str, Path] = {}
+    copied = 0
+    for stored in stored_tensors(directory, wanted, config):
+        name, path, shape = stored.name, stored.path, wanted[stored.name].shape
+        if name in found:
+            raise ValueError(
+                f'{directory} holds {name} twice, in {found[name].name} and in {path.name}; '
+                'leave the one to be used.'
+            )
+        found[name] = path
+        if stored.view.shape != shape:
+            raise ValueError(
+                f'{name} in {directory} has shape {list(stored.view.shape)}, config.json asks for '
+                f'{list(shape)}; the files are not of one checkpoint.'
+            )
+        check_dtype(path, name, stored.view)
+        if stored.view.dtype != dtype:
+            copied += stored.view.numel() * dtype.itemsize
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise ValueError(
+            f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}'
+            f'{_shard_of(directory, missing[0], config)}; the download may be incomplete.'
+        )
+    return copied
+
+
+def check_file_sizes(directory: Path, config: ModelConfig) -> None:
+    """Raise ValueError if the files are too small for what config.json describes.
+
+    Before a model is built, for which a number in a text file would otherwise be reason enough.
+    Far too small, that is: a file that is missing is found later, and named.
+    """
+    paths = {*model_files(directory), *(p for part in PARTS for p in part_files(directory, part))}
+    size = sum(regular_file(path) for path in paths)
+    if config.least_weights > 4 * size:
+        raise ValueError(
+            f'config.json describes at least {config.least_weights:,} weights, and the files in '
+            f'{directory} have {size:,} bytes; they are not of one checkpoint.'
+        )
 
 
 @contextmanager
@@ -74,55 +145,66 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
 
     ValueError with one sentence for a file that is damaged or holds something else.
     """
-    with _readable(path):
-        if path.suffix == '.safetensors':
-            with safe_open(path, framework='pt') as file:
-                names = {key.removeprefix(_WRAPPER): key for key in file.keys()}  # noqa: SIM118
-                yield set(names), lambda name: file.get_tensor(names[name])
-            return
-        # Only the newer of torch's two formats, a zip archive, can be mapped.
-        state = torch.load(
-            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-        if is_release(state):
-            state = rename_release(state)
-        if not isinstance(state, Mapping) or not all(
-            isinstance(value, Tensor) for value in state.values()
-        ):
-            raise ValueError(f'{path} holds no table of tensors; it is no part of a checkpoint.')
-        names = {key.removeprefix(_WRAPPER): key for key in state}
-        yield set(names), lambda name: state[names[name]]
+    if path.suffix == '.safetensors':
+        with open_safetensors(path) as (keys, get, _):
+            names = {key.removeprefix(_WRAPPER): key for key in keys}
+            yield set(names), lambda name: get(names[name])
+        return
+    state = load_pt(path)
+    if is_release(state):
+        state = rename_release(state)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f'{path} holds no table of tensors; it is no part of a checkpoint.')
+    for name, tensor in state.items():
+        check_weights(path, name, tensor)
+    names = {key.removeprefix(_WRAPPER): key for key in state}
+    yield set(names), lambda name: state[names[name]]
 
 
 def merge_adapters(
-    names: set[str], get: Callable[[str], Tensor], scale: Callable[[int], float]
-) -> dict[str, Callable[[], Tensor]]:
-    """Return a reader for each tensor; what LoRA left in two pieces becomes one, in float32.
+    path: Path, names: set[str], get: Callable[[str], Tensor], scale: Callable[[int], float]
+) -> dict[str, tuple[str, Callable[[], Tensor]]]:
+    """Return for each tensor where its shape is, and a function that reads it.
 
-    W + s B A, with A as [rank, in] and B as [out, rank]; for a convolution, flattened to these.
-    scale: s for a rank.
+    What LoRA left in two pieces becomes one, in float32: W + s B A, with A as [rank, in] and B as
+    [out, rank]; for a convolution, flattened to these. scale: s for a rank.
     """
-    readers = {}
+    readers: dict[str, tuple[str, Callable[[], Tensor]]] = {}
     for name in names:
         stem, _, kind = name.rpartition('.')
         if '.lora_A.' in name or '.lora_B.' in name:
             continue
         if not stem.endswith('.base_layer'):
-            readers[name] = lambda name=name: get(name)
+            readers[name] = name, lambda name=name: get(name)
             continue
         stem = stem.removesuffix('.base_layer')
         down, up = (f'{stem}.lora_{piece}.default.weight' for piece in 'AB')
         if kind != 'weight' or down not in names:
-            readers[f'{stem}.{kind}'] = lambda name=name: get(name)
+            readers[f'{stem}.{kind}'] = name, lambda name=name: get(name)
             continue
 
         def merged(name: str = name, down: str = down, up: str = up) -> Tensor:
-            base, a, b = get(name), get(down).float(), get(up).float()
-            change = (b.flatten(1) @ a.flatten(1)).view(base.shape)
-            return base.float() + scale(len(a)) * change
+            return _merge(path, up, get(name), get(down), get(up) if up in names else None, scale)
 
-        readers[f'{stem}.weight'] = merged
+        readers[f'{stem}.weight'] = name, merged
     return readers
+
+
+def _merge(
+    path: Path, name: str, base: Tensor, down: Tensor, up: Tensor | None,
+    scale: Callable[[int], float],
+) -> Tensor:
+    rank, rows = len(down) if down.ndim else 0, base.shape[0] if base.ndim else 0
+    fits = up is not None and rank and rows and down.ndim > 1 and up.ndim > 1
+    if not fits or up.shape[0] != rows or up[0].numel() != rank or (
+        down[0].numel() != base[0].numel()
+    ):
+        raise ValueError(
+            f'{path} has an adapter around {plain(name)} that does not fit its weight; the file '
+            'is damaged, download it again.'
+        )
+    change = (up.float().flatten(1) @ down.float().flatten(1)).view(base.shape)
+    return base.float() + scale(rank) * change
 
 
 def lora_scale(directory: Path) -> Callable[[int], float]:
@@ -132,20 +214,19 @@ def lora_scale(directory: Path) -> Callable[[int], float]:
     rank, at most 16.
     """
     path = directory / 'lora_adapter' / 'adapter_config.json'
-    if path.is_file():
-        document = json.loads(path.read_text(encoding='utf-8'))
-        if 'lora_alpha' in document:
-            return lambda rank: document['lora_alpha'] / rank
+    if path.exists():
+        entries = Entries(read_json(path), str(path))
+        if 'lora_alpha' in entries:
+            alpha = entries.number('lora_alpha', 0, 1e6)
+            return lambda rank: alpha / rank
     return lambda rank: min(rank, 16) / rank
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f'{path} holds something else than tensors, which could run code; it was not read.'
-        ) from error
-    except (SafetensorError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f'{path} cannot be read; the download may be incomplete.') from error
+def _shard_of(directory: Path, name: str, config: ModelConfig) -> str:
+    """Say where the index of a sharded model expects a tensor, if it does."""
+    kind, file_name = locate(name, config)
+    path = directory / INDEX
+    if kind != MODEL or not path.exists():
+        return ''
+    shards = Entries(read_json(path), INDEX).inside('weight_map')
+    return f' in {plain(shards.word(file_name))}' if file_name in shards else ''

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION
 from vla_policy_node.models.flops import chain_flops
+from vla_policy_node.models.reading import foreign
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.policy import ActionChunk, Observation
 from vla_policy_node.training.dataset_statistics import statistics_of
@@ -67,17 +68,14 @@ class BlindPolicy:
     @classmethod
     def load(cls, path: Path) -> BlindPolicy:
         """Read what `save` wrote; ValueError with one sentence for any other file."""
-        try:
-            with safe_open(path, 'pt') as file:
-                header = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with foreign(path, 'is no blind baseline that can be read; train it again'):
+            with open_safetensors(path) as (names, get, header):
+                weights = {name: get(name).float() for name in names}
             instructions = json.loads(header['instructions'])
-            model = BlindMlp(len(instructions), int(header['chunk_length']))
-            model.load_state_dict(weights)
+            with torch.device('meta'):  # of sizes that only the header claims
+                model = BlindMlp(len(instructions), int(header['chunk_length']))
+            model.load_state_dict(weights, assign=True)
             return cls(model, instructions, json.loads(header['statistics']))
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"'{path}' is no blind baseline that can be read; train it again.") from error
 
     def save(self, path: Path) -> None:
         """Write the baseline, whole or not at all."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.models.cogact import CogAct
+from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.config import TrainingConfig
@@ -100,14 +100,13 @@ class CognitionData:
             path.parent.mkdir(exist_ok=True)
             with draft(path) as partial:
                 save_file(tensors, partial, {'source': source})
-        with safe_open(path, 'pt') as file:
-            same = file.metadata()['source'] == source and np.array_equal(
-                file.get_tensor('frames'), frames)
+        with open_safetensors(path) as (_, get, texts):
+            same = texts.get('source') == source and np.array_equal(get('frames'), frames)
             if not same:
                 raise ValueError(
                     f'{path.parent} is of another checkpoint, other demonstrations or another '
                     'number of processes; take another --out, or delete it.')
-            return {name: file.get_tensor(name) for name in ('states', 'actions')}
+            return {name: get(name) for name in ('states', 'actions')}
 
     @torch.no_grad()
     def _look(self, batch: Batch) -> CognitionBatch:

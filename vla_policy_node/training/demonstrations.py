@@ -39,6 +39,7 @@ import simplejpeg
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vla_policy_node.models.reading import read_json
 from vla_policy_node.outputs.files import draft_name, write_text
 
 FORMAT = 1
@@ -248,8 +249,8 @@ def read_document(directory: Path) -> dict:
     """Return what the folder says it holds; ValueError if it is none of ours."""
     path = directory / DOCUMENT
     try:
-        document = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+        document = read_json(path)
+    except ValueError as error:
         raise ValueError(
             f'{directory} is no folder of demonstrations; make one with vla demos.') from error
     if document.get('format') != FORMAT:

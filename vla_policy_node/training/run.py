@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
@@ -27,7 +27,9 @@ from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.models.reading import foreign
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
@@ -158,7 +160,10 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
         config = model.config
     heads = GroundingHeads(config.language_model.width, config.cameras).to(device)
     if (run.start.parent / HEADS).exists():
-        heads.load_state_dict(load_file(run.start.parent / HEADS, str(device)))
+        with open_safetensors(run.start.parent / HEADS) as (names, get, _):
+            tensors = {name: get(name) for name in names}
+        with foreign(run.start.parent / HEADS, 'is of another model; remove it, or take its own'):
+            heads.load_state_dict(tensors)
     if run.config.lora_rank:
         add_lora(model, run.config.lora_rank)
     selection = _selection(run.config, config, device)
@@ -207,7 +212,7 @@ def _data(
     normalisation = checkpoints.read_json(run.start, 'preprocessor_config.json')
     maker = BatchMaker(
         config,
-        PromptEncoder.load(run.start / 'tokenizer.json', config.token_ids),
+        PromptEncoder.load(run.start / 'tokenizer.json', config),
         ImagePreprocessor(normalisation, config.image_px, config.center_crop),
         read_statistics(_statistics(run), proprio=config.proprio),
         run.config.crop_shift,

@@ -26,6 +26,8 @@ from vla_policy_node.acceleration.lightvla_training import (
     StraightThroughSelection,
 )
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.reading import foreign
+from vla_policy_node.models.tensor_files import load_pt
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch
@@ -251,7 +253,12 @@ class Trainer:
 
     def _load(self) -> None:
         path = self._out / STATE
-        state = torch.load(path, map_location=self._device, weights_only=True)
+        state = load_pt(path, self._device)
+        parts = {'step': int, 'config': dict, 'weights': dict, 'average': dict, 'optimiser': dict}
+        if not isinstance(state, dict) or not all(
+            isinstance(state.get(name), kind) for name, kind in parts.items()
+        ):
+            raise ValueError(f'{path} is no state of a training run; take another --out.')
         for key, value in self.config.document().items():
             # Entries that are newer than the run have had their default.
             before = state['config'].get(key, value)
@@ -260,11 +267,11 @@ class Trainer:
                     f'{path} is of a run with {key}={before}, not {value}; '
                     'take another --out, or the settings it was started with.')
         self.step = state['step']
-        with torch.no_grad():
+        with torch.no_grad(), foreign(path, 'is of another model; take another --out'):
             for name, parameter in self._trained.items():
                 parameter.copy_(state['weights'][name])
                 self._average[name].copy_(state['average'][name])
-        self._optimiser.load_state_dict(state['optimiser'])
+            self._optimiser.load_state_dict(state['optimiser'])
 
 
 def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
