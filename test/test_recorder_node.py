@@ -23,12 +23,13 @@ from vla_policy_node.nodes.bag_writer import BagWriter, RecordingError
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.recorder_node import RecorderNode
+from vla_policy_node.recorded import RECORDED_PARAMETERS, UntrustedBagError
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
 from vla_policy_node.replay.topics import CHUNK, decode
-from vla_policy_node.system import RECORDED_PARAMETERS, read_config
+from vla_policy_node.system import read_config
 
 HEADER = 'std_msgs/msg/Header'
 
@@ -74,7 +75,10 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     with Bag(bag) as opened:
         assert {'/policy_info', '/policy_status', '/action_chunk', '/token_selection', '/command',
                 '/third_person/image_raw', '/ee_pose'} <= opened.types.keys()
-    evaluation = replay_bag(bag, ReplaySettings(), lambda what, share: None)
+    with pytest.raises(UntrustedBagError, match='asks for the checkpoint'):
+        replay_bag(bag, ReplaySettings(), lambda what, share: None)
+    trusting = ReplaySettings(trust_bag=True)
+    evaluation = replay_bag(bag, trusting, lambda what, share: None)
     assert evaluation.traces[0].label == 'lightvla'
     assert evaluation.report['bag']['recorded_policy']['methods'] == ['lightvla']
     assert evaluation.report['notes'] == ['The policy is untrained: its weights are random.']
@@ -91,7 +95,7 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     # Without its policy.yaml the bag still says most of it.
     (bag / RECORDED_PARAMETERS).unlink()
     with Bag(bag) as opened:
-        parameters, notes = parameters_of('', ReplaySettings(), opened, read_info(opened))
+        parameters, notes = parameters_of('', trusting, opened, read_info(opened))
     assert parameters.checkpoint == recorded['checkpoint']
     assert parameters.method_names == ('lightvla',)
     assert 'the rest is as policy_info says' in notes[0]

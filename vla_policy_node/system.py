@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from vla_policy_node.recorded import checkpoint_to_follow, followed, read_recorded
+
 PACKAGE = 'vla_policy_node'
 # The file's sections, in the order in which nodes start.
 NODES = ('recorder', 'world', 'guard', 'policy', 'visualizer', 'player')
@@ -56,6 +58,7 @@ ARGUMENTS = (
     Argument('record', '', 'Record the run into this new folder, a bag for `vla replay`.'),
     Argument('play', '', 'Play this bag through the policy instead of a robot, with /clock; '
              'implies use_sim_time.'),
+    Argument('trust_bag', False, 'Use the checkpoint and the limits that the played bag names.'),
     Argument('use_sim_time', False, 'Live on /clock; the world, if started, publishes it.'),
     Argument('lock_step', False, 'The world waits for every action: episodes do not depend on '
              'speed. Implies use_sim_time; needs the world, or a bag to play.'),
@@ -72,8 +75,6 @@ ARGUMENTS = (
              ('debug', 'info', 'warn', 'error', 'fatal')),
 )
 
-# Beside the messages of a recording: the parameters of the policy node, as a parameter file.
-RECORDED_PARAMETERS = 'policy.yaml'
 # Nodes that something else starts than a switch of their name.
 _SWITCHES = {'recorder': 'record', 'player': 'play'}
 
@@ -180,16 +181,16 @@ def describe(
     arguments: by name, see ARGUMENTS.
     overrides: node -> parameter -> value, on top of everything.
     Creates the default checkpoint if it is to be used and does not exist yet.
-    Raises SystemDescriptionError if something cannot be.
+    Raises SystemDescriptionError if something cannot be, UntrustedBagError if a bag to play names
+    a checkpoint that nobody else did.
     """
     a = resolve(arguments or {})
     parameters = read_config(a['config'] or default_config())
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
-    recorded = Path(a['play'] or '.') / RECORDED_PARAMETERS
-    if a['play'] and not a['config'] and recorded.is_file():
-        parameters['policy'].update(read_config(recorded)['policy'])
+    if a['play'] and not a['config']:
+        parameters['policy'] = _with_recorded(Path(a['play']), a, parameters['policy'])
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -215,6 +216,23 @@ def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     if topic:
         remappings['guard'] = {_GUARDED: topic}
     return remappings
+
+
+def _with_recorded(
+    bag: Path, a: Mapping[str, Any], configured: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        recorded = read_recorded(bag)
+    except ValueError as error:
+        raise SystemDescriptionError(str(error)) from error
+    if recorded is None:
+        return dict(configured)
+    parameters = followed(recorded, configured, live=not a['trust_bag'])
+    if a['policy'] and not a['checkpoint'] and not configured.get('checkpoint'):
+        parameters['checkpoint'] = checkpoint_to_follow(
+            bag, recorded.get('checkpoint'), recorded.get('methods'), comes_with_package,
+            bool(a['trust_bag']), 'trust_bag:=true (--trust-bag)')
+    return parameters
 
 
 def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:
@@ -324,6 +342,13 @@ def leash() -> dict[str, str]:
 def shipped_checkpoint() -> Path:
     """Return where the checkpoint is that comes with the package."""
     return share_directory() / 'checkpoints' / SHIPPED
+
+
+def comes_with_package(checkpoint: Path) -> bool:
+    """Whether a directory is a shipped checkpoint, or the untrained one that is made here."""
+    place = checkpoint.resolve()
+    return (place.parent == shipped_checkpoint().parent.resolve()
+            or place == untrained_checkpoint_path().resolve())
 
 
 def default_checkpoint() -> Path:

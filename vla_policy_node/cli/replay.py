@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.cli.trust import agrees
 
 _PASSED, _FAILED_GATE = 0, 1
 
@@ -46,6 +49,8 @@ def replay(
         'geometry_msgs/TwistStamped. Empty: /command.')] = '',
     threads: Annotated[int, typer.Option(min=1, help='Threads of torch per worker.')] = 1,
     workers: Annotated[int, typer.Option(min=1, help='Bags at a time on this machine.')] = 1,
+    trust_bag: Annotated[bool, typer.Option(
+        help='Use the checkpoint that a bag names, of whichever directory or hub.')] = False,
     ray: Annotated[str, typer.Option(
         help="Address of a Ray cluster to spread the bags over, 'auto' for the one of this "
         'machine. The bags and --out must be on storage that all machines see.')] = '',
@@ -71,7 +76,7 @@ def replay(
 
     from vla_policy_node.replay.gate import Limits, parse_error_limit
     from vla_policy_node.replay.many import replay_bags
-    from vla_policy_node.replay.settings import ReplaySettings
+    from vla_policy_node.replay.settings import ReplaySettings, untrusted
 
     topics = {'third_person': third_person_topic, 'wrist': wrist_topic,
               'ee_pose': ee_pose_topic, 'gripper_state': gripper_state_topic}
@@ -79,7 +84,9 @@ def replay(
         limits = Limits(tuple(map(parse_error_limit, max_error or ())), max_p95_ms, min_agreement)
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, topics, actions_topic,
-            latency_periods, threads, video, rerun, mcap, limits)
+            latency_periods, threads, video, rerun, mcap, limits, trust_bag)
+        if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
+            settings = replace(settings, trust_bag=True)
         passed = replay_bags(bags, settings, out, workers, ray, Console())
     except ValueError as error:
         raise refusal(error) from None

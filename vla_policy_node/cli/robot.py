@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.cli.trust import agrees
 from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
 
 
@@ -32,11 +33,17 @@ def bringup(**arguments: str | bool) -> None:
     * `vla bringup --checkpoint DIR --third-person-topic /front/image_raw`: on a real one
     """
     from vla_policy_node.bringup import run
+    from vla_policy_node.recorded import UntrustedBagError
     from vla_policy_node.system import describe
 
     try:
-        nodes = describe(arguments)
-    except SystemDescriptionError as error:
+        try:
+            nodes = describe(arguments)
+        except UntrustedBagError as wish:
+            if not agrees([wish]):
+                raise
+            nodes = describe({**arguments, 'trust_bag': True})
+    except (SystemDescriptionError, UntrustedBagError) as error:
         raise refusal(error) from None
     raise typer.Exit(run(nodes))
 

@@ -26,7 +26,8 @@ from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
 from vla_policy_node.demo.scenes import Scene
 from vla_policy_node.outputs.folder import claim, clear, seal
-from vla_policy_node.system import RECORDED_PARAMETERS, describe
+from vla_policy_node.recorded import RECORDED_PARAMETERS
+from vla_policy_node.system import describe
 
 PACES = ('auto', 'real-time', 'lock-step')
 START_TIMEOUT_S = 90.0

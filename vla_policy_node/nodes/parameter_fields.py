@@ -1,7 +1,8 @@
 """Fields of a parameter dataclass: default, description, unit and bounds. Knows no ROS."""
 
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 
@@ -36,3 +37,33 @@ def parameter(
     if factory is MISSING:
         return field(default=default, metadata={'spec': spec})
     return field(default_factory=factory, metadata={'spec': spec})
+
+
+def check_values(cls: type, values: Mapping[str, object]) -> None:
+    """Raise ValueError with one sentence for a value that a parameter of `cls` cannot have."""
+    for f in fields(cls):
+        if f.name not in values:
+            continue
+        spec: Spec = f.metadata['spec']
+        default = f.default if f.default is not MISSING else f.default_factory()
+        value = values[f.name]
+        is_list = isinstance(default, (list, tuple))
+        kind = type(default[0]) if is_list else type(default)
+        if is_list != isinstance(value, (list, tuple)) or not all(
+                _is(kind, element) for element in (value if is_list else [value])):
+            what = f'a list of {kind.__name__}' if is_list else f'of type {kind.__name__}'
+            raise ValueError(f'{f.name} is {str(value)[:60]!r}; it must be {what}.')
+        for element in value if is_list else [value]:
+            if spec.choices and element not in spec.choices:
+                raise ValueError(
+                    f"{f.name} is '{element[:60]}'; choose one of {', '.join(spec.choices)}.")
+            low = -math.inf if spec.low is None else spec.low
+            high = math.inf if spec.high is None else spec.high
+            if kind in (int, float) and not low <= element <= high:
+                raise ValueError(f'{f.name} is {element}; it must lie in {low:g} to {high:g}.')
+
+
+def _is(kind: type, value: object) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

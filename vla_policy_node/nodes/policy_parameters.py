@@ -14,7 +14,7 @@ from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
-from vla_policy_node.nodes.parameter_fields import parameter
+from vla_policy_node.nodes.parameter_fields import check_values, parameter
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.policy import Policy
 
@@ -182,6 +182,7 @@ class PolicyParameters:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known - {'use_sim_time'}):
             raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
+        check_values(cls, values)
         return cls(**{name: tuple(value) if isinstance(value, list) else value
                       for name, value in values.items() if name in known})
 

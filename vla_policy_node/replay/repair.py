@@ -12,8 +12,8 @@ from mcap.stream_reader import StreamReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vla_policy_node.nodes.message_definitions import MessageDefinitions, UnknownTypeError
+from vla_policy_node.recorded import RECORDED_PARAMETERS
 from vla_policy_node.replay.bag import BagError
-from vla_policy_node.system import RECORDED_PARAMETERS
 
 _BAG_VERSION = 8
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.replay.bag import Bag
+from vla_policy_node.recorded import (
+    UntrustedBagError,
+    checked,
+    checkpoint_to_follow,
+    followed,
+    read_recorded,
+)
+from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import Limits
 from vla_policy_node.replay.topics import INFO, decode
 from vla_policy_node.system import (
-    RECORDED_PARAMETERS,
+    comes_with_package,
     default_checkpoint,
     default_config,
     read_config,
@@ -34,6 +42,7 @@ class ReplaySettings:
     topics: stream -> topic. actions_topic: of the actions to compare with, '' for '/command'.
     latency_periods: control periods that an inference takes, or AS_RECORDED.
     threads: of torch. video, rerun, mcap: what to write beside the report.
+    trust_bag: use the checkpoint that a bag names, whichever it is.
     """
 
     config: str = ''
@@ -49,6 +58,7 @@ class ReplaySettings:
     rerun: bool = False
     mcap: bool = False
     limits: Limits = field(default_factory=Limits)
+    trust_bag: bool = False
 
 
 def read_info(bag: Bag) -> PolicyInfo | None:
@@ -64,7 +74,8 @@ def parameters_of(
 ) -> tuple[PolicyParameters, list[str]]:
     """Return the parameters that `choice` (config or against) means for a bag, and remarks.
 
-    Raises ValueError for a choice that cannot be used.
+    Raises ValueError for a choice that cannot be used, UntrustedBagError for a checkpoint that
+    nobody but the bag named.
     """
     notes = []
     is_file = choice.endswith(('.yaml', '.yml'))
@@ -75,26 +86,29 @@ def parameters_of(
         values['method_settings'] = [f'{method}.{name}={value}'
                                      for method, chosen in contender.settings.items()
                                      for name, value in chosen.items()] or ['']
+    if not is_file and not settings.checkpoint:
+        named = values['checkpoint']
+        values['checkpoint'] = checkpoint_to_follow(
+            bag.path, named, values.get('methods'), comes_with_package,
+            settings.trust_bag, '--trust-bag')
+        if named and not values['checkpoint']:
+            notes.append(f"The checkpoint '{named}' of the recording is not here; the default "
+                         'one is used.')
     values |= {name: value for name, value in (
         ('checkpoint', settings.checkpoint), ('device', settings.device)) if value}
     parameters = PolicyParameters.from_values(values)
-    named = parameters.checkpoint
-    if not named or (named.startswith('/') and not Path(named).is_dir() and not is_file):
-        default = str(default_checkpoint())
-        if named:
-            notes.append(f"The checkpoint '{named}' of the recording is not here; the default "
-                         'one is used.')
-        parameters = replace(parameters, checkpoint=default)
+    if not parameters.checkpoint:
+        parameters = replace(parameters, checkpoint=str(default_checkpoint()))
     return parameters, notes
 
 
 def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, object]:
     """Return the parameters that the bag was recorded with, as far as it tells."""
-    folder = bag.path if bag.path.is_dir() else bag.path.parent
-    file = folder / RECORDED_PARAMETERS
-    if file.is_file():
-        return read_config(file)['policy']
     values = read_config(default_config())['policy']
+    recorded = read_recorded(bag.path)
+    if recorded is not None:
+        return followed(recorded, values, live=False) | {
+            'checkpoint': recorded.get('checkpoint', '')}
     if info is None:
         notes.append('The bag holds neither policy.yaml nor policy_info: the parameters are '
                      'those of config/bringup.yaml.')
@@ -103,8 +117,10 @@ def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, 
                  'config/bringup.yaml, the rest is as policy_info says.')
     action = info.action
     third_person, wrist = (*info.camera_transforms, 'none', 'none')[:2]
-    return values | {
-        'checkpoint': info.checkpoint, 'methods': list(info.methods) or ['dense'],
+    if not 0.0 < info.control_period_s < math.inf:
+        raise BagError(f"{INFO} of the bag '{bag.path}' has no control period.")
+    told = checked({
+        'methods': list(info.methods) or ['dense'],
         'method_settings': list(info.method_settings) or [''], 'dtype': info.dtype,
         'statistics_key': info.statistics_key, 'execution_mode': info.execution_mode,
         'third_person_transform': third_person, 'wrist_transform': wrist,
@@ -116,4 +132,22 @@ def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, 
         'translation_scale_m': action.translation_scale_m,
         'rotation_scale_rad': action.rotation_scale_rad, 'gripper_open': action.gripper_open,
         'gripper_closed': action.gripper_closed,
-    }
+    }, f'{INFO} of {bag.path}')
+    return followed(told, values, live=False) | {'checkpoint': info.checkpoint}
+
+
+def untrusted(bags: Sequence[Path], settings: ReplaySettings) -> list[UntrustedBagError]:
+    """Return what would have to be agreed to before the bags are replayed."""
+    found = []
+    choices = [settings.config, *([settings.against] if settings.against else [])]
+    for path in bags:
+        try:
+            with Bag(path) as bag:
+                info = read_info(bag)
+                for choice in choices:
+                    parameters_of(choice, settings, bag, info)
+        except UntrustedBagError as error:
+            found.append(error)
+        except ValueError:
+            continue  # the replay says so
+    return found
