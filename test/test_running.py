@@ -19,6 +19,7 @@ from robot_double import TIMEOUT_S, RobotDouble
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
+from vla_policy_node.system import middleware_environment
 
 MODULE = 'vla_policy_node.nodes.policy_node'
 BROKEN = f'''
@@ -111,3 +112,32 @@ def test_an_exception_in_a_callback_ends_with_a_hold_and_an_error(start_process,
     assert 'diagnostics are broken' in log
     assert robot.wait(lambda: robot.commands and robot.commands[-1].hold, 'the last hold')
     assert robot.commands[-1].hold_reason.code == HoldReason.INACTIVE
+
+
+CLIENT = '''
+import rclpy, time
+from rclpy.action import ActionClient
+from vla_msgs.action import ExecuteInstruction
+rclpy.init()
+node = rclpy.create_node('operator')
+client = ActionClient(node, ExecuteInstruction, 'execute_instruction')
+client.wait_for_server()
+rclpy.spin_until_future_complete(
+    node, client.send_goal_async(ExecuteInstruction.Goal(instruction='pick up the bowl')))
+print('sent', flush=True)
+time.sleep(600)
+'''
+
+
+def test_the_goal_of_a_client_that_was_killed_ends(start_process, robot, monkeypatch):
+    for name, value in middleware_environment().items():
+        monkeypatch.setenv(name, value)
+    robot.action.destroy()  # another listener: a goal goes on as long as one is there
+    start_process('-m', MODULE)
+    client = subprocess.Popen([sys.executable, '-c', CLIENT], stdout=subprocess.PIPE, text=True)
+    with client:
+        assert client.stdout.readline() == 'sent\n'
+        robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
+        robot.wait(lambda: robot.statuses[-1].goal_active, 'the goal')
+        client.kill()
+    robot.wait(lambda: not robot.statuses[-1].goal_active, 'the end of the goal')
