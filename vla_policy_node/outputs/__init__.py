@@ -1,0 +1,1 @@
+"""What this project writes: only our own files are ever replaced or removed."""
