@@ -75,7 +75,8 @@ def test_launch_and_configuration_files_are_installed(setup_arguments):
     installed = dict(setup_arguments['data_files'])
     share = 'share/vla_policy_node'
     for folder, pattern in (
-            ('launch', '*.launch.py'), ('config', '*'), ('config/training', '*')):
+            ('launch', '*.launch.py'), ('config', '*'), ('config/security', '*'),
+            ('config/training', '*')):
         paths = (path for path in (ROOT / folder).glob(pattern) if path.is_file())
         files = {f'{folder}/{path.name}' for path in paths}
         assert files

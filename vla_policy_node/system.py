@@ -71,6 +71,8 @@ ARGUMENTS = (
     Argument('gripper_state_topic', '', 'Two gripper joint positions (sensor_msgs/JointState).'),
     Argument('command_topic', '', 'Where commands for the robot go (vla_msgs/EndEffectorCommand): '
              "those of the guard, or, without one, the policy's."),
+    Argument('enclave', '', 'SROS2: path below which each node has the enclave of its name, for '
+             'example /vla; see config/security/policy.xml.'),
     Argument('log_level', 'info', 'Least severe messages to show.',
              ('debug', 'info', 'warn', 'error', 'fatal')),
 )
@@ -97,12 +99,14 @@ class NodeSpec:
     executable: console script of the package; `module` is the same for `python -m`.
     parameters: all of them, the configuration file's with the arguments' on top.
     remappings: name in the node -> topic.
+    enclave: of SROS2; empty: none.
     """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     remappings: Mapping[str, str] = field(default_factory=dict)
     log_level: str = 'info'
+    enclave: str = ''
     package: str = PACKAGE
 
     @property
@@ -131,6 +135,8 @@ class NodeSpec:
             arguments += ['-p', f'{name}:={json.dumps(value)}']
         for name, topic in self.remappings.items():
             arguments += ['-r', f'{name}:={topic}']
+        if self.enclave:
+            arguments += ['--enclave', self.enclave]
         return [*arguments, '--log-level', f'{self.name}:={self.log_level}']
 
 
@@ -202,7 +208,8 @@ def describe(
     }
     commands = _command_remappings(a)
     return tuple(
-        NodeSpec(name, parameters[name], remappings | commands.get(name, {}), a['log_level'])
+        NodeSpec(name, parameters[name], remappings | commands.get(name, {}), a['log_level'],
+                 f"{a['enclave'].rstrip('/')}/{name}" if a['enclave'] else '')
         for name in NODES if a[_SWITCHES.get(name, name)]
     )
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields
 from builtin_interfaces.msg import Duration
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
-from rclpy.parameter_client import AsyncParameterClient
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
@@ -27,6 +26,7 @@ from vla_msgs.srv import StartInstruction
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.messages import to_ns, to_time
+from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
@@ -103,7 +103,7 @@ class PlayerNode(Node):
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')
         self._cancel = self.create_client(Trigger, 'policy/cancel')
-        self._parameters = AsyncParameterClient(self, 'policy')
+        self._parameters = ParameterReader(self, 'policy')
         self.create_subscription(Header, 'filed', self._on_filed, qos.event_output())
         self.create_subscription(
             EndEffectorCommand, 'command', self._on_command, qos.command_input())
@@ -168,9 +168,9 @@ class PlayerNode(Node):
         self.get_logger().info('The bag has ended.')
 
     def _read_parameters(self) -> PolicyParameters:
-        self.wait(self._parameters.services_are_ready, 'the policy node')
+        self.wait(self._parameters.is_ready, 'the policy node')
         names = [field.name for field in fields(PolicyParameters)]
-        answer = self.finish(self._parameters.get_parameters(names), 'its parameters')
+        answer = self.finish(self._parameters.values(names), 'its parameters')
         values = {}
         for name, value in zip(names, answer.values, strict=True):
             value = parameter_value_to_python(value)

@@ -16,7 +16,6 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
-from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from vla_msgs.msg import (
@@ -30,6 +29,7 @@ from vla_msgs.msg import (
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
 from vla_policy_node.nodes.message_definitions import type_name
+from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import (
     ParameterError,
     ParameterStore,
@@ -95,7 +95,7 @@ class RecorderNode(Node):
         self._asking = None
         self._info_topic = self.resolve_topic_name('policy_info')
         self._extra = set(filter(None, self._settings.extra_topics))
-        self._parameters = AsyncParameterClient(self, self._settings.policy_node)
+        self._parameters = ParameterReader(self, self._settings.policy_node)
         self._subscribe()
         self.create_timer(REPORT_PERIOD_S, self._report)
         if self._extra:
@@ -151,19 +151,19 @@ class RecorderNode(Node):
 
     def _ask_for_parameters(self) -> None:
         """Ask the policy node, once it answers; again whenever it describes itself anew."""
-        if not self._parameters.services_are_ready():
+        if not self._parameters.is_ready():
             self._asking = self._asking or self.create_timer(
                 0.5, self._ask_for_parameters, clock=Clock(clock_type=ClockType.STEADY_TIME))
             return
         if self._asking:
             self.destroy_timer(self._asking)
             self._asking = None
-        self._parameters.list_parameters().add_done_callback(self._ask_for_values)
+        self._parameters.names().add_done_callback(self._ask_for_values)
 
     def _ask_for_values(self, future) -> None:
         answer = future.result()
         names = [name for name in (answer.result.names if answer else ()) if not is_foreign(name)]
-        self._parameters.get_parameters(names).add_done_callback(
+        self._parameters.values(names).add_done_callback(
             partial(self._write_parameters, names))
 
     def _write_parameters(self, names: list[str], future) -> None:
