@@ -1,5 +1,6 @@
 # make demo   set up, run the whole system for a few episodes, leave pictures in out/demo
-# make test   set up, lint, run every test
+# make test   set up, lint, run every test, the quick ones first
+# make test-unit   the quick ones alone, in a few minutes
 # make clean  remove what the others made
 PYTHON ?= python3
 READY := .venv/.ready
@@ -11,7 +12,7 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
   RMW_IMPLEMENTATION
 endif
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test test-unit clean
 setup: $(READY)
 
 $(READY): $(SOURCES)
@@ -23,6 +24,10 @@ demo: setup
 test: setup
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest
+
+test-unit: setup
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -m unit
 
 # Only what was made here: what setup installed, and what the lists in out/ name.
 clean:

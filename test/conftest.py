@@ -1,7 +1,10 @@
-"""What holds for every test: the same examples, threads and random numbers in every run."""
+"""What holds for every test: its part of the suite, and the same examples, threads and random
+numbers in every run, whatever ran before it.
+"""
 
 import sys
 
+import marks
 import pytest
 from hypothesis import settings
 
@@ -39,3 +42,16 @@ def own_process_state(pinned_threads):
     left, _ = torch.get_num_threads(), torch.set_num_threads(TORCH_THREADS)
     assert left == TORCH_THREADS, (
         f'The test left torch with {left} threads: set them with vla_policy_node.scoped.')
+
+
+def pytest_itemcollected(item):
+    """Mark every test with its part of the suite."""
+    slow = item.get_closest_marker('slow')
+    item.add_marker('slow' if slow else marks.part_of(item.path))
+
+
+@pytest.hookimpl(trylast=True)  # behind the shuffling
+def pytest_collection_modifyitems(items):
+    """Run the parts one after the other."""
+    items.sort(key=lambda item: next(
+        index for index, part in enumerate(marks.PARTS) if item.get_closest_marker(part)))

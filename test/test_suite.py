@@ -1,10 +1,11 @@
-"""What the tests owe each other: nothing is computed before the first of them runs."""
+"""What the tests owe each other: none depends on which ran before it, and quick ones run first."""
 
 import ast
 import importlib.util
 import sys
 from pathlib import Path
 
+import marks
 import pytest
 from torch import nn
 
@@ -41,3 +42,28 @@ def test_mujoco_comes_through_the_package_that_chooses_its_renderer(path):
              for alias in node.names]
     names += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert not {name.split('.')[0] for name in names} & {'mujoco', 'libero', 'robosuite'}
+
+
+@pytest.mark.parametrize(('line', 'part'), [
+    ('import numpy as np', 'unit'),
+    ('from vla_policy_node.control.limits import Limits', 'unit'),
+    ('from rclpy.node import Node', 'ros'),
+    ('from ros_testing import spin_until', 'ros'),
+    ('def test_it():\n    import rclpy', 'ros'),
+    ('from vla_policy_node.world.layouts import shuffle', 'sim'),
+    ('from vla_policy_node import bringup', 'slow'),
+    ('from ros_testing import ros\nfrom vla_policy_node.training.run import train', 'slow'),
+])
+def test_what_a_file_imports_says_its_part(tmp_path, line, part):
+    path = tmp_path / 'test_something.py'
+    path.write_text(f'"""A test."""\n\n{line}\n')
+    assert marks.part_of(path) == part
+
+
+def test_every_test_is_in_one_part_and_the_parts_run_in_their_order(request):
+    parts = [[mark.name for mark in item.iter_markers() if mark.name in marks.PARTS]
+             for item in request.session.items]
+    # A test that is marked by hand bears the mark twice.
+    assert all(len(set(names)) == 1 for names in parts)
+    order = [marks.PARTS.index(names[0]) for names in parts]
+    assert order == sorted(order)
