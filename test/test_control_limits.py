@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_policy_node.control.action_spec import EndEffectorDelta
-from vla_policy_node.control.hold import HoldError, HoldReason
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
 
 PERIOD_S = 0.05
@@ -44,11 +44,17 @@ def make_delta(translation_m=(0, 0, 0), rotation_rad=(0, 0, 0), gripper=1.0):
     )
 
 
+def apply(limiter, delta, position_m):
+    """Limit a delta from a position, in the workspace that was set."""
+    here = np.asarray(position_m, dtype=float)
+    return limiter.apply(delta, here, LIMITS.workspace(here))
+
+
 def settled_limiter(delta, position_m=CENTRE):
     """Return a limiter that has been sending this delta for a while, far from any wall."""
     limiter = CommandLimiter(LIMITS, PERIOD_S)
     for _ in range(20):
-        limiter.apply(delta, position_m)
+        apply(limiter, delta, position_m)
     return limiter
 
 
@@ -68,7 +74,7 @@ def check_following(sequence):
     limiter = CommandLimiter(LIMITS, PERIOD_S)
     position, last_m, last_rad = CENTRE, np.zeros(3), np.zeros(3)
     for translation, rotation in sequence:
-        delta = limiter.apply(make_delta(translation, rotation), position).delta
+        delta = apply(limiter, make_delta(translation, rotation), position).delta
         position = position + delta.translation_m
         assert np.linalg.norm(delta.translation_m) <= STEP_M + TOLERANCE
         assert np.linalg.norm(delta.rotation_rad) <= STEP_RAD + TOLERANCE
@@ -85,7 +91,7 @@ def test_a_robot_that_is_pushed_anywhere_is_never_driven_out(sequence):
     limiter = CommandLimiter(LIMITS, PERIOD_S)
     low, high = np.array(LIMITS.workspace_min_m), np.array(LIMITS.workspace_max_m)
     for translation, position in sequence:
-        delta = limiter.apply(make_delta(translation), position).delta
+        delta = apply(limiter, make_delta(translation), position).delta
         after = position + delta.translation_m
         assert np.isfinite(after).all()
         assert np.linalg.norm(delta.translation_m) <= STEP_M + TOLERANCE
@@ -96,8 +102,8 @@ def test_a_robot_that_is_pushed_anywhere_is_never_driven_out(sequence):
 @settings(deadline=None)
 @given(vectors, vectors, positions)
 def test_limiting_twice_changes_nothing_more(translation, rotation, position):
-    once = CommandLimiter(LIMITS, PERIOD_S).apply(make_delta(translation, rotation), position)
-    twice = CommandLimiter(LIMITS, PERIOD_S).apply(once.delta, position)
+    once = apply(CommandLimiter(LIMITS, PERIOD_S), make_delta(translation, rotation), position)
+    twice = apply(CommandLimiter(LIMITS, PERIOD_S), once.delta, position)
     assert twice.rules == ()
     np.testing.assert_array_equal(twice.delta.translation_m, once.delta.translation_m)
     np.testing.assert_array_equal(twice.delta.rotation_rad, once.delta.rotation_rad)
@@ -108,7 +114,7 @@ small = st.lists(st.floats(-0.005, 0.005), min_size=3, max_size=3).map(np.array)
 
 @given(small, small)
 def test_a_delta_inside_all_limits_is_unchanged_bit_for_bit(translation, rotation):
-    limited = CommandLimiter(LIMITS, PERIOD_S).apply(make_delta(translation, rotation), CENTRE)
+    limited = apply(CommandLimiter(LIMITS, PERIOD_S), make_delta(translation, rotation), CENTRE)
     assert limited.rules == ()
     assert limited.delta.translation_m.tobytes() == translation.tobytes()
     assert limited.delta.rotation_rad.tobytes() == rotation.tobytes()
@@ -117,7 +123,7 @@ def test_a_delta_inside_all_limits_is_unchanged_bit_for_bit(translation, rotatio
 
 @given(positions)
 def test_zero_stays_zero_from_rest(position):
-    limited = CommandLimiter(LIMITS, PERIOD_S).apply(make_delta(), position)
+    limited = apply(CommandLimiter(LIMITS, PERIOD_S), make_delta(), position)
     assert limited.rules == ()
     assert not limited.delta.translation_m.any() and not limited.delta.rotation_rad.any()
 
@@ -125,7 +131,7 @@ def test_zero_stays_zero_from_rest(position):
 def test_shortening_keeps_the_direction_and_names_both_rules():
     wanted = np.array([0.3, -0.4, 1.2])
     limiter = settled_limiter(make_delta(wanted))
-    limited = limiter.apply(make_delta(wanted), CENTRE)
+    limited = apply(limiter, make_delta(wanted), CENTRE)
     assert limited.rules == ('step_translation', 'linear_velocity')
     np.testing.assert_allclose(limited.delta.translation_m, wanted / 1.3 * STEP_M)
 
@@ -133,11 +139,11 @@ def test_shortening_keeps_the_direction_and_names_both_rules():
 def test_acceleration_counts_from_the_last_sent_delta_and_from_rest_after_a_hold():
     fast = make_delta((STEP_M, 0.0, 0.0), (0.0, STEP_RAD, 0.0))
     limiter = CommandLimiter(LIMITS, PERIOD_S)
-    sent = [limiter.apply(fast, CENTRE).delta.translation_m[0] for _ in range(6)]
+    sent = [apply(limiter, fast, CENTRE).delta.translation_m[0] for _ in range(6)]
     np.testing.assert_allclose(np.diff(sent[:4]), CHANGE_M, rtol=1e-9)
     assert sent[-1] == STEP_M
     limiter.reset()
-    limited = limiter.apply(fast, CENTRE)
+    limited = apply(limiter, fast, CENTRE)
     assert limited.rules == ('linear_acceleration', 'angular_acceleration')
     assert limited.delta.translation_m[0] == pytest.approx(CHANGE_M)
     assert limited.delta.rotation_rad[1] == pytest.approx(CHANGE_RAD)
@@ -148,7 +154,7 @@ def test_driving_into_a_wall_brakes_in_time_and_slides_along_it():
     wanted = make_delta((1.0, 0.3, 0.0))
     limiter, position = CommandLimiter(LIMITS, PERIOD_S), CENTRE
     for _ in range(40):
-        limited = limiter.apply(wanted, position)
+        limited = apply(limiter, wanted, position)
         position = position + limited.delta.translation_m
     assert position[0] == pytest.approx(0.3, abs=1e-9)
     assert position[1] == pytest.approx(0.3, abs=1e-9), 'the other axis was not stopped'
@@ -159,8 +165,8 @@ def test_driving_into_a_wall_brakes_in_time_and_slides_along_it():
 def test_the_way_back_inside_is_open_and_the_way_out_closed(outside_m):
     position = np.array([0.3 + outside_m, 0.0, 0.25])
     limiter = CommandLimiter(LIMITS, PERIOD_S)
-    assert limiter.apply(make_delta((0.005, 0, 0)), position).delta.translation_m[0] == 0.0
-    inward = limiter.apply(make_delta((-0.005, 0, 0)), position)
+    assert apply(limiter, make_delta((0.005, 0, 0)), position).delta.translation_m[0] == 0.0
+    inward = apply(limiter, make_delta((-0.005, 0, 0)), position)
     assert inward.rules == () and inward.delta.translation_m[0] == -0.005
 
 
@@ -171,7 +177,7 @@ def test_non_finite_input_is_a_hold_and_never_a_number(where, bad):
     vector = np.array([0.0, bad, 0.0])
     fields = {where: bad if where == 'gripper' else vector} if where != 'position' else {}
     with pytest.raises(HoldError) as error:
-        limiter.apply(make_delta(**fields), vector if where == 'position' else CENTRE)
+        apply(limiter, make_delta(**fields), vector if where == 'position' else CENTRE)
     expected = HoldReason.INPUT_INVALID if where == 'position' else HoldReason.ACTION_INVALID
     assert error.value.hold.code is expected
     assert limiter.counts() == {}
@@ -186,6 +192,8 @@ def test_non_finite_input_is_a_hold_and_never_a_number(where, bad):
         ({'max_step_rotation_rad': math.inf}, 'between'),
         ({'workspace_min_m': (0.0, 0.0)}, 'three finite numbers'),
         ({'workspace_max_m': (0.3, -0.3, 0.5)}, 'empty in y'),
+        ({'workspace_max_m': (0.3, 0.3, 1e9)}, 'within 1000 m'),
+        ({'default_workspace_half_m': 0.0}, 'default_workspace_half_m is 0.0'),
     ],
 )
 def test_unusable_limits_are_refused(changes, message):
@@ -193,6 +201,32 @@ def test_unusable_limits_are_refused(changes, message):
         dataclasses.replace(LIMITS, **changes)
 
 
-def test_an_unusable_period_is_refused():
+@pytest.mark.parametrize('period_s', [0.0, -0.05, 5e-324, 1e308, math.nan, math.inf])
+def test_an_unusable_period_is_refused(period_s):
     with pytest.raises(ValueError, match='control period'):
-        CommandLimiter(LIMITS, 0.0)
+        CommandLimiter(LIMITS, period_s)
+
+
+@pytest.mark.parametrize('axis', range(3))
+@pytest.mark.parametrize('position', [1.31, -2.0, 1e6, 1e306, -1.7e308])
+def test_a_pose_far_outside_of_the_workspace_is_none(axis, position):
+    here = CENTRE.copy()
+    here[axis] = math.copysign(abs(position) + 0.25, position)
+    limiter = CommandLimiter(LIMITS, PERIOD_S)
+    with pytest.raises(HoldError, match='not within 1 m of the workspace') as error:
+        apply(limiter, make_delta((-0.005, -0.005, -0.005)), here)
+    assert error.value.hold == Hold(HoldReason.INPUT_INVALID, 'ee_pose')
+
+
+def test_without_a_workspace_there_is_a_small_one_round_the_origin_of_the_goal():
+    limits = dataclasses.replace(
+        LIMITS, workspace_min_m=(0.0,) * 3, workspace_max_m=(0.0,) * 3,
+        default_workspace_half_m=0.1)
+    limiter = CommandLimiter(limits, PERIOD_S)
+    workspace, position = limits.workspace(np.array([5.0, 6.0, 7.0])), np.array([5.0, 6.0, 7.0])
+    for _ in range(60):
+        limited = limiter.apply(make_delta((1.0, 0, 0)), position, workspace)
+        position = position + limited.delta.translation_m
+    assert position[0] == pytest.approx(5.1, abs=1e-9)
+    assert 'default_workspace' in limited.rules
+    assert limiter.counts()['default_workspace'] > 0

@@ -85,22 +85,32 @@ def test_a_rejected_message_holds_until_the_next_good_one():
     assert watch.counts() == {'invalid': 1}
 
 
-def test_a_repeated_pose_is_as_old_as_its_first_sample():
+def test_a_repeated_position_is_as_old_as_its_first_sample_and_so_is_an_orientation():
     watch = PoseWatch()
     for stamp_ms in (1000, 1010, 1020):
         watch.observe(pose(stamp_ms))
-    newest, since_ns = watch.newest()
-    assert (newest.stamp_ns, since_ns) == (1020 * MS, 1000 * MS)
+    newest = watch.newest()
+    assert newest.pose.stamp_ns == 1020 * MS
+    assert newest.position_since_ns == newest.rotation_since_ns == 1000 * MS
     watch.observe(pose(1030, x_m=1e-9))
-    assert watch.newest()[1] == 1030 * MS
+    newest = watch.newest()
+    assert (newest.position_since_ns, newest.rotation_since_ns) == (1030 * MS, 1000 * MS)
+    watch.observe(pose(1040, x_m=1e-9, z_rad=1e-9))
+    newest = watch.newest()
+    assert (newest.position_since_ns, newest.rotation_since_ns) == (1030 * MS, 1040 * MS)
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=6, max_size=6))
-def test_any_finite_numbers_are_taken_without_an_exception(numbers):
+@given(st.lists(st.floats(), min_size=6, max_size=6))
+def test_any_numbers_are_a_pose_or_a_hold(numbers):
     watch = PoseWatch()
     watch.observe(pose(1000))
     watch.observe(MeasuredPose(1010 * MS, np.array(numbers[:3]), np.array(numbers[3:])))
-    watch.observe(pose(1020))
+    assert held(watch) in (None, INVALID)
+    if not np.isfinite(numbers).all() or max(map(abs, numbers)) > 1000.0:
+        assert held(watch) == INVALID
+    watch.observe(pose(2000))
+    watch.observe(pose(3000))
+    assert held(watch) is None
 
 
 def test_the_angle_between_rotations_does_not_depend_on_the_sign_of_a_quaternion():

@@ -262,6 +262,8 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
         result['policy']['device'] = a['device']
     if a['lock_step']:
         result['policy']['pacing'] = 'observation'
+    if a['play']:
+        result['policy']['max_tracking_error_m'] = 0.0  # commands do not move a recorded arm
     return result
 
 

@@ -71,7 +71,9 @@ def measure(
 ) -> dict:
     """Run cameras and policy for duration_s and return the figures."""
     enter_private_domain()
-    nodes = describe({**arguments, 'guard': 'false', 'visualizer': False, 'autostart': True})
+    # The arm of the stand-in never moves, whatever it is told.
+    nodes = describe({**arguments, 'guard': 'false', 'visualizer': False, 'autostart': True},
+                     {'policy': {'max_tracking_error_m': 0.0}})
     with (out / LOG).open('w') as log, _cameras(), System(nodes, output=log) as system:
         rclpy.init(args=[])
         listener = Listener()

@@ -12,6 +12,10 @@ from vla_policy_node.control.rotations import euler_xyz_to_axis_angle
 ACTION_DIMENSION = 7
 MOTION = slice(0, 6)  # translation, then rotation
 GRIPPER = 6
+# What vla_msgs/ActionChunk can say of a chunk's length.
+MAX_CHUNK_LENGTH = 255
+# An action beyond this is no action in any unit, and its square would soon be infinite.
+_LARGEST_ACTION = 1e6
 ROTATION_FORMS = ('axis_angle', 'euler_xyz')
 # Displacements in one control period that no arm makes, and that nobody would see.
 _LARGEST_STEP_M, _LARGEST_STEP_RAD, _SMALLEST_STEP_M = 0.5, np.pi, 1e-4
@@ -128,7 +132,7 @@ class ActionSpec:
     def to_command(self, action: np.ndarray) -> EndEffectorDelta:
         """Convert one action [7] into metres, radians and a gripper opening of 0 to 1.
 
-        Raises HoldError (ACTION_INVALID) for a non-finite action. Any thread.
+        Raises HoldError (ACTION_INVALID) for a non-finite or absurd action. Any thread.
         """
         action = checked_actions(np.asarray(action, dtype=np.float64)[None])[0]
         rotation = action[3:6] * self.rotation_scale_rad
@@ -144,20 +148,33 @@ class ActionSpec:
         )
 
 
+def check_chunk_length(length: int) -> None:
+    """Raise ValueError for a chunk that is longer than its message can say."""
+    if length > MAX_CHUNK_LENGTH:
+        raise ValueError(
+            f'A chunk of {length} actions is too long; {MAX_CHUNK_LENGTH} are the most. '
+            'Set chunk_length, or use another checkpoint.'
+        )
+
+
 def checked_actions(actions: np.ndarray) -> np.ndarray:
     """Return a read-only float64 copy of actions [K, 7].
 
-    Raises ValueError for another shape, HoldError (ACTION_INVALID) for NaN or infinity.
+    Raises ValueError for another shape and for a chunk that is too long, HoldError
+    (ACTION_INVALID) for numbers that are NaN, infinite or absurd.
     """
-    actions = np.array(actions, dtype=np.float64)
+    actions = np.asarray(actions)
     if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIMENSION:
         raise ValueError(
             f'Actions have shape {actions.shape}; a chunk is [K, {ACTION_DIMENSION}] with K >= 1.'
         )
-    if not np.isfinite(actions).all():
+    check_chunk_length(len(actions))
+    actions = np.array(actions, dtype=np.float64)
+    if not (np.abs(actions) <= _LARGEST_ACTION).all():
         raise HoldError(
             Hold(HoldReason.ACTION_INVALID),
-            'The policy returned NaN or infinity; check its checkpoint and statistics.',
+            f'The policy returned NaN or a number beyond {_LARGEST_ACTION:g}; check its '
+            'checkpoint and statistics.',
         )
     actions.setflags(write=False)
     return actions

@@ -4,15 +4,17 @@ import math
 import threading
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
-from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.executors import ChunkExecutor
+from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter
+from vla_policy_node.control.motion import MotionLimits, MotionRecord
+from vla_policy_node.control.output_check import find_breach
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.control.robot_state import PoseWatch
 from vla_policy_node.control.session import Goal, Outcome, Session
@@ -31,6 +33,13 @@ _INPUT_HOLDS = frozenset({
     HoldReason.CLOCK_STOPPED,
     HoldReason.MOTION_MISMATCH,
 })
+_STILL = np.zeros(3)
+_STILL.setflags(write=False)
+_REST = EndEffectorDelta(_STILL, _STILL, math.nan)
+# The arm has come to rest after more than this many periods without a command: they expire.
+_LASTING_PERIODS = 2
+# A clock that moves so far against the steady one was stepped.
+_CLOCK_STEP_NS = 10_000_000
 # Whatever goes wrong while deciding, there is no action that could be sent.
 _UNDECIDED = Hold(HoldReason.ACTION_INVALID)
 
@@ -62,11 +71,12 @@ class CommanderParts:
     """What tunable parameters make; replaced as a whole, between two ticks."""
 
     pairer: ObservationPairer
-    cameras: CameraWatch
+    freeze: FreezeDetector
     executor: ChunkExecutor
     limiter: CommandLimiter
     latch: GripperLatch
     input_timeout_ns: int
+    motion: MotionLimits = field(default_factory=MotionLimits)
 
 
 class Commander:
@@ -85,6 +95,12 @@ class Commander:
         self.parts = parts
         self.poses = PoseWatch()
         self._lock = threading.Lock()
+        self._motion = MotionRecord()
+        self._origin_m: np.ndarray | None = None  # where the end effector was as the goal began
+        self._last = _REST
+        self._acted_ns = 0  # when that was
+        self._offset_ns = 0  # of the clock of the stamps to the steady one
+        self._must_rest = False  # before the next action
         self._fault: Hold | None = None
         self._gripper = math.nan  # nobody said yet; opening the hand could drop something
         self._bad_since_ns: int | None = None
@@ -106,8 +122,9 @@ class Commander:
             # The goal begins with what the cameras show already; a world in lock-step shows
             # nothing new before it gets a command.
             self.parts.pairer.rearm()
-            self.parts.cameras.begin()
             self.poses.begin()
+            self._motion.begin()
+            self._origin_m = None
             return goal
 
     def end(
@@ -139,10 +156,11 @@ class Commander:
         """Exchange the parts that parameters tune (any thread)."""
         with self._lock:
             parts.executor.reset(self.session.epoch)
-            parts.cameras.follow(self.parts.cameras)
             if not math.isnan(self._gripper):
                 parts.latch.update(self._gripper)  # other limits are no reason to open the hand
             self.parts = parts
+            # Motion under new limits begins at rest.
+            self._must_rest = self._last is not _REST
 
     def counts(self) -> dict[str, int]:
         """Return ticks by hold reason, 'command' for those with an action (any thread)."""
@@ -163,8 +181,10 @@ class Commander:
         with self._lock:
             detail = ''
             try:
+                self._follow_clock(now_ns - steady_ns)
                 self._end_in_time(steady_ns)
-                decided = self._find_hold(now_ns, outside) or self._act(target_time_ns)
+                decided = self._find_hold(now_ns, outside) or self._act(
+                    now_ns, target_time_ns, steady_ns)
             except HoldError as error:
                 decided, detail = error.hold, str(error)
             except Exception:  # without a command the robot would go on with the last one
@@ -186,6 +206,11 @@ class Commander:
 
     # The rest runs with the lock held.
 
+    def _follow_clock(self, offset_ns: int) -> None:
+        if abs(offset_ns - self._offset_ns) > _CLOCK_STEP_NS:
+            self._motion.shift(offset_ns - self._offset_ns)
+            self._offset_ns = offset_ns
+
     def _end_in_time(self, steady_ns: int) -> None:
         if self._last_steady_ns is not None:
             self._elapsed_ns += max(0, steady_ns - self._last_steady_ns)
@@ -206,26 +231,42 @@ class Commander:
         parts = self.parts
         stopped = self.session.hold()
         # The clock check must see every tick, or it would report a jump long past.
-        inputs = parts.pairer.health(now_ns) or parts.cameras.health()
+        inputs = parts.pairer.health(now_ns) or parts.freeze.health()
         if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
-            parts.cameras.reset()
+            parts.freeze.reset()
         return stopped or outside or inputs or self._fault
 
-    def _act(self, target_time_ns: int) -> Command | Hold:
+    def _act(self, now_ns: int, target_time_ns: int, steady_ns: int) -> Command | Hold:
+        """Return what the plan says for this period, within all limits. Raises HoldError."""
         parts = self.parts
-        pose, _ = self.poses.newest()
+        newest = self.poses.newest()
+        self._motion.check(newest, now_ns, parts.motion)
+        if self._origin_m is None:
+            self._origin_m = newest.pose.position_m
+        if self._must_rest:
+            return Hold(HoldReason.AWAITING_INFERENCE)
         step = parts.executor.pop(target_time_ns)
         if step is None:
             exhausted = parts.executor.has_chunk
             return Hold(
                 HoldReason.CHUNK_EXHAUSTED if exhausted else HoldReason.AWAITING_INFERENCE
             )
-        limited = parts.limiter.apply(self.spec.to_command(step.action), pose.position_m)
-        self._gripper = parts.latch.update(limited.delta.gripper)
+        limiter = parts.limiter
+        if steady_ns - self._acted_ns > (_LASTING_PERIODS + 0.5) * limiter.period_s * 1e9:
+            limiter.reset()
+            self._last = _REST
+        position_m = self._motion.locate(newest, now_ns, parts.motion)
+        workspace = limiter.limits.workspace(self._origin_m)
+        limited = limiter.apply(self.spec.to_command(step.action), position_m, workspace)
+        delta = replace(limited.delta, gripper=parts.latch.update(limited.delta.gripper))
+        if breach := find_breach(
+                delta, self._last, position_m, workspace, limiter.limits, limiter.period_s):
+            raise HoldError(Hold(HoldReason.ACTION_INVALID), breach)
+        self._motion.add(delta, now_ns, step.target_time_ns)
+        self._last, self._acted_ns = delta, steady_ns
+        self._gripper = delta.gripper
         return Command(
-            EndEffectorDelta(
-                limited.delta.translation_m, limited.delta.rotation_rad, self._gripper
-            ),
+            delta,
             NO_HOLD,
             step.target_time_ns,
             step.observation_stamp_ns,
@@ -240,6 +281,7 @@ class Commander:
     ) -> Command:
         parts = self.parts
         parts.limiter.reset()
+        self._last, self._must_rest = _REST, False
         if detail or hold.code in _INPUT_HOLDS:
             parts.executor.reset(self.session.epoch)
         if hold.code in _INPUT_HOLDS:
@@ -250,7 +292,7 @@ class Commander:
         return self._hold_command(hold, target_time_ns, detail)
 
     def _hold_command(self, hold: Hold, target_time_ns: int, detail: str = '') -> Command:
-        delta = EndEffectorDelta(np.zeros(3), np.zeros(3), self._gripper)
+        delta = replace(_REST, gripper=self._gripper)
         return Command(
             delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, (), detail
         )

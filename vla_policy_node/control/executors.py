@@ -77,7 +77,7 @@ class ChunkExecutor(ABC):
 
         `epoch` is the one the inference was started under; a chunk of another epoch, or one
         that is not newer than the last, is discarded and counted. Raises HoldError
-        (ACTION_INVALID) for a non-finite chunk and ValueError for another shape.
+        (ACTION_INVALID) for a non-finite or absurd chunk, ValueError for another shape or length.
         """
         chunk = _Chunk(checked_actions(actions), observation_stamp_ns)
         with self._lock:

@@ -13,19 +13,34 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.robot_state import POSE
 
 # Scaling to a limit lands this far inside it, so that rounding never lands outside.
 _INSIDE = 1.0 - 1e-12
 # A bound outside of this range is a typing error.
 _SMALLEST, _LARGEST = 1e-6, 1e6
+_SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 1e-4, 100.0
+_FURTHEST_M = 1e3
+# An arm that is further outside of its workspace than this is not there: its pose is wrong.
+_REACH_OUTSIDE_M = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Positions low_m to high_m [3], both inclusive."""
+
+    low_m: np.ndarray
+    high_m: np.ndarray
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds of the end-effector motion; the workspace is in the frame of the deltas.
 
-    Velocities and accelerations follow from the deltas and the control period. Raises ValueError
-    for a bound that is not positive or absurd, and for an empty workspace.
+    Velocities and accelerations follow from the deltas and the control period.
+    workspace_min_m, workspace_max_m: all zeros in both: not set; then the workspace is
+        default_workspace_half_m to each side of where the goal began.
+    Raises ValueError for a bound that is not positive or absurd, and for an empty workspace.
     """
 
     max_step_translation_m: float
@@ -34,11 +49,12 @@ class Limits:
     max_angular_velocity_rad_s: float
     max_linear_acceleration_m_s2: float
     max_angular_acceleration_rad_s2: float
-    workspace_min_m: tuple[float, float, float]
-    workspace_max_m: tuple[float, float, float]
+    workspace_min_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    workspace_max_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    default_workspace_half_m: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.name.startswith('max_')):
+        for name in (f.name for f in fields(self) if not f.name.startswith('workspace')):
             value = getattr(self, name)
             if not _SMALLEST <= value <= _LARGEST:
                 raise ValueError(
@@ -46,14 +62,31 @@ class Limits:
                 )
         for name in ('workspace_min_m', 'workspace_max_m'):
             corner = getattr(self, name)
-            if len(corner) != 3 or not all(math.isfinite(value) for value in corner):
-                raise ValueError(f'{name} is {corner}; it needs three finite numbers (x, y, z).')
+            if len(corner) != 3 or not all(abs(value) <= _FURTHEST_M for value in corner):
+                raise ValueError(
+                    f'{name} is {corner}; it needs three finite numbers (x, y, z) within '
+                    f'{_FURTHEST_M:g} m.'
+                )
+        if not self.has_workspace:
+            return
         for axis, low, high in zip('xyz', self.workspace_min_m, self.workspace_max_m, strict=True):
             if low >= high:
                 raise ValueError(
                     f'The workspace is empty in {axis}: its minimum {low} m is not below its '
                     f'maximum {high} m.'
                 )
+
+    @property
+    def has_workspace(self) -> bool:
+        """Whether a workspace was set."""
+        return any(self.workspace_min_m) or any(self.workspace_max_m)
+
+    def workspace(self, origin_m: np.ndarray) -> Box:
+        """Return the workspace of a goal that began at origin_m [3]."""
+        if self.has_workspace:
+            return Box(np.array(self.workspace_min_m), np.array(self.workspace_max_m))
+        half_m = self.default_workspace_half_m
+        return Box(origin_m - half_m, origin_m + half_m)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +113,22 @@ class CommandLimiter:
     """
 
     def __init__(self, limits: Limits, period_s: float):
-        if not (math.isfinite(period_s) and period_s > 0.0):
-            raise ValueError(f'The control period is {period_s} s; it must be a positive number.')
-        self._workspace_min_m = np.array(limits.workspace_min_m, dtype=np.float64)
-        self._workspace_max_m = np.array(limits.workspace_max_m, dtype=np.float64)
+        if not _SHORTEST_PERIOD_S <= period_s <= _LONGEST_PERIOD_S:
+            raise ValueError(
+                f'The control period is {period_s} s; it must lie between {_SHORTEST_PERIOD_S:g} '
+                f'and {_LONGEST_PERIOD_S:g} s.'
+            )
+        self.limits = limits
+        self.period_s = period_s
+        wall = 'workspace' if limits.has_workspace else 'default_workspace'
         self._linear = _VectorLimiter(
-            ('step_translation', 'linear_velocity', 'linear_acceleration'),
+            ('step_translation', 'linear_velocity', wall, 'linear_acceleration'),
             max_step=limits.max_step_translation_m,
             max_velocity_step=limits.max_linear_velocity_m_s * period_s,
             max_change=limits.max_linear_acceleration_m_s2 * period_s**2,
         )
         self._angular = _VectorLimiter(
-            ('step_rotation', 'angular_velocity', 'angular_acceleration'),
+            ('step_rotation', 'angular_velocity', 'never', 'angular_acceleration'),
             max_step=limits.max_step_rotation_rad,
             max_velocity_step=limits.max_angular_velocity_rad_s * period_s,
             max_change=limits.max_angular_acceleration_rad_s2 * period_s**2,
@@ -99,17 +136,21 @@ class CommandLimiter:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
-    def apply(self, delta: EndEffectorDelta, position_m: np.ndarray) -> LimitedDelta:
-        """Return the delta to send from the measured position [3], and remember it as sent.
+    def apply(
+        self, delta: EndEffectorDelta, position_m: np.ndarray, workspace: Box
+    ) -> LimitedDelta:
+        """Return the delta to send, and remember it as sent.
 
-        Raises HoldError for a non-finite delta (ACTION_INVALID) or position (INPUT_INVALID);
-        what was sent last is then unchanged.
+        position_m: [3], where the end effector is before it. Raises HoldError for a delta that is
+        not finite (ACTION_INVALID) and for a position that is not, or is far outside of the
+        workspace (INPUT_INVALID); what was sent last is then unchanged.
         """
-        _check_finite(delta, position_m)
+        _check_finite(delta)
+        _check_near(position_m, workspace)
         # Three axes that each brake by 1/sqrt(3) of the limit stay within it together.
         axis_change_m = self._linear.max_change / math.sqrt(3.0)
-        low_m = -_stoppable_step(position_m - self._workspace_min_m, axis_change_m)
-        high_m = _stoppable_step(self._workspace_max_m - position_m, axis_change_m)
+        low_m = -_stoppable_step(position_m - workspace.low_m, axis_change_m)
+        high_m = _stoppable_step(workspace.high_m - position_m, axis_change_m)
         translation_m, linear = self._linear.apply(delta.translation_m, low_m, high_m)
         rotation_rad, angular = self._angular.apply(delta.rotation_rad, -np.inf, np.inf)
         rules = (*linear, *angular)
@@ -133,12 +174,12 @@ class _VectorLimiter:
 
     def __init__(
         self,
-        rules: tuple[str, str, str],
+        rules: tuple[str, str, str, str],
         max_step: float,
         max_velocity_step: float,
         max_change: float,
     ):
-        self._step_rule, self._velocity_rule, self._acceleration_rule = rules
+        self._step_rule, self._velocity_rule, self._wall_rule, self._acceleration_rule = rules
         self._max_step = max_step
         self._max_velocity_step = max_velocity_step
         self.max_change = max_change
@@ -159,9 +200,9 @@ class _VectorLimiter:
             vector = vector * (min(self._max_step, self._max_velocity_step) / norm * _INSIDE)
         goal = np.clip(vector, low, high)
         if np.array_equal(goal, vector):
-            goal = vector
+            goal = vector  # bit for bit: the clipped one has lost the sign of a zero
         else:
-            rules.append('workspace')
+            rules.append(self._wall_rule)
         # Where the last delta ends up if only the workspace acts: the gentlest way to obey it.
         start = np.clip(self.last, low, high)
         if math.hypot(*(goal - self.last)) > self.max_change:
@@ -198,7 +239,7 @@ def _stoppable_step(distance: np.ndarray, change: float) -> np.ndarray:
     return (distance + change * n * (n + 1.0) / 2.0) / (n + 1.0)
 
 
-def _check_finite(delta: EndEffectorDelta, position_m: np.ndarray) -> None:
+def _check_finite(delta: EndEffectorDelta) -> None:
     if not (
         np.isfinite(delta.translation_m).all()
         and np.isfinite(delta.rotation_rad).all()
@@ -208,8 +249,15 @@ def _check_finite(delta: EndEffectorDelta, position_m: np.ndarray) -> None:
             Hold(HoldReason.ACTION_INVALID),
             'The end-effector delta is not finite; check the policy and its statistics.',
         )
-    if not np.isfinite(position_m).all():
+
+
+def _check_near(position_m: np.ndarray, workspace: Box) -> None:
+    if not (
+        (position_m >= workspace.low_m - _REACH_OUTSIDE_M).all()
+        and (position_m <= workspace.high_m + _REACH_OUTSIDE_M).all()
+    ):
         raise HoldError(
-            Hold(HoldReason.INPUT_INVALID, 'the end-effector position'),
-            'The end-effector position is not finite; check the state publisher.',
+            Hold(HoldReason.INPUT_INVALID, POSE),
+            f'The end effector is said to be at {position_m} m, not within {_REACH_OUTSIDE_M:g} m '
+            'of the workspace; check the state publisher, its frame and the workspace.',
         )

@@ -16,6 +16,8 @@ POSE = 'ee_pose'
 # measurement may be this wrong: what moves further between two samples has not moved, but jumped.
 _MAX_SPEED_M_S, _MAX_SPEED_RAD_S = 3.0, 10.0
 _TOLERANCE_M, _TOLERANCE_RAD = 0.02, 0.2
+# No arm is further away, and no rotation vector is longer than a turn.
+_LARGEST_M, _LARGEST_RAD = 1e3, 10.0
 # A source that jumped is believed again after this long without another jump.
 _SETTLING_NS = 500_000_000
 
@@ -32,6 +34,18 @@ class MeasuredPose:
     rotation_rad: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """The newest pose, and since when its source says the same to the last bit.
+
+    position_since_ns, rotation_since_ns: stamp of the first sample in a row with this value.
+    """
+
+    pose: MeasuredPose
+    position_since_ns: int
+    rotation_since_ns: int
+
+
 class PoseWatch:
     """The newest pose, and what speaks against moving by it.
 
@@ -43,25 +57,34 @@ class PoseWatch:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._pose: MeasuredPose | None = None
-        self._unchanged_since_ns = 0
+        self._newest: Sighting | None = None
         self._jump_ns: int | None = None
         self._error: HoldError | None = None
         self._counts: Counter[str] = Counter()
 
     def observe(self, pose: MeasuredPose) -> None:
         """Take the next pose of the source; stamps that go back mean another clock."""
+        if not _is_possible(pose):
+            self.reject(HoldError(
+                Hold(HoldReason.INPUT_INVALID, POSE),
+                f'The end-effector pose {pose.position_m} m, {pose.rotation_rad} rad is none; '
+                'check the state publisher.',
+            ))
+            return
         with self._lock:
-            last, self._pose, self._error = self._pose, pose, None
-            if last is None or pose.stamp_ns < last.stamp_ns:
+            last, self._error = self._newest, None
+            if last is None or pose.stamp_ns < last.pose.stamp_ns:
                 self._jump_ns = None
-                self._unchanged_since_ns = pose.stamp_ns
+                self._newest = Sighting(pose, pose.stamp_ns, pose.stamp_ns)
                 return
-            if not _is_same(last, pose):
-                self._unchanged_since_ns = pose.stamp_ns
-                if _has_jumped(last, pose):
-                    self._jump_ns = pose.stamp_ns
-                    self._counts['jumps'] += 1
+            if _has_jumped(last.pose, pose):
+                self._jump_ns = pose.stamp_ns
+                self._counts['jumps'] += 1
+            stays = np.array_equal(last.pose.position_m, pose.position_m)
+            looks_on = np.array_equal(last.pose.rotation_rad, pose.rotation_rad)
+            self._newest = Sighting(
+                pose, last.position_since_ns if stays else pose.stamp_ns,
+                last.rotation_since_ns if looks_on else pose.stamp_ns)
 
     def reject(self, error: HoldError) -> None:
         """Note that the newest message holds no usable pose; the next good one ends that."""
@@ -74,24 +97,22 @@ class PoseWatch:
         with self._lock:
             self._jump_ns = None
 
-    def newest(self) -> tuple[MeasuredPose, int]:
-        """Return the newest pose, and the stamp of the first one in a row that says the same.
-
-        Raises HoldError if there is none, or none to move by.
-        """
+    def newest(self) -> Sighting:
+        """Return the newest pose. Raises HoldError if there is none, or none to move by."""
         with self._lock:
             if self._error is not None:
                 raise self._error
-            if self._pose is None:
+            newest = self._newest
+            if newest is None:
                 raise HoldError(
                     Hold(HoldReason.INPUT_MISSING, POSE), 'No end-effector pose has arrived yet.')
-            if self._jump_ns is not None and self._pose.stamp_ns < self._jump_ns + _SETTLING_NS:
+            if self._jump_ns is not None and newest.pose.stamp_ns < self._jump_ns + _SETTLING_NS:
                 raise HoldError(
                     Hold(HoldReason.INPUT_INVALID, POSE),
                     'The end-effector pose jumped further than an arm can move; look for a '
                     'second publisher, or mend the state publisher.',
                 )
-            return self._pose, self._unchanged_since_ns
+            return newest
 
     def counts(self) -> dict[str, int]:
         """Return how many poses jumped and how many messages held none."""
@@ -99,9 +120,12 @@ class PoseWatch:
             return dict(self._counts)
 
 
-def _is_same(a: MeasuredPose, b: MeasuredPose) -> bool:
-    return (np.array_equal(a.position_m, b.position_m)
-            and np.array_equal(a.rotation_rad, b.rotation_rad))
+def _is_possible(pose: MeasuredPose) -> bool:
+    """Return whether the numbers are finite and those of something on a robot."""
+    return bool(
+        (np.abs(pose.position_m) <= _LARGEST_M).all()
+        and (np.abs(pose.rotation_rad) <= _LARGEST_RAD).all()
+    )
 
 
 def _has_jumped(last: MeasuredPose, pose: MeasuredPose) -> bool:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-import numpy as np
 import yaml
 
-from vla_policy_node.control.action_spec import ROTATION_FORMS, ActionSpec, GripperLatch
-from vla_policy_node.control.cameras import CameraWatch
+from vla_policy_node.control.action_spec import (
+    ROTATION_FORMS,
+    ActionSpec,
+    GripperLatch,
+    check_chunk_length,
+)
 from vla_policy_node.control.commander import CommanderParts
 from vla_policy_node.control.ensemble import WEIGHTINGS, EnsembleSettings
 from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
+from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
+from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
-from vla_policy_node.nodes.images import read_reference
 from vla_policy_node.nodes.parameter_fields import check_values, parameter
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.policy import Policy
@@ -87,15 +91,12 @@ class PolicyParameters:
     future_tolerance_s: float = parameter(
         0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
         tunable=True)
-    freeze_timeout_s: float = parameter(
-        0.5, 'A camera whose stamps go on for this long while its picture stays the same is '
-        'frozen; 0: do not look. The noise of a real camera changes every picture of a still '
-        'scene; a simulator draws the same one again.', 's', 0.0, 60.0, tunable=True)
-    third_person_reference: str = parameter(
-        '', 'Picture file (jpeg or png) with the view that the third-person camera must have; '
-        'empty: any.')
+    max_identical_frames: int = parameter(
+        5, 'More identical pictures in a row, of those inferred from, mean a frozen camera; 0: do '
+        'not look. A real camera never repeats a picture; a simulator of a still scene does.',
+        '', 0, 10000, tunable=True)
     input_timeout_s: float = parameter(
-        0.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
+        2.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
         '0: hold, and go on when they are good again.', 's', 0.0, 3600.0, tunable=True)
 
     # --- execution ---
@@ -144,23 +145,39 @@ class PolicyParameters:
 
     # --- limits, on by default ---
     max_step_translation_m: float = parameter(
-        0.05, 'Largest translation per control period.', 'm', 1e-6, 1.0, tunable=True)
+        0.0125, 'Largest translation per control period.', 'm', 1e-6, 1.0, tunable=True)
     max_step_rotation_rad: float = parameter(
-        0.25, 'Largest rotation per control period.', 'rad', 1e-6, 3.2, tunable=True)
+        0.025, 'Largest rotation per control period.', 'rad', 1e-6, 3.2, tunable=True)
     max_linear_velocity_m_s: float = parameter(
-        1.0, 'Largest linear velocity.', 'm/s', 1e-6, 10.0, tunable=True)
+        0.25, 'Largest linear velocity.', 'm/s', 1e-6, 10.0, tunable=True)
     max_angular_velocity_rad_s: float = parameter(
-        5.0, 'Largest angular velocity.', 'rad/s', 1e-6, 50.0, tunable=True)
+        0.5, 'Largest angular velocity.', 'rad/s', 1e-6, 50.0, tunable=True)
     max_linear_acceleration_m_s2: float = parameter(
-        20.0, 'Largest linear acceleration.', 'm/s^2', 1e-6, 1e3, tunable=True)
+        1.0, 'Largest linear acceleration.', 'm/s^2', 1e-6, 1e3, tunable=True)
     max_angular_acceleration_rad_s2: float = parameter(
-        100.0, 'Largest angular acceleration.', 'rad/s^2', 1e-6, 1e4, tunable=True)
+        2.0, 'Largest angular acceleration.', 'rad/s^2', 1e-6, 1e4, tunable=True)
     workspace_min_m: tuple = parameter(
-        [-1.0, -1.0, 0.0], 'Smallest x, y, z of the end effector in frame_id.', 'm', -100.0,
-        100.0, tunable=True)
+        [0.0, 0.0, 0.0], 'Smallest x, y, z of the end effector in frame_id; all zeros here and in '
+        'workspace_max_m: not set.', 'm', -100.0, 100.0, tunable=True)
     workspace_max_m: tuple = parameter(
-        [1.0, 1.0, 2.0], 'Largest x, y, z of the end effector in frame_id.', 'm', -100.0, 100.0,
+        [0.0, 0.0, 0.0], 'Largest x, y, z of the end effector in frame_id.', 'm', -100.0, 100.0,
         tunable=True)
+    default_workspace_half_m: float = parameter(
+        0.15, 'Without a workspace, how far the end effector may go to each side of where it was '
+        'when the goal began.', 'm', 0.001, 1.0)
+    max_tracking_error_m: float = parameter(
+        0.15, 'Largest difference between the commanded and the measured displacement within '
+        'tracking_window_s; more is a hold until the next goal. 0: do not compare, for poses that '
+        'the commands do not move.', 'm', 0.0, 100.0)
+    tracking_window_s: float = parameter(
+        2.0, 'Time over which commanded and measured motion are compared.', 's', 0.1, 20.0)
+    tracking_gain: float = parameter(
+        1.0, 'Share of a commanded displacement that the arm makes; below 1 for a compliant '
+        'controller.', '', 0.01, 1.0)
+    tracking_delay_s: float = parameter(
+        0.1, 'How late the arm may carry out a command, or a pose may be stamped wrong; in the '
+        'workspace such commands count as done or as under way, whichever is worse.', 's', 0.0,
+        1.0)
 
     # --- start and outputs ---
     autostart: bool = parameter(
@@ -197,7 +214,7 @@ class PolicyParameters:
         instead: arguments of `Policy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        return Policy.load(**{
+        policy = Policy.load(**{
             'checkpoint': self.checkpoint,
             'methods': self.method_names,
             'device': self.device,
@@ -212,6 +229,8 @@ class PolicyParameters:
             'optimisation': self.optimisation,
             **instead,
         })
+        check_chunk_length(policy.description.chunk_length)
+        return policy
 
     @property
     def period_ns(self) -> int:
@@ -242,10 +261,6 @@ class PolicyParameters:
             settings.setdefault(method, {})[name] = yaml.safe_load(value)
         return settings
 
-    def _references(self) -> dict[str, np.ndarray]:
-        path = self.third_person_reference
-        return {CAMERAS[0]: read_reference(path)} if path else {}
-
     def action_spec(self) -> ActionSpec:
         """Return what the policy's actions mean. Raises ValueError."""
         return ActionSpec(
@@ -253,13 +268,24 @@ class PolicyParameters:
             self.gripper_open, self.gripper_closed,
         )
 
-    def make_parts(self) -> CommanderParts:
-        """Make everything the tunable parameters decide. Raises ValueError."""
-        limits = Limits(
+    @property
+    def has_workspace(self) -> bool:
+        """Whether a workspace was set, rather than left to where goals begin."""
+        return self._limits().has_workspace
+
+    def _limits(self) -> Limits:
+        return Limits(
             self.max_step_translation_m, self.max_step_rotation_rad,
             self.max_linear_velocity_m_s, self.max_angular_velocity_rad_s,
             self.max_linear_acceleration_m_s2, self.max_angular_acceleration_rad_s2,
-            self.workspace_min_m, self.workspace_max_m,
+            self.workspace_min_m, self.workspace_max_m, self.default_workspace_half_m,
+        )
+
+    def make_parts(self) -> CommanderParts:
+        """Make everything the tunable parameters decide. Raises ValueError."""
+        motion = MotionLimits(
+            self.max_tracking_error_m, _ns(self.tracking_window_s), self.tracking_gain,
+            _ns(self.tracking_delay_s),
         )
         ensemble = EnsembleSettings(
             self.ensemble_weighting, self.ensemble_decay, self.ensemble_alpha,
@@ -270,9 +296,10 @@ class PolicyParameters:
                 CAMERAS, (POSE, GRIPPER), _ns(self.max_spread_s), _ns(self.max_age_s),
                 _ns(self.future_tolerance_s), state_tolerance_ns=_ns(self.state_tolerance_s),
             ),
-            CameraWatch(CAMERAS, _ns(self.freeze_timeout_s), self._references()),
+            FreezeDetector(self.max_identical_frames),
             create_executor(self.execution_mode, self.period_ns, ensemble),
-            CommandLimiter(limits, self.period_ns / 1e9),
+            CommandLimiter(self._limits(), self.period_ns / 1e9),
             GripperLatch(self.gripper_threshold, self.gripper_dead_band),
             _ns(self.input_timeout_s),
+            motion,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,7 +35,9 @@ def run_policy(
     session = Session()
     session.activate()
     spec = parameters.action_spec()
-    commander = Commander(spec, session, parameters.make_parts())
+    # Commands do not move the arm of a recording, and its goals end when it says so.
+    parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts()
+    commander = Commander(spec, session, parts)
     trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,
                   policy.description)
     by_timer = parameters.pacing == 'timer'

@@ -1,0 +1,175 @@
+"""What was sent to the arm and what it made of it: where it may be now, and whether it follows."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vla_policy_node.control.action_spec import EndEffectorDelta
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.robot_state import POSE, MeasuredPose, Sighting
+
+# A position, or an orientation, that is the same to the last bit for so long, although the arm was
+# sent so far, is no measurement: a real one is never without noise.
+_FREEZE_NS = 500_000_000
+_FREEZE_M, _FREEZE_RAD = 0.005, 0.05
+# 20 s of commands at the highest rate.
+_DEPTH = 4096
+
+
+@dataclass(frozen=True)
+class MotionLimits:
+    """How far the measured motion may depart from the commanded one.
+
+    max_tracking_error_m: largest difference between the displacement that was commanded within
+        the window and the one that was measured; 0: commands and poses are not compared, for
+        poses that the commands do not move (a recording).
+    tracking_gain: share of a commanded displacement that the arm makes in time; below 1 for a
+        compliant controller.
+    tracking_delay_ns: how late the arm may carry a command out, and how wrong stamps may be.
+    """
+
+    max_tracking_error_m: float = 0.15
+    tracking_window_ns: int = 2_000_000_000
+    tracking_gain: float = 1.0
+    tracking_delay_ns: int = 100_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    sent_ns: int
+    target_ns: int
+    translation_m: np.ndarray
+    rotation_rad: np.ndarray
+
+    def left(self, time_ns: int) -> float:
+        """Return which share of it is yet to be done at a time, if it is done evenly."""
+        if time_ns >= self.target_ns:
+            return 0.0
+        return min(1.0, (self.target_ns - time_ns) / (self.target_ns - self.sent_ns))
+
+
+class MotionRecord:
+    """The commands and the poses of the last seconds. Not thread-safe: the commander's."""
+
+    def __init__(self):
+        self._sent: deque[_Sent] = deque(maxlen=_DEPTH)
+        self._measured: deque[tuple[int, np.ndarray]] = deque()
+        self._located_m: np.ndarray | None = None
+        self._since_ns: int | None = None  # stamp of the first pose of this goal
+        self._mismatch: HoldError | None = None
+
+    def begin(self) -> None:
+        """Compare anew from here on, for a goal that begins; what is under way stays known."""
+        self._measured.clear()
+        self._since_ns = None
+        self._mismatch = None
+
+    def add(self, delta: EndEffectorDelta, now_ns: int, target_ns: int) -> None:
+        """Note a command that is sent now, to be done by target_ns."""
+        self._sent.append(_Sent(
+            min(now_ns, target_ns - 1), target_ns, delta.translation_m, delta.rotation_rad))
+        if self._located_m is not None:
+            self._located_m = self._located_m + delta.translation_m
+
+    def shift(self, by_ns: int) -> None:
+        """Keep up with a clock that was stepped."""
+        self._sent = deque(
+            (replace(sent, sent_ns=sent.sent_ns + by_ns, target_ns=sent.target_ns + by_ns)
+             for sent in self._sent), _DEPTH)
+
+    def locate(self, newest: Sighting, now_ns: int, limits: MotionLimits) -> np.ndarray:
+        """Return where the arm will be, [3] in m, once all that was sent is done.
+
+        That is where the commands lead, as long as the poses agree: to what was measured is added
+        what was sent since, and the sum may be off by what the arm does in tracking_delay_ns.
+        To correct the estimate for less would make it jump, and the arm brake hard at a wall.
+        """
+        self._follow_clock(now_ns)
+        # A pose that repeats itself may be as old as the first one that said the same.
+        compared = limits.max_tracking_error_m > 0.0
+        measured_ns = min(
+            newest.position_since_ns if compared else newest.pose.stamp_ns, now_ns)
+        delay_ns = limits.tracking_delay_ns
+        ahead_m, spread_m = np.zeros(3), np.zeros(3)
+        for sent in reversed(self._sent):
+            if sent.target_ns <= measured_ns - delay_ns:
+                break
+            ahead_m = ahead_m + sent.left(measured_ns) * sent.translation_m
+            doubtful = sent.left(measured_ns - delay_ns) - sent.left(measured_ns + delay_ns)
+            spread_m = spread_m + doubtful * np.abs(sent.translation_m)
+        expected_m = newest.pose.position_m + ahead_m
+        if self._located_m is None:
+            self._located_m = expected_m
+        self._located_m = np.clip(self._located_m, expected_m - spread_m, expected_m + spread_m)
+        return self._located_m
+
+    def check(self, newest: Sighting, now_ns: int, limits: MotionLimits) -> None:
+        """Compare the newest pose with what was sent.
+
+        Raises HoldError: INPUT_FROZEN while the pose never changes although the arm was sent
+        elsewhere, MOTION_MISMATCH when the arm goes elsewhere, from then on until `begin`: an
+        arm that is held still follows its commands again, and would set off once more.
+        """
+        if self._mismatch is not None:
+            raise self._mismatch
+        if not limits.max_tracking_error_m:
+            return
+        self._follow_clock(now_ns)
+        pose = newest.pose
+        if self._since_ns is None or pose.stamp_ns < self._since_ns:
+            self._since_ns = pose.stamp_ns
+            self._measured.clear()
+        self._check_frozen(newest)
+        if not self._measured or pose.stamp_ns > self._measured[-1][0]:
+            self._measured.append((pose.stamp_ns, pose.position_m))
+        while self._measured[0][0] < pose.stamp_ns - limits.tracking_window_ns:
+            self._measured.popleft()
+        self._check_tracking(pose, *self._measured[0], limits)
+
+    def _check_frozen(self, newest: Sighting) -> None:
+        stamp_ns = newest.pose.stamp_ns
+        for part, (since_ns, enough) in enumerate((
+                (newest.position_since_ns, _FREEZE_M), (newest.rotation_since_ns, _FREEZE_RAD))):
+            since_ns = max(since_ns, self._since_ns)
+            commanded = self._commanded(since_ns, stamp_ns)[part]
+            if stamp_ns - since_ns >= _FREEZE_NS and np.linalg.norm(commanded) > enough:
+                raise HoldError(
+                    Hold(HoldReason.INPUT_FROZEN, POSE),
+                    f'The end-effector pose has not changed by a bit for '
+                    f'{(stamp_ns - since_ns) / 1e9:.1f} s although the arm was sent elsewhere; '
+                    'check the state publisher, and whether the arm takes the commands.')
+
+    def _check_tracking(
+        self, pose: MeasuredPose, from_ns: int, from_m: np.ndarray, limits: MotionLimits
+    ) -> None:
+        wanted_m = limits.tracking_gain * self._commanded(from_ns, pose.stamp_ns)[0]
+        made_m = pose.position_m - from_m
+        error_m = float(np.linalg.norm(made_m - wanted_m))
+        if error_m > limits.max_tracking_error_m:
+            self._mismatch = HoldError(
+                Hold(HoldReason.MOTION_MISMATCH),
+                f'In the last {(pose.stamp_ns - from_ns) / 1e9:.1f} s the arm should have moved '
+                f'by {_metres(wanted_m)} and moved by {_metres(made_m)}; see whether it is '
+                'blocked, takes the commands, and reports its pose in their frame.')
+            raise self._mismatch
+
+    def _commanded(self, after_ns: int, until_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the translation and the rotation [3] whose periods ended in this span."""
+        moved_m, turned_rad = np.zeros(3), np.zeros(3)
+        for sent in reversed(self._sent):
+            if sent.target_ns <= after_ns:
+                break
+            if sent.target_ns <= until_ns:
+                moved_m = moved_m + sent.translation_m
+                turned_rad = turned_rad + sent.rotation_rad
+        return moved_m, turned_rad
+
+    def _follow_clock(self, now_ns: int) -> None:
+        """If the clock went back and nobody called `shift`: the last command has just ended."""
+        if self._sent and self._sent[-1].sent_ns > now_ns:
+            self.shift(now_ns - self._sent[-1].target_ns)
+
+
+def _metres(vector: np.ndarray) -> str:
+    return '(' + ', '.join(f'{value:.3f}' for value in vector) + ') m'
