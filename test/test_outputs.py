@@ -207,6 +207,7 @@ getattr(writer, sys.argv[1])(Path(sys.argv[2]), 'again')
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('write', [fill, fill_whole])
 def test_a_run_that_is_killed_at_any_moment_leaves_a_folder_in_which_the_next_one_works(
         tmp_path, write):
