@@ -18,7 +18,7 @@ overrides the stages it uses and inherits no-ops for the rest; in order they are
 Every method keeps to these rules, and its test says so:
 
 - Switched off, by its own setting or by not being listed, it changes no bit of the result in
-  float32.
+  float32, on one processor with as many threads.
 - Dropping tokens equals hiding them from attention: order and positions of the rest stay.
 - What it remembers from one step to the next is its own and is gone after `reset()`.
 - It saves what it says it saves: what is dropped, skipped or reused is not computed.

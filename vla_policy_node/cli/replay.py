@@ -62,9 +62,9 @@ def replay(
     """Run a policy over a recorded bag, and a second one to see what changes.
 
     The bag goes through the node's own pairing, execution and limits; time is counted, not
-    measured, so two runs say the same. Leaves report.html, report.json (the same bytes every
-    time), latency.json (wall times), plots, overlay.mp4. Exit code 0: all gates kept; 1: one was
-    not, or a bag failed; 2: could not begin.
+    measured, so two runs on one kind of processor with as many threads say the same. Leaves
+    report.html, report.json (then the same bytes), latency.json (wall times), plots, overlay.mp4.
+    Exit code 0: all gates kept; 1: one was not, or a bag failed; 2: could not begin.
 
     * `vla replay out/demo/bag --config dense --against lightvla --out out/replay`
 

@@ -105,7 +105,7 @@ def create_small_checkpoint(
 ) -> Path:
     """Write the small checkpoint into `directory` (made if needed) and return its path.
 
-    Same seed, same bytes. config: other sizes, in the form of CONFIG.
+    Same seed, same bytes on one kind of processor. config: other sizes, in the form of CONFIG.
     """
     directory = create_small_files(directory, config)
     save_model(directory, _random_model(config, seed).bfloat16())

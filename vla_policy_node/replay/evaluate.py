@@ -35,8 +35,8 @@ Progress = Callable[[str, float], None]
 class Evaluation:
     """What one bag gave.
 
-    report: without wall times, the same in every run. latency: the wall times. verdicts: of the
-    limits that were asked for.
+    report: without wall times, the same in every run on one kind of processor with as many
+    threads. latency: the wall times. verdicts: of the limits that were asked for.
     """
 
     bag: Path

@@ -265,7 +265,9 @@ class LiberoWorld:
         self.steps += 1
 
     def _advance(self, action: np.ndarray) -> None:
-        """Do what robosuite's `step` does to the simulation, bit for bit, in 0.6 of its time.
+        """Do what robosuite's `step` does to the simulation, in 0.6 of its time.
+
+        Bit for bit the same, on one processor with the same versions.
 
         robosuite computes the whole dynamics three times per substep: before the controller,
         inside it, and in the step itself. The controller needs only the part that depends on
