@@ -7,14 +7,20 @@
 What is started is described in vla_policy_node/system.py.
 """
 
+import signal
+
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
+    EmitEvent,
     OpaqueFunction,
+    RegisterEventHandler,
     SetEnvironmentVariable,
     Shutdown,
 )
 from launch.conditions import IfCondition
+from launch.event_handlers import OnShutdown
+from launch.events.process import SignalProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -54,6 +60,16 @@ def start(context):
     ]
 
 
+def interrupt(event, context):
+    """Interrupt the nodes at once, whatever ended the launch.
+
+    After a SIGINT, launch takes for granted that its nodes have got one, too. That is so in a
+    terminal; else they would drive on for the 5 s until it sends SIGTERM.
+    """
+    return EmitEvent(event=SignalProcess(
+        signal_number=signal.SIGINT, process_matcher=lambda process: True))
+
+
 def generate_launch_description():
     rviz = Node(
         package='rviz2',
@@ -66,5 +82,6 @@ def generate_launch_description():
         DeclareLaunchArgument('rviz', default_value='false', description='Start RViz.'),
         *(SetEnvironmentVariable(*pair) for pair in middleware_environment().items()),
         OpaqueFunction(function=start),
+        RegisterEventHandler(OnShutdown(on_shutdown=interrupt)),
         rviz,
     ])

@@ -205,6 +205,25 @@ def test_a_reader_may_ask_to_be_told_that_the_sender_is_silent_or_gone(driver, s
     driver.wait(lambda: missed, 'the missed deadline')
 
 
+def test_a_driver_that_stalled_does_not_get_the_commands_it_missed(driver):
+    old, kept = [], []
+    lifespan = Duration(seconds=2 * PERIOD_S)  # Fast DDS goes by the reader's own
+    driver.create_subscription(EndEffectorCommand, 'expires', old.append,
+                               QoSProfile(depth=10, lifespan=lifespan))
+    driver.create_subscription(EndEffectorCommand, 'keeps', kept.append, QoSProfile(depth=10))
+    expires = driver.create_publisher(
+        EndEffectorCommand, 'expires', qos.guarded_output(PERIOD_S))
+    keeps = driver.create_publisher(EndEffectorCommand, 'keeps', qos.command_output(None))
+    driver.wait(lambda: expires.get_subscription_count() and keeps.get_subscription_count(),
+                'both readers')
+    for publisher in (expires, keeps):
+        publisher.publish(driver.command())
+    time.sleep(3 * PERIOD_S)  # the stall
+    driver.wait(lambda: kept, 'the command that does not expire')
+    assert not spin_until(driver.executor_, lambda: old, 2 * PERIOD_S)
+    driver.wait(lambda: expires.publish(driver.command()) or old, 'a command after the stall')
+
+
 def test_commands_are_read_as_they_were_serialised(driver):
     message = driver.command(chunk_step=-1, disagreement=0.25, hold=True, limited=True)
     message.hold_reason = HoldReason(code=7, stream='wrist', text='Zu alt – halt!')

@@ -18,7 +18,8 @@ from rclpy.qos import (
 # A new command comes within so many control periods, or the sender is not alive.
 DEADLINE_PERIODS = 2.0
 # Later, a command is not delivered any more. The driver of a robot must get nothing old after a
-# stall; a recorder on a busy machine is late, and wants every one.
+# stall; a recorder on a busy machine is late, and wants every one. Cyclone DDS goes by the
+# lifespan of the sender, Fast DDS by that of the reader: a driver asks for one, too.
 GUARDED_LIFESPAN_PERIODS = 2.0
 LIFESPAN_PERIODS = 20.0
 
