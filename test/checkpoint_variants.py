@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_policy_node.models import checkpoint, small
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.variants import create_model
 
 CONFIG = {

@@ -18,7 +18,7 @@ from vla_policy_node.bench.pictures import observe_demonstrations
 from vla_policy_node.bench.public_structure import PublicStructure, wasted_flops
 from vla_policy_node.bench.random_policy import SIZES, load_random, stored_bytes, write_files
 from vla_policy_node.bench.rates import Rates
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.variants import create_model
 from vla_policy_node.policy import Observation, Policy

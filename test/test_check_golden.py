@@ -1,7 +1,11 @@
 """`vla check --golden`: recordings agree, and one wrong constant is found in its stage."""
 
+import io
 import json
+import os
+import pickle
 import shutil
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node import cli
 from vla_policy_node.acceleration import lightvla
-from vla_policy_node.checks import golden_cases, golden_images
+from vla_policy_node.checks import golden, golden_cases, golden_images
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.golden_model import GoldenModel
@@ -28,7 +32,7 @@ from vla_policy_node.models import (
     statistics,
     towers,
 )
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 
 DATA = Path(__file__).parent / 'data'
@@ -340,6 +344,72 @@ def test_a_folder_that_is_no_pack_is_refused_with_a_sentence(vla, tmp_path, file
     result = vla('check', CHECKPOINT, '--golden', tmp_path)
     assert result.exit_code == 2
     assert 'Traceback' not in result.output
+
+
+@pytest.mark.parametrize('damage', ['grows', 'lies', 'objects', 'pickle', 'pipe'])
+def test_a_recording_that_would_not_fit_is_refused(one_case, monkeypatch, damage):
+    pack = one_case('oft_tiny')
+    path = pack / 'case0.npz'
+    if damage == 'grows':
+        monkeypatch.setattr(golden, 'PACK_BYTES', path.stat().st_size)
+        np.savez_compressed(path, images_u8=np.zeros(1 << 24, np.uint8))
+    elif damage == 'lies':
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            stream, {'descr': '<f8', 'fortran_order': False, 'shape': (1 << 50, 1 << 10)})
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('images_u8.npy', stream.getvalue())
+    elif damage == 'objects':
+        np.savez(path, images_u8=np.array([None, {}]))
+    else:
+        path.unlink()
+        if damage == 'pipe':
+            os.mkfifo(path)
+        else:
+            path.write_bytes(pickle.dumps({'a': 1}))
+    with pytest.raises(ValueError, match=r'case0\.npz .*\.$'):
+        list(compare_pack(CHECKPOINT, pack))
+
+
+@pytest.mark.parametrize(('name', 'value', 'text'), [
+    ('images_u8', np.zeros(3, np.uint8), 'has shape'),
+    ('images_u8', np.array(['a']), 'does not fit this checkpoint'),
+    ('proprio_raw', np.zeros((2, 2, 2)), 'does not fit this checkpoint'),
+    ('prompt_ids', np.array([[1, 2]]), 'does not fit this checkpoint'),
+    ('prompt_ids', np.array([10**9]), 'does not fit this checkpoint'),
+])
+def test_an_array_that_does_not_fit_is_a_failed_stage(one_case, name, value, text):
+    pack = one_case('oft_tiny')
+    arrays = dict(np.load(pack / 'case0.npz'))
+    np.savez(pack / 'case0.npz', **{**arrays, name: value})
+    assert text in ' '.join(c.text for c in compare_pack(CHECKPOINT, pack))
+
+
+def test_a_chunk_that_nobody_could_act_on_is_refused(one_case):
+    pack = one_case('oft_tiny')
+    np.savez(pack / 'case0.npz', actions=np.zeros((10**5, 7), np.uint8), images_u8=np.zeros(1))
+    with pytest.raises(ValueError, match='has a chunk of 100000 actions'):
+        list(compare_pack(CHECKPOINT, pack))
+
+
+@pytest.mark.parametrize(('file', 'content'), [
+    ('prompt_ids.json', b'{'), ('prompt_ids.json', b'{}'), ('prompt_ids.json', b'[5]'),
+    ('prompt_ids.json', b'[{"instruction": 5}]'), ('prompt_ids.json', b'[' * 100_000),
+    ('prompt_ids.json', b'[{"instruction": "go", "prompt": "", "prompt_ids": [-1]}]'),
+    ('shapes_256.png', b'no picture'),
+])
+def test_pictures_and_prompts_of_a_pack_are_read_as_carefully(one_case, file, content):
+    pack = one_case('preprocess')
+    (pack / file).write_bytes(content)
+    with pytest.raises(ValueError, match=file):
+        list(compare_pack(CHECKPOINT, pack))
+
+
+def test_a_picture_larger_than_a_cameras_is_not_decoded(one_case, monkeypatch):
+    pack = one_case('preprocess')
+    monkeypatch.setattr(golden_images, 'IMAGE_PIXELS', 256 * 256 - 1)
+    with pytest.raises(ValueError, match='has 256 x 256 pixels'):
+        list(compare_pack(CHECKPOINT, pack))
 
 
 def test_errors_and_tolerances():

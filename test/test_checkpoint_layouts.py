@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_policy_node.models import checkpoint, layout
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
 from vla_policy_node.policy import Observation, Policy

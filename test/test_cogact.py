@@ -12,7 +12,8 @@ import torch
 from vla_policy_node.acceleration import Method, create
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.models import checkpoint, small
-from vla_policy_node.models.config import DitConfig, read_config
+from vla_policy_node.models.config import DitConfig
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.openvla import CausalDecoder
 from vla_policy_node.models.variants import create_model

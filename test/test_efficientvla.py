@@ -25,7 +25,7 @@ from vla_policy_node.acceleration.efficientvla_layers import (
 )
 from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
 from vla_policy_node.models.cogact import DenoisingStep
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.towers import Tower
 from vla_policy_node.models.variants import create_model

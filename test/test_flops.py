@@ -11,7 +11,8 @@ from torch.utils import flop_counter
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.models import small
-from vla_policy_node.models.config import DitConfig, read_config
+from vla_policy_node.models.config import DitConfig
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.variants import create_model
 

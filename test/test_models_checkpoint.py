@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.small import create_small_checkpoint

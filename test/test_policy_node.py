@@ -7,6 +7,9 @@ after cleanup; a traceback lost in a transition; D8 the warm-up in the statistic
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
 import gc
+import json
+import os
+import shutil
 import threading
 import weakref
 
@@ -74,6 +77,33 @@ def test_a_bad_value_fails_configure_with_a_sentence_and_can_be_set_right(make_b
     assert 'Traceback' not in log
     for name, value in wrong.items():
         assert set_parameter(bench, name, value).successful
+    assert bench.node.trigger_configure() == SUCCESS
+
+
+@pytest.mark.parametrize('damage', ['size', 'tokenizer', 'pipe', 'weights'])
+def test_a_malformed_checkpoint_fails_configure_with_a_sentence(
+    make_bench, capfd, tmp_path, damage
+):
+    right = make_bench()
+    name, good = right.node.get_parameter('checkpoint').value, tmp_path / 'policy'
+    shutil.copytree(name, good)
+    if damage == 'size':
+        (good / 'config.json').write_text('{"vision_tiny": {"featurizer": {"embed_dim": -1}}}')
+    elif damage == 'tokenizer':
+        document = json.loads((good / 'tokenizer.json').read_text())
+        document['post_processor']['special_tokens'] = {}  # at which the library panics
+        (good / 'tokenizer.json').write_text(json.dumps(document))
+    elif damage == 'pipe':
+        (good / 'config.json').unlink()
+        os.mkfifo(good / 'config.json')
+    else:
+        (good / 'model.safetensors').write_bytes(b'\xff' * 16)
+    bench = make_bench(checkpoint=str(good))
+    assert bench.node.trigger_configure() == FAILURE
+    assert bench.state == 'unconfigured'
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if 'refused' in line]
+    assert line.endswith('.')
+    assert set_parameter(bench, 'checkpoint', name).successful
     assert bench.node.trigger_configure() == SUCCESS
 
 

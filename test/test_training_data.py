@@ -9,7 +9,7 @@ import torch
 from training_data import make_demonstrations, small_config
 
 from vla_policy_node.models.checkpoint import read_json
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.small import create_small_checkpoint

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from training_data import OBJECTS, PX, SEGMENTS, episode, small_config
 
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import center_crop
 from vla_policy_node.training import augmentation

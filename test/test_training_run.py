@@ -10,10 +10,11 @@ import torch
 from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.outputs.folder import claim
 from vla_policy_node.policy import Observation, Policy
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.curves import read_metrics
-from vla_policy_node.training.run import HEADS, Run, train
+from vla_policy_node.training.run import COMMAND, HEADS, Run, train
 from vla_policy_node.training.trainer import FINAL_RATE, STATE, learning_rate
 
 CLONE = TrainingConfig(
@@ -179,3 +180,19 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
         path.write_text(f'stage: clone\nsteps: 10\n{wrong}\n')
         with pytest.raises(ValueError, match='takes a'):
             read_training_config(path, {})
+
+
+@pytest.mark.parametrize('state', [
+    b'', {'step': 1}, {'step': 'two', 'config': {}, 'weights': {}, 'average': {}, 'optimiser': {}},
+    {'step': 2, 'config': {}, 'weights': {}, 'average': {}, 'optimiser': {}},
+])
+def test_a_damaged_state_is_refused_with_a_sentence(folders, tmp_path, state):
+    """As a run leaves it that was interrupted; what is sealed and changed is not read at all."""
+    run = run_in(tmp_path / 'run', folders)
+    claim(run.out, [STATE], COMMAND)
+    if state:
+        torch.save(state, run.out / STATE)
+    else:
+        (run.out / STATE).write_bytes(state)
+    with pytest.raises(ValueError, match=rf'{STATE} .*\.$'):
+        train(run)

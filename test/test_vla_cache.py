@@ -23,7 +23,7 @@ from tiny_model import (
 from vla_policy_node.acceleration import Step, create
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 
 EAGER = {'relevant': 4, 'static': 12}

@@ -14,7 +14,7 @@ from torch.utils import flop_counter
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import read_statistics

@@ -143,6 +143,8 @@ def load_thresholds(checkpoint: Path, layers: int) -> dict[int, float]:
         'threshold')
     exits, thresholds = (
         tensors.get(name, torch.zeros(0)).flatten().tolist() for name in ('exits', 'thresholds'))
-    if len(exits) != len(thresholds) or not all(1 < count < layers for count in exits):
+    if len(exits) != len(thresholds) or not all(
+        1 < count < layers and count == int(count) for count in exits
+    ):
         raise ValueError(f'{path} is for another model: this one has {layers} layers.')
     return dict(zip(exits, thresholds, strict=True))

@@ -28,7 +28,8 @@ from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.bench.policy_run import PUBLIC_COUNT
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.models import small
-from vla_policy_node.models.config import ModelConfig, read_config
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.variants import create_model

@@ -22,7 +22,8 @@ from vla_policy_node.checks.findings import (
 )
 from vla_policy_node.checks.prompts import uses_llama2_tokenizer
 from vla_policy_node.models import preprocess
-from vla_policy_node.models.config import MAX_VOCABULARY, TokenIds
+from vla_policy_node.models.config import TokenIds
+from vla_policy_node.models.config_file import MAX_VOCABULARY
 from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.layout import read_model_config, read_normalisation
 from vla_policy_node.models.preprocess import ImagePreprocessor

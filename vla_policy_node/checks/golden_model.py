@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config import MAX_VOCABULARY
+from vla_policy_node.models.config_file import MAX_VOCABULARY
 from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor

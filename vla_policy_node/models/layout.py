@@ -22,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_policy_node.models import cogact_release, reading
-from vla_policy_node.models.config import ModelConfig, check_room, read_config
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.config_file import check_room, read_config
 from vla_policy_node.models.entries import Entries
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 
 from vla_policy_node.models.checkpoint import save_model
-from vla_policy_node.models.config import read_config
+from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.prompt import prompt_text
 from vla_policy_node.models.variants import create_model
