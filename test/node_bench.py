@@ -106,7 +106,7 @@ class Bench:
     def __init__(self, **parameters):
         self.robot = RobotDouble(parameters.get('compressed', False))
         given = {**FAST_ARM, 'use_sim_time': True, 'warmup_inferences': 1,
-                 'max_identical_frames': 0, 'clock_timeout_s': 60.0}  # the clock is the test's
+                 'freeze_timeout_s': 0.0, 'clock_timeout_s': 60.0}  # the clock is the test's
         overrides = [Parameter(k, value=v) for k, v in {**given, **parameters}.items()]
         self.node = CountingPolicyNode(self.robot.count_filed, parameter_overrides=overrides)
         self.now_ns = START_NS

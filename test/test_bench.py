@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_node_benchmark_fills_its_table(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
     done = subprocess.run(

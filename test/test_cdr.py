@@ -102,11 +102,20 @@ EXAMPLES = [
               data=bytes(range(12))),
         CompressedImage(header=Header(frame_id='camera'), format='png', data=bytes(range(9))),
         PoseStamped(header=Header(frame_id='base_link')),
-        JointState(name=['left', 'right'], position=[0.02, -0.02], velocity=[math.nan]),
+        JointState(name=['left', 'right'], position=[0.02, -0.02], velocity=[math.nan],
+                   effort=[1.0]),
         EndEffectorCommand(header=Header(frame_id='base_link'), gripper=1.0, epoch=3,
                            hold_reason=HoldReason(stream='wrist', text='Too old.')),
     )
 ]
+
+
+@pytest.mark.parametrize('raw', EXAMPLES)
+def test_a_message_that_lacks_its_last_byte_is_refused(raw):
+    read = list(READERS.values())[EXAMPLES.index(raw)]
+    read(raw)
+    with pytest.raises(MessageError, match='truncated'):
+        read(raw[:-1])
 
 
 def tries(raw):

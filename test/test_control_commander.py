@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_policy_node.control.action_spec import ActionSpec, GripperLatch
+from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
 from vla_policy_node.control.executors import create_executor
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.pairing import ObservationPairer
@@ -32,7 +32,7 @@ MAX_AGE = 200 * MS
 def make_parts(**changes):
     arguments = {
         'pairer': ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, MAX_AGE, 20 * MS),
-        'freeze': FreezeDetector(0),
+        'cameras': CameraWatch(STREAMS[:2], 0),
         'executor': create_executor('async', PERIOD),
         'limiter': CommandLimiter(
             Limits(0.05, 0.25, 1.0, 5.0, 20.0, 100.0, (-1, -1, -1), (1, 1, 1)), PERIOD / 1e9

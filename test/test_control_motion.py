@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_policy_node.control.action_spec import ActionSpec, GripperLatch
+from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
 from vla_policy_node.control.executors import create_executor
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
@@ -47,7 +47,7 @@ class Cell:
             ActionSpec('base_link', 'axis_angle', 1.0, 1.0, 1.0, 0.0), session, CommanderParts(
                 ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 10_000 * MS, 20 * MS,
                                   state_tolerance_ns=10_000 * MS),
-                FreezeDetector(0), create_executor('async', PERIOD),
+                CameraWatch(STREAMS[:2], 0), create_executor('async', PERIOD),
                 CommandLimiter(limits, PERIOD / 1e9), GripperLatch(), 0, motion))
         self.begin()
 

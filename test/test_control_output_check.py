@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
+from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
 from vla_policy_node.control.ensemble import EnsembleSettings
 from vla_policy_node.control.executors import create_executor
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.limits import Box, CommandLimiter, Limits
 from vla_policy_node.control.output_check import find_breach
@@ -106,7 +106,7 @@ def test_whatever_goes_in_no_command_is_unbounded_and_nothing_is_raised(
     session.activate()
     commander = Commander(ActionSpec.libero(), session, CommanderParts(
         ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 2000 * MS, 20 * MS),
-        FreezeDetector(0), create_executor(executor[0], period_ns, executor[1]),
+        CameraWatch(STREAMS[:2], 0), create_executor(executor[0], period_ns, executor[1]),
         CommandLimiter(limits, period_ns / 1e9), GripperLatch(), 0))
     goal = commander.begin('go', 10**18)
     now, last = 10**12, delta()
@@ -158,7 +158,7 @@ def test_a_breach_becomes_a_hold_that_is_counted(monkeypatch):
         delta=delta))
     commander = Commander(ActionSpec.libero(), session, CommanderParts(
         ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 200 * MS, 20 * MS),
-        FreezeDetector(0), create_executor('async', PERIOD), limiter, GripperLatch(), 0))
+        CameraWatch(STREAMS[:2], 0), create_executor('async', PERIOD), limiter, GripperLatch(), 0))
     goal = commander.begin('go', 10**18)
     now = 10**12
     commander.parts.executor.push(np.ones((4, 7)), now - PERIOD, goal.epoch)

@@ -7,12 +7,10 @@ the future.
 
 import threading
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_policy_node.control.freeze import FreezeDetector, picture_digest
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pairing import ObservationPairer, Pair
 
@@ -240,37 +238,21 @@ def test_d1_no_sequence_of_samples_yields_a_partial_stale_or_repeated_set(sequen
         taken = pair.stamp_ns
 
 
-def test_a_frozen_camera_is_named_while_the_state_advances():
-    pairer, detector = make_pairer(), FreezeDetector(max_identical=3)
-    holds = []
-    for tick in range(6):
-        now = NOW + tick * 50 * MS
-        file_all(pairer, now)
-        pair = pairer.take(now)
-        assert isinstance(pair, Pair) and pairer.health(now) is None
-        detector.observe('third_person', b'picture %d' % tick)
-        detector.observe('wrist', b'always the same')
-        holds.append(detector.health())
-    frozen = Hold(HoldReason.INPUT_FROZEN, 'wrist')
-    assert holds == [None] * 4 + [frozen] * 2
-    detector.observe('wrist', b'it moves again')
-    assert detector.health() is None
+def test_a_refused_message_holds_until_a_good_one_comes_and_hides_nothing_else():
+    pairer, invalid = make_pairer(), Hold(HoldReason.INPUT_INVALID, 'gripper')
+    file_all(pairer, NOW)
+    pairer.refuse('gripper', invalid)
+    assert pairer.health(NOW) == pairer.health(NOW) == invalid
+    assert isinstance(pairer.take(NOW), Pair)  # the good ones from before are still there
+    pairer.file('wrist', NOW + MS, None)
+    assert pairer.health(NOW) == invalid
+    pairer.file('gripper', NOW + MS, None)
+    assert pairer.health(NOW) is None
 
 
-def test_the_freeze_detector_can_be_off_and_forgets_on_reset():
-    off, on = FreezeDetector(0), FreezeDetector(1)
-    for _ in range(100):
-        off.observe('wrist', b'same')
-        on.observe('wrist', b'same')
-    assert off.health() is None
-    assert on.health() == Hold(HoldReason.INPUT_FROZEN, 'wrist')
-    on.reset()
-    assert on.health() is None
-    with pytest.raises(ValueError, match='max_identical'):
-        FreezeDetector(-1)
-
-
-def test_picture_digest_reads_bytes_and_arrays_alike():
-    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    assert picture_digest(picture) == picture_digest(picture.tobytes())
-    assert picture_digest(picture[:, ::-1]) != picture_digest(picture)
+def test_what_was_refused_is_forgotten_on_reset():
+    pairer = make_pairer()
+    pairer.refuse('wrist', Hold(HoldReason.INPUT_INVALID, 'wrist'))
+    pairer.reset()
+    file_all(pairer, NOW)
+    assert pairer.health(NOW) is None

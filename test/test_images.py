@@ -3,24 +3,28 @@
 import array
 import struct
 import time
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from vla_policy_node.control.views import GRID
+from vla_policy_node.nodes.cdr import SerialisedCompressedImage
 from vla_policy_node.nodes.images import (
-    ImageError,
     decode_compressed,
     decode_image,
-    stamp_of,
+    read_reference,
+    sample_compressed,
+    sample_image,
     to_image_message,
 )
+from vla_policy_node.nodes.picture_size import ImageError
 
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 RGB_OF = {
@@ -111,6 +115,7 @@ def replaced(**fields):
         (replaced(height=0), r'rgb8 image is empty \(5x0'),
         (replaced(width=0), r'rgb8 image is empty \(0x4'),
         (replaced(step=14), 'rgb8 image has step 14, but a row of 5 pixels needs 15'),
+        (replaced(height=5000, width=5000), '5000x5000 pixels; more than 8.4 million'),
         (replaced(height=5), 'rgb8 image of 5x5 pixels is truncated: 60 of 75 bytes'),
         (replaced(data=array.array('B')), 'truncated: 0 of 60'),
     ],
@@ -148,22 +153,106 @@ def test_a_compressed_grey_image_becomes_rgb():
 
 @given(st.binary(max_size=200))
 def test_compressed_garbage_is_refused(data):
-    with pytest.raises(ImageError, match="compressed image format 'jpeg' cannot be decoded"):
+    with pytest.raises(ImageError):
         decode_compressed(CompressedImage(format='jpeg', data=array.array('B', data)))
 
 
-@given(sec=st.integers(-(2**31), 2**31 - 1), nanosec=st.integers(0, 999_999_999))
-def test_the_stamp_is_read_without_deserialising(sec, nanosec):
-    header = Header(stamp=Time(sec=sec, nanosec=nanosec), frame_id='camera')
-    for msg in (Image(header=header), CompressedImage(header=header)):
-        assert stamp_of(serialize_message(msg)) == sec * 1_000_000_000 + nanosec
+def png_that_claims(width, height):
+    """A PNG of some kB that would decode to three bytes per pixel, all the same."""
+    data = bytearray(cv2.imencode('.png', np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    struct.pack_into('>II', data, 16, width, height)
+    struct.pack_into('>I', data, 29, zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
 
 
-def test_the_stamp_of_a_big_endian_message_is_read_too():
-    assert stamp_of(b'\x00\x00\x00\x00' + struct.pack('>iI', 7, 8)) == 7_000_000_008
+def jpeg_that_claims(width, height, before=b''):
+    data = cv2.imencode('.jpg', noise(16, 16))[1].tobytes()
+    at = next(i for i in range(len(data)) if data[i:i + 2] == b'\xff\xc0')
+    return (data[:2] + before + data[2:at + 5] + struct.pack('>HH', height, width)
+            + data[at + 9:])
 
 
-@pytest.mark.parametrize('raw', [b'', b'\x00\x01\x00\x00' + bytes(7), b'\x00\x03' + bytes(20)])
-def test_a_stamp_is_not_guessed_from_another_layout(raw):
-    with pytest.raises(ImageError, match='plain CDR'):
-        stamp_of(raw)
+# A marker without length, then what a reader that gives it one takes for a small frame header.
+HIDDEN = b'\xff\x01\x00\x02\xff\xc0\x00\x11\x08\x00\x10\x00\x10' + bytes(12)
+BOMBS = {
+    'png': png_that_claims(33_000, 33_000),
+    'png_of_2_to_the_31': png_that_claims(2**31 - 1, 2**31 - 1),
+    'jpeg': jpeg_that_claims(65_500, 65_500),
+    'jpeg_behind_a_small_header': jpeg_that_claims(65_500, 16_000, HIDDEN),
+}
+
+
+@pytest.mark.parametrize('bomb', BOMBS)
+def test_a_picture_that_claims_to_be_huge_is_refused_before_anything_is_allocated(
+    bomb, monkeypatch
+):
+    monkeypatch.setattr(cv2, 'imdecode', pytest.fail)
+    data = memoryview(BOMBS[bomb])
+    for decode in (decode_compressed, sample_compressed):
+        with pytest.raises(ImageError, match=r'more than 8\.4 million|no size'):
+            decode(SerialisedCompressedImage(0, '', 'png', data))
+
+
+@pytest.mark.parametrize('extension', ['.png', '.jpg'])
+def test_a_picture_that_ends_early_is_refused_and_padding_behind_it_is_not(extension):
+    data = compressed(noise(40, 50), extension).data.tobytes()
+    whole = decode_compressed(CompressedImage(data=data))
+    np.testing.assert_array_equal(decode_compressed(CompressedImage(data=data + bytes(9))), whole)
+    for end in (len(data) - 13, len(data) // 2, 30, 8, 3):
+        with pytest.raises(ImageError):
+            decode_compressed(CompressedImage(format='any', data=data[:end]))
+
+
+@pytest.mark.parametrize('extension', ['.bmp', '.tiff', '.webp'])
+def test_only_jpeg_and_png_are_decoded(extension):
+    with pytest.raises(ImageError, match='neither a JPEG nor a PNG'):
+        decode_compressed(compressed(noise(20, 20), extension))
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(['.png', '.jpg']), st.data())
+def test_flipped_bytes_of_a_picture_are_an_image_error_or_a_picture(extension, data):
+    whole = bytearray(compressed(noise(24, 32), extension).data.tobytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    msg = SerialisedCompressedImage(0, '', extension, memoryview(bytes(whole)))
+    for decode in (decode_compressed, sample_compressed):
+        try:
+            decode(msg)
+        except ImageError as error:
+            assert str(error).endswith('.')
+
+
+@given(
+    encoding=st.sampled_from(sorted(CHANNELS)),
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    padding=st.integers(0, 9),
+)
+def test_samples_are_pixels_of_the_decoded_picture(encoding, height, width, padding):
+    msg = message(noise(height, width, CHANNELS[encoding]), encoding, padding)
+    shape, samples = sample_image(msg)
+    assert (shape.height, shape.width, shape.encoding) == (height, width, encoding)
+    rows, columns = ((np.arange(GRID) + 0.5) * side // GRID for side in (height, width))
+    picked = decode_image(msg)[rows.astype(int)[:, None], columns.astype(int)]
+    order = [2, 1, 0] if encoding.startswith('bgr') else [0, 1, 2]
+    np.testing.assert_array_equal(samples[..., order], picked)
+
+
+def test_a_jpeg_is_sampled_at_an_eighth_of_its_size_and_a_small_one_as_it_is():
+    pictures = {}
+    for side in (24, 64, 512):
+        picture = cv2.resize(noise(4, 4), (side, side), interpolation=cv2.INTER_CUBIC)
+        shape, samples = sample_compressed(compressed(picture, '.jpg'))
+        assert (shape.width, shape.height, shape.encoding) == (side, side, 'jpeg')
+        pictures[side] = samples.astype(int)
+    assert np.abs(pictures[512] - pictures[64]).mean() < 6
+
+
+def test_a_reference_that_is_no_picture_is_refused_with_its_path(tmp_path):
+    (tmp_path / 'text.png').write_text('no picture')
+    for name in ('text.png', 'missing.png', '.'):
+        with pytest.raises(ValueError, match=name):
+            read_reference(str(tmp_path / name))
+    cv2.imwrite(str(tmp_path / 'view.png'), noise(40, 50))
+    assert read_reference(str(tmp_path / 'view.png')).shape == (GRID, GRID, 3)

@@ -14,6 +14,8 @@ from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.variants import create_model
 from vla_policy_node.models.weights import locate
 
+pytestmark = pytest.mark.slow  # checkpoints of hundreds of MB, in processes of their own
+
 MB = 10**6
 # Most of it is Python modules that loading imports, which does not grow with the checkpoint.
 LIMIT = 120 * MB

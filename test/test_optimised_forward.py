@@ -120,6 +120,7 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     assert (static.report().scores == plain.report().scores).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
 @torch.inference_mode()
 def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, monkeypatch):
@@ -129,6 +130,7 @@ def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, mon
     assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, methods, 'last56'))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypatch):
     """Torch's limit is 8 forms, and is told to each thread; beyond it, it gives up in silence."""

@@ -73,7 +73,7 @@ class Live:
 def parameters(tmp_path_factory):
     checkpoint = create_tiny_checkpoint(tmp_path_factory.mktemp('tiny'))
     return {'checkpoint': str(checkpoint), 'methods': ['lightvla'], 'pacing': 'observation',
-            'warmup_inferences': 1, 'max_identical_frames': 0, 'threads': 1}
+            'warmup_inferences': 1, 'freeze_timeout_s': 0.0, 'threads': 1}
 
 
 @pytest.fixture

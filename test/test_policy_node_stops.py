@@ -36,8 +36,8 @@ from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.nodes import policy_node, qos
+from vla_policy_node.nodes.cdr import stamp_of
 from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
-from vla_policy_node.nodes.images import stamp_of
 from vla_policy_node.policy import Policy
 
 Result = ExecuteInstruction.Result

@@ -125,7 +125,7 @@ def test_an_unknown_encoding_is_counted_and_named(settings, tmp_path):
 
     bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer})
     sentence = refused(bag, settings, tmp_path / 'out')
-    assert 'worker.input_invalid' in sentence
+    assert 'node.wrist.unreadable' in sentence
 
 
 def test_one_picture_of_an_unknown_encoding_costs_one_inference(settings, tmp_path):
@@ -135,7 +135,7 @@ def test_one_picture_of_an_unknown_encoding_costs_one_inference(settings, tmp_pa
 
     bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer_once})
     report = replay(bag, settings).report['a']
-    assert report['counts']['worker.input_invalid'] == 1
+    assert report['counts']['node.wrist.unreadable'] == 1
     assert report['holds']['input_invalid'] > 0
 
 

@@ -377,7 +377,7 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
 def test_the_tight_limits_are_loosened_for_the_simulated_world_only(tmp_path):
     robot, simulated = described(), described(world=True)
     assert robot['policy'].parameters['max_linear_velocity_m_s'] == 0.25
-    assert robot['policy'].parameters['max_identical_frames'] > 0
+    assert robot['policy'].parameters['freeze_timeout_s'] > 0
     assert simulated['policy'].parameters['max_linear_velocity_m_s'] == 1.75
     assert simulated['policy'].parameters['frame_id'] == 'world'
     mine = tmp_path / 'mine.yaml'

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
+from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.executors import ChunkExecutor
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter
 from vla_policy_node.control.motion import MotionLimits, MotionRecord
@@ -71,7 +71,7 @@ class CommanderParts:
     """What tunable parameters make; replaced as a whole, between two ticks."""
 
     pairer: ObservationPairer
-    freeze: FreezeDetector
+    cameras: CameraWatch
     executor: ChunkExecutor
     limiter: CommandLimiter
     latch: GripperLatch
@@ -122,6 +122,7 @@ class Commander:
             # The goal begins with what the cameras show already; a world in lock-step shows
             # nothing new before it gets a command.
             self.parts.pairer.rearm()
+            self.parts.cameras.begin()
             self.poses.begin()
             self._motion.begin()
             self._origin_m = None
@@ -156,6 +157,7 @@ class Commander:
         """Exchange the parts that parameters tune (any thread)."""
         with self._lock:
             parts.executor.reset(self.session.epoch)
+            parts.cameras.follow(self.parts.cameras)
             if not math.isnan(self._gripper):
                 parts.latch.update(self._gripper)  # other limits are no reason to open the hand
             self.parts = parts
@@ -231,9 +233,9 @@ class Commander:
         parts = self.parts
         stopped = self.session.hold()
         # The clock check must see every tick, or it would report a jump long past.
-        inputs = parts.pairer.health(now_ns) or parts.freeze.health()
+        inputs = parts.pairer.health(now_ns) or parts.cameras.health()
         if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
-            parts.freeze.reset()
+            parts.cameras.reset()
         return stopped or outside or inputs or self._fault
 
     def _act(self, now_ns: int, target_time_ns: int, steady_ns: int) -> Command | Hold:

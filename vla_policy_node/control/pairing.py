@@ -89,6 +89,7 @@ class ObservationPairer:
         self._awaited = set(self._cameras)  # streams whose next sample may complete a set
         self._arrived = False
         self._jumped = ''
+        self._refused: dict[str, Hold] = {}
 
     def file(self, stream: str, stamp_ns: int, payload: object) -> bool:
         """Keep a reference to one sample; return whether it is the newest (executor thread).
@@ -114,7 +115,17 @@ class ObservationPairer:
             if stream in self._awaited:
                 self._arrived = True
                 self._condition.notify_all()
+            self._refused.pop(stream, None)
             return True
+
+    def refuse(self, stream: str, hold: Hold) -> None:
+        """Note that the newest message of a stream cannot be used (executor thread).
+
+        `health` returns the hold until a good sample is filed. Good samples from before stay: what
+        one bad message hides is itself.
+        """
+        with self._condition:
+            self._refused[stream] = hold
 
     def wait(self, timeout_s: float) -> bool:
         """Block until a sample arrived that `take` has not seen (worker thread).
@@ -160,6 +171,8 @@ class ObservationPairer:
             if self._jumped:
                 jumped, self._jumped = self._jumped, ''
                 return Hold(HoldReason.CLOCK_JUMP, jumped)
+            for hold in self._refused.values():
+                return hold
             hold = self._check_streams(now_ns)
             if hold is not None:
                 return hold
@@ -182,6 +195,7 @@ class ObservationPairer:
             for samples in self._samples.values():
                 samples.clear()
             self._used_ns.clear()
+            self._refused.clear()
             self._jumped = ''
             self._arrived = True
             self._condition.notify_all()

@@ -20,7 +20,8 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.images import decode_image, stamp_of
+from vla_policy_node.nodes.cdr import stamp_of
+from vla_policy_node.nodes.images import decode_image
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.policy import TokenSelection as Selection

@@ -104,7 +104,8 @@ def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...
         raise MessageError(
             f'The joint state claims {count} names; send the joints of the gripper alone.')
     names = tuple(reader.string() for _ in range(count))
-    return stamp_ns, names, reader.doubles(reader.uint32())
+    positions, *_ = (reader.doubles(reader.uint32()) for _ in range(3))  # velocities, efforts
+    return stamp_ns, names, positions
 
 
 def read_command(raw: Bytes) -> SentCommand:

@@ -1,24 +1,21 @@
 """Serialised messages of one pair to what the policy takes."""
 
+import cv2
 import numpy as np
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.pairing import Pair
-from vla_policy_node.nodes.images import ImageError, decode_compressed, decode_image
+from vla_policy_node.nodes.cdr import MessageError, read_compressed_image, read_image
+from vla_policy_node.nodes.images import decode_compressed, decode_image
+from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.states import decode_gripper, decode_pose
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.policy import Observation
 
-# Encapsulation and stamp of a serialised message: they differ where the picture does not.
-_STAMP_BYTES = 12
-
 
 def decode_pair(
-    pair: Pair, instruction: str, frame_id: str, compressed: bool, freeze: FreezeDetector
+    pair: Pair, instruction: str, frame_id: str, compressed: bool
 ) -> tuple[Observation, dict[str, Header]]:
     """Return the observation and the header of each camera's message (worker thread).
 
@@ -26,15 +23,18 @@ def decode_pair(
     """
     images, headers = {}, {}
     for camera in CAMERAS:
-        raw = pair.payloads[camera]
-        freeze.observe(camera, memoryview(raw)[_STAMP_BYTES:])
-        msg = deserialize_message(raw, CompressedImage if compressed else Image)
-        try:
-            images[camera] = decode_compressed(msg) if compressed else decode_image(msg)
-        except ImageError as error:
-            raise HoldError(Hold(HoldReason.INPUT_INVALID, camera), str(error)) from error
-        headers[camera] = msg.header
+        images[camera], headers[camera] = _decode_picture(
+            camera, pair.payloads[camera], compressed)
     pose = decode_pose(pair.payloads[POSE], frame_id)
     proprio = np.concatenate([
         pose.position_m, pose.rotation_rad, decode_gripper(pair.payloads[GRIPPER])])
     return Observation(images, proprio, instruction), headers
+
+
+def _decode_picture(camera: str, raw: bytes, compressed: bool) -> tuple[np.ndarray, Header]:
+    try:
+        msg = read_compressed_image(raw) if compressed else read_image(raw)
+        image = decode_compressed(msg) if compressed else decode_image(msg)
+    except (MessageError, MemoryError, cv2.error) as error:
+        raise HoldError(Hold(HoldReason.INPUT_INVALID, camera), str(error)) from error
+    return image, Header(stamp=to_time(msg.stamp_ns), frame_id=msg.frame_id)

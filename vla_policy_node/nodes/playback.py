@@ -6,10 +6,14 @@ Both are for the playing thread of `player_node`.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold
-from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.control.session import Session
+from vla_policy_node.nodes.cdr import MessageError, stamp_of
+from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.policy_node import CLOCK_FILED
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 
@@ -54,7 +58,7 @@ class RealTime:
 class LockStep:
     """Goes on when the node has filed each sample and has answered each observation.
 
-    Which observations there are it knows from a pairer of its own, made from the node's parameters
+    Which observations there are it knows from inputs of its own, made from the node's parameters
     and fed with the same samples in the same order.
     """
 
@@ -62,7 +66,9 @@ class LockStep:
         if parameters.pacing != 'observation':
             raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
         self._player = player
-        self._pairer = parameters.make_parts().pairer
+        commander = Commander(parameters.action_spec(), Session(), parameters.make_parts())
+        self._inputs = Inputs(commander, parameters.compressed)
+        self._pairer, self._cameras = commander.parts.pairer, commander.parts.cameras
         self._now_ns = 0
         self._expected = player.commands
 
@@ -79,16 +85,18 @@ class LockStep:
         player = self._player
         try:
             stamp_ns = stamp_of(raw)
-        except ImageError:
+        except MessageError:
             return
         player.publish(stream, raw)
         player.wait(lambda: player.filed(stream) == stamp_ns, f'the policy node to file {stream}')
-        self._pairer.file(stream, stamp_ns, None)
+        with suppress(RefusedError):
+            self._inputs.file(stream, raw)
         self._await_command()
 
     def begun(self) -> None:
         """Wait for the command on what was there when the goal began."""
         self._pairer.rearm()
+        self._cameras.begin()
         self._await_command()
 
     def _await_command(self) -> None:

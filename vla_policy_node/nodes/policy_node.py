@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -30,11 +31,11 @@ from vla_policy_node.control.pacing import Beat, Pacing
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import GoalRefusedError, Outcome, Session
 from vla_policy_node.nodes import messages, qos
+from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.command_loop import CommandLoop
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
-from vla_policy_node.nodes.images import ImageError, stamp_of
-from vla_policy_node.nodes.inputs import Inputs
+from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.lifecycle import state_label, transition
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
@@ -117,7 +118,7 @@ class PolicyNode(LifecycleNode):
             parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
             self.get_logger(), parameters.inference_timeout_s,
         )
-        self._inputs = Inputs(self._commander)
+        self._inputs = Inputs(self._commander, parameters.compressed)
         self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
         if lock_step:
             self._clock_watch = self.get_clock().create_jump_callback(
@@ -284,13 +285,13 @@ class PolicyNode(LifecycleNode):
     # --- inputs: executor thread ---
 
     def _file(self, stream: str, raw: bytes) -> None:
-        """File the bytes by stamp; nothing is decoded here."""
+        """File the bytes by stamp, if they are good."""
         try:
             self._inputs.file(stream, raw)
-        except ImageError as error:
-            self._count_and_warn(f'{stream}.unreadable', str(error))
-        else:
-            if self._clock_watch is not None:
+        except RefusedError as error:
+            self._count_and_warn(f'{stream}.{error.why}', str(error))
+        if self._clock_watch is not None:
+            with suppress(MessageError):
                 self._tell_filed(stream, stamp_of(raw))
 
     def _tell_filed(self, what: str, stamp_ns: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+import numpy as np
 import yaml
 
 from vla_policy_node.control.action_spec import (
@@ -13,13 +14,14 @@ from vla_policy_node.control.action_spec import (
     GripperLatch,
     check_chunk_length,
 )
+from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import CommanderParts
 from vla_policy_node.control.ensemble import WEIGHTINGS, EnsembleSettings
 from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
-from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.nodes.images import read_reference
 from vla_policy_node.nodes.parameter_fields import check_values, parameter
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.policy import Policy
@@ -91,10 +93,13 @@ class PolicyParameters:
     future_tolerance_s: float = parameter(
         0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
         tunable=True)
-    max_identical_frames: int = parameter(
-        5, 'More identical pictures in a row, of those inferred from, mean a frozen camera; 0: do '
-        'not look. A real camera never repeats a picture; a simulator of a still scene does.',
-        '', 0, 10000, tunable=True)
+    freeze_timeout_s: float = parameter(
+        0.5, 'A camera whose stamps go on for this long while its picture stays the same is '
+        'frozen; 0: do not look. The noise of a real camera changes every picture of a still '
+        'scene; a simulator draws the same one again.', 's', 0.0, 60.0, tunable=True)
+    third_person_reference: str = parameter(
+        '', 'Picture file (jpeg or png) with the view that the third-person camera must have; '
+        'empty: any.')
     input_timeout_s: float = parameter(
         2.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
         '0: hold, and go on when they are good again.', 's', 0.0, 3600.0, tunable=True)
@@ -261,6 +266,10 @@ class PolicyParameters:
             settings.setdefault(method, {})[name] = yaml.safe_load(value)
         return settings
 
+    def _references(self) -> dict[str, np.ndarray]:
+        path = self.third_person_reference
+        return {CAMERAS[0]: read_reference(path)} if path else {}
+
     def action_spec(self) -> ActionSpec:
         """Return what the policy's actions mean. Raises ValueError."""
         return ActionSpec(
@@ -296,7 +305,7 @@ class PolicyParameters:
                 CAMERAS, (POSE, GRIPPER), _ns(self.max_spread_s), _ns(self.max_age_s),
                 _ns(self.future_tolerance_s), state_tolerance_ns=_ns(self.state_tolerance_s),
             ),
-            FreezeDetector(self.max_identical_frames),
+            CameraWatch(CAMERAS, _ns(self.freeze_timeout_s), self._references()),
             create_executor(self.execution_mode, self.period_ns, ensemble),
             CommandLimiter(self._limits(), self.period_ns / 1e9),
             GripperLatch(self.gripper_threshold, self.gripper_dead_band),

@@ -179,9 +179,7 @@ class PolicyWorker:
         age_ns = self._now_ns() - pair.stamp_ns
         started = time.perf_counter()
         observation, headers = decode_pair(
-            pair, goal.instruction, self._commander.spec.frame_id, self._compressed,
-            self._commander.parts.freeze,
-        )
+            pair, goal.instruction, self._commander.spec.frame_id, self._compressed)
         decode_ms = (time.perf_counter() - started) * 1e3
         chunk = self._policy.infer(observation)
         chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})

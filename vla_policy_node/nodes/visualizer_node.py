@@ -13,18 +13,13 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_msgs.msg import TokenSelection
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.nodes.ending import leave
-from vla_policy_node.nodes.images import (
-    decode_compressed,
-    decode_image,
-    stamp_of,
-    to_image_message,
-)
+from vla_policy_node.nodes.images import decode_compressed, decode_image, to_image_message
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, to_ns
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
@@ -82,19 +77,15 @@ class VisualizerNode(Node):
         super().__init__('visualizer', **options)
         store = ParameterStore(self, VisualizerParameters, lambda: True, self._apply)
         self._settings = store.checked()
-        if self._settings.compressed:
-            self._image_type, self._decode = CompressedImage, decode_compressed
-            topic = 'image_raw/compressed'
-        else:
-            self._image_type, self._decode = Image, decode_image
-            topic = 'image_raw'
+        image_type, topic = ((CompressedImage, 'image_raw/compressed')
+                             if self._settings.compressed else (Image, 'image_raw'))
         self._cameras = {}
         for name in CAMERAS:
             self._cameras[name] = _Camera(
                 self.create_publisher(Image, f'{name}/overlay', qos.overlay_output())
             )
             self.create_subscription(
-                self._image_type,
+                image_type,
                 f'{name}/{topic}',
                 partial(self._on_image, self._cameras[name]),
                 qos.camera_input(),
@@ -148,13 +139,18 @@ class VisualizerNode(Node):
         camera.drawn_at_s = now_s
         raw = camera.frames[to_ns(selection.header.stamp)]
         try:
-            image = self._decode(deserialize_message(raw, self._image_type))
+            image = self._decode(raw)
             is_recent = now_s - self._shadow_at_s < SHADOW_AGE_S
             picture = _draw(image, selection, self._shadow if is_recent else '')
         except ValueError as error:
             self._complain(error)
             return
         camera.overlay.publish(to_image_message(picture, selection.header))
+
+    def _decode(self, raw: bytes) -> np.ndarray:
+        if self._settings.compressed:
+            return decode_compressed(read_compressed_image(raw))
+        return decode_image(read_image(raw))
 
     def _complain(self, reason: object) -> None:
         self.get_logger().warning(str(reason), throttle_duration_sec=5.0)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image
 
-from vla_policy_node.nodes.images import decode_compressed, decode_image, stamp_of
+from vla_policy_node.nodes.cdr import read_compressed_image, read_image, stamp_of
+from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.overlay import draw_overlay
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.replay.bag import Bag
@@ -52,8 +51,8 @@ def moments(
 
 def _decode(raw: bytes, compressed: bool) -> np.ndarray:
     if compressed:
-        return decode_compressed(deserialize_message(raw, CompressedImage))
-    return decode_image(deserialize_message(raw, Image))
+        return decode_compressed(read_compressed_image(raw))
+    return decode_image(read_image(raw))
 
 
 def draw_moment(

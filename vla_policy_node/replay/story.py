@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.images import ImageError, stamp_of
+from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
@@ -100,7 +100,7 @@ class _Teller:
         if is_camera:
             try:
                 stamp_ns = stamp_of(raw)
-            except ImageError:
+            except MessageError:
                 return  # the replay counts it
             self._delays_ns.append(time_ns - stamp_ns)
             self._first_ns = self._first_ns or min(time_ns, stamp_ns)

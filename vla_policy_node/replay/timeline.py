@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
-from vla_policy_node.nodes.images import ImageError, stamp_of
-from vla_policy_node.nodes.inputs import Inputs
+from vla_policy_node.nodes.cdr import MessageError, stamp_of
+from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.policy import ActionChunk, Observation, Policy
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Goal, Story
@@ -35,7 +35,7 @@ class Timeline:
         self._events = events(bag, topics, story)
         self._next = next(self._events, None)
         self._commander = commander
-        self._inputs = Inputs(commander)
+        self._inputs = Inputs(commander, topics.compressed)
         self._period_ns = period_ns
         self._on_command = on_command
         self.now_ns = self._next[0] if self._next else 0
@@ -91,8 +91,8 @@ class Timeline:
     def _file(self, stream: str, raw: bytes) -> None:
         try:
             self._inputs.file(stream, raw)
-        except ImageError:
-            self.counts[f'{stream}.unreadable'] += 1
+        except RefusedError as error:
+            self.counts[f'{stream}.{error.why}'] += 1
 
 
 class PacedPolicy:
@@ -127,7 +127,7 @@ def events(bag: Bag, topics: BagTopics, story: Story) -> Iterator[Event]:
         if story.on_stamps:
             try:
                 time_ns = stamp_of(raw)
-            except ImageError:
+            except MessageError:
                 time_ns = goals[0][0] if goals else 0
         while goals and goals[0][0] < time_ns:
             yield goals.pop(0)

@@ -11,8 +11,7 @@ from vla_policy_node.bench.faults.records import Promise, Sent, Span
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.session import Outcome, Session
-from vla_policy_node.nodes.images import ImageError
-from vla_policy_node.nodes.inputs import Inputs
+from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 
@@ -39,7 +38,7 @@ class Machine:
         self._worker = PolicyWorker(
             policy, self.commander, self.parameters.period_ns, self.parameters.compressed, now_ns,
             lambda result: None, logger=_SILENT)
-        self._inputs = Inputs(self.commander)
+        self._inputs = Inputs(self.commander, self.parameters.compressed)
 
     def activate(self) -> None:
         """Allow goals, as `on_activate`."""
@@ -74,7 +73,7 @@ class Machine:
 
     def file(self, stream: str, raw: bytes) -> None:
         """Hand over a message as a subscription does."""
-        with suppress(ImageError):
+        with suppress(RefusedError):
             self._inputs.file(stream, raw)
 
     def work(self) -> None:
