@@ -2,6 +2,7 @@
 numbers in every run, whatever ran before it.
 """
 
+import signal
 import sys
 
 import marks
@@ -28,6 +29,19 @@ def pinned_threads():
     torch.set_num_threads(TORCH_THREADS)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def interruptible():
+    """Let processes that tests start be interrupted, also where a shell started pytest with `&`.
+
+    Such a shell has its jobs ignore SIGINT, and what is ignored is inherited.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
