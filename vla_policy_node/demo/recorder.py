@@ -106,7 +106,8 @@ class DemoRecorder(Node):
                    lambda msg, c=camera: self._on_overlay(c, msg), qos.overlay_output())
         listen(PoseStamped, 'ee_pose', self._on_pose, qos.state_input())
         listen(JointState, 'gripper_state', self._on_gripper, qos.state_input())
-        listen(EndEffectorCommand, 'command', self._on_command, qos.command_input())
+        # Each counts, not only the newest: a recorder on a busy machine is late.
+        listen(EndEffectorCommand, 'command', self._on_command, qos.event_output())
         listen(ActionChunk, 'action_chunk', self._on_chunk, qos.event_output())
         listen(TokenSelection, 'token_selection', self._on_selection, qos.event_output())
         listen(WorldStatus, 'world_status', self._on_world, qos.event_output())
