@@ -196,8 +196,6 @@ def test_a_camera_that_shows_something_else_holds_and_comes_back(
     assert command.hold_reason.stream == camera
     assert not script.calls
     bench.robot.alter.clear()
-    bench.observe()  # after `third_person` shown twice only the second of these is believed
-    bench.advance()
     bench.infer()
     assert bench.advance().hold_reason.code == HoldReason.NONE
 

@@ -58,7 +58,7 @@ class _Camera:
 
     def begun(self) -> None:
         self.shapes = Counter([self.seen_shape] if self.seen_shape else [])
-        self.strays, self.own_view = 0, None
+        self.strays, self.seen_view, self.own_view = 0, None, None
 
 
 class CameraWatch:
@@ -145,14 +145,15 @@ class CameraWatch:
     def _check_view(
         self, camera: str, state: _Camera, view: np.ndarray, others: Mapping[str, _Camera]
     ) -> None:
-        state.seen_view = view
         for name, other in others.items():
-            same = other.seen_view is not None and view @ other.seen_view > _SAME_VIEW
             swapped = False
             if state.own_view is not None and other.own_view is not None:
                 as_other = view @ other.own_view
                 swapped = (as_other > _OTHERS_VIEW
                            and view @ state.own_view < as_other - _OWN_BEHIND)
+            if not swapped:  # then the other one's next frame has nothing to fear from this one
+                state.seen_view = view
+            same = other.seen_view is not None and view @ other.seen_view > _SAME_VIEW
             if same or swapped:
                 raise HoldError(
                     Hold(HoldReason.CAMERA_CHANGED, camera),

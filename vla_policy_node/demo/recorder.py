@@ -20,7 +20,7 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.cdr import stamp_of
+from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.images import decode_image
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
@@ -116,7 +116,10 @@ class DemoRecorder(Node):
 
     def _on_image(self, camera: str, raw: bytes) -> None:
         history = self._images[camera]
-        history[stamp_of(raw)] = raw
+        try:
+            history[stamp_of(raw)] = raw
+        except MessageError:
+            return
         while len(history) > FRAME_HISTORY:
             history.popitem(last=False)
 
