@@ -170,19 +170,23 @@ def test_a_world_in_real_time_obeys_the_guard_if_there_is_one():
     assert described(world=True)['world'].remappings == {}
 
 
-def test_the_guard_has_the_policy_s_rate_and_lets_its_actions_pass(tmp_path):
+SHARED = ('control_rate_hz', 'max_step_translation_m', 'max_step_rotation_rad', 'publish_twist')
+
+
+def test_the_guard_has_the_policy_s_rate_and_ceilings(tmp_path):
     path = tmp_path / 'my.yaml'
-    path.write_text('policy: {ros__parameters: {control_rate_hz: 10.0, publish_twist: true}}')
+    path.write_text('policy: {ros__parameters: {control_rate_hz: 10.0, publish_twist: true, '
+                    'max_step_translation_m: 0.3, max_step_rotation_rad: 0.7}}')
     guard = described(config=str(path))['guard'].parameters
-    assert (guard['control_rate_hz'], guard['publish_twist']) == (10.0, True)
-    for name in ('bringup', 'lightvla_libero', 'openvla_oft_libero', 'cogact_bridge'):
-        nodes = described(config=str(ROOT / 'config' / f'{name}.yaml'))
-        policy = PolicyParameters.from_values(nodes['policy'].parameters)
-        guard = nodes['guard'].parameters.copy()
-        del guard['use_sim_time']
-        guard = GuardParameters(**guard)
-        assert guard.max_step_translation_m >= policy.max_step_translation_m
-        assert guard.max_step_rotation_rad >= policy.max_step_rotation_rad
+    assert [guard[name] for name in SHARED] == [10.0, 0.3, 0.7, True]
+    world = described(world=True, guard='true')
+    assert all(world['guard'].parameters[name] == world['policy'].parameters[name]
+               for name in SHARED)
+
+
+def test_a_guard_without_parameters_is_that_of_a_policy_without_parameters():
+    policy, guard = PolicyParameters(), GuardParameters()
+    assert all(getattr(policy, name) == getattr(guard, name) for name in SHARED)
 
 
 def test_lock_step_sets_up_both_ends():

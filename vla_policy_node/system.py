@@ -88,8 +88,9 @@ _TOPICS = {
 }
 # Of the guard; what comes in is the policy's.
 _GUARDED = 'guarded_command'
-# Parameters of the policy that are the guard's, too.
-_SHARED = ('control_rate_hz', 'publish_twist')
+# Parameters of the policy that are the guard's, too: as the files have them, whatever becomes of
+# the policy's own at run time.
+_SHARED = ('control_rate_hz', 'max_step_translation_m', 'max_step_rotation_rad', 'publish_twist')
 
 
 @dataclass(frozen=True)

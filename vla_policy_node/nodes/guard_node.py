@@ -39,9 +39,9 @@ class GuardParameters:
     control_rate_hz: float = parameter(20.0, 'Rate of commands: that of the policy.', 'Hz', 1.0,
                                        200.0)
     max_step_translation_m: float = parameter(
-        0.05, 'Largest displacement that passes, per control period.', 'm', 1e-6, 10.0)
+        0.0125, 'Largest translation that passes, per control period.', 'm', 1e-6, 1.0)
     max_step_rotation_rad: float = parameter(
-        0.25, 'Largest rotation that passes, per control period.', 'rad', 1e-6, 10.0)
+        0.025, 'Largest rotation that passes, per control period.', 'rad', 1e-6, 3.2)
     publish_twist: bool = parameter(
         False, 'Also publish geometry_msgs/TwistStamped for MoveIt Servo (speed units).')
 
@@ -137,6 +137,9 @@ class GuardNode(Node):
             self._hold = hold
             if hold.code is HoldReason.NONE:
                 self.get_logger().info('Commands pass.')
+            elif hold.code is HoldReason.ACTION_INVALID:
+                self._warn('The guard holds the robot: a command is not finite, or above '
+                           'max_step_translation_m or max_step_rotation_rad of the guard.')
             else:
                 self._warn(f'The guard holds the robot: {hold.text}')
 
