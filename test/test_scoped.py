@@ -14,6 +14,7 @@ from rich.console import Console
 import vla_policy_node
 from vla_policy_node.acceleration import Method
 from vla_policy_node.bench import methods_published, policy_run
+from vla_policy_node.bringup import private_domain
 from vla_policy_node.evaluation import run as evaluation_run
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy import CAMERAS, Observation, Policy
@@ -214,6 +215,19 @@ def test_the_environment_is_put_back(monkeypatch, tmp_path):
     with demonstration_set._pool(1, tmp_path, None):
         assert os.environ['OMP_NUM_THREADS'] == '1'
     assert os.environ['OMP_NUM_THREADS'] == '3'
+
+
+def test_a_domain_of_ones_own_is_left_again(monkeypatch):
+    for name in ('ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE'):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with private_domain():
+        assert 1 <= int(os.environ['ROS_DOMAIN_ID']) <= 101
+        assert os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+    assert os.environ == before
+    monkeypatch.setenv('ROS_DOMAIN_ID', '7')
+    with private_domain():
+        assert os.environ['ROS_DOMAIN_ID'] == '7'
 
 
 class Settings(ast.NodeVisitor):

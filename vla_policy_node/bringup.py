@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TextIO
 
+from vla_policy_node.scoped import environment
 from vla_policy_node.system import NodeSpec, leash, middleware_environment
 
 # Time for a node to end an inference, send its hold and free its model.
@@ -117,14 +119,16 @@ class System:
             reader.join(1.0)
 
 
-def enter_private_domain() -> None:
-    """Keep this process and its children to themselves, unless the environment says otherwise.
+def private_domain() -> AbstractContextManager:
+    """Keep what this process says meanwhile, and its children, to themselves.
 
-    Off the network, in a domain that no other system on this machine is likely to use.
+    Off the network, in a domain that no other system on this machine is likely to use; where the
+    environment says otherwise, that counts.
     """
-    os.environ.update(middleware_environment())
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 101))
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    chosen = {'ROS_DOMAIN_ID': str(1 + os.getpid() % 101),
+              'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    chosen.update((name, os.environ[name]) for name in chosen if name in os.environ)
+    return environment(**chosen, **middleware_environment())
 
 
 def command_line(node: NodeSpec) -> list[str]:

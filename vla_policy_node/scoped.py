@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+# torch is imported where it is needed: who only sets the environment starts sooner without it.
 
 # How many calls are inside `torch_threads`, and how many threads torch used outside of them.
 _lock = threading.Lock()
@@ -34,6 +34,8 @@ def torch_threads(count: int) -> Iterator[None]:
     if not count:
         yield
         return
+    import torch
+
     before = _enter()
     torch.set_num_threads(count)
     try:
@@ -44,6 +46,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def _enter() -> int:
     global _inside, _outside
+    import torch
+
     with _lock:
         # Asked in any case: a thread that was set before it ever asked is set anew when it does.
         before = torch.get_num_threads()
@@ -58,6 +62,8 @@ def _enter() -> int:
 
 def _leave(before: int) -> None:
     global _inside
+    import torch
+
     with _lock:
         torch.set_num_threads(before)
         _inside -= 1

@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.bringup import System, enter_private_domain
+from vla_policy_node.bringup import System, private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.machine import processor_name
@@ -70,11 +70,11 @@ def measure(
     duration_s: float, arguments: dict[str, str | bool], out: Path, console: Console
 ) -> dict:
     """Run cameras and policy for duration_s and return the figures."""
-    enter_private_domain()
     # The arm of the stand-in never moves, whatever it is told.
     nodes = describe({**arguments, 'guard': 'false', 'visualizer': False, 'autostart': True},
                      {'policy': {'max_tracking_error_m': 0.0}})
-    with (out / LOG).open('w') as log, _cameras(), System(nodes, output=log) as system:
+    with ((out / LOG).open('w') as log, private_domain(), _cameras(),
+          System(nodes, output=log) as system):
         rclpy.init(args=[])
         listener = Listener()
         executor = SingleThreadedExecutor()

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import PolicyInfo
 from vla_msgs.srv import ResetWorld
-from vla_policy_node.bringup import NodeDiedError, System, enter_private_domain
+from vla_policy_node.bringup import NodeDiedError, System, private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
@@ -145,10 +145,9 @@ def run_demo(
     """
     files = [LOG, FIGURES, *report.picture_names(len(scenes)), *_bag_names()]
     claim(out, files, COMMAND, anew=True)
-    enter_private_domain()
     log_path, bag = out / LOG, out / BAG
     try:
-        with log_path.open('w') as log:
+        with log_path.open('w') as log, private_domain():
             def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
                 return _record(bag, lock_step, scenes, steps, arguments, log, console)
 
