@@ -21,8 +21,8 @@ def goal_stops(rng: Rng, span: Span) -> Fault:
 
     def restart(simulation: Simulation) -> None:
         if again:
-            simulation.machine.reset_estop()
-            simulation.machine.activate()
+            simulation.reset_estop()
+            simulation.activate()
             simulation.begin()
 
     return Fault('goal_stops', span, begin=lambda s: s.stop(stop), end=restart)
@@ -38,7 +38,7 @@ def goal_storm(rng: Rng, span: Span) -> Fault:
         if name == 'begin':
             simulation.begin()
         elif name == 'reset':
-            simulation.machine.reset_estop()
+            simulation.reset_estop()
         else:
             simulation.stop(name)
 
@@ -89,7 +89,7 @@ def parameter_limits(rng: Rng, span: Span) -> Fault:
     chosen = [name for name in names if rng.random() < 0.5] or [names[0]]
 
     def scale(simulation: Simulation, by: float) -> None:
-        parameters = simulation.machine.parameters
+        parameters = simulation.parameters
         simulation.change(**{name: getattr(parameters, name) * by for name in chosen})
 
     return Fault('parameter_limits', span, begin=lambda s: scale(s, factor),
@@ -129,7 +129,7 @@ def _changed(name: str, span: Span, changes: Callable[[Simulation], dict]) -> Fa
 
     def begin(simulation: Simulation) -> None:
         wanted = changes(simulation)
-        before.update({key: getattr(simulation.machine.parameters, key) for key in wanted})
+        before.update({key: getattr(simulation.parameters, key) for key in wanted})
         simulation.change(**wanted)
 
     return Fault(name, span, begin=begin, end=lambda s: s.change(**before))

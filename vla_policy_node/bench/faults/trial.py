@@ -128,26 +128,26 @@ def _turn(quaternion: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
 
 
 class Policy:
-    """A policy that answers as its trial says; time passes while it thinks."""
+    """A policy that answers as its trial says; `think` lets the time of an inference pass."""
 
-    def __init__(self, simulation: 'Simulation', rng: np.random.Generator):
-        self._simulation, self._rng = simulation, rng
+    def __init__(self, setup: Setup, rng: np.random.Generator, think: Callable[[float], None]):
+        self._setup, self._rng, self._think = setup, rng, think
         self._heading = rng.normal(size=7)
         self.description = None
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
-        self.latency_s = simulation.setup.latency_s
+        self.latency_s = setup.latency_s
 
     def reset(self) -> None:
         """Forget nothing: there is nothing."""
 
     def infer(self, observation) -> ActionChunk:
         """Return a chunk in the units of LIBERO, or what a fault makes of it."""
-        self._simulation.run_until(self._simulation.now_s + self.latency_s)
-        actions = self.answer(self._actions(self._simulation.setup.chunk_length))
+        self._think(self.latency_s)
+        actions = self.answer(self._actions(self._setup.chunk_length))
         return ActionChunk(actions, (), {'head': 1.0}, 'scripted', 32, 32)
 
     def _actions(self, length: int) -> np.ndarray:
-        motion = self._simulation.setup.motion
+        motion = self._setup.motion
         if motion == 'push':
             return np.tile(self._heading / np.abs(self._heading).max(), (length, 1))
         if motion == 'zigzag':
@@ -167,7 +167,7 @@ class Simulation:
         self.setup, self.faults, self.rng = setup, faults, rng
         self.now_s = 0.0
         self.node_clock, self.source_clock = (Clock(setup.clock_start_s) for _ in range(2))
-        self.policy = Policy(self, rng)
+        self.policy = Policy(setup, rng, lambda spent_s: self.run_until(self.now_s + spent_s))
         self.machine = Machine(setup.parameters, self.policy, self.node_ns)
         self.period_s = 1.0 / self.machine.parameters.control_rate_hz
         self.robot = Robot(setup.start_m, self.period_s, setup.lag_s)
@@ -204,6 +204,19 @@ class Simulation:
         getattr(self.machine, kind)()
         self.trial.stops.append(Stop(kind, self.now_s, self.now_s))
         self._end_goals()
+
+    def reset_estop(self) -> None:
+        """Release the emergency stop."""
+        self.machine.reset_estop()
+
+    def activate(self) -> None:
+        """Allow goals."""
+        self.machine.activate()
+
+    @property
+    def parameters(self) -> object:
+        """The parameters of the node, by attribute."""
+        return self.machine.parameters
 
     def change(self, **values) -> bool:
         """Set parameters; whether they were accepted."""
@@ -289,8 +302,8 @@ class Simulation:
         self.policy.answer, self.policy.latency_s = lambda actions: actions, 0.02
         self.setup.motion = 'calm'
         self.stop('cancel')
-        self.machine.reset_estop()
-        self.machine.activate()
+        self.reset_estop()
+        self.activate()
         if not self.begin():
             self.trial.stuck.append('a goal was refused after everything was made well again')
 
