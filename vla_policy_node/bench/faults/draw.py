@@ -39,6 +39,12 @@ def draw(case: int, seed: int) -> tuple[Setup, list[Fault], np.random.Generator,
     return setup, faults, rng, over_s + RECOVER_AFTER_S
 
 
+def draw_fault(kind: str, case: int, seed: int, from_s: float = 0.0) -> Fault:
+    """Return the one fault of a case on a running node, which begins at a time (s)."""
+    rng = np.random.default_rng([seed, case])
+    return KINDS[kind](rng, Span(from_s, from_s + rng.uniform(0.1, 0.7)))
+
+
 def _draw_setup(rng: np.random.Generator) -> Setup:
     parameters = {
         'checkpoint': 'none',
@@ -56,4 +62,4 @@ def _draw_setup(rng: np.random.Generator) -> Setup:
         state_hz=pick(rng, (20.0, 30.0)), transport_s=rng.uniform(0.0, 0.02),
         lag_s=pick(rng, (0.0, 0.02, 0.05)), motion=pick(rng, ('calm', 'push', 'zigzag', 'random')),
         clock_start_s=pick(rng, (1_000.0, 1_700_000_000.0)), start_m=START_M,
-        goal_at_s=rng.uniform(0.05, 0.25))
+        goal_at_s=rng.uniform(0.05, 0.25), simulated=rng.random() < 0.25)

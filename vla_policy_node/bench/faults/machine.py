@@ -9,15 +9,18 @@ from contextlib import suppress
 
 from vla_policy_node.bench.faults.records import Promise, Sent, Span
 from vla_policy_node.control.commander import Command, Commander
-from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.pacing import Beat, Pacer, Pacing
 from vla_policy_node.control.session import Outcome, Session
 from vla_policy_node.nodes.inputs import Inputs, RefusedError
+from vla_policy_node.nodes.policy_node import SILENCE_PERIODS
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 
 _SEEN_WHEN_DECODED = (
     'unreadable', '1x1', 'resized', 'black', 'white', 'swapped', 'gripper', 'truncated', 'garbage',
     'huge')
+_CLOCK_RESOLUTION_S = 0.004  # of a simulated clock
 _SILENT = logging.getLogger('vla_policy_node.faults')
 _SILENT.setLevel(logging.CRITICAL + 1)
 
@@ -26,9 +29,12 @@ class Machine:
     """Inputs, worker and commander, called by one thread in the order that the trial says.
 
     policy: what `PolicyWorker` asks. now_ns: the node's clock. parameters: those of the node.
+    simulated: whether the node is on simulated time.
     """
 
-    def __init__(self, parameters: Mapping[str, object], policy, now_ns: Callable[[], int]):
+    def __init__(self, parameters: Mapping[str, object], policy, now_ns: Callable[[], int],
+                 simulated: bool):
+        self._simulated = simulated
         self._values = dict(parameters)
         self.parameters = PolicyParameters(**self._values)
         self._now_ns = now_ns
@@ -80,12 +86,37 @@ class Machine:
         """Let the worker look whether there is something to infer from, and infer."""
         self._worker.work_once(0.0)
 
-    def tick(self, steady_s: float) -> Sent:
-        """Return the command of this control period."""
+    def start_commands(self, steady_s: float) -> None:
+        """Begin to count control periods, as the thread of the commands."""
+        self._pacer = Pacer(
+            Pacing.CLOCK if self._simulated else Pacing.STEADY, self.parameters.period_ns,
+            round(SILENCE_PERIODS * self.parameters.period_ns), _ns(steady_s), self._now_ns())
+
+    def next_poll_s(self, steady_s: float) -> float:
+        """Return when to ask for a command again."""
+        wait_s = self._pacer.wait_ns(_ns(steady_s)) / 1e9
+        return steady_s + (min(wait_s, _CLOCK_RESOLUTION_S) if self._simulated else wait_s)
+
+    def poll(self, steady_s: float) -> Sent | None:
+        """Return the command that is due now, if one is."""
+        beat = self._pacer.poll(_ns(steady_s), self._now_ns())
+        if beat is None:
+            return None
+        return self.command(
+            steady_s, Hold(HoldReason.CLOCK_STOPPED) if beat is Beat.SILENCE else None)
+
+    def command(self, steady_s: float, outside: Hold | None = None) -> Sent:
+        """Return what is sent now: in a control period, or at once after a stop."""
         now_ns = self._now_ns()
         command = self.commander.tick(
-            now_ns, now_ns + self.parameters.period_ns, round(steady_s * 1e9))
+            now_ns, now_ns + self.parameters.period_ns,
+            None if self._simulated else _ns(steady_s), outside)
+        self._pacer.sent(_ns(steady_s))
         return to_sent(command, now_ns, steady_s, self.parameters.frame_id)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
 
 
 def to_sent(command: Command, now_ns: int, steady_s: float, frame_id: str) -> Sent:

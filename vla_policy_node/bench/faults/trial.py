@@ -34,6 +34,7 @@ class Setup:
 
     latency_s: of an inference. transport_s: from the capture of a sample to its arrival.
     lag_s: how far the measured pose is behind the commands.
+    simulated: whether the node is on simulated time, that of its clock.
     """
 
     parameters: dict
@@ -47,6 +48,7 @@ class Setup:
     clock_start_s: float
     start_m: tuple[float, float, float]
     goal_at_s: float
+    simulated: bool
 
 
 @dataclass
@@ -168,7 +170,7 @@ class Simulation:
         self.now_s = 0.0
         self.node_clock, self.source_clock = (Clock(setup.clock_start_s) for _ in range(2))
         self.policy = Policy(setup, rng, lambda spent_s: self.run_until(self.now_s + spent_s))
-        self.machine = Machine(setup.parameters, self.policy, self.node_ns)
+        self.machine = Machine(setup.parameters, self.policy, self.node_ns, setup.simulated)
         self.period_s = 1.0 / self.machine.parameters.control_rate_hz
         self.robot = Robot(setup.start_m, self.period_s, setup.lag_s)
         self.trial = Trial(start_m=setup.start_m)
@@ -202,6 +204,7 @@ class Simulation:
     def stop(self, kind: str) -> None:
         """Ask for a stop: 'cancel', 'estop' or 'deactivate'."""
         getattr(self.machine, kind)()
+        self.trial.sent.append(self.machine.command(self.now_s))
         self.trial.stops.append(Stop(kind, self.now_s, self.now_s))
         self._end_goals()
 
@@ -243,7 +246,8 @@ class Simulation:
             self.at(fault.span.until_s, lambda fault=fault: fault.end(self))
         self.at(self.setup.goal_at_s, self.begin)
         self.at(recover_at_s, self._recover)
-        self._tick(self.rng.uniform(0.0, self.period_s))
+        self.machine.start_commands(0.0)
+        self._poll()
         trial.recovers_from_s = recover_at_s
         self.run_until(end_s)
         return trial
@@ -287,15 +291,13 @@ class Simulation:
             message.fault, message.verdict))
         self.machine.file(message.stream, message.raw)
 
-    def _tick(self, at_s: float) -> None:
-        def tick() -> None:
-            self._tick(at_s + self.period_s)
-            sent = self.machine.tick(self.now_s)
+    def _poll(self) -> None:
+        sent = self.machine.poll(self.now_s)
+        if sent is not None:
             self.trial.sent.append(sent)
             if not sent.hold:
                 self.robot.obey(self.now_s, sent.translation_m, sent.rotation_rad)
-
-        self.at(at_s, tick)
+        self.at(self.machine.next_poll_s(self.now_s), self._poll)
 
     def _recover(self) -> None:
         """Make all well again, as an operator would, and ask for a new goal."""

@@ -1,0 +1,333 @@
+"""Trials on a running node over DDS, with its own /clock, one fault after the other."""
+
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import rclpy
+from builtin_interfaces.msg import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from vla_policy_node.bench.faults.core import Verdict
+from vla_policy_node.bench.faults.draw import draw_fault
+from vla_policy_node.bench.faults.feeder import Feeder
+from vla_policy_node.bench.faults.kinds import KINDS
+from vla_policy_node.bench.faults.machine import promise_of
+from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
+from vla_policy_node.bench.faults.process import Child, start_victim
+from vla_policy_node.bench.faults.receiver import Receiver
+from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
+from vla_policy_node.bench.faults.stalls import Stalls
+from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault
+from vla_policy_node.bench.faults.victim import (
+    CHUNK_LENGTH,
+    LATENCY_S,
+    create_checkpoint,
+    live_setup,
+)
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+
+CASES = 450
+PARAMETERS = {
+    'autostart': True, 'warmup_inferences': 1, 'threads': 1, 'use_sim_time': True,
+    'workspace_min_m': (-0.12, -0.12, 0.38), 'workspace_max_m': (0.12, 0.12, 0.62),
+}
+START_S = 60.0
+ANSWER_S = 1.0
+RECOVERS_WITHIN_S = 3.0
+# From the node to the receiver, and between this process's clocks.
+RECEIVE_SLACK_S = 0.05
+# The first action of a trial may come from what was seen before it.
+_MEMORY_S = 1.0
+
+
+def live_kinds() -> list[str]:
+    """Return the kinds that make sense on a running node, in turn."""
+    return sorted(KINDS)
+
+
+class Live:
+    """A policy node as a process, and what a fault may do to it.
+
+    The same interface for faults as `trial.Simulation`. Its methods are the campaign's own
+    thread's, except where they say so.
+    """
+
+    def __init__(self, folder: Path, parameters: dict | None = None):
+        self._folder = folder
+        self.values = {**PARAMETERS, **(parameters or {})}
+        self.simulated = self.values['use_sim_time']
+        self.setup = live_setup()
+        self.policy = SimpleNamespace(answer=None, latency_s=LATENCY_S)
+        self.trial = Trial()
+        self._planned: list = []
+        self._changes: dict = {}
+        self._starts = 0
+
+    def __enter__(self) -> 'Live':
+        """Start everything and wait until the node is active."""
+        self._stack = ExitStack()
+        with self._stack:
+            self.stalls = self._stack.enter_context(Stalls())
+            rclpy.init(args=[])
+            self._stack.callback(rclpy.try_shutdown)
+            self.zero_s = time.monotonic()
+            self.receiver = Receiver(self.zero_s, self._on_sent)
+            self.node = Node('robot')
+            self.feeder = Feeder(
+                self.node, self.setup, self.zero_s, self.simulated, self._on_sample)
+            executor = SingleThreadedExecutor()
+            for node in (self.receiver, self.node):
+                executor.add_node(node)
+                self._stack.callback(node.destroy_node)
+            thread = threading.Thread(target=_spin, args=(executor,), daemon=True)
+            thread.start()
+            self._stack.callback(lambda: (executor.shutdown(), thread.join()))
+            self.feeder.start()
+            self._stack.callback(self.feeder.stop)
+            checkpoint = self._folder / 'checkpoint'
+            if not checkpoint.exists():
+                create_checkpoint(checkpoint)
+            self.values['checkpoint'] = str(checkpoint)
+            self._child: Child | None = None
+            self._stack.callback(lambda: self._child and self._child.end())
+            self.start_node()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """End everything."""
+        self._stack.close()
+
+    # --- the node ---
+
+    @property
+    def child(self) -> Child:
+        """The process of the node."""
+        return self._child
+
+    def start_node(self) -> None:
+        """Start the node anew and wait until it is active. Raises RuntimeError if it is not."""
+        if self._child is not None:
+            self._child.end()
+        self._starts += 1
+        self.receiver.status = None
+        self._child = start_victim(self._folder / f'node{self._starts}.log', self.values)
+        self.receiver.wait(
+            lambda: self._child.code is not None or (
+                self.receiver.status is not None
+                and self.receiver.status.lifecycle_state == 'active'), START_S)
+        if self._child.code is not None or self.receiver.status is None:
+            raise RuntimeError(f'The policy node did not start:\n{self._child.log[-2000:]}')
+
+    # --- what faults use ---
+
+    @property
+    def now_s(self) -> float:
+        """Time since the beginning (any thread)."""
+        return time.monotonic() - self.zero_s
+
+    @property
+    def node_clock(self):
+        """The clock of the node."""
+        return self.feeder.node_clock
+
+    @property
+    def source_clock(self):
+        """The clock of the stamps."""
+        return self.feeder.source_clock
+
+    @property
+    def robot(self):
+        """The robot."""
+        return self.feeder.robot
+
+    @property
+    def parameters(self) -> PolicyParameters:
+        """The parameters of the node."""
+        return PolicyParameters(**{k: v for k, v in self.values.items() if k != 'use_sim_time'})
+
+    def at(self, at_s: float, what) -> None:
+        """Plan something."""
+        self._planned.append((at_s, what))
+        self._planned.sort(key=lambda planned: planned[0])
+
+    def begin(self, instruction: str = INSTRUCTION, duration_s: float = 100.0) -> bool:
+        """Ask for a goal; whether it was accepted."""
+        asked_s = self.now_s
+        seconds, nanoseconds = divmod(round(duration_s * 1e9), 1_000_000_000)
+        request = {'instruction': instruction.replace('\x00', ' ')}
+        response = self._call('start', lambda: self.receiver.call(
+            'start', 2 * ANSWER_S, **request, max_duration=Duration(sec=seconds, nanosec=nanoseconds)))
+        if response is None or not response.success:
+            return False
+        self._end_goals(asked_s)
+        self.trial.goals.append(Goal(response.epoch, asked_s))
+        return True
+
+    def stop(self, kind: str) -> None:
+        """Ask for a stop."""
+        asked_s = self.now_s
+        if kind == 'deactivate':
+            response = self._call(kind, lambda: self.receiver.transition(kind, 5.0), 5.0)
+        else:
+            response = self._call(kind, lambda: self.receiver.call(kind, 2 * ANSWER_S))
+        if response is not None and response.success:
+            self.trial.stops.append(Stop(kind, asked_s, self.now_s))
+        if response is not None:
+            self._end_goals(self.now_s)
+        if kind == 'deactivate' and response is not None:
+            self.trial.active[-1] = Span(self.trial.active[-1].from_s, asked_s)
+
+    def reset_estop(self) -> None:
+        """Release the emergency stop."""
+        self._call('reset_estop', lambda: self.receiver.call('reset_estop', 2 * ANSWER_S))
+
+    def activate(self) -> None:
+        """Activate the node if it is not."""
+        if self.trial.active and self.trial.active[-1].until_s != float('inf'):
+            self._call('activate', lambda: self.receiver.transition('activate', 5.0), 5.0)
+            self.trial.active.append(Span(self.now_s))
+
+    def change(self, **values) -> bool:
+        """Set parameters; whether all were accepted."""
+        asked_s = self.now_s
+        response = self._call('set_parameters', lambda: self.receiver.set_parameters(
+            2 * ANSWER_S, **values), 2 * ANSWER_S)
+        if response is None:
+            return False
+        accepted = {name: value for (name, value), result in zip(
+            values.items(), response.results, strict=True) if result.successful}
+        self.values.update(accepted)
+        self._promise(asked_s, self.now_s)
+        return len(accepted) == len(values)
+
+    def _call(self, name: str, call, bound_s: float = ANSWER_S):
+        asked_s = self.now_s
+        response = call()
+        bound_s += self.stalls.longest_s(asked_s + self.zero_s, time.monotonic())
+        self.trial.answers.append(Answer(
+            name, asked_s, None if response is None else self.now_s, bound_s))
+        return response
+
+    # --- trials ---
+
+    def run_case(self, case: int, seed: int) -> Verdict:
+        """Run and judge one fault."""
+        kinds = live_kinds()
+        kind = kinds[case % len(kinds)]
+        fault = draw_fault(kind, case, seed, self._prepare() + 0.1)
+        if not self.trial.stuck:
+            self._disturb(fault, {'kind': kind if kind.startswith('policy') else '',
+                                  'case': case, 'seed': seed})
+            self._recover()
+        trial = self._close()
+        verdict = Verdict(
+            'dds', case, seed, kind, tuple(judge(trial)),
+            tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
+            sum(not sent.hold for sent in trial.sent))
+        if any(finding.category != UNSAFE for finding in verdict.findings):
+            self.start_node()
+        return verdict
+
+    def _prepare(self) -> float:
+        """Make everything well, begin a goal, and return when the robot moves."""
+        self.child.order(kind='', motion='calm')
+        self._changes = {}
+        for clock in (self.node_clock, self.source_clock):
+            clock.set(self.now_s)
+        self.receiver.call('cancel', 2 * ANSWER_S)
+        self.feeder.new_robot(self.parameters.control_rate_hz)
+        time.sleep(0.1)  # poses of where it is now
+        self.trial = Trial(
+            samples=[s for s in self.trial.samples if s.arrived_s > self.now_s - _MEMORY_S],
+            start_m=self.setup.start_m, receive_slack_s=RECEIVE_SLACK_S,
+            recovers_within_s=RECOVERS_WITHIN_S, active=[Span(self.now_s)])
+        self._promise(self.now_s, self.now_s)
+        self.begin()
+        if not self._moves_after(self.now_s, RECOVERS_WITHIN_S):
+            self.trial.stuck.append('nothing moved although all was well')
+        return self.now_s
+
+    def _disturb(self, fault: Fault, order: dict) -> None:
+        self._changes = fault.promise
+        self.trial.promises = [p.but(**fault.promise) for p in self.trial.promises]
+        self._planned.clear()
+
+        def begin() -> None:
+            self.child.order(**order)
+            fault.begin(self)
+
+        def end() -> None:
+            self.child.order(kind='')
+            fault.end(self)
+
+        self.at(fault.span.from_s, begin)
+        self.feeder.faults = [fault]
+        self.at(fault.span.until_s, end)
+        while self._planned:
+            at_s, what = self._planned.pop(0)
+            time.sleep(max(0.0, at_s - self.now_s))
+            what()
+        self.feeder.faults = []
+        time.sleep(0.1 + fault.lingers_s)
+
+    def _recover(self) -> None:
+        self.child.order(kind='', motion='calm')
+        self.reset_estop()
+        self.activate()
+        self.stop('cancel')
+        deadline_s = self.now_s + RECOVERS_WITHIN_S
+        while not self.begin() and self.now_s < deadline_s:
+            time.sleep(0.1)
+        self.trial.recovers_from_s = self.now_s
+        self._moves_after(self.now_s, RECOVERS_WITHIN_S)
+        time.sleep(0.1)
+
+    def _close(self) -> Trial:
+        trial = self.trial
+        self.trial = Trial(samples=list(trial.samples))
+        if self.child.code is not None:
+            trial.ends.append(f'The node ended with code {self.child.code}:\n'
+                              f'{self.child.log[-2000:]}')
+            trial.recovers_from_s = None
+        end_s = max((sent.at_s for sent in trial.sent), default=0.0)
+        trial.active = [Span(s.from_s, min(s.until_s, end_s)) for s in trial.active]
+        if trial.sent:
+            trial.receive_slack_s += self.stalls.longest_s(
+                trial.sent[0].at_s + self.zero_s, end_s + self.zero_s)
+        return trial
+
+    def _moves_after(self, from_s: float, within_s: float) -> bool:
+        return bool(self.receiver.wait(
+            lambda: self.child.code is not None or any(
+                not s.hold and s.at_s >= from_s for s in reversed(self.trial.sent[-50:])),
+            within_s + 0.5))
+
+    def _promise(self, from_s: float, settled_s: float) -> None:
+        """Both the old and the new bounds hold until the change was acknowledged."""
+        trial = self.trial
+        trial.promises = [
+            p.but(span=Span(p.span.from_s, min(p.span.until_s, settled_s)))
+            for p in trial.promises]
+        trial.promises.append(promise_of(
+            self.parameters, CHUNK_LENGTH, Span(from_s)).but(**self._changes))
+
+    def _end_goals(self, at_s: float) -> None:
+        self.trial.goals = [goal if goal.until_s < at_s else Goal(goal.epoch, goal.from_s, at_s)
+                            for goal in self.trial.goals]
+
+    def _on_sent(self, sent: Sent) -> None:
+        self.feeder.obey(sent)
+        self.trial.sent.append(sent)
+
+    def _on_sample(self, sample: Sample) -> None:
+        self.trial.samples.append(sample)
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    with suppress(ExternalShutdownException):
+        executor.spin()

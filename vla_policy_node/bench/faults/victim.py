@@ -1,0 +1,82 @@
+"""The policy node as a process with a policy that answers as it is told on standard input.
+
+    python -m vla_policy_node.bench.faults.victim --ros-args -p checkpoint:=...
+
+Each line is one JSON object: {"kind": a fault of the group 'policy' or '', "case": N, "seed": S,
+"hang": seconds}; it holds from the next inference on. Everything else of the node is what users run.
+"""
+
+import copy
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from vla_policy_node.bench.faults.draw import draw_fault
+from vla_policy_node.bench.faults.trial import Policy as ScriptedPolicy
+from vla_policy_node.bench.faults.trial import Setup
+from vla_policy_node.models.small import CONFIG, create_small_checkpoint
+from vla_policy_node.nodes import policy_node
+from vla_policy_node.policy import Policy
+
+CHUNK_LENGTH, LATENCY_S = 8, 0.02
+
+
+def create_checkpoint(directory: Path) -> Path:
+    """Write an untrained checkpoint that loads in a moment; a real one, with its tokenizer."""
+    config = copy.deepcopy(CONFIG)
+    for tower in config['vision_tiny'].values():
+        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
+    config['text_config'].update(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    return create_small_checkpoint(directory, config=config)
+
+
+def live_setup(motion: str = 'calm') -> Setup:
+    """Return the setup of every trial on a running node."""
+    return Setup(
+        parameters={}, chunk_length=CHUNK_LENGTH, latency_s=LATENCY_S, camera_hz=30.0,
+        state_hz=50.0, transport_s=0.0, lag_s=0.02, motion=motion, clock_start_s=1_000.0,
+        start_m=(0.0, 0.0, 0.5), goal_at_s=0.0, simulated=True)
+
+
+def _new_policy(order: dict) -> ScriptedPolicy:
+    setup = live_setup(order.get('motion', 'calm'))
+    policy = ScriptedPolicy(setup, np.random.default_rng(order.get('case', 0)), time.sleep)
+    if order.get('kind'):
+        fault = draw_fault(order['kind'], order['case'], order['seed'])
+        fault.begin(SimpleNamespace(policy=policy, setup=setup))
+    if order.get('hang'):
+        policy.latency_s = order['hang']
+    return policy
+
+
+class Orders:
+    """The policy that answers now; replaced as a whole by the thread that reads orders."""
+
+    def __init__(self):
+        self._policy = _new_policy({})
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._policy = _new_policy(json.loads(line))
+
+    def infer(self, policy: Policy, observation):
+        """Stand in for `Policy.infer` (worker thread)."""
+        return self._policy.infer(observation)
+
+
+def main() -> None:
+    """Run the policy node until a signal."""
+    orders = Orders()
+    Policy.infer = lambda policy, observation: orders.infer(policy, observation)
+    policy_node.main()
+
+
+if __name__ == '__main__':
+    main()
