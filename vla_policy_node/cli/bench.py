@@ -204,3 +204,43 @@ def policy(
     except ValueError as error:
         typer.secho(str(error), fg='red', err=True)
         raise typer.Exit(2) from None
+
+
+def faults(
+    core: Annotated[int, typer.Option(min=0, help='Cases on the core of the node.')] = 9500,
+    dds: Annotated[int, typer.Option(min=0, help='Cases on a running node over DDS.')] = 450,
+    processes: Annotated[int, typer.Option(
+        min=0, help='Cases with signals, clocks, floods and rivals.')] = 50,
+    seed: Annotated[str, typer.Option(help="A number, or 'random'; it is printed.")] = '14',
+    layer: Annotated[str, typer.Option(help='With --case: core, dds or processes.')] = 'core',
+    case: Annotated[int, typer.Option(
+        min=-1, help='Only this case of the layer, as a failure names it; -1: all.')] = -1,
+    workers: Annotated[int, typer.Option(
+        min=0, help='Processes for the core layer; 0: one for each CPU.')] = 0,
+    out: Annotated[Path, typer.Option(
+        help='Directory for faults.json and faults.md.')] = Path('out/faults'),
+) -> None:
+    """Break everything the node depends on, ten thousand times, and judge what it sends.
+
+    Fails if one action was unsafe, something crashed or hung, or a stop came late.
+
+    * `vla bench faults --seed random`: what runs every night
+
+    * `vla bench faults --layer dds --case 17 --seed 14`: one case again
+    """
+    import secrets
+
+    from rich.console import Console
+
+    from vla_policy_node.bench.faults.run import LAYERS, Campaign, default_workers, run
+
+    if layer not in LAYERS:
+        raise refusal(ValueError(f'There is no layer {layer}; use {", ".join(LAYERS)}.'))
+    if seed != 'random' and not seed.isdecimal():
+        raise refusal(ValueError(f"The seed is {seed!r}; give a whole number or 'random'."))
+    number = secrets.randbelow(10**9) if seed == 'random' else int(seed)
+    counts = {'core': core, 'dds': dds, 'processes': processes}
+    campaign = Campaign(counts if case < 0 else {layer: 1}, number, workers or default_workers(),
+                        max(case, 0))
+    if not run(campaign, out, Console()):
+        raise typer.Exit(1)

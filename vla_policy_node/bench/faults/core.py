@@ -5,34 +5,16 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from vla_policy_node.bench.faults.draw import RECOVERS_WITHIN_S, draw, kind_of
-from vla_policy_node.bench.faults.oracle import Finding, judge, stop_latencies
+from vla_policy_node.bench.faults.oracle import judge, stop_latencies
 from vla_policy_node.bench.faults.trial import Simulation
+from vla_policy_node.bench.faults.verdicts import Verdict
 
 CASES = 9_500
 # A trial takes milliseconds; one that takes so long (s) hangs.
 _STUCK_S = 20.0
 _BATCH = 50
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one case. latencies_s: stop -> seconds until the hold."""
-
-    layer: str
-    case: int
-    seed: int
-    kind: str
-    findings: tuple[Finding, ...]
-    latencies_s: tuple[tuple[str, float], ...] = ()
-    actions: int = 0
-
-    @property
-    def again(self) -> str:
-        """The command that runs this case alone."""
-        return f'vla bench faults --layer {self.layer} --case {self.case} --seed {self.seed}'
 
 
 def run_case(case: int, seed: int) -> Verdict:

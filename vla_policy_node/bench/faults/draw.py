@@ -42,7 +42,7 @@ def draw(case: int, seed: int) -> tuple[Setup, list[Fault], np.random.Generator,
 def draw_fault(kind: str, case: int, seed: int, from_s: float = 0.0) -> Fault:
     """Return the one fault of a case on a running node, which begins at a time (s)."""
     rng = np.random.default_rng([seed, case])
-    return KINDS[kind](rng, Span(from_s, from_s + rng.uniform(0.1, 0.7)))
+    return KINDS[kind](rng, Span(from_s, from_s + rng.uniform(0.1, 1.2)))
 
 
 def _draw_setup(rng: np.random.Generator) -> Setup:

@@ -11,7 +11,6 @@ from builtin_interfaces.msg import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-from vla_policy_node.bench.faults.core import Verdict
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.feeder import Feeder
 from vla_policy_node.bench.faults.kinds import KINDS
@@ -22,6 +21,7 @@ from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
 from vla_policy_node.bench.faults.stalls import Stalls
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault
+from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bench.faults.victim import (
     CHUNK_LENGTH,
     LATENCY_S,
@@ -159,9 +159,9 @@ class Live:
         """Ask for a goal; whether it was accepted."""
         asked_s = self.now_s
         seconds, nanoseconds = divmod(round(duration_s * 1e9), 1_000_000_000)
-        request = {'instruction': instruction.replace('\x00', ' ')}
         response = self._call('start', lambda: self.receiver.call(
-            'start', 2 * ANSWER_S, **request, max_duration=Duration(sec=seconds, nanosec=nanoseconds)))
+            'start', 2 * ANSWER_S, instruction=instruction.replace('\x00', ' '),
+            max_duration=Duration(sec=seconds, nanosec=nanoseconds)))
         if response is None or not response.success:
             return False
         self._end_goals(asked_s)

@@ -72,7 +72,7 @@ class Receiver(Node):
         return value
 
     def call(self, name: str, timeout_s: float, **request) -> object | None:
-        """Return the response of a service, None if none came in time (not the spinning thread)."""
+        """Return the response of a service, None if none came in time (no spinning thread)."""
         client = self._clients_by_name[name]
         if not client.wait_for_service(timeout_s):
             return None

@@ -3,7 +3,7 @@
     python -m vla_policy_node.bench.faults.victim --ros-args -p checkpoint:=...
 
 Each line is one JSON object: {"kind": a fault of the group 'policy' or '', "case": N, "seed": S,
-"hang": seconds}; it holds from the next inference on. Everything else of the node is what users run.
+"hang": seconds}; it holds from the next inference on. All else of the node is what users run.
 """
 
 import copy

@@ -1,0 +1,97 @@
+"""What came of the campaign: verdicts, their table and their file."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, Finding
+from vla_policy_node.control.latency import percentiles
+
+CATEGORIES = (UNSAFE, CRASH, HANG)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one case. latencies_s: stop and seconds from its request to the hold."""
+
+    layer: str
+    case: int
+    seed: int
+    kind: str
+    findings: tuple[Finding, ...]
+    latencies_s: tuple[tuple[str, float], ...] = ()
+    actions: int = 0
+
+    @property
+    def again(self) -> str:
+        """The command that runs this case alone."""
+        return f'vla bench faults --layer {self.layer} --case {self.case} --seed {self.seed}'
+
+    @property
+    def text(self) -> str:
+        """One line: what was broken first, and how to see it again."""
+        first = self.findings[0]
+        return f'{self.again}  # {self.kind}: {first.category}, {first.rule}: {first.text}'
+
+
+def slow_stops(verdicts: Iterable[Verdict], bounds_s: Mapping[str, float]) -> list[str]:
+    """Return a sentence for every kind of stop that took longer than its bound, or has none."""
+    sentences = []
+    for kind, latencies_s in _latencies(verdicts).items():
+        bound_s = bounds_s.get(kind)
+        if bound_s is None:
+            sentences.append(f'{kind} has no bound in stop_bounds.py.')
+        elif max(latencies_s) > bound_s:
+            sentences.append(f'{kind} took {max(latencies_s):.3f} s, {bound_s:g} s at most.')
+    return sentences
+
+
+def _latencies(verdicts: Iterable[Verdict]) -> dict[str, list[float]]:
+    by_kind = defaultdict(list)
+    for verdict in verdicts:
+        for kind, latency_s in verdict.latencies_s:
+            if verdict.layer != 'core' and math.isfinite(latency_s):
+                by_kind[kind].append(latency_s)
+    return dict(sorted(by_kind.items()))
+
+
+def markdown(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float]) -> str:
+    """Return the tables of docs/reliability.md."""
+    rows = defaultdict(lambda: dict.fromkeys(('cases', *CATEGORIES), 0))
+    for verdict in verdicts:
+        row = rows[verdict.layer, verdict.kind]
+        row['cases'] += 1
+        for category in {finding.category for finding in verdict.findings}:
+            row[category] += 1
+    lines = ['| layer | fault | cases | unsafe | crash | hang |', '|---|---|--:|--:|--:|--:|']
+    for (layer, kind), row in rows.items():
+        lines.append(f'| {layer} | {kind} | ' + ' | '.join(map(str, row.values())) + ' |')
+    total = {name: sum(row[name] for row in rows.values()) for name in ('cases', *CATEGORIES)}
+    lines.append('| **all** | | ' + ' | '.join(f'**{n}**' for n in total.values()) + ' |')
+    lines += ['', '| stop | times | p50 [ms] | p95 [ms] | longest [ms] | bound [ms] |',
+              '|---|--:|--:|--:|--:|--:|']
+    for kind, latencies_s in _latencies(verdicts).items():
+        spread = percentiles([1e3 * latency_s for latency_s in latencies_s])
+        bound_s = bounds_s.get(kind, math.nan)
+        lines.append(f'| {kind} | {len(latencies_s)} | {spread["p50"]:.1f} | {spread["p95"]:.1f} '
+                     f'| {1e3 * max(latencies_s):.1f} | {1e3 * bound_s:.0f} |')
+    return '\n'.join(lines) + '\n'
+
+
+def write(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float], out: Path) -> None:
+    """Write faults.json, with every finding, and faults.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    document = {
+        'cases': len(verdicts),
+        **{category: sum(any(f.category == category for f in v.findings) for v in verdicts)
+           for category in CATEGORIES},
+        'stop_latency_s': {kind: percentiles(values) | {'max': max(values)}
+                           for kind, values in _latencies(verdicts).items()},
+        'failed': [{**asdict(verdict), 'again': verdict.again}
+                   for verdict in verdicts if verdict.findings],
+    }
+    (out / 'faults.json').write_text(json.dumps(document, indent=1) + '\n')
+    (out / 'faults.md').write_text(markdown(verdicts, bounds_s))
