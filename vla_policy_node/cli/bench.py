@@ -242,5 +242,9 @@ def faults(
     counts = {'core': core, 'dds': dds, 'processes': processes}
     campaign = Campaign(counts if case < 0 else {layer: 1}, number, workers or default_workers(),
                         max(case, 0))
-    if not run(campaign, out, Console()):
+    try:
+        kept = run(campaign, out, Console())
+    except (ValueError, RuntimeError) as error:
+        raise refusal(error) from None
+    if not kept:
         raise typer.Exit(1)

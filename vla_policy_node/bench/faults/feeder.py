@@ -29,16 +29,16 @@ class Feeder:
     """Publishes samples as bytes, from a thread of its own.
 
     node: to publish from. zero_s: `time.monotonic` at the beginning of all times here.
-    node_clock, source_clock: of the node under test and of the stamps; both None for the clock of
-        the system.
+    node_clock, source_clock: of the node under test and of the stamps.
+    shows_time: whether to publish the first of them on /clock.
     on_sample: called with every sample that left (the thread of the feeder).
     """
 
-    def __init__(self, node: Node, setup: Setup, zero_s: float, simulated: bool,
-                 on_sample: Callable[[Sample], None]):
+    def __init__(self, node: Node, setup: Setup, zero_s: float, node_clock: Clock,
+                 source_clock: Clock, shows_time: bool, on_sample: Callable[[Sample], None]):
         self._setup, self._zero_s, self._on_sample = setup, zero_s, on_sample
-        self._simulated = simulated
-        self.node_clock, self.source_clock = Clock(setup.clock_start_s), Clock(setup.clock_start_s)
+        self._shows_time = shows_time
+        self.node_clock, self.source_clock = node_clock, source_clock
         self.faults: Iterable[Fault] = ()
         self.robot_lock = threading.Lock()
         self._publishers = {
@@ -71,7 +71,7 @@ class Feeder:
 
     def node_ns(self) -> int:
         """What the clock of the node shows."""
-        return self.node_clock.ns(self.now_s) if self._simulated else time.time_ns()
+        return self.node_clock.ns(self.now_s)
 
     def start(self) -> None:
         """Begin to publish."""
@@ -79,7 +79,7 @@ class Feeder:
             camera = stream in CAMERA_STREAMS
             period_s = 1.0 / (self._setup.camera_hz if camera else self._setup.state_hz)
             self._at(self.now_s, lambda s=stream, p=period_s: self._capture(s, p))
-        if self._simulated:
+        if self._shows_time:
             self._at(self.now_s, self._show_time)
         self._thread.start()
 
@@ -87,6 +87,16 @@ class Feeder:
         """End the thread."""
         self._stop.set()
         self._thread.join()
+
+    def flood(self, stream: str, raw: bytes, rate_hz: float, duration_s: float) -> None:
+        """Publish copies with new stamps as fast as that, beside the rest (any other thread)."""
+        end_s = self.now_s + duration_s
+        next_s = self.now_s
+        while (now_s := self.now_s) < end_s:
+            stamp_ns = self.source_clock.ns(now_s)
+            self._publishers[stream].publish(messages.with_stamp(raw, stamp_ns))
+            next_s += 1.0 / rate_hz
+            time.sleep(max(0.0, next_s - self.now_s))
 
     def _at(self, at_s: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), what))
@@ -109,7 +119,7 @@ class Feeder:
         now_s = self.now_s
         self._at(now_s + period_s, lambda: self._capture(stream, period_s))
         self._frames[stream] += 1
-        stamp_ns = self.source_clock.ns(now_s) if self._simulated else time.time_ns()
+        stamp_ns = self.source_clock.ns(now_s)
         with self.robot_lock:
             position_m, quaternion = self.robot.pose(now_s)
         leaving: list[Message] = [messages.healthy(

@@ -20,7 +20,7 @@ from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
 from vla_policy_node.bench.faults.stalls import Stalls
-from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault
+from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock, Fault
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bench.faults.victim import (
     CHUNK_LENGTH,
@@ -57,7 +57,7 @@ class Live:
     """
 
     def __init__(self, folder: Path, parameters: dict | None = None):
-        self._folder = folder
+        self.folder = folder
         self.values = {**PARAMETERS, **(parameters or {})}
         self.simulated = self.values['use_sim_time']
         self.setup = live_setup()
@@ -66,6 +66,8 @@ class Live:
         self._planned: list = []
         self._changes: dict = {}
         self._starts = 0
+        self.may_end = False  # the trial ends the node
+        self.environment: dict[str, str] = {}
 
     def __enter__(self) -> 'Live':
         """Start everything and wait until the node is active."""
@@ -77,8 +79,8 @@ class Live:
             self.zero_s = time.monotonic()
             self.receiver = Receiver(self.zero_s, self._on_sent)
             self.node = Node('robot')
-            self.feeder = Feeder(
-                self.node, self.setup, self.zero_s, self.simulated, self._on_sample)
+            self.feeder = Feeder(self.node, self.setup, self.zero_s, *self._make_clocks(),
+                                 self.simulated, self._on_sample)
             executor = SingleThreadedExecutor()
             for node in (self.receiver, self.node):
                 executor.add_node(node)
@@ -88,7 +90,7 @@ class Live:
             self._stack.callback(lambda: (executor.shutdown(), thread.join()))
             self.feeder.start()
             self._stack.callback(self.feeder.stop)
-            checkpoint = self._folder / 'checkpoint'
+            checkpoint = self.folder / 'checkpoint'
             if not checkpoint.exists():
                 create_checkpoint(checkpoint)
             self.values['checkpoint'] = str(checkpoint)
@@ -101,6 +103,10 @@ class Live:
     def __exit__(self, *_) -> None:
         """End everything."""
         self._stack.close()
+
+    def _make_clocks(self) -> tuple[Clock, Clock]:
+        """Return the clock of the node and that of the stamps."""
+        return Clock(self.setup.clock_start_s), Clock(self.setup.clock_start_s)
 
     # --- the node ---
 
@@ -115,7 +121,8 @@ class Live:
             self._child.end()
         self._starts += 1
         self.receiver.status = None
-        self._child = start_victim(self._folder / f'node{self._starts}.log', self.values)
+        self._child = start_victim(
+            self.folder / f'node{self._starts}.log', self.values, self.environment)
         self.receiver.wait(
             lambda: self._child.code is not None or (
                 self.receiver.status is not None
@@ -219,12 +226,12 @@ class Live:
         """Run and judge one fault."""
         kinds = live_kinds()
         kind = kinds[case % len(kinds)]
-        fault = draw_fault(kind, case, seed, self._prepare() + 0.1)
+        fault = draw_fault(kind, case, seed, self.prepare() + 0.1)
         if not self.trial.stuck:
-            self._disturb(fault, {'kind': kind if kind.startswith('policy') else '',
+            self.disturb(fault, {'kind': kind if kind.startswith('policy') else '',
                                   'case': case, 'seed': seed})
-            self._recover()
-        trial = self._close()
+            self.recover()
+        trial = self.close()
         verdict = Verdict(
             'dds', case, seed, kind, tuple(judge(trial)),
             tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
@@ -233,7 +240,7 @@ class Live:
             self.start_node()
         return verdict
 
-    def _prepare(self) -> float:
+    def prepare(self) -> float:
         """Make everything well, begin a goal, and return when the robot moves."""
         self.child.order(kind='', motion='calm')
         self._changes = {}
@@ -248,11 +255,12 @@ class Live:
             recovers_within_s=RECOVERS_WITHIN_S, active=[Span(self.now_s)])
         self._promise(self.now_s, self.now_s)
         self.begin()
-        if not self._moves_after(self.now_s, RECOVERS_WITHIN_S):
+        if not self.moves_after(self.now_s, RECOVERS_WITHIN_S):
             self.trial.stuck.append('nothing moved although all was well')
         return self.now_s
 
-    def _disturb(self, fault: Fault, order: dict) -> None:
+    def disturb(self, fault: Fault, order: dict) -> None:
+        """Let a fault happen; order: for the victim meanwhile."""
         self._changes = fault.promise
         self.trial.promises = [p.but(**fault.promise) for p in self.trial.promises]
         self._planned.clear()
@@ -275,7 +283,8 @@ class Live:
         self.feeder.faults = []
         time.sleep(0.1 + fault.lingers_s)
 
-    def _recover(self) -> None:
+    def recover(self) -> None:
+        """Make all well again, as an operator would, and ask for a new goal."""
         self.child.order(kind='', motion='calm')
         self.reset_estop()
         self.activate()
@@ -284,13 +293,14 @@ class Live:
         while not self.begin() and self.now_s < deadline_s:
             time.sleep(0.1)
         self.trial.recovers_from_s = self.now_s
-        self._moves_after(self.now_s, RECOVERS_WITHIN_S)
+        self.moves_after(self.now_s, RECOVERS_WITHIN_S)
         time.sleep(0.1)
 
-    def _close(self) -> Trial:
+    def close(self) -> Trial:
+        """Return the record of the trial that ends now."""
         trial = self.trial
         self.trial = Trial(samples=list(trial.samples))
-        if self.child.code is not None:
+        if self.child.code is not None and not self.may_end:
             trial.ends.append(f'The node ended with code {self.child.code}:\n'
                               f'{self.child.log[-2000:]}')
             trial.recovers_from_s = None
@@ -301,7 +311,8 @@ class Live:
                 trial.sent[0].at_s + self.zero_s, end_s + self.zero_s)
         return trial
 
-    def _moves_after(self, from_s: float, within_s: float) -> bool:
+    def moves_after(self, from_s: float, within_s: float) -> bool:
+        """Whether an action comes in time."""
         return bool(self.receiver.wait(
             lambda: self.child.code is not None or any(
                 not s.hold and s.at_s >= from_s for s in reversed(self.trial.sent[-50:])),

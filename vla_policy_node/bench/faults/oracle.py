@@ -46,8 +46,14 @@ def judge(trial: Trial) -> list[Finding]:
 
 
 def stop_latencies(trial: Trial) -> Iterator[tuple[Stop, float]]:
-    """Yield for each stop the seconds from its request to the first hold; inf if none came."""
+    """Yield for each stop of a motion the seconds from its request to the first hold.
+
+    inf if none came; nothing for a stop of a robot that was told to hold before.
+    """
     for stop in trial.stops:
+        before = next((s for s in reversed(trial.sent) if s.at_s < stop.requested_s), None)
+        if before is None or before.hold:
+            continue
         first = next((sent.at_s for sent in trial.sent
                       if sent.hold and sent.at_s >= stop.requested_s), math.inf)
         yield stop, first - stop.requested_s

@@ -11,6 +11,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
@@ -90,10 +91,17 @@ class Receiver(Node):
 
     def set_parameters(self, timeout_s: float, **values) -> object | None:
         """Ask for other parameters."""
-        messages: list[ParameterMsg] = [
-            Parameter(name, value=list(value) if isinstance(value, tuple) else value)
+        return self.call('set_parameters', timeout_s, parameters=_parameters(values))
+
+    def ask_for_parameters(self, **values) -> Future:
+        """Ask for other parameters without waiting for the answer."""
+        return self._clients_by_name['set_parameters'].call_async(
+            SetParameters.Request(parameters=_parameters(values)))
+
+
+def _parameters(values: dict) -> list[ParameterMsg]:
+    return [Parameter(name, value=list(value) if isinstance(value, tuple) else value)
             .to_parameter_msg() for name, value in values.items()]
-        return self.call('set_parameters', timeout_s, parameters=messages)
 
 
 def to_sent(msg: EndEffectorCommand, at_s: float) -> Sent:

@@ -14,7 +14,9 @@ from vla_policy_node.bench.faults import core, verdicts
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bringup import enter_private_domain
+from vla_policy_node.outputs.folder import claim, seal
 
+COMMAND = 'vla bench faults'  # whose files they are
 LAYERS = ('core', 'dds', 'processes')
 
 
@@ -29,7 +31,8 @@ class Campaign:
 
 
 def run(campaign: Campaign, out: Path, console: Console) -> bool:
-    """Run, print and write; whether every promise was kept."""
+    """Run, print and write; whether every promise was kept. Raises OutputError."""
+    claim(out, verdicts.FILES, COMMAND)
     done: list[Verdict] = []
     console.print(f'Seed {campaign.seed}.')
     for layer in LAYERS:
@@ -45,6 +48,7 @@ def run(campaign: Campaign, out: Path, console: Console) -> bool:
     for sentence in slow:
         console.print(sentence)
     verdicts.write(done, STOP_BOUNDS_S, out)
+    seal(out, COMMAND, verdicts.FILES)
     console.print(_summary(done))
     console.print(f'{out / "faults.md"} has every kind, {out / "faults.json"} every finding.')
     return not slow and not any(verdict.findings for verdict in done)

@@ -10,6 +10,7 @@ from pathlib import Path
 from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, Finding
 from vla_policy_node.control.latency import percentiles
 
+FILES = ('faults.json', 'faults.md')
 CATEGORIES = (UNSAFE, CRASH, HANG)
 
 
@@ -83,7 +84,6 @@ def markdown(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float]) -> str:
 
 def write(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float], out: Path) -> None:
     """Write faults.json, with every finding, and faults.md."""
-    out.mkdir(parents=True, exist_ok=True)
     document = {
         'cases': len(verdicts),
         **{category: sum(any(f.category == category for f in v.findings) for v in verdicts)
@@ -93,5 +93,5 @@ def write(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float], out: Path)
         'failed': [{**asdict(verdict), 'again': verdict.again}
                    for verdict in verdicts if verdict.findings],
     }
-    (out / 'faults.json').write_text(json.dumps(document, indent=1) + '\n')
-    (out / 'faults.md').write_text(markdown(verdicts, bounds_s))
+    (out / FILES[0]).write_text(json.dumps(document, indent=1) + '\n')
+    (out / FILES[1]).write_text(markdown(verdicts, bounds_s))
