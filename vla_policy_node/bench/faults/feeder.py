@@ -64,6 +64,11 @@ class Feeder:
             with self.robot_lock:
                 self.robot.obey(self.now_s, sent.translation_m, sent.rotation_rad)
 
+    def pose(self) -> tuple:
+        """Return where the robot is now: position [3] and quaternion [4] (any thread)."""
+        with self.robot_lock:
+            return self.robot.pose(self.now_s)
+
     @property
     def now_s(self) -> float:
         """Time since the beginning."""
@@ -88,13 +93,14 @@ class Feeder:
         self._stop.set()
         self._thread.join()
 
-    def flood(self, stream: str, raw: bytes, rate_hz: float, duration_s: float) -> None:
-        """Publish copies with new stamps as fast as that, beside the rest (any other thread)."""
+    def flood(self, stream: str, make: Callable[[], bytes], rate_hz: float,
+              duration_s: float) -> None:
+        """Publish what is made, newly stamped, as fast as that (any other thread)."""
         end_s = self.now_s + duration_s
         next_s = self.now_s
         while (now_s := self.now_s) < end_s:
             stamp_ns = self.source_clock.ns(now_s)
-            self._publishers[stream].publish(messages.with_stamp(raw, stamp_ns))
+            self._publishers[stream].publish(messages.with_stamp(make(), stamp_ns))
             next_s += 1.0 / rate_hz
             time.sleep(max(0.0, next_s - self.now_s))
 
@@ -120,8 +126,7 @@ class Feeder:
         self._at(now_s + period_s, lambda: self._capture(stream, period_s))
         self._frames[stream] += 1
         stamp_ns = self.source_clock.ns(now_s)
-        with self.robot_lock:
-            position_m, quaternion = self.robot.pose(now_s)
+        position_m, quaternion = self.pose()
         leaving: list[Message] = [messages.healthy(
             stream, self._frames[stream], now_s, now_s, stamp_ns, position_m, quaternion)]
         for fault in self.faults:

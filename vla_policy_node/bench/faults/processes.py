@@ -17,10 +17,16 @@ from vla_policy_node.bench.faults import messages
 from vla_policy_node.bench.faults.clocks import ShimmedClock, WallClock
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.kinds import pick
-from vla_policy_node.bench.faults.live import RECOVERS_WITHIN_S, Live
+from vla_policy_node.bench.faults.live import (
+    RECEIVE_SLACK_S,
+    RECOVERS_WITHIN_S,
+    START_S,
+    Live,
+)
 from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import start_victim
-from vla_policy_node.bench.faults.records import Answer, Goal, Span, Stop
+from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_sent
+from vla_policy_node.bench.faults.records import Answer, Goal, Span, Stop, Trial
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.nodes import qos
@@ -34,6 +40,8 @@ RIVAL_S = 1.5
 INFERENCE_TIMEOUT_S = 1.0
 # For the client of a goal to be missed: the lease of a participant of the middleware is 20 s.
 CLIENT_LEASE_S = 25.0
+GUARD = 'vla_policy_node.nodes.guard_node'
+GUARD_PERIODS = 2.0
 STORM_S = 20.0  # for hundreds of requests
 
 Scenario = Callable[['Processes', np.random.Generator], None]
@@ -157,6 +165,60 @@ def supervisor_dies(live: Processes, rng: np.random.Generator) -> None:
         parent.wait()
 
 
+# --- the guard ---
+
+def _guarded(number: signal.Signals) -> Scenario:
+    def run(live: Processes, rng: np.random.Generator) -> None:
+        guarded = Trial(receive_slack_s=RECEIVE_SLACK_S)
+        subscription = live.node.create_subscription(
+            EndEffectorCommand, 'guarded_command', lambda msg, info: guarded.sent.append(
+                to_sent(msg, received_s(info) - live.zero_s)), EVERY_COMMAND)
+        guard = start_victim(live.folder / f'guard{live.case}.log', {}, module=GUARD)
+        try:
+            with guard:
+                live.receiver.wait(lambda: any(not s.hold for s in guarded.sent[-9:]), START_S)
+                guarded.active = [Span(live.now_s)]
+                time.sleep(rng.uniform(0.1, 0.4))
+                _silence(live, number)
+                silent_s = live.now_s
+                time.sleep(1.0)
+                guarded.active = [Span(guarded.active[0].from_s, live.now_s)]
+                if number is signal.SIGSTOP:
+                    live.child.signal(signal.SIGCONT)
+                    live.trial.active.append(Span(live.now_s + RECEIVE_SLACK_S))
+            periods_s = GUARD_PERIODS / live.parameters.control_rate_hz
+            guarded.goals = [Goal(goal.epoch, goal.from_s, silent_s + periods_s)
+                             for goal in live.trial.goals]
+            guarded.sent = [sent for sent in guarded.sent
+                            if sent.at_s <= guarded.active[0].until_s]
+            # What passes is the node's own; here it counts that and when it stops.
+            guarded.promises = [p.but(gap_periods=GUARD_PERIODS) for p in live.trial.promises]
+            guarded.receive_slack_s += live.stalls.longest_s(
+                live.zero_s + guarded.active[0].from_s, time.monotonic())
+            live.trial.ends += [f'guard: {f.rule}: {f.text}' for f in judge(guarded)
+                                if f.rule in ('gap', 'stopped', 'no_goal', 'hold_moves')]
+        finally:
+            live.node.destroy_subscription(subscription)
+
+    run.__name__ = f'guard_of_{number.name.lower()}'
+    return scenario(run)
+
+
+def _silence(live: 'Processes', number: signal.Signals) -> None:
+    """Kill or stop the node without a word."""
+    live.trial.active = [Span(live.trial.active[0].from_s, live.now_s)]
+    live.may_end = number is signal.SIGKILL
+    if live.may_end:
+        live.trial.recovers_from_s = None
+    live.child.signal(number)
+    if live.may_end:
+        live.child.wait(EXIT_S)
+
+
+for _number in (signal.SIGKILL, signal.SIGSTOP):
+    _guarded(_number)
+
+
 # --- the clock of the machine ---
 
 def _clock(kind: str) -> Scenario:
@@ -203,11 +265,11 @@ def inference_hangs(live: Processes, rng: np.random.Generator) -> None:
 @scenario
 def flood_of_poses(live: Processes, rng: np.random.Generator) -> None:
     """Ten thousand poses a second."""
-    position_m, quaternion = live.robot.pose(live.now_s)
-    raw = messages.pose_bytes(position_m, 0, quaternion=tuple(quaternion))
-    live.trial.promises = [p.but(workspace_slack_m=0.05, brakes_hard=True)
-                           for p in live.trial.promises]
-    _beside(live, lambda: live.feeder.flood('ee_pose', raw, 10_000.0, 1.0))
+    def make() -> bytes:
+        position_m, quaternion = live.feeder.pose()
+        return messages.pose_bytes(position_m, 0, quaternion=quaternion)
+
+    _beside(live, lambda: live.feeder.flood('ee_pose', make, 10_000.0, 1.0))
 
 
 @scenario
@@ -215,7 +277,7 @@ def flood_of_huge_states(live: Processes, rng: np.random.Generator) -> None:
     """Joint states of four megabytes, as fast as they go: bounded memory, no silence."""
     raw = messages.gripper_bytes((0.0,) * 500_000, 0, ())
     before_mb = _resident_mb(live.child.process.pid)
-    _beside(live, lambda: live.feeder.flood('gripper_state', raw, 50.0, 1.5))
+    _beside(live, lambda: live.feeder.flood('gripper_state', lambda: raw, 50.0, 1.5))
     grown_mb = _resident_mb(live.child.process.pid) - before_mb
     if grown_mb > 100.0:
         live.trial.ends.append(f'the node grew by {grown_mb:.0f} MB')
@@ -284,7 +346,7 @@ def second_state_source(live: Processes, rng: np.random.Generator) -> None:
 def second_policy_node(live: Processes, rng: np.random.Generator) -> None:
     """Another sender of commands for the same robot."""
     if rng.random() < 0.5:
-        rival = live.node.create_publisher(EndEffectorCommand, 'command', qos.command_output())
+        rival = live.node.create_publisher(EndEffectorCommand, 'command', qos.command_output(0.05))
         appeared_s = live.now_s
         time.sleep(RIVAL_S + 0.5)
         _nothing_moves(live, appeared_s + RIVAL_S, 'a second sender of commands')

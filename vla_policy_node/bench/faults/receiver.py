@@ -21,7 +21,7 @@ from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
 
 # Every command counts, also while this process was busy.
-_EVERY_COMMAND = QoSProfile(depth=5000)
+EVERY_COMMAND = QoSProfile(depth=5000)
 _TRANSITIONS = {'activate': Transition.TRANSITION_ACTIVATE,
                 'deactivate': Transition.TRANSITION_DEACTIVATE}
 
@@ -33,13 +33,13 @@ class Receiver(Node):
     on_sent: called with each command (the thread that spins this node).
     """
 
-    def __init__(self, zero_s: float, on_sent: Callable[[Sent], None], command: str = 'command'):
+    def __init__(self, zero_s: float, on_sent: Callable[[Sent], None]):
         super().__init__('receiver')
         self._zero_s, self._on_sent = zero_s, on_sent
         self.sent: list[Sent] = []
         self.status: PolicyStatus | None = None
         self.changed = threading.Condition()
-        self.create_subscription(EndEffectorCommand, command, self._on_command, _EVERY_COMMAND)
+        self.create_subscription(EndEffectorCommand, 'command', self._on_command, EVERY_COMMAND)
         self.create_subscription(
             PolicyStatus, 'policy_status', self._on_status, qos.event_output())
         self._clients_by_name = {
@@ -51,9 +51,7 @@ class Receiver(Node):
         }
 
     def _on_command(self, msg: EndEffectorCommand, info: dict) -> None:
-        # On the system's clock, which nobody steps while a campaign runs.
-        late_s = (time.time_ns() - info['received_timestamp']) / 1e9
-        sent = to_sent(msg, time.monotonic() - late_s - self._zero_s)
+        sent = to_sent(msg, received_s(info) - self._zero_s)
         with self.changed:
             self.sent.append(sent)
             self.changed.notify_all()
@@ -102,6 +100,12 @@ class Receiver(Node):
 def _parameters(values: dict) -> list[ParameterMsg]:
     return [Parameter(name, value=list(value) if isinstance(value, tuple) else value)
             .to_parameter_msg() for name, value in values.items()]
+
+
+def received_s(info: dict) -> float:
+    """Return when the middleware had a message, on `time.monotonic`."""
+    # It tells so on the system's clock, which nobody steps while a campaign runs.
+    return time.monotonic() - (time.time_ns() - info['received_timestamp']) / 1e9
 
 
 def to_sent(msg: EndEffectorCommand, at_s: float) -> Sent:

@@ -1,7 +1,7 @@
 """`vla bench faults`: the whole campaign, or one case of it."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +54,7 @@ def run(campaign: Campaign, out: Path, console: Console) -> bool:
     return not slow and not any(verdict.findings for verdict in done)
 
 
-def run_layer(layer: str, cases: range, seed: int, workers: int = 1) -> Iterator[Verdict]:
+def run_layer(layer: str, cases: Sequence[int], seed: int, workers: int = 1) -> Iterator[Verdict]:
     """Yield the verdicts of one layer in order."""
     if layer == 'core':
         yield from core.run_cases(cases, seed, workers)

@@ -1,0 +1,42 @@
+"""A fixed share of the fault campaign on a running node over DDS, and on whole processes.
+
+A case runs again alone, as the message of a failure says.
+"""
+
+import pytest
+import ros_testing  # noqa: F401 - a domain of its own
+
+from vla_policy_node.bench.faults.kinds import KINDS
+from vla_policy_node.bench.faults.processes import SCENARIOS
+from vla_policy_node.bench.faults.run import run_layer
+from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
+from vla_policy_node.bench.faults.verdicts import slow_stops
+
+SEED = 14
+# The others take half a minute each; `vla bench faults` runs them.
+SLOW = {'client_is_killed', 'supervisor_dies', 'signal_sigint', 'signal_sighup', 'lifecycle_storm',
+        'guard_of_sigstop'}
+# What the parts under way mend; each rule leaves with its part.
+PENDING = {'workspace', 'input', 'observation', 'limits'}
+
+
+def check(verdicts):
+    failed = [v for v in verdicts if {f.rule for f in v.findings} - PENDING]
+    assert not failed, '\n'.join(verdict.text for verdict in failed)
+    assert not slow_stops(verdicts, STOP_BOUNDS_S)
+    # Standing still keeps every promise but one.
+    assert sum(verdict.actions > 3 for verdict in verdicts) > 0.8 * len(verdicts)
+
+
+def test_one_fault_of_each_kind_over_dds_is_never_unsafe_never_crashes_and_never_hangs():
+    verdicts = list(run_layer('dds', range(len(KINDS)), SEED))
+    assert {verdict.kind for verdict in verdicts} == set(KINDS)
+    check(verdicts)
+
+
+@pytest.mark.timeout(400)
+def test_signals_clocks_floods_and_rivals_are_never_unsafe_never_crash_and_never_hang():
+    cases = [case for case, name in enumerate(sorted(SCENARIOS)) if name not in SLOW]
+    verdicts = list(run_layer('processes', cases, SEED))
+    assert len(verdicts) == len(SCENARIOS) - len(SLOW)
+    check(verdicts)
