@@ -230,6 +230,17 @@ def test_braking_hard_is_forgiven_where_the_pose_moved_the_walls():
     assert {f.rule for f in judge(trial)} == {'limits'}
 
 
+def test_a_machine_that_lets_a_node_wait_is_not_the_fault_of_the_node():
+    trial = good()
+    del trial.sent[32:35]  # 0.2 s of silence, twice what is promised
+    trial.starved = [(1.5, 3.0), (1.58, 3.0), (1.6, 3.09), (1.9, 3.09)]
+    assert {f.rule for f in judge(trial)} == {'gap'}
+    trial.starved = [(1.5, 3.0), (1.58, 3.0), (1.6, 3.11), (1.9, 3.11)]
+    assert judge(trial) == []
+    trial.starved = [(0.0, 3.0), (1.4, 4.0), (1.5, 4.0), (1.9, 4.0)]  # another time
+    assert {f.rule for f in judge(trial)} == {'gap'}
+
+
 def test_where_promises_overlap_a_command_may_keep_either():
     trial = good()
     tight = trial.promises[0].but(span=Span(0.5), max_velocity_m_s=0.05)
@@ -245,9 +256,16 @@ def test_the_way_back_into_the_workspace_is_open():
 
 
 def test_the_latency_of_a_stop_is_the_time_to_the_first_hold():
-    (stop, latency_s), = stop_latencies(good())
+    (stop,) = stop_latencies(good())
     assert stop.kind == 'estop'
-    assert latency_s == pytest.approx(0.04)
+    assert stop.latency_s == pytest.approx(0.04)
+    assert stop.excused_s == 0.0
     trial = good()
     trial.sent = trial.sent[:30]
-    assert [math.isinf(latency_s) for _, latency_s in stop_latencies(trial)] == [True]
+    assert [math.isinf(stop.latency_s) for stop in stop_latencies(trial)] == [True]
+
+
+def test_a_stop_of_a_robot_that_stands_still_has_no_latency():
+    trial = good()
+    trial.stops = [Stop('estop', 0.02, 0.03)]
+    assert stop_latencies(trial) == ()

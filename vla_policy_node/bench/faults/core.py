@@ -37,8 +37,7 @@ def run_case(case: int, seed: int) -> Verdict:
         trial.recovers_from_s, trial.active = None, []
         findings = judge(trial)
     return Verdict(
-        'core', case, seed, kind_of(case), tuple(findings),
-        tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
+        'core', case, seed, kind_of(case), tuple(findings), stop_latencies(trial),
         sum(not sent.hold for sent in trial.sent))
 
 

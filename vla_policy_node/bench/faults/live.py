@@ -19,7 +19,7 @@ from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
-from vla_policy_node.bench.faults.stalls import Stalls
+from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock, Fault
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bench.faults.victim import (
@@ -73,10 +73,10 @@ class Live:
         """Start everything and wait until the node is active."""
         self._stack = ExitStack()
         with self._stack:
-            self.stalls = self._stack.enter_context(Stalls())
             rclpy.init(args=[])
             self._stack.callback(rclpy.try_shutdown)
             self.zero_s = time.monotonic()
+            self.starvation = self._stack.enter_context(Starvation(self.zero_s))
             self.receiver = Receiver(self.zero_s, self._on_sent)
             self.node = Node('robot')
             self.feeder = Feeder(self.node, self.setup, self.zero_s, *self._make_clocks(),
@@ -123,6 +123,7 @@ class Live:
         self.receiver.status = None
         self._child = start_victim(
             self.folder / f'node{self._starts}.log', self.values, self.environment)
+        self.starvation.watch(self._child.process.pid)
         self.receiver.wait(
             lambda: self._child.code is not None or (
                 self.receiver.status is not None
@@ -215,7 +216,6 @@ class Live:
     def _call(self, name: str, call, bound_s: float = ANSWER_S):
         asked_s = self.now_s
         response = call()
-        bound_s += self.stalls.longest_s(asked_s + self.zero_s, time.monotonic())
         self.trial.answers.append(Answer(
             name, asked_s, None if response is None else self.now_s, bound_s))
         return response
@@ -233,8 +233,7 @@ class Live:
             self.recover()
         trial = self.close()
         verdict = Verdict(
-            'dds', case, seed, kind, tuple(judge(trial)),
-            tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
+            'dds', case, seed, kind, tuple(judge(trial)), stop_latencies(trial),
             sum(not sent.hold for sent in trial.sent))
         if any(finding.category != UNSAFE for finding in verdict.findings):
             self.start_node()
@@ -244,6 +243,7 @@ class Live:
         """Make everything well, begin a goal, and return when the robot moves."""
         self.child.order(kind='', motion='calm')
         self._changes = {}
+        self._first_sample = len(self.starvation.samples) - 1
         for clock in (self.node_clock, self.source_clock):
             clock.set(self.now_s)
         self.receiver.call('cancel', 2 * ANSWER_S)
@@ -306,9 +306,8 @@ class Live:
             trial.recovers_from_s = None
         end_s = max((sent.at_s for sent in trial.sent), default=0.0)
         trial.active = [Span(s.from_s, min(s.until_s, end_s)) for s in trial.active]
-        if trial.sent:
-            trial.receive_slack_s += self.stalls.longest_s(
-                trial.sent[0].at_s + self.zero_s, end_s + self.zero_s)
+        time.sleep(2 * SAMPLE_S)
+        trial.starved = self.starvation.samples[self._first_sample:]
         return trial
 
     def moves_after(self, from_s: float, within_s: float) -> bool:

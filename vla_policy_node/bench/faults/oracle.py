@@ -14,7 +14,6 @@ from vla_policy_node.bench.faults.records import (
     STREAMS,
     Promise,
     Sent,
-    Stop,
     Trial,
     Verdict,
 )
@@ -45,18 +44,30 @@ def judge(trial: Trial) -> list[Finding]:
     return findings
 
 
-def stop_latencies(trial: Trial) -> Iterator[tuple[Stop, float]]:
-    """Yield for each stop of a motion the seconds from its request to the first hold.
+@dataclass(frozen=True)
+class StopLatency:
+    """How long a moving robot went on after a stop was asked for.
 
-    inf if none came; nothing for a stop of a robot that was told to hold before.
+    latency_s: to the first hold, inf if none came. excused_s: what the machine had to do with it.
     """
+
+    kind: str
+    latency_s: float
+    excused_s: float = 0.0
+
+
+def stop_latencies(trial: Trial) -> tuple[StopLatency, ...]:
+    """Return the latency of each stop of a motion; one of a robot that holds has none."""
+    latencies = []
     for stop in trial.stops:
         before = next((s for s in reversed(trial.sent) if s.at_s < stop.requested_s), None)
         if before is None or before.hold:
             continue
-        first = next((sent.at_s for sent in trial.sent
-                      if sent.hold and sent.at_s >= stop.requested_s), math.inf)
-        yield stop, first - stop.requested_s
+        first_s = next((sent.at_s for sent in trial.sent
+                        if sent.hold and sent.at_s >= stop.requested_s), math.inf)
+        latencies.append(StopLatency(stop.kind, first_s - stop.requested_s,
+                                     _slack_s(trial, stop.requested_s, first_s)))
+    return tuple(latencies)
 
 
 # --- who may move ---
@@ -72,10 +83,11 @@ def _goals(trial: Trial) -> Iterator[Finding]:
                 yield _unsafe('no_goal', sent, f'an action of epoch {sent.epoch}, no goal has it')
             elif sent.at_s < goal.from_s:
                 yield _unsafe('no_goal', sent, 'an action before its goal was asked for')
-            elif sent.at_s > goal.until_s + trial.receive_slack_s:
-                late = sent.at_s - goal.until_s
-                yield _unsafe('stopped', sent,
-                              f'an action {late:.3f} s after its stop was acknowledged')
+            elif sent.at_s > goal.until_s:
+                late_s = sent.at_s - goal.until_s
+                if late_s > _slack_s(trial, goal.until_s, sent.at_s):
+                    yield _unsafe('stopped', sent,
+                                  f'an action {late_s:.3f} s after its stop was acknowledged')
             if sent.epoch < newest:
                 yield _unsafe('stopped', sent, 'an action of an ended goal after its last hold')
         newest = max(newest, sent.epoch)
@@ -197,7 +209,8 @@ def _inputs(trial: Trial) -> Iterator[Finding]:
             since_s, faults = stream.since_good(sent)
             allowed_s = max((p.allowance_s.get(fault, p.max_age_s)
                              for p in promises for fault in (*faults, '')), default=math.inf)
-            if since_s > allowed_s + trial.receive_slack_s + _STAMP_SLACK_S:
+            slack_s = _slack_s(trial, sent.at_s - since_s, sent.at_s)
+            if since_s > allowed_s + slack_s + _STAMP_SLACK_S:
                 what = ', '.join(sorted(faults)) or 'nothing arrived'
                 yield _unsafe('input', sent,
                               f'{name}: the last good sample was {since_s:.3f} s ago ({what})')
@@ -290,7 +303,8 @@ def _gaps(trial: Trial) -> Iterator[Finding]:
         for before, after in zip([span.from_s, *inside], [*inside, *until_s], strict=False):
             allowed = [p.gap_periods * p.period_s
                        for p in (*_in_force(trial, before), *_in_force(trial, after))]
-            if allowed and after - before > max(allowed) + trial.receive_slack_s + _SLACK:
+            slack_s = _slack_s(trial, before, after)
+            if allowed and after - before > max(allowed) + slack_s + _SLACK:
                 yield Finding(UNSAFE, 'gap', before,
                               f'no command for {after - before:.3f} s while active')
 
@@ -300,7 +314,8 @@ def _answers(trial: Trial) -> Iterator[Finding]:
     for answer in trial.answers:
         if answer.answered_s is None:
             yield Finding(HANG, 'no_answer', answer.asked_s, f'{answer.service}: no answer')
-        elif answer.answered_s - answer.asked_s > answer.bound_s:
+        elif answer.answered_s - answer.asked_s > answer.bound_s + _slack_s(
+                trial, answer.asked_s, answer.answered_s):
             took_s = answer.answered_s - answer.asked_s
             yield Finding(HANG, 'late_answer', answer.asked_s, f'{answer.service}: answered '
                           f'after {took_s:.3f} s, {answer.bound_s:g} s at most')
@@ -312,7 +327,8 @@ def _recovery(trial: Trial) -> Iterator[Finding]:
         return
     first_s = next((s.at_s for s in trial.sent
                     if not s.hold and s.at_s >= trial.recovers_from_s), math.inf)
-    if first_s - trial.recovers_from_s > trial.recovers_within_s:
+    until_s = trial.recovers_from_s + trial.recovers_within_s
+    if first_s > until_s + _slack_s(trial, trial.recovers_from_s, until_s):
         reasons = sorted({s.reason for s in trial.sent if s.at_s >= trial.recovers_from_s})
         yield Finding(HANG, 'never_recovers', trial.recovers_from_s,
                       f'all was well again, but nothing moved for {trial.recovers_within_s:g} s; '
@@ -320,6 +336,15 @@ def _recovery(trial: Trial) -> Iterator[Finding]:
 
 
 # --- small things ---
+
+def _slack_s(trial: Trial, from_s: float, until_s: float) -> float:
+    """How much longer something may take: the way to the receiver, and waiting for a CPU."""
+    if not trial.starved:
+        return trial.receive_slack_s
+    first = max(0, bisect_right(trial.starved, (from_s, math.inf)) - 1)
+    last = min(len(trial.starved) - 1, bisect_right(trial.starved, (until_s, math.inf)))
+    return trial.receive_slack_s + trial.starved[last][1] - trial.starved[first][1]
+
 
 def _actions(trial: Trial) -> Iterator[Sent]:
     return (sent for sent in trial.sent if not sent.hold)

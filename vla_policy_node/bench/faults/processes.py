@@ -81,8 +81,7 @@ class Processes(Live):
                 self.recover()
         trial = self.close()
         verdict = Verdict(
-            'processes', case, seed, name, tuple(judge(trial)),
-            tuple((stop.kind, latency_s) for stop, latency_s in stop_latencies(trial)),
+            'processes', case, seed, name, tuple(judge(trial)), stop_latencies(trial),
             sum(not sent.hold for sent in trial.sent))
         if any(finding.category != UNSAFE for finding in verdict.findings):
             self.start_node()
@@ -177,12 +176,14 @@ def _guarded(number: signal.Signals) -> Scenario:
         try:
             with guard:
                 live.receiver.wait(lambda: any(not s.hold for s in guarded.sent[-9:]), START_S)
+                live.starvation.watch(guard.process.pid)
                 guarded.active = [Span(live.now_s)]
                 time.sleep(rng.uniform(0.1, 0.4))
                 _silence(live, number)
                 silent_s = live.now_s
                 time.sleep(1.0)
                 guarded.active = [Span(guarded.active[0].from_s, live.now_s)]
+                live.starvation.watch(live.child.process.pid)
                 if number is signal.SIGSTOP:
                     live.child.signal(signal.SIGCONT)
                     live.trial.active.append(Span(live.now_s + RECEIVE_SLACK_S))
@@ -193,8 +194,7 @@ def _guarded(number: signal.Signals) -> Scenario:
                             if sent.at_s <= guarded.active[0].until_s]
             # What passes is the node's own; here it counts that and when it stops.
             guarded.promises = [p.but(gap_periods=GUARD_PERIODS) for p in live.trial.promises]
-            guarded.receive_slack_s += live.stalls.longest_s(
-                live.zero_s + guarded.active[0].from_s, time.monotonic())
+            guarded.starved = list(live.starvation.samples)
             live.trial.ends += [f'guard: {f.rule}: {f.text}' for f in judge(guarded)
                                 if f.rule in ('gap', 'stopped', 'no_goal', 'hold_moves')]
         finally:

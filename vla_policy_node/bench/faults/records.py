@@ -146,6 +146,7 @@ class Trial:
     active: when the node was acknowledged to be active. start_m: where the ideal robot begins.
     epoch_order: whether commands of an older epoch may not follow newer ones.
     receive_slack_s: how much later than it was sent a command may have been received.
+    starved: (time, seconds in all) for which the machine did not let the processes run.
     recovers_from_s: from then on all is well again and a goal runs; None if that is not asked.
     recovers_within_s: how long after that the first action may take.
     ends: what ended by itself, or a traceback, one text each. stuck: what never returned.
@@ -160,6 +161,7 @@ class Trial:
     promises: list[Promise] = field(default_factory=list)
     start_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     receive_slack_s: float = 0.0
+    starved: list[tuple[float, float]] = field(default_factory=list)
     recovers_from_s: float | None = None
     recovers_within_s: float = 1.0
     ends: list[str] = field(default_factory=list)

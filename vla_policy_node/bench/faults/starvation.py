@@ -1,0 +1,57 @@
+"""How long the machine let processes wait for a CPU: no judge may blame a node for that."""
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+SAMPLE_S = 0.02
+
+
+class Starvation:
+    """Samples the run delay of all threads of this process and of another one.
+
+    A context manager. Linux counts per thread how long it could have run and was not let;
+    the sum is more than what delayed any one of them, and nothing on a machine with CPUs to spare.
+    zero_s: `time.monotonic` at the beginning of all times here.
+    """
+
+    def __init__(self, zero_s: float):
+        self._zero_s = zero_s
+        self._pid = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='starvation', daemon=True)
+        self.samples: list[tuple[float, float]] = [(0.0, 0.0)]  # time, total so far (s)
+
+    def __enter__(self) -> 'Starvation':
+        """Begin to sample."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """End."""
+        self._stop.set()
+        self._thread.join()
+
+    def watch(self, pid: int) -> None:
+        """Choose the other process (any thread)."""
+        self._pid = pid
+
+    def _run(self) -> None:
+        total_s, before = 0.0, {}
+        while not self._stop.wait(SAMPLE_S):
+            now = {**_run_delays_ns(os.getpid()), **_run_delays_ns(self._pid)}
+            total_s += sum(max(0, delay - before.get(task, delay))
+                           for task, delay in now.items()) / 1e9
+            before = now
+            self.samples.append((time.monotonic() - self._zero_s, total_s))
+
+
+def _run_delays_ns(pid: int) -> dict[str, int]:
+    delays = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f'/proc/{pid}/task').iterdir():
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+                delays[task.name] = int((task / 'schedstat').read_text().split()[1])
+    return delays
