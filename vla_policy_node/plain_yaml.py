@@ -52,7 +52,7 @@ def _problem(text: str) -> str:
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
         anchored = getattr(event, 'anchor', None) is not None
-        tagged = getattr(event, 'tag', None) is not None
+        tagged = getattr(event, 'tag', None) not in (None, '!')
         merged = isinstance(event, yaml.ScalarEvent) and event.value == '<<'
         if anchored or merged or tagged:
             return 'has anchors, merged keys or tags; only plain values are read from it'

@@ -1,10 +1,13 @@
 """Definitions of installed message types, as a bag must carry them to explain itself."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
+
+_TYPE_NAME = re.compile(r'[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-9]*')
 
 
 def type_name(kind: type) -> str:
@@ -30,6 +33,8 @@ class MessageDefinitions:
         if type_name in self.store.types:
             return self.store
         package, _, name = type_name.partition('/msg/')
+        if not _TYPE_NAME.fullmatch(type_name):  # from a bag it could be a path, or a module
+            raise UnknownTypeError(f"'{type_name[:80]}' is no name of a message type.")
         try:
             text = (_share(package) / 'msg' / f'{name}.msg').read_text(encoding='utf-8')
         except OSError as error:

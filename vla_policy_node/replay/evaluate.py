@@ -96,8 +96,10 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             _run(bag, topics, story, p, label, latency_ns, settings.threads, on_progress)
             for p, label in zip(parameters, _labels(choices, parameters), strict=True)]
         described = _describe_bag(bag, topics, story)
+        timeless = [f'{count} messages on {topic} have times of no clock and were left out.'
+                    for topic, count in sorted(bag.timeless.items())]
     notes = list(dict.fromkeys([*story.notes, *(n for _, found in chosen for n in found)]))
-    notes += _remarks(traces, story)
+    notes += timeless + _remarks(traces, story)
     return _evaluation(path, topics, story, traces, settings, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})

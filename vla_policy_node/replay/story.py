@@ -8,6 +8,7 @@ import numpy as np
 
 from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
 from vla_policy_node.nodes.cdr import MessageError, stamp_of
+from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
@@ -15,6 +16,8 @@ from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopic
 
 # Recording times and stamps this far apart at the median are times of different clocks.
 _OTHER_CLOCK_S = 10.0
+# No robot moves that far (m, rad) in a control period; such a number is none.
+_LARGEST_DELTA = 1e3
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class _Teller:
         self._delays_ns: list[int] = []  # recording less stamp
         self._inference_ns: list[int] = []
         self._actions: list[tuple[int, np.ndarray, float]] = []
+        self._no_actions = 0  # messages of actions that hold no numbers
         self._first_ns = self._last_ns = 0
 
     def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
@@ -133,6 +137,8 @@ class _Teller:
         self._running = None
 
     def _hear_chunk(self, chunk: ActionChunk, time_ns: int) -> None:
+        if not abs(chunk.observation_age_ms) < 1e9:  # nor NaN
+            return
         age_ns = round(chunk.observation_age_ms * 1e6)
         self._inference_ns.append(time_ns - to_ns(chunk.header.stamp) - age_ns)
 
@@ -147,6 +153,10 @@ class _Teller:
             scale, parts = 1.0, (message.translation, message.rotation)
             target_ns, gripper = to_ns(message.target_time), message.gripper
         delta = np.array([getattr(part, axis) for part in parts for axis in 'xyz']) * scale
+        if not np.abs(delta).max() < _LARGEST_DELTA:  # nor NaN
+            self._no_actions += 1
+            return
+        gripper = gripper if 0.0 <= gripper <= 1.0 else np.nan
         self._actions.append((target_ns, delta, gripper))
 
     def tell(self, bag: Bag, instruction: str) -> Story:
@@ -161,6 +171,13 @@ class _Teller:
         goals = self._goals
         if instruction:
             goals = [Goal(instruction, self._first_ns, self._last_ns)]
+        if self._no_actions:
+            notes.append(f'{self._no_actions} messages on {self._topics.actions} hold no usable '
+                         'numbers and were left out.')
+        longest = max((len(goal.instruction.encode()) for goal in goals), default=0)
+        if longest > MAX_INSTRUCTION_BYTES:
+            raise BagError(f"An instruction of the bag '{bag.path}' has {longest} bytes; a policy "
+                           f'takes {MAX_INSTRUCTION_BYTES}.')
         if not goals:
             raise BagError(
                 f"The bag '{bag.path}' does not say what the robot was asked to do: no goal on "

@@ -16,6 +16,7 @@ from vla_policy_node.replay.bag import Bag, BagError
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 RECORDS = {STATUS: PolicyStatus, INFO: PolicyInfo, CHUNK: ActionChunk}
+_SHOWN = 8  # topics in a sentence
 ACTION_TYPES = (EndEffectorCommand, TwistStamped)
 # Two empty strings, for bags from before `optimisation` and `preprocessing` were appended. What
 # follows a complete message is not read.
@@ -78,7 +79,7 @@ def decode(raw: bytes, kind: type, topic: str):
 def _require(bag: Bag, topic: str, kind: type, option: str) -> None:
     found = bag.types.get(topic)
     if found is None:
-        fitting = sorted(t for t, name in bag.types.items() if name == type_name(kind))
+        fitting = sorted(t for t, name in bag.types.items() if name == type_name(kind))[:_SHOWN]
         hint = f'name one with {option}: {", ".join(fitting)}' if fitting else (
             f'no topic has the type {type_name(kind)}; record the inputs of the policy with '
             '`vla record`')

@@ -1,0 +1,109 @@
+"""Rosbag2's SQLite files, read within bounds."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from vla_policy_node.replay.storage import (
+    MOST_MESSAGE_BYTES,
+    MOST_TOPICS,
+    BoundsError,
+    StorageError,
+    Stored,
+    Topic,
+    checked_name,
+    regular_size,
+)
+
+# Steps of SQLite's machine that a statement may take: some twenty a row, and no row is smaller
+# than ten bytes. A file whose pages lead back to themselves would go on for ever.
+_ALWAYS_STEPS, _STEPS_PER_BYTE = 20_000_000, 10
+_STEPS_BETWEEN_LOOKS = 10_000
+# Columns that are computed make a small file large; rosbag2 has none.
+_COMPUTED = re.compile(r'generated|virtual|\bas\s*\(', re.IGNORECASE)
+
+
+class SqliteFile:
+    """A .db3 file as a `storage.Storage`."""
+
+    def __init__(self, path: Path):
+        self.topics: dict[str, Topic] = {}
+        self._names: dict[int, str] = {}
+        self._most_steps = _ALWAYS_STEPS + _STEPS_PER_BYTE * regular_size(path)
+        self._steps = 0
+        self._connection = sqlite3.connect(
+            f'{path.resolve().as_uri()}?mode=ro&immutable=1', uri=True)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _open(self) -> None:
+        self._connection.text_factory = lambda data: data.decode('utf-8', 'replace')
+        self._connection.set_progress_handler(self._step, _STEPS_BETWEEN_LOOKS)
+        for pragma in ('trusted_schema=OFF', 'cell_size_check=ON', 'temp_store=FILE'):
+            self._connection.execute(f'PRAGMA {pragma}')
+        self._check_tables()
+        for number, name, kind, encoding in self._rows(
+                'SELECT id, name, type, serialization_format FROM topics LIMIT ?',
+                MOST_TOPICS + 1):
+            if len(self._names) == MOST_TOPICS:
+                raise BoundsError(f'it has more than {MOST_TOPICS} topics')
+            name, kind = checked_name(str(name), 'topic'), checked_name(str(kind), 'message type')
+            kind = kind if encoding == 'cdr' else f'{kind} as {str(encoding)[:20]}'
+            self._names[number] = name
+            if self.topics.setdefault(name, Topic(kind)).kind != kind:
+                raise StorageError(f'{name} has two message types')
+        self._count()
+
+    def _check_tables(self) -> None:
+        """Refuse whatever computes what it gives out."""
+        found = self._rows('SELECT type, name, sql FROM sqlite_master LIMIT 100')
+        tables = {name: str(sql) for kind, name, sql in found if kind == 'table'}
+        if not {'topics', 'messages'} <= tables.keys():
+            raise StorageError('it has no tables of topics and messages')
+        if any(kind not in ('table', 'index') for kind, _, _ in found) or any(
+                map(_COMPUTED.search, tables.values())):
+            raise BoundsError('its tables are computed')
+
+    def _count(self) -> None:
+        spans = []
+        for number, count, first_ns, last_ns, largest in self._rows(
+                'SELECT topic_id, count(*), min(timestamp), max(timestamp), max(length(data)) '
+                'FROM messages GROUP BY topic_id'):
+            if isinstance(largest, int) and largest > MOST_MESSAGE_BYTES:
+                raise BoundsError(f'a message has {largest} bytes')
+            if number in self._names:
+                self.topics[self._names[number]].count += count
+            spans += [time_ns for time_ns in (first_ns, last_ns) if isinstance(time_ns, int)]
+        self.start_ns, self.end_ns = (min(spans), max(spans)) if spans else (0, 0)
+
+    def messages(self, topics: Collection[str]) -> Iterator[Stored]:
+        """As `storage.Storage`."""
+        numbers = [number for number, name in self._names.items() if name in topics]
+        places = ','.join('?' * len(numbers))
+        self._steps = 0
+        cursor = self._connection.execute(
+            f'SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({places}) '
+            'ORDER BY timestamp, rowid', numbers)
+        for number, time_ns, data in cursor:
+            if not (isinstance(time_ns, int) and isinstance(data, bytes)):
+                raise StorageError('a message is not stored as time and bytes')
+            yield self._names[number], time_ns, data
+
+    def _rows(self, statement: str, *values: object) -> list[tuple]:
+        self._steps = 0
+        return self._connection.execute(statement, values).fetchall()
+
+    def _step(self) -> bool:
+        """Say whether to stop (called by SQLite within a statement)."""
+        self._steps += _STEPS_BETWEEN_LOOKS
+        return self._steps > self._most_steps
