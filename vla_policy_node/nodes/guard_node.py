@@ -6,6 +6,8 @@ within two control periods, and again in every period after. What may pass is de
 `control.guard`.
 """
 
+import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from vla_policy_node.nodes.running import run
 
 # How often it is looked whether a command is missing: four times a period, but no more than this.
 FASTEST_LOOK_S = 0.002
+PRIORITY = -10
 # How long the last hold waits to arrive at readers that do not answer.
 HOLD_DELIVERY_S = 0.5
 
@@ -167,6 +170,10 @@ def _to_message(command: SentCommand) -> EndEffectorCommand:
 
 def main(args=None):
     """Run the node until something ends it; the last it says is a hold."""
+    # Before others on a busy machine, where the user may (`nice` in /etc/security/limits.conf);
+    # threads made later inherit it.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     run(GuardNode, args)
 
 
