@@ -5,7 +5,8 @@ trains or benches. A file without any of these is in the part `unit`, unless a t
 `slow` itself. What a file imports inside of a function counts as well.
 """
 
-import re
+import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,6 @@ IMPORTS = {
 # In this order they run: what fails soon, fails first.
 PARTS = ('unit', 'ros', 'sim', 'slow')
 
-_IMPORT = re.compile(r'^\s*(?:from ([\w.]+) )?import ([\w., ]+|\()', re.MULTILINE)
-
 
 def part_of(path: Path) -> str:
     """Return the last of PARTS that something in the file asks for."""
@@ -35,13 +34,20 @@ def part_of(path: Path) -> str:
     return parts[-1] if parts else 'unit'
 
 
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield what a file imports anywhere in it; of `from a import b` both a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
 @cache
 def imported_by(path: Path) -> frozenset[str]:
     """Return the modules that a file imports, itself or through others of this folder."""
-    names = set()
-    for package, imported in _IMPORT.findall(path.read_text(encoding='utf-8')):
-        parts = [part.split(' as ')[0].strip() for part in imported.split(',')]
-        names |= {f'{package}.{part}' for part in parts} | {package} if package else set(parts)
+    names = set(imports_of(path))
     for name in tuple(names):
         helper = FOLDER / f'{name}.py'
         if helper.is_file() and helper != path:

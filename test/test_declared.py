@@ -1,6 +1,5 @@
 """In a workspace built as README says the nodes start: what they import is declared there."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from marks import imports_of
 
 from vla_policy_node import acceleration
 
@@ -105,15 +105,6 @@ def run_with_declared_only(code):
         [sys.executable, '-c', HIDING.format(undeclared=sorted(undeclared)) + code],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
 def file_of(module):

@@ -12,7 +12,7 @@ from torch import nn
 from vla_policy_node.models import checkpoint
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 
-FILES = sorted(Path(__file__).parent.glob('*.py'))
+FILES = sorted(Path(__file__).parent.rglob('*.py'))
 MODULES = [path for path in FILES if path.name != 'conftest.py']
 
 
@@ -52,6 +52,7 @@ def test_mujoco_comes_through_the_package_that_chooses_its_renderer(path):
     ('def test_it():\n    import rclpy', 'ros'),
     ('from vla_policy_node.world.layouts import shuffle', 'sim'),
     ('from vla_policy_node import bringup', 'slow'),
+    ('from vla_policy_node.training import (\n    run,\n)', 'slow'),
     ('from ros_testing import ros\nfrom vla_policy_node.training.run import train', 'slow'),
 ])
 def test_what_a_file_imports_says_its_part(tmp_path, line, part):

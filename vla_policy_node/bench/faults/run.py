@@ -13,7 +13,7 @@ from rich.table import Table
 from vla_policy_node.bench.faults import core, verdicts
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import Verdict
-from vla_policy_node.bringup import enter_private_domain
+from vla_policy_node.bringup import private_domain
 from vla_policy_node.outputs.folder import claim, seal
 
 COMMAND = 'vla bench faults'  # whose files they are
@@ -63,8 +63,7 @@ def run_layer(layer: str, cases: Sequence[int], seed: int, workers: int = 1) -> 
     from vla_policy_node.bench.faults.live import Live
     from vla_policy_node.bench.faults.processes import Processes
 
-    enter_private_domain()
-    with TemporaryDirectory() as folder, (
+    with private_domain(), TemporaryDirectory() as folder, (
             Live if layer == 'dds' else Processes)(Path(folder)) as running:
         for case in cases:
             yield running.run_case(case, seed)
