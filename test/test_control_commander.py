@@ -120,6 +120,23 @@ def test_a_dead_stream_stops_the_plan_and_what_was_planned_before_never_goes_on(
     assert bench.tick().hold.code is HoldReason.NONE
 
 
+def test_what_was_inferred_from_bad_inputs_never_goes_on_once_they_are_good_again(bench):
+    """An inference takes longer than a short trouble, and its observation was part of it."""
+    goal = bench.begin()
+    bench.push(goal)
+    assert bench.tick().hold.code is HoldReason.NONE
+    bench.commander.poses.reject(HoldError(Hold(HoldReason.INPUT_INVALID, 'ee_pose'), 'no pose'))
+    bench.dead = {'ee_pose'}
+    observed_ns = bench.now
+    assert bench.tick().hold.code is HoldReason.INPUT_INVALID
+    bench.dead = set()
+    bench.push(goal, stamp_ns=observed_ns)
+    assert bench.tick().hold.code is HoldReason.AWAITING_INFERENCE
+    assert bench.commander.parts.executor.counts()['chunks_of_bad_inputs'] == 1
+    bench.push(goal)
+    assert bench.tick().hold.code is HoldReason.NONE
+
+
 def test_inputs_that_stay_bad_end_the_goal_once(bench):
     bench = Bench(input_timeout_ns=500 * MS)
     goal = bench.begin()

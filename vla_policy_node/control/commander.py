@@ -104,6 +104,7 @@ class Commander:
         self._fault: Hold | None = None
         self._gripper = math.nan  # nobody said yet; opening the hand could drop something
         self._bad_since_ns: int | None = None
+        self._inputs_bad_ns: int | None = None  # when they were last, during this goal
         self._last_steady_ns: int | None = None
         self._elapsed_ns = 0  # of the goal; a clock that goes back does not give time back
         self._counts: Counter[str] = Counter()
@@ -113,6 +114,7 @@ class Commander:
         """Start following an instruction. Raises GoalRefusedError."""
         with self._lock:
             goal = self.session.begin(instruction, duration_ns)
+            self._inputs_bad_ns = None
             self.parts.executor.reset(goal.epoch)
             self._fault = None
             self._bad_since_ns = None
@@ -156,7 +158,7 @@ class Commander:
     def replace(self, parts: CommanderParts) -> None:
         """Exchange the parts that parameters tune (any thread)."""
         with self._lock:
-            parts.executor.reset(self.session.epoch)
+            parts.executor.reset(self.session.epoch, self._inputs_bad_ns)
             parts.cameras.follow(self.parts.cameras)
             if not math.isnan(self._gripper):
                 parts.latch.update(self._gripper)  # other limits are no reason to open the hand
@@ -196,7 +198,7 @@ class Commander:
                 self._counts['command'] += 1
                 self.steps += 1
                 return decided
-            return self._stand_still(decided, detail, steady_ns, target_time_ns)
+            return self._stand_still(decided, detail, now_ns, steady_ns, target_time_ns)
 
     def pause(self, hold: Hold, target_time_ns: int) -> Command:
         """Return a hold that changes nothing of what is planned (any thread).
@@ -279,13 +281,15 @@ class Commander:
         )
 
     def _stand_still(
-        self, hold: Hold, detail: str, steady_ns: int, target_time_ns: int
+        self, hold: Hold, detail: str, now_ns: int, steady_ns: int, target_time_ns: int
     ) -> Command:
         parts = self.parts
         parts.limiter.reset()
         self._last, self._must_rest = _REST, False
+        if hold.code in _INPUT_HOLDS:
+            self._inputs_bad_ns = now_ns
         if detail or hold.code in _INPUT_HOLDS:
-            parts.executor.reset(self.session.epoch)
+            parts.executor.reset(self.session.epoch, self._inputs_bad_ns)
         if hold.code in _INPUT_HOLDS:
             self._end_if_lost(steady_ns)
         else:

@@ -66,6 +66,7 @@ class ChunkExecutor(ABC):
         self._chunks: deque[_Chunk] = deque(maxlen=depth)  # oldest first
         self._last_target_ns: int | None = None
         self._epoch = 0
+        self._bad_until_ns: int | None = None
         self._counts: Counter[str] = Counter()
 
     @abstractmethod
@@ -75,14 +76,17 @@ class ChunkExecutor(ABC):
     def push(self, actions: np.ndarray, observation_stamp_ns: int, epoch: int) -> None:
         """Add the chunk [K, 7] of one inference (worker thread).
 
-        `epoch` is the one the inference was started under; a chunk of another epoch, or one
-        that is not newer than the last, is discarded and counted. Raises HoldError
+        `epoch` is the one the inference was started under; a chunk of another epoch, one that is
+        not newer than the last, or one from before inputs were bad is discarded and counted. An
+        inference outlasts a short trouble, and what it saw was part of it. Raises HoldError
         (ACTION_INVALID) for a non-finite or absurd chunk, ValueError for another shape or length.
         """
         chunk = _Chunk(checked_actions(actions), observation_stamp_ns)
         with self._lock:
             if epoch != self._epoch:
                 self._counts['chunks_of_other_epoch'] += 1
+            elif self._bad_until_ns is not None and observation_stamp_ns < self._bad_until_ns:
+                self._counts['chunks_of_bad_inputs'] += 1
             elif self._chunks and observation_stamp_ns <= self._chunks[-1].stamp_ns:
                 self._counts['chunks_out_of_order'] += 1
             else:
@@ -112,10 +116,14 @@ class ChunkExecutor(ABC):
             self._counts['actions'] += 1
             return Step(action, index, newest.stamp_ns, target_ns, disagreement)
 
-    def reset(self, epoch: int) -> None:
-        """Forget all chunks; from now on only chunks of this epoch are accepted (any thread)."""
+    def reset(self, epoch: int, bad_until_ns: int | None = None) -> None:
+        """Forget all chunks; from now on only chunks of this epoch are accepted (any thread).
+
+        bad_until_ns: and only those of observations since then, as inputs were bad before.
+        """
         with self._lock:
             self._epoch = epoch
+            self._bad_until_ns = bad_until_ns
             self._chunks.clear()
             self._last_target_ns = None
 
