@@ -8,13 +8,21 @@ from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span
 from vla_policy_node.bench.faults.trial import Fault
 
 Maker = Callable[[np.random.Generator, Span], Fault]
+# A pose with a wrong time is wrong by what the arm does meanwhile, near a wall not much.
+MISTIMED_M = 0.005
 KINDS: dict[str, Maker] = {}
 
 
 def kind(name: str) -> Callable[[Maker], Maker]:
     """Register a maker under a name, 'group_what'."""
     def register(maker: Maker) -> Maker:
-        KINDS[name] = maker
+        def make(rng: np.random.Generator, span: Span) -> Fault:
+            fault = maker(rng, span)
+            if name.startswith(('stamp', 'clock')):
+                fault.promise.setdefault('workspace_slack_m', MISTIMED_M)
+            return fault
+
+        KINDS[name] = make
         return maker
 
     return register

@@ -11,6 +11,9 @@ from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span, 
 from vla_policy_node.bench.faults.trial import SECOND, Fault, Simulation
 
 POSE, GRIPPER = STREAMS[2:]
+# A pose that lies is found out when it differs from what was commanded by so much
+# (max_tracking_error_m); until then the robot may be led astray as far.
+LIE_M = 0.15
 Rng = np.random.Generator
 
 
@@ -324,7 +327,7 @@ def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarr
             lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion))
 
     return Fault(name, span, on_streams((POSE,), alter), begin=holder.append,
-                 promise={'workspace_slack_m': 0.05, 'brakes_hard': True})
+                 promise={'workspace_slack_m': LIE_M, 'brakes_hard': True})
 
 
 @kind('gripper_state')
@@ -368,7 +371,7 @@ def bytes_flipped(rng: Rng, span: Span) -> Fault:
         return message.but('flipped', Verdict.OPEN, raw=bytes(raw), stamp_ns=stamp_ns)
 
     return Fault('bytes_flipped', span, on_streams(some_streams(rng), alter),
-                 promise={'workspace_slack_m': 0.05, 'brakes_hard': True})
+                 promise={'workspace_slack_m': LIE_M, 'brakes_hard': True})
 
 
 @kind('bytes_garbage')

@@ -21,6 +21,8 @@ from vla_policy_node.bench.faults.records import (
 UNSAFE, CRASH, HANG = 'unsafe', 'crash', 'hang'
 # Rounding of a sum of a few thousand numbers of 64 bits.
 _SLACK = 1e-9
+# A robot obeys a command until its target time and one period more.
+EXPIRY_PERIODS = 2.0
 _STAMP_SLACK_S = 2e-6  # of nanoseconds in a float of seconds since 1970
 
 
@@ -112,16 +114,28 @@ def _finite(trial: Trial) -> Iterator[Finding]:
 
 
 def _limits(trial: Trial) -> Iterator[Finding]:
-    """Step, velocity and acceleration; a hold is a robot that stands still."""
+    """Step, velocity and acceleration; a robot that holds, or whose command is over, stands."""
     last = None
     for sent in trial.sent:
         if not sent.hold and _is_finite(sent):
-            before = last or _STILL
-            broken = [_broken_limits(sent, before, promise)
-                      for promise in _in_force(trial, sent.at_s)]
+            broken = []
+            for promise in _in_force(trial, sent.at_s):
+                if last is None or last.hold:
+                    broken.append(_broken_limits(sent, _STILL, promise))
+                    continue
+                broken.append(_broken_limits(
+                    sent, (last.translation_m, last.rotation_rad), promise))
+                if _has_expired(last, sent, promise):
+                    broken.append(_broken_limits(sent, _STILL, promise))
             if broken and all(broken):
                 yield from (_unsafe('limits', sent, text) for text in min(broken, key=len))
-        last = (sent.translation_m, sent.rotation_rad) if not sent.hold else None
+        last = sent
+
+
+def _has_expired(last: Sent, sent: Sent, promise: Promise) -> bool:
+    """Whether a robot had given up the last command by then: by its own clock, or the node's."""
+    lasts_s = EXPIRY_PERIODS * promise.period_s
+    return max(sent.at_s - last.at_s, sent.stamp_s - last.stamp_s) > lasts_s
 
 
 _STILL = ((0.0,) * 3, (0.0,) * 3)

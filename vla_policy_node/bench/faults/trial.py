@@ -178,7 +178,10 @@ class Simulation:
         self._order = itertools.count()
         self._thinking = False
         self._frames = dict.fromkeys(STREAMS, int(rng.integers(0, messages.PICTURES)))
-        self._changes = {k: v for fault in faults for k, v in fault.promise.items()}
+        self._changes: dict = {}
+        for fault in faults:
+            for name, value in fault.promise.items():
+                self._changes[name] = max(value, self._changes.get(name, value))
 
     # --- what faults and the script use ---
 
