@@ -73,7 +73,9 @@ class Live:
 def parameters(tmp_path_factory):
     checkpoint = create_tiny_checkpoint(tmp_path_factory.mktemp('tiny'))
     return {'checkpoint': str(checkpoint), 'methods': ['lightvla'], 'pacing': 'observation',
-            'warmup_inferences': 1, 'freeze_timeout_s': 0.0, 'threads': 1}
+            'warmup_inferences': 1, 'freeze_timeout_s': 0.0, 'threads': 1,
+            # As for a bag that is played: commands do not move what was recorded.
+            'max_tracking_error_m': 0.0, 'input_timeout_s': 0.0}
 
 
 @pytest.fixture

@@ -54,6 +54,9 @@ class RealTime:
     def begun(self) -> None:
         """Need nothing more."""
 
+    def ended(self) -> None:
+        """Need nothing more."""
+
 
 class LockStep:
     """Goes on when the node has filed each sample and has answered each observation.
@@ -99,8 +102,15 @@ class LockStep:
         self._cameras.begin()
         self._await_command()
 
+    def ended(self) -> None:
+        """Wait for the hold that a cancelled goal ends with."""
+        self._expect()
+
     def _await_command(self) -> None:
         if self._pairer.wait(0.0) and not isinstance(self._pairer.take(self._now_ns), Hold):
-            self._expected += 1
-            player = self._player
-            player.wait(lambda: player.commands >= self._expected, 'a command')
+            self._expect()
+
+    def _expect(self) -> None:
+        self._expected += 1
+        player = self._player
+        player.wait(lambda: player.commands >= self._expected, 'a command')

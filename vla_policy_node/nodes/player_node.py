@@ -158,6 +158,7 @@ class PlayerNode(Node):
                 play.send(event, raw)
             elif event is None:
                 self.call(self._cancel, Trigger.Request())
+                play.ended()
             else:
                 request = StartInstruction.Request(
                     instruction=event.instruction, max_duration=Duration(sec=_A_YEAR_S))

@@ -60,6 +60,7 @@ class Timeline:
             self._file(event, raw)
         elif event is None:
             self._commander.end(Outcome.CANCELLED)
+            self._command(self.now_ns + self._period_ns)  # as the node: stopped here and now
         else:
             self._commander.begin(event.instruction, FOR_EVER_NS)
         return True
