@@ -277,6 +277,17 @@ def test_a_clock_of_stamps_that_stands_or_steps_does_not_stretch_the_goal(bench)
     assert bench.session.outcome(goal.epoch) is Outcome.SUCCEEDED_DURATION
 
 
+def test_a_clock_of_stamps_that_stands_still_holds_and_says_so(bench):
+    goal = bench.begin()
+    for tick in range(4):
+        bench.push(goal)
+        assert bench.tick(steady_ns=tick * PERIOD).hold.code is HoldReason.NONE
+    bench.now -= PERIOD  # undoes what `tick` adds: the clock shows the same again
+    command = bench.tick(steady_ns=4 * PERIOD)
+    assert command.hold.code is HoldReason.CLOCK_STOPPED
+    assert bench.tick(steady_ns=5 * PERIOD).hold.code is HoldReason.AWAITING_INFERENCE
+
+
 def test_a_clock_of_stamps_that_steps_does_not_stretch_the_time_of_bad_inputs():
     bench = Bench(input_timeout_ns=500 * MS)
     goal = bench.begin()

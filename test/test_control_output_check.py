@@ -17,7 +17,7 @@ from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
 from vla_policy_node.control.ensemble import EnsembleSettings
 from vla_policy_node.control.executors import create_executor
-from vla_policy_node.control.hold import HoldReason
+from vla_policy_node.control.hold import HoldError, HoldReason
 from vla_policy_node.control.limits import Box, CommandLimiter, Limits
 from vla_policy_node.control.output_check import find_breach
 from vla_policy_node.control.pairing import ObservationPairer
@@ -116,7 +116,10 @@ def test_whatever_goes_in_no_command_is_unbounded_and_nothing_is_raised(
             commander.parts.executor.push(np.array([action] * 4), now - period_ns, goal.epoch)
         for stream in STREAMS:
             commander.parts.pairer.file(stream, now, b'')
-        commander.poses.observe(MeasuredPose(now, np.array(pose[:3]), np.array(pose[3:])))
+        try:
+            commander.poses.observe(MeasuredPose(now, np.array(pose[:3]), np.array(pose[3:])))
+        except HoldError as error:
+            commander.poses.reject(error)
         commander.poses.begin()  # jumps are forgiven: something has to move here
         command = commander.tick(now, now + period_ns)
         check(command, last, np.array(pose[:3]), limits, period_ns / 1e9)

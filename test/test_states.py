@@ -51,6 +51,8 @@ def test_a_pose_is_read_whatever_the_length_of_its_frame(frame):
     {'frame': 'camera'},
     {'position': (0.0, math.nan, 0.0)},
     {'position': (math.inf, -math.inf, 0.0)},
+    {'position': (0.0, 0.0, 300.0)},
+    {'position': (1e306, 0.0, 0.0)},
     {'quaternion': (0.0, 0.0, 0.0, 0.0)},
     {'quaternion': (1.0, 1.0, 1.0, 1.0)},
     {'quaternion': (math.nan, 0.0, 0.0, 1.0)},

@@ -10,6 +10,7 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
 from vla_policy_node.control.cameras import CameraWatch
+from vla_policy_node.control.clock_watch import ClockWatch
 from vla_policy_node.control.executors import ChunkExecutor
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter
@@ -38,8 +39,6 @@ _STILL.setflags(write=False)
 _REST = EndEffectorDelta(_STILL, _STILL, math.nan)
 # The arm has come to rest after more than this many periods without a command: they expire.
 _LASTING_PERIODS = 2
-# A clock that moves so far against the steady one was stepped.
-_CLOCK_STEP_NS = 10_000_000
 # Whatever goes wrong while deciding, there is no action that could be sent.
 _UNDECIDED = Hold(HoldReason.ACTION_INVALID)
 
@@ -99,7 +98,7 @@ class Commander:
         self._origin_m: np.ndarray | None = None  # where the end effector was as the goal began
         self._last = _REST
         self._acted_ns = 0  # when that was
-        self._offset_ns = 0  # of the clock of the stamps to the steady one
+        self._clock = ClockWatch()
         self._must_rest = False  # before the next action
         self._fault: Hold | None = None
         self._gripper = math.nan  # nobody said yet; opening the hand could drop something
@@ -185,7 +184,8 @@ class Commander:
         with self._lock:
             detail = ''
             try:
-                self._follow_clock(now_ns - steady_ns)
+                if step_ns := self._clock.look(now_ns, steady_ns):
+                    self._motion.shift(step_ns)
                 self._end_in_time(steady_ns)
                 decided = self._find_hold(now_ns, outside) or self._act(
                     now_ns, target_time_ns, steady_ns)
@@ -210,11 +210,6 @@ class Commander:
 
     # The rest runs with the lock held.
 
-    def _follow_clock(self, offset_ns: int) -> None:
-        if abs(offset_ns - self._offset_ns) > _CLOCK_STEP_NS:
-            self._motion.shift(offset_ns - self._offset_ns)
-            self._offset_ns = offset_ns
-
     def _end_in_time(self, steady_ns: int) -> None:
         if self._last_steady_ns is not None:
             self._elapsed_ns += max(0, steady_ns - self._last_steady_ns)
@@ -238,7 +233,7 @@ class Commander:
         inputs = parts.pairer.health(now_ns) or parts.cameras.health()
         if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
             parts.cameras.reset()
-        return stopped or outside or inputs or self._fault
+        return stopped or outside or self._clock.health() or inputs or self._fault
 
     def _act(self, now_ns: int, target_time_ns: int, steady_ns: int) -> Command | Hold:
         """Return what the plan says for this period, within all limits. Raises HoldError."""

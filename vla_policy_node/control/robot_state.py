@@ -16,8 +16,8 @@ POSE = 'ee_pose'
 # measurement may be this wrong: what moves further between two samples has not moved, but jumped.
 _MAX_SPEED_M_S, _MAX_SPEED_RAD_S = 3.0, 10.0
 _TOLERANCE_M, _TOLERANCE_RAD = 0.02, 0.2
-# No arm is further away, and no rotation vector is longer than a turn.
-_LARGEST_M, _LARGEST_RAD = 1e3, 10.0
+# No workspace is further away, and no rotation vector is longer than a turn.
+_LARGEST_M, _LARGEST_RAD = 200.0, 10.0
 # A source that jumped is believed again after this long without another jump.
 _SETTLING_NS = 500_000_000
 
@@ -27,11 +27,23 @@ class MeasuredPose:
     """A measured end-effector pose, in the frame of the commanded deltas.
 
     stamp_ns: when it was measured. position_m: [3]. rotation_rad: [3], rotation vector.
+    Raises HoldError (INPUT_INVALID) for numbers that are not finite, or that no robot has.
     """
 
     stamp_ns: int
     position_m: np.ndarray
     rotation_rad: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not (
+            (np.abs(self.position_m) <= _LARGEST_M).all()
+            and (np.abs(self.rotation_rad) <= _LARGEST_RAD).all()
+        ):
+            raise HoldError(
+                Hold(HoldReason.INPUT_INVALID, POSE),
+                f'{self.position_m} m, {self.rotation_rad} rad is no pose of an end effector; '
+                'check the state publisher.',
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +76,6 @@ class PoseWatch:
 
     def observe(self, pose: MeasuredPose) -> None:
         """Take the next pose of the source; stamps that go back mean another clock."""
-        if not _is_possible(pose):
-            self.reject(HoldError(
-                Hold(HoldReason.INPUT_INVALID, POSE),
-                f'The end-effector pose {pose.position_m} m, {pose.rotation_rad} rad is none; '
-                'check the state publisher.',
-            ))
-            return
         with self._lock:
             last, self._error = self._newest, None
             if last is None or pose.stamp_ns < last.pose.stamp_ns:
@@ -118,14 +123,6 @@ class PoseWatch:
         """Return how many poses jumped and how many messages held none."""
         with self._lock:
             return dict(self._counts)
-
-
-def _is_possible(pose: MeasuredPose) -> bool:
-    """Return whether the numbers are finite and those of something on a robot."""
-    return bool(
-        (np.abs(pose.position_m) <= _LARGEST_M).all()
-        and (np.abs(pose.rotation_rad) <= _LARGEST_RAD).all()
-    )
 
 
 def _has_jumped(last: MeasuredPose, pose: MeasuredPose) -> bool:
