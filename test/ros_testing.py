@@ -12,9 +12,11 @@ import time
 import pytest
 import rclpy
 
+from vla_policy_node.domain import free_domain
+
 # One domain per process, on this machine only: two test runs, or a robot on the same network,
-# must not hear each other. 1 to 101 keeps the ports out of the ephemeral range of Linux.
-os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 101)
+# must not hear each other.
+os.environ['ROS_DOMAIN_ID'] = str(free_domain())
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 

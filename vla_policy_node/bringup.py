@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TextIO
 
+from vla_policy_node.domain import free_domain
 from vla_policy_node.scoped import environment
 from vla_policy_node.system import NodeSpec, leash, middleware_environment
 
@@ -122,11 +123,10 @@ class System:
 def private_domain() -> AbstractContextManager:
     """Keep what this process says meanwhile, and its children, to themselves.
 
-    Off the network, in a domain that no other system on this machine is likely to use; where the
-    environment says otherwise, that counts.
+    Off the network, in a domain that no other such process uses; where the environment says
+    otherwise, that counts.
     """
-    chosen = {'ROS_DOMAIN_ID': str(1 + os.getpid() % 101),
-              'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    chosen = {'ROS_DOMAIN_ID': str(free_domain()), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
     chosen.update((name, os.environ[name]) for name in chosen if name in os.environ)
     return environment(**chosen, **middleware_environment())
 

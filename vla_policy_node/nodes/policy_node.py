@@ -37,6 +37,7 @@ from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.lifecycle import state_label, transition
+from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
@@ -94,7 +95,7 @@ class PolicyNode(LifecycleNode):
     @transition
     def on_configure(self, state: State):
         """Validate, load, warm up, create everything that talks."""
-        parameters = self._settings = self._store.checked()
+        parameters = self._settings = self._ceilings = self._store.checked()
         lock_step = parameters.pacing == 'observation'
         if lock_step and not self._on_sim_time():
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
@@ -450,7 +451,7 @@ class PolicyNode(LifecycleNode):
     # --- parameters: executor thread ---
 
     def _refuse_parameters(self, old: PolicyParameters, new: PolicyParameters) -> str:
-        return ''
+        return refused_change(self._ceilings, old, new, self._session.goal is not None)
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:
         self._settings = parameters
