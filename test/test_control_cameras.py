@@ -312,12 +312,14 @@ def test_new_settings_go_on_with_what_is_known_of_the_cameras():
     assert bench.run(1) == [GOOD, CHANGED]
 
 
-def test_a_clock_that_jumps_starts_the_count_again():
+@pytest.mark.parametrize('jump_ns', [-60_000 * MS, -FRAME, 60_000 * MS])
+def test_a_clock_that_jumps_makes_no_picture_new(jump_ns):
     bench = Bench()
     still = samples_of(photograph(bench.views['wrist'], 1.0, bench.rng))
-    for stamp in (NOW, NOW + TIMEOUT):
+    for stamp in (NOW, NOW + TIMEOUT // 2, NOW + TIMEOUT // 2 + jump_ns):
         bench.watch.check('wrist', stamp, SHAPE, still)
-    bench.watch.reset()
-    assert bench.watch.health() is None
-    bench.watch.check('wrist', NOW + TIMEOUT + FRAME, SHAPE, still)
+    bench.watch.check('wrist', NOW + TIMEOUT + jump_ns, SHAPE, still)
+    assert bench.watch.health() == Hold(HoldReason.INPUT_FROZEN, 'wrist')
+    bench.watch.check('wrist', NOW, SHAPE, samples_of(
+        photograph(bench.views['wrist'], 1.0, bench.rng)))
     assert bench.watch.health() is None

@@ -137,6 +137,42 @@ def test_what_was_inferred_from_bad_inputs_never_goes_on_once_they_are_good_agai
     assert bench.tick().hold.code is HoldReason.NONE
 
 
+def test_a_clock_that_goes_back_makes_no_dead_stream_young_again(bench):
+    """A source that repeats its last stamp, and a clock that returns to it."""
+    goal = bench.begin()
+    bench.push(goal)
+    assert bench.tick(steady_ns=bench.now + PERIOD).hold.code is HoldReason.NONE
+    bench.dead = {'ee_pose'}
+    steady_ns = bench.now
+    for _ in range(8):
+        steady_ns += PERIOD
+        command = bench.tick(steady_ns=steady_ns)
+    assert (command.hold.code, command.hold.stream) == (HoldReason.INPUT_STALE, 'ee_pose')
+    bench.now -= 9 * PERIOD
+    codes = set()
+    for _ in range(4):
+        bench.push(goal)
+        steady_ns += PERIOD
+        codes.add(bench.tick(steady_ns=steady_ns).hold.code)
+    assert codes == {HoldReason.CLOCK_JUMP, HoldReason.INPUT_STALE}
+
+
+@pytest.mark.parametrize('went_ms', [0, 4])
+def test_when_a_clock_that_stood_still_goes_on_nothing_old_is_young(bench, went_ms):
+    goal = bench.begin()
+    bench.push(goal)
+    steady_ns = bench.now + PERIOD
+    assert bench.tick(steady_ns=steady_ns).hold.code is HoldReason.NONE
+    bench.dead = {'wrist'}
+    for _ in range(10):
+        bench.now += went_ms * MS - PERIOD
+        steady_ns += PERIOD
+        assert bench.tick(steady_ns=steady_ns).hold.code is HoldReason.CLOCK_STOPPED
+    bench.push(goal)
+    command = bench.tick(steady_ns=steady_ns + PERIOD)
+    assert (command.hold.code, command.hold.stream) == (HoldReason.INPUT_STALE, 'wrist')
+
+
 def test_inputs_that_stay_bad_end_the_goal_once(bench):
     bench = Bench(input_timeout_ns=500 * MS)
     goal = bench.begin()
@@ -255,7 +291,7 @@ def test_an_exception_while_deciding_is_a_hold_with_its_traceback(bench, monkeyp
     if stop:
         bench.commander.estop()
 
-    def fail(now_ns):
+    def fail(now_ns, steady_ns):
         raise ZeroDivisionError('by chance')
 
     monkeypatch.setattr(bench.commander.parts.pairer, 'health', fail)

@@ -256,3 +256,15 @@ def test_what_was_refused_is_forgotten_on_reset():
     pairer.reset()
     file_all(pairer, NOW)
     assert pairer.health(NOW) is None
+
+
+@pytest.mark.parametrize('back_ms', [0, 100, 10_000])
+def test_no_sample_lives_longer_because_the_clock_of_the_stamps_is_set_back(back_ms):
+    pairer, steady = make_pairer(), 5_000 * MS
+    file_all(pairer, NOW)
+    assert pairer.health(NOW, steady) is None
+    pairer.health(NOW - back_ms * MS, steady + 100 * MS)
+    assert pairer.health(NOW, steady + 200 * MS) is None
+    assert pairer.health(NOW, steady + 201 * MS).code is HoldReason.INPUT_STALE
+    file_all(pairer, NOW + MS)
+    assert pairer.health(NOW + MS, steady + 400 * MS) is None

@@ -120,13 +120,6 @@ class CameraWatch:
                 state.freeze.follow(before.freeze)
                 self._cameras[name] = replace(before, freeze=state.freeze, frozen=False)
 
-    def reset(self) -> None:
-        """Forget when the pictures changed, for a clock that jumped."""
-        with self._lock:
-            for state in self._cameras.values():
-                state.freeze.reset()
-                state.frozen = False
-
     # The rest runs with the lock held.
 
     def _check_shape(self, camera: str, state: _Camera, shape: Shape) -> None:

@@ -187,7 +187,7 @@ class Commander:
                 if step_ns := self._clock.look(now_ns, steady_ns):
                     self._motion.shift(step_ns)
                 self._end_in_time(steady_ns)
-                decided = self._find_hold(now_ns, outside) or self._act(
+                decided = self._find_hold(now_ns, steady_ns, outside) or self._act(
                     now_ns, target_time_ns, steady_ns)
             except HoldError as error:
                 decided, detail = error.hold, str(error)
@@ -226,13 +226,11 @@ class Commander:
             self.parts.executor.reset(self.session.epoch)
         return ended
 
-    def _find_hold(self, now_ns: int, outside: Hold | None) -> Hold | None:
+    def _find_hold(self, now_ns: int, steady_ns: int, outside: Hold | None) -> Hold | None:
         parts = self.parts
         stopped = self.session.hold()
         # The clock check must see every tick, or it would report a jump long past.
-        inputs = parts.pairer.health(now_ns) or parts.cameras.health()
-        if inputs is not None and inputs.code is HoldReason.CLOCK_JUMP:
-            parts.cameras.reset()
+        inputs = parts.pairer.health(now_ns, steady_ns) or parts.cameras.health()
         return stopped or outside or self._clock.health() or inputs or self._fault
 
     def _act(self, now_ns: int, target_time_ns: int, steady_ns: int) -> Command | Hold:

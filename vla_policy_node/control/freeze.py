@@ -25,6 +25,8 @@ _LEAST_USEFUL_SHARE = 0.05
 class FreezeDetector:
     """Tells how long one camera has not shown anything new, in its own stamps.
 
+    Stamps that go back do not count, nor do they start the count again: that a clock jumps makes
+    no picture new.
     `timeout_ns`: stamps that span so much without a changed picture are a frozen camera; 0 turns
     the detector off, which a noise-free simulation of a still scene needs. The verdict clears
     itself with the first picture that differs. One thread at a time.
@@ -36,7 +38,7 @@ class FreezeDetector:
                 f'freeze_timeout_s is {timeout_ns / 1e9:g}; use 0 (off) or a time in seconds.')
         self._timeout_ns = timeout_ns
         self._pictures: deque[np.ndarray] = deque(maxlen=PICTURES_REMEMBERED)
-        self._changed_ns = 0
+        self._stamp_ns = self._unchanged_ns = 0
 
     def observe(self, stamp_ns: int, samples: np.ndarray) -> bool:
         """Take the samples [N, M, 3] uint8 of a frame; return whether the camera is frozen."""
@@ -45,18 +47,16 @@ class FreezeDetector:
         known = any(is_same_picture(samples, picture) for picture in reversed(self._pictures))
         if not known:
             self._pictures.append(samples)
-        # A stamp from the future, by mistake, must not keep the time from running.
-        if not known or stamp_ns < self._changed_ns:
-            self._changed_ns = stamp_ns
-        return stamp_ns - self._changed_ns >= self._timeout_ns
+            self._unchanged_ns = 0
+        else:
+            self._unchanged_ns += max(0, stamp_ns - self._stamp_ns)
+        self._stamp_ns = stamp_ns
+        return self._unchanged_ns >= self._timeout_ns
 
     def follow(self, former: 'FreezeDetector') -> None:
         """Go on where another left off, with the timeout of this one."""
-        self._pictures, self._changed_ns = former._pictures.copy(), former._changed_ns
-
-    def reset(self) -> None:
-        """Forget all pictures."""
-        self._pictures.clear()
+        self._pictures = former._pictures.copy()
+        self._stamp_ns, self._unchanged_ns = former._stamp_ns, former._unchanged_ns
 
 
 def is_same_picture(first: np.ndarray, second: np.ndarray) -> bool:

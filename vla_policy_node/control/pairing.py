@@ -89,6 +89,8 @@ class ObservationPairer:
         self._awaited = set(self._cameras)  # streams whose next sample may complete a set
         self._arrived = False
         self._jumped = ''
+        # The newest sample of each stream when `health` looked, and since when.
+        self._seen: dict[str, tuple[_Sample | None, int]] = {}
         self._refused: dict[str, Hold] = {}
 
     def file(self, stream: str, stamp_ns: int, payload: object) -> bool:
@@ -160,20 +162,23 @@ class ObservationPairer:
             self._arrived = True
             self._condition.notify_all()
 
-    def health(self, now_ns: int) -> Hold | None:
+    def health(self, now_ns: int, steady_ns: int | None = None) -> Hold | None:
         """Return why the inputs must not move the robot, or None (whoever ticks).
 
         Looks at all that is kept, taken or not, so it notices a stream that stops while an
-        inference runs or a chunk plays. A backward stamp is reported by exactly one call: reset
-        whatever counts time from the old stamps then.
+        inference runs or a chunk plays. A backward stamp is reported by exactly one call.
+        steady_ns: of a clock that never steps, None: now_ns. However the clock of the stamps is
+            set back, no sample is good for longer than max_age_ns after it was first seen here.
         """
         with self._condition:
+            # In every call: what counts is when a sample was first seen.
+            overdue = self._check_arrivals(now_ns if steady_ns is None else steady_ns)
             if self._jumped:
                 jumped, self._jumped = self._jumped, ''
                 return Hold(HoldReason.CLOCK_JUMP, jumped)
             for hold in self._refused.values():
                 return hold
-            hold = self._check_streams(now_ns)
+            hold = self._check_streams(now_ns) or overdue
             if hold is not None:
                 return hold
             match = self._match(now_ns, None)
@@ -211,6 +216,17 @@ class ObservationPairer:
             if samples[-1][0] < now_ns - self._max_age_ns:
                 return Hold(HoldReason.INPUT_STALE, stream)
         return None
+
+    def _check_arrivals(self, steady_ns: int) -> Hold | None:
+        overdue = None
+        for stream, samples in self._samples.items():
+            newest = samples[-1] if samples else None
+            seen, seen_ns = self._seen.get(stream, (None, steady_ns))
+            if newest is not seen:
+                self._seen[stream] = newest, steady_ns
+            elif steady_ns - seen_ns > self._max_age_ns:
+                overdue = Hold(HoldReason.INPUT_STALE, stream)
+        return overdue
 
     def _match(self, now_ns: int, after_ns: int | None) -> Pair | Hold:
         """Return the newest set whose first camera is newer than after_ns."""
