@@ -16,8 +16,6 @@ from vla_policy_node.bench.faults.machine import Machine
 
 SEED = 14
 SHARE = 400
-# What the parts under way mend; each rule leaves with its part.
-PENDING = {'workspace', 'input', 'observation', 'limits'}
 
 
 def test_a_share_of_the_core_campaign_is_never_unsafe_never_crashes_and_never_hangs():
@@ -26,8 +24,7 @@ def test_a_share_of_the_core_campaign_is_never_unsafe_never_crashes_and_never_ha
     assert {verdict.kind for verdict in verdicts} == set(KINDS)
     # A robot that stands still keeps every promise but one: most trials move before and after.
     assert sum(verdict.actions > 5 for verdict in verdicts) > 0.9 * len(verdicts)
-    failed = [verdict for verdict in verdicts
-              if {finding.rule for finding in verdict.findings} - PENDING]
+    failed = [verdict for verdict in verdicts if verdict.findings]
     assert not failed, '\n'.join(
         f'{v.again}: {v.kind}: {v.findings[0].category} {v.findings[0].rule}: '
         f'{v.findings[0].text}' for v in failed)

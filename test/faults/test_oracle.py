@@ -141,10 +141,6 @@ BROKEN = {
     'a camera frozen for long': (lambda t: spoil(t, 'wrist', 0.6, 'frozen'), 'input'),
     'stamps of long ago': (lambda t: shift_stamps(t, 'ee_pose', -0.5), 'input'),
     'stamps of the future': (lambda t: shift_stamps(t, 'wrist', 5.0), 'input'),
-    'repeated stamps': (
-        lambda t: setattr(t, 'samples', [dataclasses.replace(
-            s, stamp_s=min(s.stamp_s, CLOCK_S + 0.5)) if s.stream == 'ee_pose' else s
-            for s in t.samples]), 'input'),
     'an observation that was never there': (
         lambda t: [change(t, i, observation_stamp_s=t.sent[i].observation_stamp_s + 0.011,
                           target_time_s=t.sent[i].target_time_s + 0.011) for i in range(1, 30)],

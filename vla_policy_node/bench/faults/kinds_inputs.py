@@ -38,7 +38,8 @@ def stamp_delay(rng: Rng, span: Span) -> Fault:
     delay_s = rng.uniform(0.05, 1.5)
     return Fault('stamp_delay', span, on_streams(
         some_streams(rng),
-        lambda m: m.but('delay', Verdict.OPEN, arrives_s=m.arrives_s + delay_s)))
+        lambda m: m.but('delay', Verdict.OPEN, arrives_s=m.arrives_s + delay_s)),
+        lingers_s=delay_s)
 
 
 @kind('stamp_shift')
@@ -82,7 +83,8 @@ def stamp_reorder(rng: Rng, span: Span) -> Fault:
     """Messages that overtake each other."""
     widest_s = rng.uniform(0.02, 0.3)
     return Fault('stamp_reorder', span, on_streams(some_streams(rng), lambda m: m.but(
-        'reorder', Verdict.OPEN, arrives_s=m.arrives_s + rng.uniform(0.0, widest_s))))
+        'reorder', Verdict.OPEN, arrives_s=m.arrives_s + rng.uniform(0.0, widest_s))),
+        lingers_s=widest_s)
 
 
 @kind('stamp_drift')
@@ -187,7 +189,7 @@ def lost_in_bursts(rng: Rng, span: Span) -> Fault:
     return Fault('lost_in_bursts', span, on_streams(some_streams(rng), lambda m: m.but(
         'burst', Verdict.OPEN,
         arrives_s=max(m.arrives_s, span.from_s + burst_s * np.ceil(
-            (m.captured_s - span.from_s) / burst_s)))))
+            (m.captured_s - span.from_s) / burst_s)))), lingers_s=burst_s)
 
 
 # --- cameras ---

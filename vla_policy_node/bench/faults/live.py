@@ -20,7 +20,7 @@ from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
 from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
-from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock, Fault
+from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock, Fault, Views
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bench.faults.victim import (
     CHUNK_LENGTH,
@@ -63,6 +63,7 @@ class Live:
         self.setup = live_setup()
         self.policy = SimpleNamespace(answer=None, latency_s=LATENCY_S)
         self.trial = Trial()
+        self.views = Views()
         self._planned: list = []
         self._changes: dict = {}
         self._starts = 0
@@ -173,6 +174,7 @@ class Live:
         if response is None or not response.success:
             return False
         self._end_goals(asked_s)
+        self.views.begin(self.trial, asked_s)
         self.trial.goals.append(Goal(response.epoch, asked_s))
         return True
 
@@ -335,7 +337,7 @@ class Live:
         self.trial.sent.append(sent)
 
     def _on_sample(self, sample: Sample) -> None:
-        self.trial.samples.append(sample)
+        self.trial.samples.append(self.views.judge(sample))
 
 
 def _spin(executor: SingleThreadedExecutor) -> None:

@@ -17,9 +17,7 @@ from vla_policy_node.nodes.policy_node import SILENCE_PERIODS
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 
-_SEEN_WHEN_DECODED = (
-    'unreadable', '1x1', 'resized', 'black', 'white', 'swapped', 'gripper', 'truncated', 'garbage',
-    'huge')
+_FRAME_S = 0.07  # between two pictures of the slowest camera
 _CLOCK_RESOLUTION_S = 0.004  # of a simulated clock
 _SILENT = logging.getLogger('vla_policy_node.faults')
 _SILENT.setLevel(logging.CRITICAL + 1)
@@ -136,9 +134,8 @@ def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> P
     """Return what a node with these parameters promises."""
     period_s = 1.0 / parameters.control_rate_hz
     chunk_s = chunk_length * period_s
-    frozen_s = chunk_s + 10 * period_s
-    # What is only seen when a picture is decoded: the chunk before it plays on meanwhile.
-    decoded_s = max(parameters.max_age_s, chunk_s) + period_s
+    # What follows the first picture that repeats: the time to tell, and a command on its way.
+    frozen_s = parameters.freeze_timeout_s + _FRAME_S + period_s
     return Promise(
         span=span, period_s=period_s,
         max_age_s=parameters.max_age_s, max_spread_s=parameters.max_spread_s,
@@ -151,6 +148,6 @@ def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> P
         max_acceleration_m_s2=parameters.max_linear_acceleration_m_s2,
         max_acceleration_rad_s2=parameters.max_angular_acceleration_rad_s2,
         workspace_min_m=parameters.workspace_min_m, workspace_max_m=parameters.workspace_max_m,
-        allowance_s={'frozen': frozen_s, **dict.fromkeys(_SEEN_WHEN_DECODED, decoded_s)},
+        allowance_s={'frozen': frozen_s},
         tolerated=frozenset({'frozen'}),
     )

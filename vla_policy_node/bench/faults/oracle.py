@@ -249,15 +249,12 @@ class _Stream:
         return math.inf, faults
 
     def _is_usable(self, index: int, sent: Sent) -> bool:
-        """Whether a sample says what is true now: content, and a stamp that is new and of now.
+        """Whether a sample says what is true now: its content, and a stamp of now.
 
         Of now by the node's clock when it arrived, or when the command was sent.
         """
         sample = self._samples[index]
         if sample.verdict is Verdict.BAD:
-            return False
-        if sample.verdict is Verdict.GOOD and index and (
-                sample.stamp_s == self._samples[index - 1].stamp_s):
             return False
         promises = _in_force(self._trial, sample.arrived_s)
         return not promises or any(
