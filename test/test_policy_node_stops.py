@@ -363,7 +363,7 @@ def test_a_goal_whose_client_is_gone_ends(bench):
     executor.spin_until_future_complete(future, timeout_sec=TIMEOUT_S)
     assert future.result().accepted
     runs = bench.node._goals._runs
-    bench.robot.wait(lambda: any(run.listeners for run in list(runs.values())), 'the client')
+    bench.robot.wait(lambda: any(run.listened_s for run in list(runs.values())), 'the client')
     executor.shutdown()
     client.destroy()
     client_node.destroy_node()

@@ -1,9 +1,10 @@
 """How a client starts and stops the robot: the action, and the same as plain services."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
@@ -21,6 +22,9 @@ from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
 
 FEEDBACK_PERIOD_S = 0.1
+# A goal goes on so long when nobody listens to its feedback any more: the graph takes a while to
+# tell of a client that replaces another.
+LEASE_S = 1.0
 # Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
 # refused unread: a megabyte keeps a tokeniser busy for seconds.
 MAX_INSTRUCTION_BYTES = 4096
@@ -30,14 +34,14 @@ MAX_INSTRUCTION_BYTES = 4096
 class _Run:
     """A goal of the action from its acceptance to its result.
 
-    listeners: identities of the feedback subscriptions that were there when the goal was young.
+    listened_s: when somebody last listened to its feedback, on the steady clock; None: nobody yet.
     """
 
     goal: Goal
     inferences_before: int
     result: Future
     handle: ServerGoalHandle | None = None
-    listeners: set[bytes] = field(default_factory=set)
+    listened_s: float | None = None
 
 
 class GoalServer:
@@ -200,18 +204,16 @@ class GoalServer:
     def _end_orphans(self) -> None:
         """End goals whose client has left the graph: nobody is there to stop the robot.
 
-        A client listens to feedback as long as it lives. Which of several listeners sent the goal
-        is in no message, so the goal goes on until all that were there at its start are gone.
+        A client listens to feedback as long as it lives. Which listener sent the goal is in no
+        message, so the goal goes on while anybody listens.
         """
         runs = [run for run in self._runs.values() if not run.result.done()]
-        if not runs:
-            return
-        present = {bytes(info.endpoint_gid) for info in
-                   self._node.get_subscriptions_info_by_topic(self._feedback_topic)}
+        listened = runs and self._node.count_subscribers(self._feedback_topic) > 0
         for run in runs:
-            run.listeners = run.listeners or present
-            if run.listeners and not run.listeners & present and self._commander.end(
-                    Outcome.CLIENT_LOST, run.goal.epoch):
+            if listened:
+                run.listened_s = time.monotonic()
+            elif (run.listened_s is not None and time.monotonic() - run.listened_s > LEASE_S
+                  and self._commander.end(Outcome.CLIENT_LOST, run.goal.epoch)):
                 self._stopped()
                 self._logger.warning('The client of the goal has left; the robot holds.')
 
