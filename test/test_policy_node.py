@@ -208,7 +208,7 @@ def test_shutdown_while_moving_ends_with_a_hold(bench):
     bench.infer()
     assert not bench.advance().hold
     bench.node.trigger_shutdown()
-    assert bench.wait_command(lambda c: c.hold).hold_reason.code == HoldReason.INACTIVE
+    assert bench.wait_command(lambda c: c.hold_reason.code == HoldReason.INACTIVE)
     assert bench.state == 'finalized'
 
 

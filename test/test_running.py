@@ -134,10 +134,13 @@ def test_the_goal_of_a_client_that_was_killed_ends(start_process, robot, monkeyp
         monkeypatch.setenv(name, value)
     robot.action.destroy()  # another listener: a goal goes on as long as one is there
     start_process('-m', MODULE)
+    robot.wait(lambda: robot.commands and robot.statuses, 'the node')
     client = subprocess.Popen([sys.executable, '-c', CLIENT], stdout=subprocess.PIPE, text=True)
-    with client:
+    try:
         assert client.stdout.readline() == 'sent\n'
         robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
         robot.wait(lambda: robot.statuses[-1].goal_active, 'the goal')
+    finally:
         client.kill()
+        client.communicate()
     robot.wait(lambda: not robot.statuses[-1].goal_active, 'the end of the goal')

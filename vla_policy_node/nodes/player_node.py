@@ -124,7 +124,8 @@ class PlayerNode(Node):
 
     def _on_status(self, msg: PolicyStatus) -> None:
         with self._changed:
-            self._active = msg.lifecycle_state == 'active'
+            # The status bears the time that the node has; 0 before it has heard of any.
+            self._active = msg.lifecycle_state == 'active' and to_ns(msg.header.stamp) > 0
             self._changed.notify_all()
 
     # --- the rest: playing thread ---
@@ -180,7 +181,7 @@ class PlayerNode(Node):
         return PolicyParameters.from_values(values)
 
     def _wait_for_policy(self, time_ns: int) -> None:
-        """Wait until the node is active and listens; its status comes only as time goes on."""
+        """Wait until the node is active, listens and knows the time."""
         before_ns = time_ns - 10_000_000_000
 
         def ready() -> bool:
