@@ -26,7 +26,10 @@ for _command in (
 
 _bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(_bench, name='bench')
-for _command in (benches.node, benches.policy, benches.selection, benches.methods, benches.faults):
+for _command in (
+    benches.node, benches.policy, benches.selection, benches.methods, benches.faults,
+    benches.soak,
+):
     _bench.command()(_command)
 
 

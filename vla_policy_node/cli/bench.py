@@ -248,3 +248,24 @@ def faults(
         raise refusal(error) from None
     if not kept:
         raise typer.Exit(1)
+
+
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.2, help='How long.')] = 60.0,
+    out: Annotated[Path, typer.Option(help='Directory for soak.json and soak.png.')] = Path(
+        'out/soak'),
+) -> None:
+    """Work and be disturbed for an hour: memory, threads and descriptors must not grow.
+
+    `vla bench soak --minutes 60` is the figure of docs/reliability.md.
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.soak import run
+
+    try:
+        steady = run(minutes, out, Console())
+    except (ValueError, RuntimeError) as error:
+        raise refusal(error) from None
+    if not steady:
+        raise typer.Exit(1)
