@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.feeder import Feeder
-from vla_policy_node.bench.faults.kinds import KINDS
+from vla_policy_node.bench.faults.kinds import KINDS, MISTIMED_M
 from vla_policy_node.bench.faults.machine import promise_of
 from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import Child, start_victim
@@ -326,7 +326,8 @@ class Live:
             p.but(span=Span(p.span.from_s, min(p.span.until_s, settled_s)))
             for p in trial.promises]
         trial.promises.append(promise_of(
-            self.parameters, CHUNK_LENGTH, Span(from_s)).but(**self._changes))
+            self.parameters, CHUNK_LENGTH, Span(from_s)).but(
+                **{'workspace_slack_m': MISTIMED_M, **self._changes}))
 
     def _end_goals(self, at_s: float) -> None:
         self.trial.goals = [goal if goal.until_s < at_s else Goal(goal.epoch, goal.from_s, at_s)

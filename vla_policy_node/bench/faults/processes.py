@@ -385,6 +385,7 @@ rclpy.spin_until_future_complete(node, future)
 print('accepted', future.result().accepted, flush=True)
 rclpy.spin(node)
 '''
+    asked_s = live.now_s
     client = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         if 'accepted True' not in client.stdout.readline():
@@ -395,7 +396,7 @@ rclpy.spin(node)
         if not moving:
             live.trial.stuck.append('nothing moved for the goal of the client')
             return
-        live.trial.goals.append(Goal(moving.epoch, moving.at_s))
+        live.trial.goals.append(Goal(moving.epoch, asked_s))
         client.send_signal(pick(rng, (signal.SIGKILL, signal.SIGTERM)))
         client.wait()
         left_s = live.now_s
