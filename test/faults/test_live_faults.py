@@ -6,6 +6,7 @@ A case runs again alone, as the message of a failure says.
 import pytest
 import ros_testing  # noqa: F401 - a domain of its own
 
+from vla_policy_node.bench.faults import scenarios  # noqa: F401 - they register
 from vla_policy_node.bench.faults.kinds import KINDS
 from vla_policy_node.bench.faults.processes import SCENARIOS
 from vla_policy_node.bench.faults.run import run_layer

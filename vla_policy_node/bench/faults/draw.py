@@ -2,10 +2,15 @@
 
 import numpy as np
 
-from vla_policy_node.bench.faults import kinds_inputs, kinds_node  # noqa: F401 - they register
+from vla_policy_node.bench.faults import (  # noqa: F401 - they register
+    kinds_content,
+    kinds_node,
+    kinds_timing,
+)
 from vla_policy_node.bench.faults.kinds import KINDS, pick
 from vla_policy_node.bench.faults.records import Span
-from vla_policy_node.bench.faults.trial import Fault, Setup
+from vla_policy_node.bench.faults.trial import Fault
+from vla_policy_node.bench.faults.world import Setup
 
 SECOND_FAULT_SHARE = 0.25
 START_M = (0.0, 0.0, 0.5)

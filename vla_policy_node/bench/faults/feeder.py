@@ -15,7 +15,8 @@ from sensor_msgs.msg import Image, JointState
 from vla_policy_node.bench.faults import messages
 from vla_policy_node.bench.faults.messages import Message
 from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Sample
-from vla_policy_node.bench.faults.trial import SECOND, Clock, Fault, Robot, Setup
+from vla_policy_node.bench.faults.trial import Fault
+from vla_policy_node.bench.faults.world import SECOND, Clock, Robot, Setup
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_time
 

@@ -1,9 +1,10 @@
 """The register of faults: kind -> how to draw one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from vla_policy_node.bench.faults.messages import Message
 from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span
 from vla_policy_node.bench.faults.trial import Fault
 
@@ -36,3 +37,16 @@ def pick(rng: np.random.Generator, options: tuple):
 def some_streams(rng: np.random.Generator) -> tuple[str, ...]:
     """Return one stream mostly, now and then the cameras, the states or all."""
     return pick(rng, (*((stream,) for stream in STREAMS), CAMERA_STREAMS, STREAMS[2:], STREAMS))
+
+
+def on_streams(streams: Iterable[str], alter: Callable[[Message], Message | None]) -> Callable:
+    """Return an alteration of the messages of some streams; None loses the message."""
+    streams = frozenset(streams)
+
+    def alter_some(message: Message) -> list[Message]:
+        if message.stream not in streams:
+            return [message]
+        altered = alter(message)
+        return [] if altered is None else [altered]
+
+    return alter_some

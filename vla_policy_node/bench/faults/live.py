@@ -20,7 +20,7 @@ from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
 from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
-from vla_policy_node.bench.faults.trial import INSTRUCTION, Clock, Fault, Views
+from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault, Views
 from vla_policy_node.bench.faults.verdicts import Verdict
 from vla_policy_node.bench.faults.victim import (
     CHUNK_LENGTH,
@@ -28,6 +28,7 @@ from vla_policy_node.bench.faults.victim import (
     create_checkpoint,
     live_setup,
 )
+from vla_policy_node.bench.faults.world import Clock
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 
 CASES = 450

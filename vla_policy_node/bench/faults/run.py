@@ -60,6 +60,7 @@ def run_layer(layer: str, cases: Sequence[int], seed: int, workers: int = 1) -> 
         yield from core.run_cases(cases, seed, workers)
         return
     # They need ROS, which the core does not, and a domain of their own.
+    from vla_policy_node.bench.faults import scenarios  # noqa: F401 - they register
     from vla_policy_node.bench.faults.live import Live
     from vla_policy_node.bench.faults.processes import Processes
 
