@@ -237,6 +237,17 @@ def test_a_machine_that_lets_a_node_wait_is_not_the_fault_of_the_node():
     assert {f.rule for f in judge(trial)} == {'gap'}
 
 
+@pytest.mark.parametrize('simulated', [False, True])
+def test_in_simulated_time_only_what_the_clock_counts_makes_inputs_old(simulated):
+    trial = good()
+    trial.simulated = simulated
+    lose(trial, 'ee_pose', 0.6)
+    assert 'input' in {f.rule for f in judge(trial)}
+    for tick in range(13, 30):  # from then on the clock of the node stands still
+        change(trial, tick, stamp_s=CLOCK_S + 0.6)
+    assert ('input' in {f.rule for f in judge(trial)}) == (not simulated)
+
+
 def test_where_promises_overlap_a_command_may_keep_either():
     trial = good()
     tight = trial.promises[0].but(span=Span(0.5), max_velocity_m_s=0.05)

@@ -36,7 +36,7 @@ def camera_frozen(rng: Rng, span: Span) -> Fault:
             pixels = pixels.copy()
             pixels[1:4, 1:9] = rng.integers(0, 2, (3, 8, 1)) * 255
         frame_id = f'camera{count}' if style == 'frame_id' else 'camera'
-        return message.but('frozen', raw=messages.image_bytes(
+        return message.remade('frozen', messages.image_bytes(
             pixels, message.stamp_ns, frame_id=frame_id))
 
     return Fault('camera_frozen', span, on_streams(cameras, alter))
@@ -59,7 +59,7 @@ def camera_changed(rng: Rng, span: Span) -> Fault:
                 'black': noise, 'white': 255 - noise, '1x1': noise[:1, :1],
                 'resized': np.repeat(messages.picture(message.stream, frame), 2, axis=1),
             }[style]
-        return message.but(style, raw=messages.image_bytes(
+        return message.remade(style, messages.image_bytes(
             np.ascontiguousarray(pixels), message.stamp_ns))
 
     return Fault('camera_changed', span, on_streams(cameras, alter))
@@ -80,7 +80,7 @@ def camera_unreadable(rng: Rng, span: Span) -> Fault:
             'truncated': lambda: messages.image_bytes(
                 pixels, message.stamp_ns, step=messages.WIDTH * 300),
         }[style]()
-        return message.but('unreadable', raw=raw)
+        return message.remade('unreadable', raw)
 
     return Fault('camera_unreadable', span, on_streams((pick(rng, CAMERA_STREAMS),), alter))
 
@@ -98,7 +98,7 @@ def pose_numbers(rng: Rng, span: Span) -> Fault:
             return message
         position_m = np.zeros(3)
         position_m[axis] = bad
-        return message.but('pose_numbers', raw=messages.pose_bytes(position_m, message.stamp_ns))
+        return message.remade('pose_numbers', messages.pose_bytes(position_m, message.stamp_ns))
 
     return Fault('pose_numbers', span, on_streams((POSE,), alter))
 
@@ -108,17 +108,17 @@ def pose_quaternion(rng: Rng, span: Span) -> Fault:
     """An orientation that is none."""
     quaternion = pick(rng, ((0.0,) * 4, (np.nan, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 2.0),
                             (1e200, 1e200, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)))
-    return Fault('pose_quaternion', span, on_streams((POSE,), lambda m: m.but(
+    return Fault('pose_quaternion', span, on_streams((POSE,), lambda m: m.remade(
         'pose_quaternion',
-        raw=messages.pose_bytes(np.zeros(3), m.stamp_ns, quaternion=quaternion))))
+        messages.pose_bytes(np.zeros(3), m.stamp_ns, quaternion=quaternion))))
 
 
 @kind('pose_frame')
 def pose_frame(rng: Rng, span: Span) -> Fault:
     """A pose in another frame."""
     frame = pick(rng, ('world', '', 'base_link ', 'x' * 10_000))
-    return Fault('pose_frame', span, on_streams((POSE,), lambda m: m.but(
-        'pose_frame', raw=messages.pose_bytes(np.zeros(3), m.stamp_ns, frame))))
+    return Fault('pose_frame', span, on_streams((POSE,), lambda m: m.remade(
+        'pose_frame', messages.pose_bytes(np.zeros(3), m.stamp_ns, frame))))
 
 
 @kind('pose_teleports')
@@ -151,8 +151,8 @@ def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarr
         count[0] += 1
         true_m, quaternion = holder[0].robot.pose(message.captured_s)
         # OPEN: each of these could be the truth; what must not happen is that the robot leaves.
-        return message.but(name, Verdict.OPEN, raw=messages.pose_bytes(
-            lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion))
+        return message.remade(name, messages.pose_bytes(
+            lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion), Verdict.OPEN)
 
     return Fault(name, span, on_streams((POSE,), alter), begin=holder.append,
                  promise={'workspace_slack_m': LIE_M, 'brakes_hard': True})
@@ -162,9 +162,9 @@ def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarr
 def gripper_state(rng: Rng, span: Span) -> Fault:
     """A gripper with other fingers, or numbers that are none."""
     positions = pick(rng, ((), (0.02,), (0.02,) * 9, (np.nan, 0.0), (0.0, np.inf), (1e308, 0.0)))
-    return Fault('gripper_state', span, on_streams((GRIPPER,), lambda m: m.but(
-        'gripper', Verdict.OPEN if positions == (1e308, 0.0) else Verdict.BAD,
-        raw=messages.gripper_bytes(positions, m.stamp_ns))))
+    return Fault('gripper_state', span, on_streams((GRIPPER,), lambda m: m.remade(
+        'gripper', messages.gripper_bytes(positions, m.stamp_ns),
+        Verdict.OPEN if positions == (1e308, 0.0) else Verdict.BAD)))
 
 
 # --- bytes ---
@@ -223,5 +223,5 @@ def bytes_padded(rng: Rng, span: Span) -> Fault:
 def bytes_huge(rng: Rng, span: Span) -> Fault:
     """Messages of megabytes where hundreds of bytes are expected."""
     raw = messages.gripper_bytes((0.0,) * 50_000, 0, ())
-    return Fault('bytes_huge', span, on_streams((GRIPPER,), lambda m: m.but(
-        'huge', raw=messages.with_stamp(raw, m.stamp_ns))))
+    return Fault('bytes_huge', span, on_streams((GRIPPER,), lambda m: m.remade(
+        'huge', messages.with_stamp(raw, m.stamp_ns))))

@@ -254,7 +254,7 @@ class Live:
         time.sleep(0.1)  # poses of where it is now
         self.trial = Trial(
             samples=[s for s in self.trial.samples if s.arrived_s > self.now_s - _MEMORY_S],
-            start_m=self.setup.start_m, receive_slack_s=RECEIVE_SLACK_S,
+            start_m=self.setup.start_m, simulated=self.simulated, receive_slack_s=RECEIVE_SLACK_S,
             recovers_within_s=RECOVERS_WITHIN_S, active=[Span(self.now_s)])
         self._promise(self.now_s, self.now_s)
         self.begin()

@@ -134,8 +134,9 @@ def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> P
     """Return what a node with these parameters promises."""
     period_s = 1.0 / parameters.control_rate_hz
     chunk_s = chunk_length * period_s
-    # One picture or two in turn are new once, then comes the time to tell, then the next frame.
-    frozen_s = parameters.freeze_timeout_s + 3 * _FRAME_S + period_s
+    # Frames may be lost before; one picture, or two in turn, are new once; then comes the time to
+    # tell, then the next frame.
+    frozen_s = parameters.max_age_s + parameters.freeze_timeout_s + 3 * _FRAME_S
     return Promise(
         span=span, period_s=period_s,
         max_age_s=parameters.max_age_s, max_spread_s=parameters.max_spread_s,

@@ -36,9 +36,13 @@ class Message:
 
     def but(self, fault: str, verdict: Verdict = Verdict.BAD, **changes) -> 'Message':
         """Return the same with a fault and other fields; what is bad stays bad."""
-        if self.verdict is Verdict.BAD:
+        if self.verdict is Verdict.BAD and verdict is not Verdict.BAD:
             verdict, fault = self.verdict, self.fault
         return replace(self, fault=fault, verdict=verdict, **changes)
+
+    def remade(self, fault: str, raw: bytes, verdict: Verdict = Verdict.BAD) -> 'Message':
+        """Return another message in its place, with nothing of what this one said."""
+        return replace(self, fault=fault, verdict=verdict, raw=raw)
 
     def stamped(self, stamp_ns: int, fault: str, verdict: Verdict = Verdict.BAD) -> 'Message':
         """Return the same with another stamp, wrapped like the field."""

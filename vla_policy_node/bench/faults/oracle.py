@@ -13,6 +13,7 @@ from vla_policy_node.bench.faults.records import (
     CAMERA_STREAMS,
     STREAMS,
     Promise,
+    Sample,
     Sent,
     Trial,
     Verdict,
@@ -221,7 +222,8 @@ def _inputs(trial: Trial) -> Iterator[Finding]:
         promises = _in_force(trial, sent.at_s)
         for name, stream in streams.items():
             since_s, faults = stream.since_good(sent)
-            allowed_s = max((p.allowance_s.get(fault, p.max_age_s)
+            # What is too old is looked at once a period.
+            allowed_s = max((p.allowance_s.get(fault, p.max_age_s) + p.period_s
                              for p in promises for fault in (*faults, '')), default=math.inf)
             slack_s = _slack_s(trial, sent.at_s - since_s, sent.at_s)
             if since_s > allowed_s + slack_s + _STAMP_SLACK_S:
@@ -244,9 +246,16 @@ class _Stream:
         faults = set()
         for index in range(bisect_right(self._arrived, sent.at_s) - 1, -1, -1):
             if self._is_usable(index, sent):
-                return sent.at_s - self._arrived[index], faults
+                return self._passed_s(self._samples[index], sent), faults
             faults.add(self._samples[index].fault or 'stamp')
         return math.inf, faults
+
+    def _passed_s(self, sample: Sample, sent: Sent) -> float:
+        """Seconds from an arrival to a command."""
+        passed_s = sent.at_s - sample.arrived_s
+        if self._trial.simulated and sample.clock_s <= sent.stamp_s:
+            return min(passed_s, sent.stamp_s - sample.clock_s)
+        return passed_s
 
     def _is_usable(self, index: int, sent: Sent) -> bool:
         """Whether a sample says what is true now: its content, and a stamp of now.

@@ -144,7 +144,7 @@ class Trial:
     """Everything the judge is told.
 
     active: when the node was acknowledged to be active. start_m: where the ideal robot begins.
-    epoch_order: whether commands of an older epoch may not follow newer ones.
+    simulated: whether time that the node's clock did not count is none, for inputs.
     receive_slack_s: how much later than it was sent a command may have been received.
     starved: (time, seconds in all) for which the machine did not let the processes run.
     recovers_from_s: from then on all is well again and a goal runs; None if that is not asked.
@@ -160,6 +160,7 @@ class Trial:
     active: list[Span] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     start_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    simulated: bool = False
     receive_slack_s: float = 0.0
     starved: list[tuple[float, float]] = field(default_factory=list)
     recovers_from_s: float | None = None

@@ -82,7 +82,7 @@ class Simulation:
         self.machine = Machine(setup.parameters, self.policy, self.node_ns, setup.simulated)
         self.period_s = 1.0 / self.machine.parameters.control_rate_hz
         self.robot = Robot(setup.start_m, self.period_s, setup.lag_s)
-        self.trial = Trial(start_m=setup.start_m)
+        self.trial = Trial(start_m=setup.start_m, simulated=setup.simulated)
         self.views = Views()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
