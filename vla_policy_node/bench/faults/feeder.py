@@ -50,6 +50,7 @@ class Feeder:
         self._order = itertools.count()
         self._frames = dict.fromkeys(STREAMS, 0)
         self.robot = self.new_robot(20.0)
+        self.error: Exception | None = None  # that ended the thread
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name='feeder', daemon=True)
 
@@ -109,6 +110,13 @@ class Feeder:
         heapq.heappush(self._events, (at_s, next(self._order), what))
 
     def _run(self) -> None:
+        try:
+            self._feed()
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _feed(self) -> None:
         while not self._stop.is_set():
             wait_s = self._events[0][0] - self.now_s
             if wait_s > 0:

@@ -271,13 +271,13 @@ class Live:
         def begin() -> None:
             self.child.order(**order)
             fault.begin(self)
+            self.feeder.faults = [fault]
 
         def end() -> None:
             self.child.order(kind='')
             fault.end(self)
 
         self.at(fault.span.from_s, begin)
-        self.feeder.faults = [fault]
         self.at(fault.span.until_s, end)
         while self._planned:
             at_s, what = self._planned.pop(0)
@@ -300,7 +300,9 @@ class Live:
         time.sleep(0.1)
 
     def close(self) -> Trial:
-        """Return the record of the trial that ends now."""
+        """Return the record of the trial that ends now. RuntimeError if nothing is fed."""
+        if self.feeder.error is not None:
+            raise RuntimeError('The feeder of the campaign has ended.') from self.feeder.error
         trial = self.trial
         self.trial = Trial(samples=list(trial.samples))
         if self.child.code is not None and not self.may_end:
