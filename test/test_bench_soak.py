@@ -1,5 +1,6 @@
 """The soak tells a process that grows from one that does not."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,3 +81,17 @@ def test_this_process_is_measured_as_the_kernel_sees_it():
     assert taken.resident_mb > 10
     assert taken.threads >= 1
     assert taken.descriptors >= 3
+
+
+def test_the_bench_soaks_a_real_node_and_writes_its_figures(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'vla_policy_node.cli', 'bench', 'soak', '--minutes', '0.3',
+         '--out', str(tmp_path)],
+        capture_output=True, text=True, timeout=150, env=environment)
+    # So short a time is all warm-up: whether something grew is not the question.
+    assert done.returncode in (0, 1), done.stderr
+    figures = json.loads((tmp_path / 'soak.json').read_text())
+    assert len(figures['samples']) >= 5
+    assert all(resident_mb > 50 for _, resident_mb, _, _ in figures['samples'])
+    assert (tmp_path / 'soak.png').is_file()

@@ -115,11 +115,10 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def measure(minutes: float, folder: Path, console: Console) -> list[Sample]:
     """Run a policy node under mixed traffic and return its samples, one a second."""
     from vla_policy_node.bench.faults.live import Live
-    from vla_policy_node.bringup import enter_private_domain
+    from vla_policy_node.bringup import private_domain
 
-    enter_private_domain()
     samples: list[Sample] = []
-    with Live(folder) as live, Progress(console=console) as progress:
+    with private_domain(), Live(folder) as live, Progress(console=console) as progress:
         task = progress.add_task('soaking', total=minutes * 60)
         pid, since_s = live.child.process.pid, time.monotonic()
         case = 0

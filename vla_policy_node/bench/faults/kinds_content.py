@@ -175,7 +175,7 @@ def bytes_truncated(rng: Rng, span: Span) -> Fault:
     share = pick(rng, (0.2, 1.0))
 
     def alter(message: Message) -> Message:
-        if rng.random() > share:
+        if rng.random() > share or not message.raw:
             return message
         return message.but('truncated', raw=message.raw[:int(rng.integers(len(message.raw)))])
 
@@ -188,7 +188,7 @@ def bytes_flipped(rng: Rng, span: Span) -> Fault:
     share = pick(rng, (0.2, 1.0))
 
     def alter(message: Message) -> Message:
-        if rng.random() > share:
+        if rng.random() > share or len(message.raw) < 12:
             return message
         raw = bytearray(message.raw)
         for _ in range(int(rng.integers(1, 8))):
