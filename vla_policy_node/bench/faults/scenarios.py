@@ -38,7 +38,7 @@ RIVAL_S = 1.5
 CLIENT_LEASE_S = 25.0
 GUARD = 'vla_policy_node.nodes.guard_node'
 GUARD_PERIODS = 2.0
-FLOOD_MB = 100.0  # which the node may have grown by after 300 MB were thrown at it
+FLOOD_MB = 250.0  # which the node may have grown by when 600 MB were thrown at it
 STORM_S = 20.0  # for hundreds of requests
 
 
@@ -204,7 +204,7 @@ def flood_of_huge_states(live: Processes, rng: np.random.Generator) -> None:
     """Joint states of four megabytes, as fast as they go: bounded memory, no silence."""
     raw = messages.gripper_bytes((0.0,) * 500_000, 0, ())
     before_mb = _resident_mb(live.child.process.pid)
-    _beside(live, lambda: live.feeder.flood('gripper_state', lambda: raw, 50.0, 1.5))
+    _beside(live, lambda: live.feeder.flood('gripper_state', lambda: raw, 50.0, 3.0))
     deadline_s = live.now_s + 2.0  # for what is under way to be read and refused
     while (grown_mb := _resident_mb(live.child.process.pid) - before_mb) > FLOOD_MB:
         if live.now_s > deadline_s:
