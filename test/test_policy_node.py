@@ -23,7 +23,7 @@ from robot_double import stamp
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason, PolicyInfo, TokenSelection
-from vla_policy_node.nodes import policy_node, qos
+from vla_policy_node.nodes import commands, qos
 from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.policy import CAMERAS, Policy
 
@@ -137,7 +137,7 @@ def test_an_activation_that_fails_halfway_leaves_nothing_running(make_bench, mon
     bench = make_bench().configure()
     worker = bench.node._worker
     with monkeypatch.context() as patch:
-        patch.setattr(policy_node, 'CommandLoop', explode)
+        patch.setattr(commands, 'CommandLoop', explode)
         assert bench.node.trigger_activate() == TransitionCallbackReturn.ERROR
     assert bench.state == 'unconfigured'
     assert worker._thread is None

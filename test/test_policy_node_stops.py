@@ -36,7 +36,7 @@ from sensor_msgs.msg import JointState
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.control.session import Outcome
-from vla_policy_node.nodes import policy_node, qos
+from vla_policy_node.nodes import commands, qos
 from vla_policy_node.nodes.cdr import stamp_of
 from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
 from vla_policy_node.policy import Policy
@@ -307,7 +307,7 @@ def test_pacing_by_observations_is_for_simulated_time_alone(make_bench, capfd):
 def test_in_lock_step_a_stop_is_sent_at_once_and_holds_come_while_cameras_are_silent(
     make_active, script, monkeypatch
 ):
-    monkeypatch.setattr(policy_node, 'LOCK_STEP_SILENCE_S', 0.1)
+    monkeypatch.setattr(commands, 'LOCK_STEP_SILENCE_S', 0.1)
     bench = make_active(pacing='observation')
     bench.start()
     bench.infer()

@@ -8,8 +8,6 @@ see `goals`. The worker's: decodes, infers, publishes results. What to send is d
 
 import gc
 import os
-import threading
-import time
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -25,14 +23,12 @@ from std_msgs.msg import Header
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
-from vla_policy_node.control.commander import Command, Commander
+from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
-from vla_policy_node.control.pacing import Beat, Pacing
-from vla_policy_node.control.pairing import Pair
-from vla_policy_node.control.session import GoalRefusedError, Outcome, Session
+from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.cdr import MessageError, stamp_of
-from vla_policy_node.nodes.command_loop import CommandLoop
+from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.inputs import Inputs, RefusedError
@@ -52,11 +48,6 @@ CLOCK_FILED = 'clock'
 WARMUP_INSTRUCTION = 'warm up'
 # How long a stop waits for its hold to arrive at readers that do not answer.
 HOLD_DELIVERY_S = 0.5
-# Without a command for so many periods of the steady clock the robot is told to hold: soon enough
-# that two periods never pass in silence.
-SILENCE_PERIODS = 1.5
-# The same in lock-step, where the world waits for the policy and nobody else is in a hurry.
-LOCK_STEP_SILENCE_S = 2.0
 GRAPH_PERIOD_S = 0.5
 
 
@@ -78,15 +69,12 @@ class PolicyNode(LifecycleNode):
         self._counts: Counter[str] = Counter()
         self._input_subscriptions = []
         self._report_timers = []
-        self._command_loop: CommandLoop | None = None
-        self._conflict: Hold | None = None
+        self._commands: Commands | None = None
         self._clock_watch: JumpHandle | None = None
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
         self._shadow: Shadow | None = None
-        # From deciding to publishing: an action must not overtake the hold that follows it.
-        self._command_lock = threading.Lock()
         # Not created at configure: the last hold must stay deliverable after cleanup.
         self._create_publishers()
 
@@ -97,7 +85,7 @@ class PolicyNode(LifecycleNode):
         """Validate, load, warm up, create everything that talks."""
         parameters = self._settings = self._ceilings = self._store.checked()
         lock_step = parameters.pacing == 'observation'
-        if lock_step and not self._on_sim_time():
+        if lock_step and not self.get_parameter('use_sim_time').value:
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
                              "use_sim_time, or pacing to 'timer'.")
         try:
@@ -112,15 +100,17 @@ class PolicyNode(LifecycleNode):
             self._get_ready(plain, parameters)
             self._shadow = Shadow(plain, spec, parameters.shadow_every,
                                   parameters.latency_window, self.get_logger())
+        self._commands = Commands(
+            self, self._commander, parameters, self._now_ns, self._command_publisher,
+            self._twist_publisher if parameters.publish_twist else None, self._publish_status)
         self._worker = PolicyWorker(
             self._policy, self._commander, parameters.period_ns, parameters.compressed,
             self._now_ns, self._publish_result,
-            self._command_for_pair if lock_step else lambda pair: None,
+            self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
             self.get_logger(), parameters.inference_timeout_s,
         )
         self._inputs = Inputs(self._commander, parameters.compressed)
-        self._hold = self._logged_hold = Hold(HoldReason.INACTIVE)
         if lock_step:
             self._clock_watch = self.get_clock().create_jump_callback(
                 JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=None,
@@ -129,7 +119,7 @@ class PolicyNode(LifecycleNode):
         self._create_subscriptions(parameters)
         self._goals = GoalServer(
             self, self._commander, self._policy.check_instruction, self._refuse_goal,
-            self._command_now, lambda: round(self._settings.default_duration_s * 1e9),
+            self._commands.send, lambda: round(self._settings.default_duration_s * 1e9),
             self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
         )
         self._publish_info()
@@ -154,9 +144,7 @@ class PolicyNode(LifecycleNode):
         if self._shadow is not None:
             self._shadow.start()
         self._worker.start()
-        self._command_loop = CommandLoop(
-            self.get_clock(), self._pacing(), self._settings.period_ns, self._silence_s(),
-            self._on_beat, self.get_logger().fatal)
+        self._commands.start(self._worker)
 
     @transition
     def on_deactivate(self, state: State):
@@ -184,23 +172,21 @@ class PolicyNode(LifecycleNode):
         """Hold from now on, whatever the executor is doing (any thread)."""
         if self._active:
             self._session.deactivate()
-            self._command_now()
+            self._commands.send()
 
     def _stop(self) -> None:
         if not self._active:
             return
         self._active = False
         self._session.deactivate()
-        self._command_now()  # at once; while the worker ends its inference, the loop goes on
+        self._commands.send()  # at once, and on while the worker ends its inference
         self._hung = not self._worker.stop()
         if self._hung:
             self.get_logger().fatal('An inference does not end; restart the process.')
         if self._shadow is not None:
             self._shadow.stop()
-        if self._command_loop is not None:
-            self._command_loop.stop()
-            self._command_loop = None
-        self._command_now()
+        self._commands.stop()
+        self._commands.send()
         self._goals.settle()
         self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
         self._publish_status()
@@ -221,7 +207,7 @@ class PolicyNode(LifecycleNode):
             self._clock_watch = None
         if self._policy is not None and not self._hung:  # one that hangs still uses it
             self._policy.close()
-        self._policy = self._worker = self._shadow = None
+        self._policy = self._worker = self._commands = self._shadow = None
         gc.collect()
 
     # --- configure ---
@@ -309,77 +295,6 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(text)
         self._counts[name] += 1
 
-    # --- commands: commands thread; stops, and in lock-step the worker, too ---
-
-    def _pacing(self) -> Pacing:
-        if self._settings.pacing == 'observation':
-            return Pacing.OBSERVATION
-        return Pacing.CLOCK if self._on_sim_time() else Pacing.STEADY
-
-    def _on_sim_time(self) -> bool:
-        return self.get_parameter('use_sim_time').value
-
-    def _silence_s(self) -> float:
-        if self._settings.pacing == 'observation':
-            return LOCK_STEP_SILENCE_S
-        return (self._settings.clock_timeout_s
-                or SILENCE_PERIODS * self._settings.period_ns / 1e9)
-
-    def _on_beat(self, beat: Beat) -> None:
-        if beat is Beat.TICK:
-            self._command_now()
-        elif self._settings.pacing == 'timer':
-            # How old a picture is that came before, nobody knows when the clock goes on.
-            self._commander.parts.pairer.reset()
-            self._command_now(Hold(HoldReason.CLOCK_STOPPED))
-        elif not self._worker.is_busy:
-            with self._command_lock:
-                now_ns = self._now_ns()
-                self._send(self._commander.pause(
-                    Hold(HoldReason.CLOCK_STOPPED), now_ns + self._settings.period_ns), now_ns)
-
-    def _command_now(self, outside: Hold | None = None) -> None:
-        self._command(self._now_ns() + self._settings.period_ns, outside)
-
-    def _command_for_pair(self, pair: Pair) -> None:
-        self._command(pair.stamp_ns + self._settings.period_ns)
-
-    def _command(self, target_time_ns: int, outside: Hold | None = None) -> None:
-        if late := self._worker.trouble():
-            self._commander.end(Outcome.INFERENCE_FAILED, hold=late)
-        with self._command_lock:
-            now_ns = self._now_ns()
-            self._send(self._commander.tick(
-                now_ns, target_time_ns, self._steady_ns(), outside or self._conflict), now_ns)
-
-    def _steady_ns(self) -> int | None:
-        # On simulated time a goal lasts as long as the simulation says.
-        return None if self._on_sim_time() else time.monotonic_ns()
-
-    def _send(self, command: Command, now_ns: int) -> None:
-        msg = messages.to_command(command, now_ns, self._settings.frame_id)
-        self._command_publisher.publish(msg)
-        if self._settings.publish_twist:
-            self._twist_publisher.publish(
-                messages.to_twist(msg, self._settings.period_ns / 1e9))
-        if loop := self._command_loop:
-            loop.sent()
-        if command.hold != self._hold:
-            self._hold = command.hold
-            self._log_hold(command)
-            self._publish_status()
-
-    def _log_hold(self, command: Command) -> None:
-        hold = command.hold
-        # Between chunks a hold comes and goes many times a second; the counters tell.
-        if hold.code in (HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED):
-            return
-        if hold != self._logged_hold:
-            self._logged_hold = hold
-            self.get_logger().info(
-                'Moving.' if hold.code is HoldReason.NONE
-                else f'Holding: {hold.text} {command.detail}'.rstrip())
-
     # --- results: worker thread ---
 
     def _publish_result(self, result: Result) -> None:
@@ -397,7 +312,7 @@ class PolicyNode(LifecycleNode):
     def _make_status(self, worker: PolicyWorker) -> PolicyStatus:
         return make_status(
             state_label(self), self._settings, self._commander, worker,
-            self._hold, self._counts, self._now_ns())
+            self._commands.hold, self._counts, self._now_ns())
 
     def _publish_status(self) -> None:
         if worker := self._worker:  # none: this timer fired while the node was cleaned up
@@ -422,7 +337,7 @@ class PolicyNode(LifecycleNode):
     def _fill_feedback(self, feedback: ExecuteInstruction.Feedback) -> None:
         last = self._worker.last
         feedback.step = self._commander.steps
-        feedback.hold = messages.to_hold(self._hold)
+        feedback.hold = messages.to_hold(self._commands.hold)
         if last is not None:
             feedback.inference_ms = float(sum(last.chunk.stage_ms.values()))
             feedback.tokens_kept = last.chunk.tokens_kept
@@ -436,7 +351,7 @@ class PolicyNode(LifecycleNode):
         topics = [subscription.topic_name for subscription in self._input_subscriptions]
         topics.append(self._command_publisher.topic_name)
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
-        self._conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
+        self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
 
     def _refuse_goal(self) -> None:
         """Raise GoalRefusedError if no goal can begin, whatever it is (goals thread)."""

@@ -1,0 +1,140 @@
+"""What is sent to the robot: one command per control period, and a hold at once at every stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+
+from vla_policy_node.control.commander import Command, Commander
+from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.pacing import Beat, Pacing
+from vla_policy_node.control.pairing import Pair
+from vla_policy_node.control.session import Outcome
+from vla_policy_node.nodes import messages
+from vla_policy_node.nodes.command_loop import CommandLoop
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.nodes.policy_worker import PolicyWorker
+
+# Without a command for so many periods of the steady clock the robot is told to hold: soon enough
+# that two periods never pass in silence.
+SILENCE_PERIODS = 1.5
+# The same in lock-step, where the world waits for the policy and nobody else is in a hurry.
+LOCK_STEP_SILENCE_S = 2.0
+
+
+class Commands:
+    """Has the commander decide, and publishes what it decided, stops as well as actions.
+
+    Any thread may call anything: from deciding to publishing one lock is held, as an action must
+    not overtake the hold that follows it. The lock is held for no longer than that takes.
+
+    now_ns: the node's clock. twists: publisher of the same as velocities, or None.
+    hold_changed: called after a command whose hold is another than the last one's, under the lock.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        commander: Commander,
+        parameters: PolicyParameters,
+        now_ns: Callable[[], int],
+        publisher: Publisher,
+        twists: Publisher | None,
+        hold_changed: Callable[[], None],
+    ):
+        self._clock = node.get_clock()
+        self._logger = node.get_logger()
+        self._commander = commander
+        self._parameters = parameters
+        self._period_ns = parameters.period_ns
+        self._now_ns = now_ns
+        self._publisher = publisher
+        self._twists = twists
+        self._hold_changed = hold_changed
+        self._lock = threading.Lock()
+        self._loop: CommandLoop | None = None
+        self._worker: PolicyWorker | None = None
+        if parameters.pacing == 'observation':
+            self._pacing = Pacing.OBSERVATION
+        else:
+            sim_time = node.get_parameter('use_sim_time').value
+            self._pacing = Pacing.CLOCK if sim_time else Pacing.STEADY
+        self.hold = self._logged = Hold(HoldReason.INACTIVE)  # of the last command
+        self.conflict: Hold | None = None  # who else writes what one should; set by the node
+
+    def start(self, worker: PolicyWorker) -> None:
+        """Begin to send a command per period (executor thread)."""
+        self._worker = worker
+        self._loop = CommandLoop(
+            self._clock, self._pacing, self._period_ns, self._silence_s(), self._on_beat,
+            self._logger.fatal)
+
+    def stop(self) -> None:
+        """End that (executor thread)."""
+        if self._loop is not None:
+            self._loop.stop()
+            self._loop = None
+
+    def send(self, outside: Hold | None = None) -> None:
+        """Send what is due now; `outside` is a reason to hold that the commander cannot see."""
+        self._send_for(self._now_ns() + self._period_ns, outside)
+
+    def send_for_pair(self, pair: Pair) -> None:
+        """Send what belongs to an observation, in lock-step (worker thread)."""
+        self._send_for(pair.stamp_ns + self._period_ns)
+
+    def _silence_s(self) -> float:
+        if self._pacing is Pacing.OBSERVATION:
+            return LOCK_STEP_SILENCE_S
+        return self._parameters.clock_timeout_s or SILENCE_PERIODS * self._period_ns / 1e9
+
+    def _on_beat(self, beat: Beat) -> None:
+        if beat is Beat.TICK:
+            self.send()
+        elif self._pacing is Pacing.CLOCK:
+            # How old a picture is that came before, nobody knows when the clock goes on.
+            self._commander.parts.pairer.reset()
+            self.send(Hold(HoldReason.CLOCK_STOPPED))
+        elif not self._worker.is_busy:
+            with self._lock:
+                now_ns = self._now_ns()
+                self._publish(self._commander.pause(
+                    Hold(HoldReason.CLOCK_STOPPED), now_ns + self._period_ns), now_ns)
+
+    def _send_for(self, target_time_ns: int, outside: Hold | None = None) -> None:
+        if late := self._worker and self._worker.trouble():
+            self._commander.end(Outcome.INFERENCE_FAILED, hold=late)
+        # On simulated time a goal lasts as long as the simulation says.
+        steady_ns = time.monotonic_ns() if self._pacing is Pacing.STEADY else None
+        with self._lock:
+            now_ns = self._now_ns()
+            self._publish(self._commander.tick(
+                now_ns, target_time_ns, steady_ns, outside or self.conflict), now_ns)
+
+    # The rest runs with the lock held.
+
+    def _publish(self, command: Command, now_ns: int) -> None:
+        msg = messages.to_command(command, now_ns, self._parameters.frame_id)
+        self._publisher.publish(msg)
+        if self._twists is not None:
+            self._twists.publish(messages.to_twist(msg, self._period_ns / 1e9))
+        if loop := self._loop:
+            loop.sent()
+        if command.hold != self.hold:
+            self.hold = command.hold
+            self._log(command)
+            self._hold_changed()
+
+    def _log(self, command: Command) -> None:
+        hold = command.hold
+        # Between chunks a hold comes and goes many times a second; the counters tell.
+        if hold.code in (HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED):
+            return
+        if hold != self._logged:
+            self._logged = hold
+            self._logger.info('Moving.' if hold.code is HoldReason.NONE
+                              else f'Holding: {hold.text} {command.detail}'.rstrip())
