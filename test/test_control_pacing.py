@@ -93,3 +93,11 @@ def test_in_lock_step_others_command_and_only_silence_is_noticed():
 def test_a_period_that_is_none_is_refused(period):
     with pytest.raises(ValueError, match='must be positive'):
         Pacer(Pacing.STEADY, period, SILENCE, 0, 0)
+
+
+def test_how_late_a_tick_is_counts_from_its_own_period():
+    pacer = Pacer(Pacing.STEADY, PERIOD, SILENCE, 0, 0)
+    assert pacer.poll(PERIOD, 0) is Beat.TICK and pacer.late_ns == 0
+    assert pacer.poll(2 * PERIOD + 30, 0) is Beat.TICK and pacer.late_ns == 30
+    assert pacer.poll(7 * PERIOD + 3, 0) is Beat.TICK and pacer.late_ns == 3
+    assert pacer.poll(8 * PERIOD, 0) is Beat.TICK and pacer.late_ns == 0

@@ -42,6 +42,7 @@ class Pacer:
         self._due_ns = (steady_ns if pacing is Pacing.STEADY else now_ns) + period_ns
         self._seen_ns = now_ns
         self._sent_ns = steady_ns
+        self.late_ns = 0  # at the last Beat.TICK: how long its period had begun
 
     def sent(self, steady_ns: int) -> None:
         """Take note of a command that was sent, whoever sent it (any thread)."""
@@ -70,6 +71,7 @@ class Pacer:
         if clock_ns < self._due_ns:
             return False
         # Missed periods are gone: two commands at once would be one displacement too many.
-        self._due_ns += ((clock_ns - self._due_ns) // self._period_ns + 1) * self._period_ns
+        self.late_ns = (clock_ns - self._due_ns) % self._period_ns
+        self._due_ns = clock_ns - self.late_ns + self._period_ns
         self._sent_ns = steady_ns
         return True

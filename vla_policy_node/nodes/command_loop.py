@@ -19,13 +19,13 @@ LOG_EVERY = 100
 class CommandLoop:
     """Calls `tick` whenever a command is due; nothing that others do can hold it up.
 
-    clock: the node's. tick: told why a command is due (the thread of this loop); what it raises
-    is given to `log`, and the next tick comes all the same.
+    clock: the node's. tick: told why a command is due and how late it is, in ns (the thread of
+    this loop); what it raises is given to `log`, and the next tick comes all the same.
     silence_s: see `control.pacing.Pacer`.
     """
 
     def __init__(self, clock: Clock, pacing: Pacing, period_ns: int, silence_s: float,
-                 tick: Callable[[Beat], None], log: Callable[[str], None]):
+                 tick: Callable[[Beat, int], None], log: Callable[[str], None]):
         self._clock = clock
         self._tick = tick
         self._log = log
@@ -79,7 +79,7 @@ class CommandLoop:
 
     def _call(self, beat: Beat) -> None:
         try:
-            self._tick(beat)
+            self._tick(beat, self._pacer.late_ns)
         except Exception:
             if self._failures % LOG_EVERY == 0:
                 self._log(traceback.format_exc())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 from rclpy.node import Node
@@ -33,7 +34,7 @@ class Commands:
     not overtake the hold that follows it. The lock is held for no longer than that takes.
 
     now_ns: the node's clock. twists: publisher of the same as velocities, or None.
-    hold_changed: called after a command whose hold is another than the last one's, under the lock.
+    hold_changed: called after a command whose hold is another than the last one's.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class Commands:
         self._lock = threading.Lock()
         self._loop: CommandLoop | None = None
         self._worker: PolicyWorker | None = None
+        self._silent_since_s: float | None = None
         if parameters.pacing == 'observation':
             self._pacing = Pacing.OBSERVATION
         else:
             sim_time = node.get_parameter('use_sim_time').value
             self._pacing = Pacing.CLOCK if sim_time else Pacing.STEADY
         self.hold = self._logged = Hold(HoldReason.INACTIVE)  # of the last command
-        self.conflict: Hold | None = None  # who else writes what one should; set by the node
+        self.conflict: Hold | None = None  # a topic with more than one publisher; set by the node
 
     def start(self, worker: PolicyWorker) -> None:
         """Begin to send a command per period (executor thread)."""
@@ -79,43 +81,64 @@ class Commands:
             self._loop.stop()
             self._loop = None
 
-    def send(self, outside: Hold | None = None) -> None:
-        """Send what is due now; `outside` is a reason to hold that the commander cannot see."""
-        self._send_for(self._now_ns() + self._period_ns, outside)
+    def send(self, outside: Hold | None = None, late_ns: int = 0) -> None:
+        """Send what is due now.
+
+        outside: a reason to hold that the commander cannot see. late_ns: how long the period has
+        begun; its action is the one to send, or the next one would be sent twice as early.
+        """
+        self._send_for(lambda now_ns: now_ns - late_ns + self._period_ns, outside)
 
     def send_for_pair(self, pair: Pair) -> None:
         """Send what belongs to an observation, in lock-step (worker thread)."""
-        self._send_for(pair.stamp_ns + self._period_ns)
+        self._send_for(lambda _: pair.stamp_ns + self._period_ns)
 
     def _silence_s(self) -> float:
         if self._pacing is Pacing.OBSERVATION:
             return LOCK_STEP_SILENCE_S
         return self._parameters.clock_timeout_s or SILENCE_PERIODS * self._period_ns / 1e9
 
-    def _on_beat(self, beat: Beat) -> None:
+    def _on_beat(self, beat: Beat, late_ns: int) -> None:
         if beat is Beat.TICK:
-            self.send()
+            self._silent_since_s = None
+            self.send(late_ns=late_ns)
         elif self._pacing is Pacing.CLOCK:
-            # How old a picture is that came before, nobody knows when the clock goes on.
-            self._commander.parts.pairer.reset()
-            self.send(Hold(HoldReason.CLOCK_STOPPED))
+            self._endure_silence()
+        elif self._worker.trouble():
+            self.send()
         elif not self._worker.is_busy:
-            with self._lock:
-                now_ns = self._now_ns()
-                self._publish(self._commander.pause(
-                    Hold(HoldReason.CLOCK_STOPPED), now_ns + self._period_ns), now_ns)
+            self._send_for(lambda now_ns: now_ns + self._period_ns, pause=True)
 
-    def _send_for(self, target_time_ns: int, outside: Hold | None = None) -> None:
+    def _endure_silence(self) -> None:
+        """Hold while simulated time stands still; after the time for bad inputs end the goal."""
+        parts = self._commander.parts
+        # How old a picture is that came before, nobody knows when the clock goes on.
+        parts.pairer.reset()
+        self._silent_since_s = self._silent_since_s or time.monotonic()
+        silent_ns = (time.monotonic() - self._silent_since_s) * 1e9
+        if parts.input_timeout_ns and silent_ns >= parts.input_timeout_ns:
+            self._commander.end(Outcome.INPUT_LOST)
+        self.send(Hold(HoldReason.CLOCK_STOPPED))
+
+    def _send_for(
+        self, target: Callable[[int], int], outside: Hold | None = None, pause: bool = False
+    ) -> None:
         if late := self._worker and self._worker.trouble():
             self._commander.end(Outcome.INFERENCE_FAILED, hold=late)
-        # On simulated time a goal lasts as long as the simulation says.
-        steady_ns = time.monotonic_ns() if self._pacing is Pacing.STEADY else None
         with self._lock:
             now_ns = self._now_ns()
-            self._publish(self._commander.tick(
-                now_ns, target_time_ns, steady_ns, outside or self.conflict), now_ns)
-
-    # The rest runs with the lock held.
+            if pause:
+                command = self._commander.pause(Hold(HoldReason.CLOCK_STOPPED), target(now_ns))
+            else:
+                # On simulated time a goal lasts as long as the simulation says.
+                steady_ns = time.monotonic_ns() if self._pacing is Pacing.STEADY else None
+                command = self._commander.tick(
+                    now_ns, target(now_ns), steady_ns, outside or self.conflict)
+            self._publish(command, now_ns)
+            changed = command.hold != self.hold
+            self.hold = command.hold
+        if changed:
+            self._report(command)
 
     def _publish(self, command: Command, now_ns: int) -> None:
         msg = messages.to_command(command, now_ns, self._parameters.frame_id)
@@ -124,10 +147,14 @@ class Commands:
             self._twists.publish(messages.to_twist(msg, self._period_ns / 1e9))
         if loop := self._loop:
             loop.sent()
-        if command.hold != self.hold:
-            self.hold = command.hold
+
+    def _report(self, command: Command) -> None:
+        """Tell people. Without the lock, and whatever happens: the robot has been told already."""
+        try:
             self._log(command)
             self._hold_changed()
+        except Exception:
+            self._logger.error(traceback.format_exc())
 
     def _log(self, command: Command) -> None:
         hold = command.hold

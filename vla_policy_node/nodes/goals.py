@@ -25,6 +25,8 @@ FEEDBACK_PERIOD_S = 0.1
 # A goal goes on so long when nobody listens to its feedback any more: the graph takes a while to
 # tell of a client that replaces another.
 LEASE_S = 1.0
+# So long the graph may take to tell of the client that sent it.
+DISCOVERY_S = 5.0
 # Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
 # refused unread: a megabyte keeps a tokeniser busy for seconds.
 MAX_INSTRUCTION_BYTES = 4096
@@ -34,14 +36,14 @@ MAX_INSTRUCTION_BYTES = 4096
 class _Run:
     """A goal of the action from its acceptance to its result.
 
-    listened_s: when somebody last listened to its feedback, on the steady clock; None: nobody yet.
+    listened_s: when somebody last listened to its feedback, on the steady clock.
     """
 
     goal: Goal
     inferences_before: int
     result: Future
+    listened_s: float
     handle: ServerGoalHandle | None = None
-    listened_s: float | None = None
 
 
 class GoalServer:
@@ -168,7 +170,8 @@ class GoalServer:
             self._logger.warning(f'Goal rejected: {error}')
             return GoalResponse.REJECT
         self._runs[id(request)] = _Run(
-            goal, self._count_inferences(), Future(executor=self._spinner.executor))
+            goal, self._count_inferences(), Future(executor=self._spinner.executor),
+            time.monotonic() + DISCOVERY_S)
         return GoalResponse.ACCEPT
 
     def _cancel_goal(self, handle: ServerGoalHandle) -> CancelResponse:
@@ -212,7 +215,7 @@ class GoalServer:
         for run in runs:
             if listened:
                 run.listened_s = time.monotonic()
-            elif (run.listened_s is not None and time.monotonic() - run.listened_s > LEASE_S
+            elif (time.monotonic() - run.listened_s > LEASE_S
                   and self._commander.end(Outcome.CLIENT_LOST, run.goal.epoch)):
                 self._stopped()
                 self._logger.warning('The client of the goal has left; the robot holds.')

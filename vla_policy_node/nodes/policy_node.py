@@ -61,7 +61,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self, **kwargs):
         super().__init__('policy', **kwargs)
-        self._configured = self._active = self._hung = False
+        self._configured = self._active = self._hung = self._ended = False
         self._store = ParameterStore(
             self, PolicyParameters, lambda: self._configured, self._apply_parameters,
             self._refuse_parameters)
@@ -75,6 +75,8 @@ class PolicyNode(LifecycleNode):
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
         self._shadow: Shadow | None = None
+        self._promised_s: float | None = -1.0
+        self._command_publisher = self._twist_publisher = None
         # Not created at configure: the last hold must stay deliverable after cleanup.
         self._create_publishers()
 
@@ -83,16 +85,21 @@ class PolicyNode(LifecycleNode):
     @transition
     def on_configure(self, state: State):
         """Validate, load, warm up, create everything that talks."""
+        self._refuse_if_hung()
+        try:
+            self._configure()
+        except ValueError:
+            self._release()
+            raise
+
+    def _configure(self) -> None:
         parameters = self._settings = self._ceilings = self._store.checked()
         lock_step = parameters.pacing == 'observation'
         if lock_step and not self.get_parameter('use_sim_time').value:
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
                              "use_sim_time, or pacing to 'timer'.")
-        try:
-            self._load(parameters)
-        except ValueError:
-            self._release()
-            raise
+        self._load(parameters)
+        self._create_command_publishers()
         spec = parameters.action_spec()
         self._commander = Commander(spec, self._session, parameters.make_parts())
         if parameters.shadow_every:
@@ -135,12 +142,13 @@ class PolicyNode(LifecycleNode):
     @transition
     def on_activate(self, state: State):
         """Start to listen, to infer and to command."""
-        if self._hung:
-            raise RuntimeError('An inference of before does not end; restart the process.')
+        self._refuse_if_hung()
         self._active = True
         self._commander.parts.pairer.reset()
         self._watch_graph()
         self._session.activate()
+        if self._ended:  # the process was told to end meanwhile
+            self._session.deactivate()
         if self._shadow is not None:
             self._shadow.start()
         self._worker.start()
@@ -169,23 +177,30 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def stand_still(self) -> None:
-        """Hold from now on, whatever the executor is doing (any thread)."""
+        """Hold from now on, whatever the executor is doing, for good (any thread)."""
+        self._ended = True
         if self._active:
             self._session.deactivate()
             self._commands.send()
+
+    def _refuse_if_hung(self) -> None:
+        if self._hung:
+            raise ValueError('An inference of before does not end; restart the process.')
 
     def _stop(self) -> None:
         if not self._active:
             return
         self._active = False
         self._session.deactivate()
-        self._commands.send()  # at once, and on while the worker ends its inference
-        self._hung = not self._worker.stop()
-        if self._hung:
-            self.get_logger().fatal('An inference does not end; restart the process.')
-        if self._shadow is not None:
-            self._shadow.stop()
-        self._commands.stop()
+        try:
+            self._commands.send()  # at once, and on while the worker ends its inference
+            self._hung = not self._worker.stop()
+            if self._hung:
+                self.get_logger().fatal('An inference does not end; restart the process.')
+            if self._shadow is not None:
+                self._shadow.stop()
+        finally:
+            self._commands.stop()
         self._commands.send()
         self._goals.settle()
         self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
@@ -205,6 +220,8 @@ class PolicyNode(LifecycleNode):
         if self._clock_watch is not None:
             self._clock_watch.unregister()
             self._clock_watch = None
+        if self._commands is not None:
+            self._commands.stop()
         if self._policy is not None and not self._hung:  # one that hangs still uses it
             self._policy.close()
         self._policy = self._worker = self._commands = self._shadow = None
@@ -239,14 +256,24 @@ class PolicyNode(LifecycleNode):
             self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
             policy.prepare(text)
 
-    def _create_publishers(self) -> None:
+    def _create_command_publishers(self) -> None:
+        """Create those of the commands, anew if they promise another period than is configured."""
         # In lock-step a command comes when the inference is done.
         lock_step = self.get_parameter('pacing').value == 'observation'
         period_s = None if lock_step else 1.0 / self.get_parameter('control_rate_hz').value
+        if self._promised_s == period_s:
+            return
+        self._promised_s = period_s
+        for publisher in (self._command_publisher, self._twist_publisher):
+            if publisher is not None:
+                self.destroy_publisher(publisher)
         self._command_publisher = self.create_publisher(
             EndEffectorCommand, 'command', qos.command_output(period_s))
         self._twist_publisher = self.create_publisher(
             TwistStamped, 'twist_command', qos.command_output(period_s))
+
+    def _create_publishers(self) -> None:
+        self._create_command_publishers()
         self._chunk_publisher = self.create_publisher(
             ActionChunk, 'action_chunk', qos.event_output())
         self._selection_publisher = self.create_publisher(
@@ -348,8 +375,10 @@ class PolicyNode(LifecycleNode):
 
     def _watch_graph(self) -> None:
         """Hold while two write what one should: nobody could tell whose word counts."""
+        if not self._commands:  # this timer fired while the node was cleaned up
+            return
         topics = [subscription.topic_name for subscription in self._input_subscriptions]
-        topics.append(self._command_publisher.topic_name)
+        topics += [self._command_publisher.topic_name, self._twist_publisher.topic_name]
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
         self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
 

@@ -1,5 +1,6 @@
 """The plain model beside the accelerated one: what the methods save, and what they change."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -15,6 +16,7 @@ from vla_policy_node.policy import ActionChunk, Observation, Policy
 
 # Added to the priority of the thread: it gets what the robot's work leaves over.
 NICENESS = 10
+JOIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ class Shadow:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and join; returns when no inference runs any more (executor thread)."""
+        """Stop; waits a little for an inference to end (executor thread)."""
         if self._thread is not None:
-            self._inbox.put(None)
-            self._thread.join()
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(None, timeout=JOIN_S)
+                self._thread.join(JOIN_S)
             self._thread = None
 
     def offer(self, observation: Observation, chunk: ActionChunk) -> None:
