@@ -35,11 +35,13 @@ class CamerasNode(Node):
         parameters = ParameterStore(self, CameraParameters).checked()
         noise = np.random.default_rng(0)
         shape = (parameters.height, parameters.width, 3)
-        self._pictures = [to_image_message(noise.integers(0, 256, shape, np.uint8), Header())
-                          for _ in range(PICTURES)]
+        # Each camera has pictures of its own: two that show the same would be one camera twice.
+        self._cameras = [
+            (self.create_publisher(Image, f'{camera}/image_raw', qos.camera_input()),
+             [to_image_message(noise.integers(0, 256, shape, np.uint8), Header())
+              for _ in range(PICTURES)])
+            for camera in CAMERAS]
         self._count = 0
-        self._cameras = [self.create_publisher(Image, f'{camera}/image_raw', qos.camera_input())
-                         for camera in CAMERAS]
         self._pose = self.create_publisher(PoseStamped, 'ee_pose', qos.state_input())
         self._gripper = self.create_publisher(JointState, 'gripper_state', qos.state_input())
         self.create_timer(1 / parameters.camera_rate_hz, self._publish_pictures)
@@ -47,9 +49,10 @@ class CamerasNode(Node):
 
     def _publish_pictures(self) -> None:
         self._count += 1
-        picture = self._pictures[self._count % PICTURES]
-        picture.header.stamp = self.get_clock().now().to_msg()
-        for camera in self._cameras:
+        stamp = self.get_clock().now().to_msg()
+        for camera, pictures in self._cameras:
+            picture = pictures[self._count % PICTURES]
+            picture.header.stamp = stamp
             camera.publish(picture)
 
     def _publish_state(self) -> None:
