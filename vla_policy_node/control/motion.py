@@ -1,7 +1,9 @@
 """What was sent to the arm and what it made of it: where it may be now, and whether it follows."""
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -9,8 +11,9 @@ from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose, Sighting
 
-# A position, or an orientation, that is the same to the last bit for so long, although the arm was
-# sent so far, is no measurement: a real one is never without noise.
+# A position, or an orientation, that is the same to the last bit so long after the arm should have
+# moved so far is no measurement. Not sooner: quantised encoders repeat themselves at rest, and an
+# arm takes some 100 ms to set off.
 _FREEZE_NS = 500_000_000
 _FREEZE_M, _FREEZE_RAD = 0.005, 0.05
 # 20 s of commands at the highest rate.
@@ -37,10 +40,12 @@ class MotionLimits:
 
 @dataclass(frozen=True, eq=False)
 class _Sent:
+    """A command; before: [2, 3], sums of all translations (m) and rotations (rad) before it."""
+
     sent_ns: int
     target_ns: int
     translation_m: np.ndarray
-    rotation_rad: np.ndarray
+    before: np.ndarray
 
     def left(self, time_ns: int) -> float:
         """Return which share of it is yet to be done at a time, if it is done evenly."""
@@ -53,7 +58,8 @@ class MotionRecord:
     """The commands and the poses of the last seconds. Not thread-safe: the commander's."""
 
     def __init__(self):
-        self._sent: deque[_Sent] = deque(maxlen=_DEPTH)
+        self._sent: deque[_Sent] = deque(maxlen=_DEPTH)  # in the order of both times
+        self._total = np.zeros((2, 3))  # of all that was ever sent, so that no tick sums anew
         self._measured: deque[tuple[int, np.ndarray]] = deque()
         self._located_m: np.ndarray | None = None
         self._since_ns: int | None = None  # stamp of the first pose of this goal
@@ -67,8 +73,11 @@ class MotionRecord:
 
     def add(self, delta: EndEffectorDelta, now_ns: int, target_ns: int) -> None:
         """Note a command that is sent now, to be done by target_ns."""
+        if self._sent:
+            target_ns = max(target_ns, self._sent[-1].target_ns)
         self._sent.append(_Sent(
-            min(now_ns, target_ns - 1), target_ns, delta.translation_m, delta.rotation_rad))
+            min(now_ns, target_ns - 1), target_ns, delta.translation_m, self._total))
+        self._total = self._total + (delta.translation_m, delta.rotation_rad)
         if self._located_m is not None:
             self._located_m = self._located_m + delta.translation_m
 
@@ -91,10 +100,10 @@ class MotionRecord:
         measured_ns = min(
             newest.position_since_ns if compared else newest.pose.stamp_ns, now_ns)
         delay_ns = limits.tracking_delay_ns
-        ahead_m, spread_m = np.zeros(3), np.zeros(3)
-        for sent in reversed(self._sent):
-            if sent.target_ns <= measured_ns - delay_ns:
-                break
+        first = self._after(measured_ns - delay_ns)
+        waiting = bisect_left(self._sent, measured_ns + delay_ns, key=lambda sent: sent.sent_ns)
+        ahead_m, spread_m = self._total[0] - self._before(waiting)[0], np.zeros(3)
+        for sent in islice(self._sent, first, waiting):
             ahead_m = ahead_m + sent.left(measured_ns) * sent.translation_m
             doubtful = sent.left(measured_ns - delay_ns) - sent.left(measured_ns + delay_ns)
             spread_m = spread_m + doubtful * np.abs(sent.translation_m)
@@ -132,8 +141,8 @@ class MotionRecord:
         for part, (since_ns, enough) in enumerate((
                 (newest.position_since_ns, _FREEZE_M), (newest.rotation_since_ns, _FREEZE_RAD))):
             since_ns = max(since_ns, self._since_ns)
-            commanded = self._commanded(since_ns, stamp_ns)[part]
-            if stamp_ns - since_ns >= _FREEZE_NS and np.linalg.norm(commanded) > enough:
+            due = self.commanded(since_ns, stamp_ns - _FREEZE_NS)[part]
+            if np.linalg.norm(due) > enough:
                 raise HoldError(
                     Hold(HoldReason.INPUT_FROZEN, POSE),
                     f'The end-effector pose has not changed by a bit for '
@@ -143,7 +152,7 @@ class MotionRecord:
     def _check_tracking(
         self, pose: MeasuredPose, from_ns: int, from_m: np.ndarray, limits: MotionLimits
     ) -> None:
-        wanted_m = limits.tracking_gain * self._commanded(from_ns, pose.stamp_ns)[0]
+        wanted_m = limits.tracking_gain * self.commanded(from_ns, pose.stamp_ns)[0]
         made_m = pose.position_m - from_m
         error_m = float(np.linalg.norm(made_m - wanted_m))
         if error_m > limits.max_tracking_error_m:
@@ -154,16 +163,17 @@ class MotionRecord:
                 'blocked, takes the commands, and reports its pose in their frame.')
             raise self._mismatch
 
-    def _commanded(self, after_ns: int, until_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the translation and the rotation [3] whose periods ended in this span."""
-        moved_m, turned_rad = np.zeros(3), np.zeros(3)
-        for sent in reversed(self._sent):
-            if sent.target_ns <= after_ns:
-                break
-            if sent.target_ns <= until_ns:
-                moved_m = moved_m + sent.translation_m
-                turned_rad = turned_rad + sent.rotation_rad
-        return moved_m, turned_rad
+    def commanded(self, after_ns: int, until_ns: int) -> np.ndarray:
+        """Return translation and rotation [2, 3] whose periods ended in this span."""
+        first, end = self._after(after_ns), self._after(until_ns)
+        return self._before(max(first, end)) - self._before(first)
+
+    def _after(self, time_ns: int) -> int:
+        """Return the index of the first command whose period ends later."""
+        return bisect_right(self._sent, time_ns, key=lambda sent: sent.target_ns)
+
+    def _before(self, index: int) -> np.ndarray:
+        return self._sent[index].before if index < len(self._sent) else self._total
 
     def _follow_clock(self, now_ns: int) -> None:
         """If the clock went back and nobody called `shift`: the last command has just ended."""
