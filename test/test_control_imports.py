@@ -54,3 +54,11 @@ def test_every_hold_is_one_sentence(code):
     if code.name.startswith('INPUT') or code in (HoldReason.CAMERA_SPREAD, HoldReason.CLOCK_JUMP):
         assert 'wrist' in text
         assert '{' not in Hold(code).text
+
+
+@pytest.mark.parametrize(('code', 'parameters'), [
+    (HoldReason.INPUT_FROZEN, ['freeze_timeout_s']),
+    (HoldReason.MOTION_MISMATCH, ['max_tracking_error_m', 'tracking_gain'])])
+def test_a_hold_that_a_healthy_robot_may_meet_names_the_parameters_that_avoid_it(code, parameters):
+    for name in parameters:
+        assert name in Hold(code, 'wrist').text

@@ -38,7 +38,8 @@ _TEXTS = {
     HoldReason.CHUNK_EXHAUSTED: 'The last action chunk ended before a new one arrived.',
     HoldReason.INPUT_MISSING: 'Nothing was received on {stream} yet.',
     HoldReason.INPUT_STALE: 'The newest usable sample of {stream} is too old.',
-    HoldReason.INPUT_FROZEN: 'What {stream} shows has stopped changing.',
+    HoldReason.INPUT_FROZEN: 'What {stream} shows has stopped changing; a simulated camera '
+                             'without noise needs freeze_timeout_s 0.',
     HoldReason.CAMERA_SPREAD: 'No picture of {stream} is near enough in time to the other camera.',
     HoldReason.CLOCK_JUMP: 'The stamps of {stream} went backwards or lie in the future.',
     HoldReason.INPUT_INVALID: 'The data of {stream} are not usable.',
@@ -46,7 +47,8 @@ _TEXTS = {
     HoldReason.INFERENCE_FAILED: 'The policy failed during inference; see the log.',
     HoldReason.GOAL_FINISHED: 'The goal has ended.',
     HoldReason.INFERENCE_LATE: 'The policy has not answered in time; see inference_timeout_s.',
-    HoldReason.MOTION_MISMATCH: 'The measured motion does not follow the commands.',
+    HoldReason.MOTION_MISMATCH: 'The measured motion does not follow the commands; see '
+                                'max_tracking_error_m and tracking_gain.',
     HoldReason.SOURCE_CONFLICT: 'More than one publisher writes {stream}; stop all but one.',
     HoldReason.CAMERA_CHANGED: 'The picture of {stream} is not what that camera showed before.',
     HoldReason.CLOCK_STOPPED: 'The clock of the node stands still; publish /clock.',
