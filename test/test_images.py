@@ -3,6 +3,7 @@
 import array
 import struct
 import time
+import tracemalloc
 import zlib
 
 import cv2
@@ -24,7 +25,7 @@ from vla_policy_node.nodes.images import (
     sample_image,
     to_image_message,
 )
-from vla_policy_node.nodes.picture_size import ImageError
+from vla_policy_node.nodes.picture_size import ImageError, compressed_size
 
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 RGB_OF = {
@@ -201,6 +202,32 @@ def test_a_picture_that_ends_early_is_refused_and_padding_behind_it_is_not(exten
     for end in (len(data) - 13, len(data) // 2, 30, 8, 3):
         with pytest.raises(ImageError):
             decode_compressed(CompressedImage(format='any', data=data[:end]))
+
+
+@pytest.mark.parametrize(('fill', 'good'), [(1, True), (16, True), (17, False), (200, False)])
+def test_a_jpeg_may_have_a_few_fill_bytes_before_a_marker(fill, good):
+    data = compressed(noise(40, 50), '.jpg').data.tobytes()
+    msg = CompressedImage(data=data[:2] + b'\xff' * fill + data[2:])
+    if good:
+        assert decode_compressed(msg).shape == (40, 50, 3)
+    else:
+        with pytest.raises(ImageError, match='truncated'):
+            decode_compressed(msg)
+
+
+def test_the_header_of_a_large_picture_is_read_without_a_copy_of_it():
+    """Nor byte by byte: 33 MB of fill bytes took the executor thread for five seconds."""
+    head, end = jpeg_that_claims(40, 50), b'\xff\xd9'
+    filled = memoryview(b'\xff\xd8\xff' + b'\xff' * 33_000_000)
+    padded = memoryview(head[:-2] + bytes(8_000_000) + end + bytes(65_535))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match='truncated'):
+            compressed_size(filled, 10_000)
+        assert compressed_size(padded, 10_000) == ('jpeg', 40, 50)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize('extension', ['.bmp', '.tiff', '.webp'])

@@ -18,6 +18,11 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 # Segments before the frame header: tables, comments, a thumbnail in parts. Real files have ten.
 _MOST_SEGMENTS = 200
+# Bytes 0xFF before a marker. Writers that align segments put a few; nothing but those would be
+# stepped through for seconds.
+_MOST_FILL_BYTES = 16
+# Bytes that are searched at once for the end of a JPEG, from the back: it is found in the first.
+_PIECE = 65_536
 
 
 class ImageError(MessageError):
@@ -26,10 +31,10 @@ class ImageError(MessageError):
 
 def compressed_size(data: bytes | memoryview, max_pixels: int) -> tuple[str, int, int]:
     """Return kind ('jpeg' or 'png'), width and height in px. Raises ImageError."""
-    data = bytes(data)
-    if data.startswith(_PNG):
+    data = memoryview(data)  # megabytes, of which some hundred bytes are read: no copy
+    if data[:len(_PNG)] == _PNG:
         kind, width, height = 'png', *_png_size(data)
-    elif data.startswith(_JPEG):
+    elif data[:len(_JPEG)] == _JPEG:
         kind, width, height = 'jpeg', *_jpeg_size(data)
     else:
         raise ImageError('The bytes are neither a JPEG nor a PNG picture; publish jpeg or png.')
@@ -42,21 +47,22 @@ def compressed_size(data: bytes | memoryview, max_pixels: int) -> tuple[str, int
     return kind, width, height
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-    if len(data) < 24 or data[12:16] != b'IHDR' or b'IEND' not in data[-4096:]:
+def _png_size(data: memoryview) -> tuple[int, int]:
+    if len(data) < 24 or data[12:16] != b'IHDR' or b'IEND' not in bytes(data[-4096:]):
         raise ImageError('The png picture is truncated.')
     return struct.unpack_from('>II', data, 16)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def _jpeg_size(data: memoryview) -> tuple[int, int]:
     at = 2
     for _ in range(_MOST_SEGMENTS):
-        while data[at:at + 2] == b'\xff\xff':  # fill bytes
-            at += 1
+        for _ in range(_MOST_FILL_BYTES):
+            if data[at:at + 2] == b'\xff\xff':
+                at += 1
         if len(data) < at + 9 or data[at] != 0xFF:
             break
         if data[at + 1] in _FRAME_HEADERS:
-            if data.rfind(_JPEG_END) < at:
+            if not _ends(data[at:]):
                 break
             height, width = struct.unpack_from('>HH', data, at + 5)
             return width, height
@@ -65,3 +71,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             break
         at += 2 + length
     raise ImageError('The jpeg picture is truncated or has no size.')
+
+
+def _ends(data: memoryview) -> bool:
+    """Return whether the marker of a JPEG's end is anywhere in the data."""
+    return any(_JPEG_END in bytes(data[max(0, end - _PIECE - 1):end])
+               for end in range(len(data), 0, -_PIECE))
