@@ -187,8 +187,9 @@ def test_a_frozen_camera_is_named_and_comes_back_by_itself():
     assert bench.watch.health() is None
 
 
-@pytest.mark.parametrize('level', [0, 1, 16, 128, 250, 255])
-@pytest.mark.parametrize('sigma', [0.0, 3.0])
+@pytest.mark.parametrize(('level', 'sigma'), [
+    (0, 0.0), (0, 3.0), (1, 0.0), (1, 3.0), (16, 0.0), (16, 3.0), (60, 0.0), (128, 0.0),
+    (200, 0.0), (250, 0.0), (250, 3.0), (255, 0.0), (255, 3.0)])
 def test_black_white_and_uniform_pictures_do_not_pass(level, sigma):
     bench = Bench()
     bench.run()
@@ -197,6 +198,24 @@ def test_black_white_and_uniform_pictures_do_not_pass(level, sigma):
         bench.watch.check('wrist', bench.now, SHAPE, samples_of(uniform))
     assert caught.value.hold == Hold(CHANGED, 'wrist')
     assert set(bench.run()) == {GOOD}
+
+
+@pytest.mark.parametrize('colour', [(128, 128, 128), (0, 135, 0)])  # the second: YUV of zeros
+def test_one_colour_does_not_pass_as_jpeg_either(colour):
+    samples = samples_of_jpeg(np.full((240, 320, 3), colour, np.uint8), 80)
+    with pytest.raises(HoldError, match='uniform'):
+        CameraWatch(CAMERAS, TIMEOUT).check('wrist', NOW, SHAPE, samples)
+
+
+@settings(max_examples=50, deadline=None)
+@given(level=st.floats(35.0, 235.0), shading=st.floats(3.0, 10.0), sigma=st.floats(0.7, 4.0),
+       quality=st.sampled_from([None, 80, 95]), seed=st.integers(0, 100))
+def test_a_plain_table_or_mat_close_to_the_camera_passes(level, shading, sigma, quality, seed):
+    rng = np.random.default_rng(seed)
+    table = level + shading * np.linspace(-0.5, 0.5, 320)[:, None] * np.ones((240, 1, 3))
+    pixels = photograph(table, sigma, rng)
+    samples = samples_of_jpeg(pixels, quality) if quality else samples_of(pixels)
+    CameraWatch(CAMERAS, TIMEOUT).check('wrist', NOW, SHAPE, samples)
 
 
 def test_a_dark_picture_with_something_in_it_passes():

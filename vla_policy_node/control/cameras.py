@@ -17,9 +17,14 @@ from vla_policy_node.control.views import GRID, likeness, view_of
 
 # Less is no picture; the smallest sensors have some hundred pixels a side.
 MIN_SIDE_PX = 16
-# A covered lens, a dead sensor, glare: neither parts of the picture nor its samples differ.
-# Noise of 4 grey levels gives samples that deviate by 4 and parts that differ by 2.
+# A covered lens (black is 16 in video) or glare: by the mean, while neither parts of the picture nor
+# samples differ. Noise of 4 grey levels: samples that deviate by 4, parts that differ by 2. With a
+# mean between these two that may be a plain table or mat close to the camera.
+_BLACK, _WHITE = 24.0, 248.0
 _UNIFORM_PARTS, _UNIFORM_DEVIATION = 4.0, 8.0
+# A dead sensor or driver that sends one colour; JPEG leaves it one colour. Less than the rounding
+# to whole grey levels and the noise (0.5 at least) of any sensor add up to.
+_ONE_COLOUR = 0.5
 # Frames of another size since the goal began that one may be, by a bit that flipped on the way.
 _STRAYS_FORGIVEN = 2
 # Correlation of two cameras that show one picture. The two views of LIBERO's scenes: 0.2 at most.
@@ -167,9 +172,12 @@ class CameraWatch:
 
 def _checked_view(camera: str, samples: np.ndarray) -> np.ndarray:
     parts = samples.reshape(4, GRID // 4, 4, -1).mean(axis=(1, 3))
-    if np.ptp(parts) < _UNIFORM_PARTS and samples.mean(axis=2).std() < _UNIFORM_DEVIATION:
+    level = parts.mean()
+    plain = (np.ptp(parts) < _UNIFORM_PARTS
+             and samples.mean(axis=2).std() < _UNIFORM_DEVIATION)
+    if (plain and not _BLACK < level < _WHITE) or samples.std(axis=(0, 1)).max() < _ONE_COLOUR:
         raise HoldError(
             Hold(HoldReason.CAMERA_CHANGED, camera),
-            f'The picture of {camera} is uniform, at {parts.mean():.0f} of 255; uncover the lens '
+            f'The picture of {camera} is uniform, at {level:.0f} of 255; uncover the lens '
             'or check exposure and light.')
     return view_of(samples)
