@@ -13,6 +13,7 @@ import shutil
 import threading
 import weakref
 
+import cv2
 import numpy as np
 import pytest
 from node_bench import INSTRUCTION, checkpoint, make_bench, script
@@ -54,6 +55,8 @@ BAD_PARAMETERS = {
     'method': ({'methods': ['lightwla']}, 'lightwla'),
     'together': ({'methods': ['lightvla', 'vla_cache']}, 'vla_cache reuses keys and values'),
     'setting': ({'method_settings': ['lightvla']}, 'method.setting=value'),
+    'setting_yaml': ({'method_settings': ['lightvla.x=[']}, 'method_settings is not YAML'),
+    'reference': ({'third_person_reference': '/nowhere.png'}, '/nowhere.png'),
     'device': ({'device': 'toaster'}, 'toaster'),
     'type': ({'control_rate_hz': 'fast'}, 'control_rate_hz'),
     'bounds': ({'max_age_s': 1000.0}, 'between 0.001 and 10 s'),
@@ -105,6 +108,22 @@ def test_a_malformed_checkpoint_fails_configure_with_a_sentence(
     assert line.endswith('.')
     assert set_parameter(bench, 'checkpoint', name).successful
     assert bench.node.trigger_configure() == SUCCESS
+
+
+@pytest.mark.parametrize('after', ['vanishes', 'is no picture any more'])
+def test_limits_are_tightened_whatever_became_of_the_reference_picture(
+    make_bench, tmp_path, after
+):
+    view = tmp_path / 'view.png'
+    cv2.imwrite(str(view), np.eye(64, dtype=np.uint8) * 255)
+    bench = make_bench(third_person_reference=str(view))
+    assert bench.node.trigger_configure() == SUCCESS
+    view.unlink()
+    if after != 'vanishes':
+        view.write_bytes(b'no picture')
+    assert set_parameter(bench, 'max_linear_velocity_m_s', 0.1).successful
+    assert bench.node.trigger_cleanup() == SUCCESS
+    assert bench.node.trigger_configure() == FAILURE
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_name(make_bench, capfd):

@@ -22,14 +22,25 @@ def read_plain_yaml(path: Path, most_bytes: int) -> object:
     data = read_regular(path, most_bytes)
     try:
         text = data.decode()
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not YAML.") from error
+    return parse_plain_yaml(text, f"'{path}'")
+
+
+def parse_plain_yaml(text: str, name: str) -> object:
+    """Return the plain values of a YAML text, which messages call by a name.
+
+    Raises ValueError as `read_plain_yaml`.
+    """
+    try:
         problem = _problem(text)
         values = None if problem else yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of numbers and dates
         where = getattr(error, 'problem_mark', None)
         place = f' in line {where.line + 1}' if where else ''
-        raise ValueError(f"'{path}' is not YAML{place}.") from error
+        raise ValueError(f'{name} is not YAML{place}.') from error
     if problem:
-        raise ValueError(f"'{path}' {problem}.")
+        raise ValueError(f'{name} {problem}.')
     return values
 
 

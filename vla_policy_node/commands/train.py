@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
+from vla_policy_node.plain_yaml import parse_plain_yaml
 from vla_policy_node.system import share_directory
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.run import Run, train
@@ -24,7 +24,7 @@ def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> Train
         name, equals, value = change.partition('=')
         if not equals:
             raise ValueError(f"--set takes entry=value, e.g. steps=100, not '{change}'.")
-        parsed[name] = yaml.safe_load(value)
+        parsed[name] = parse_plain_yaml(value, f'The value of {name}')
     return read_training_config(path or shipped, parsed)
 
 

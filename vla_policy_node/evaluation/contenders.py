@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from vla_policy_node import acceleration
 from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.plain_yaml import parse_plain_yaml
 
 if TYPE_CHECKING:
     from vla_policy_node.nodes.policy_parameters import PolicyParameters
@@ -81,7 +80,7 @@ def _parse_setting(entry: str, text: str) -> tuple[str, object]:
     if not (equals and name.strip() and value.strip()):
         raise ValueError(
             f"'{text}' has a setting '{entry}'; write it as 'method:setting=value'.")
-    return name.strip(), yaml.safe_load(value)
+    return name.strip(), parse_plain_yaml(value, f"The value of '{name.strip()}'")
 
 
 def blind_contender(path: Path) -> Contender:

@@ -98,10 +98,12 @@ class PolicyNode(LifecycleNode):
         if lock_step and not self.get_parameter('use_sim_time').value:
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
                              "use_sim_time, or pacing to 'timer'.")
+        # Once: a file that vanishes or changes must not stand in the way of tighter limits.
+        self._references = parameters.read_references()
         self._load(parameters)
         self._create_command_publishers()
         spec = parameters.action_spec()
-        self._commander = Commander(spec, self._session, parameters.make_parts())
+        self._commander = Commander(spec, self._session, parameters.make_parts(self._references))
         if parameters.shadow_every:
             plain = self._policy.plain()
             self._get_ready(plain, parameters)
@@ -399,7 +401,7 @@ class PolicyNode(LifecycleNode):
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:
         self._settings = parameters
-        self._commander.replace(parameters.make_parts())
+        self._commander.replace(parameters.make_parts(self._references))
         self._publish_info()
 
     def _now_ns(self) -> int:

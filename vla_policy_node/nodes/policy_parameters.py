@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-import yaml
 
 from vla_policy_node.control.action_spec import (
     ROTATION_FORMS,
@@ -24,6 +23,7 @@ from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.nodes.images import read_reference
 from vla_policy_node.nodes.parameter_fields import check_values, parameter
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.plain_yaml import parse_plain_yaml
 from vla_policy_node.policy import Policy
 
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
@@ -199,7 +199,7 @@ class PolicyParameters:
 
     def __post_init__(self) -> None:
         """Make what tunable parameters make, so that a bad combination is refused here."""
-        self.make_parts()
+        self.make_parts(references={})
         self.action_spec()
         self.settings_by_method()
 
@@ -263,10 +263,12 @@ class PolicyParameters:
                 raise ValueError(
                     f"method_settings has '{entry}'; write it as 'method.setting=value'."
                 )
-            settings.setdefault(method, {})[name] = yaml.safe_load(value)
+            settings.setdefault(method, {})[name] = parse_plain_yaml(
+                value, f'The value of {method}.{name} in method_settings')
         return settings
 
-    def _references(self) -> dict[str, np.ndarray]:
+    def read_references(self) -> dict[str, np.ndarray]:
+        """Return what cameras must show, as `CameraWatch` takes it. Raises ValueError."""
         path = self.third_person_reference
         return {CAMERAS[0]: read_reference(path)} if path else {}
 
@@ -290,8 +292,13 @@ class PolicyParameters:
             self.workspace_min_m, self.workspace_max_m, self.default_workspace_half_m,
         )
 
-    def make_parts(self) -> CommanderParts:
-        """Make everything the tunable parameters decide. Raises ValueError."""
+    def make_parts(self, references: Mapping[str, np.ndarray] | None = None) -> CommanderParts:
+        """Make everything the tunable parameters decide. Raises ValueError.
+
+        references: what `read_references` returned before, so that no file is read again.
+        """
+        if references is None:
+            references = self.read_references()
         motion = MotionLimits(
             self.max_tracking_error_m, _ns(self.tracking_window_s), self.tracking_gain,
             _ns(self.tracking_delay_s),
@@ -305,7 +312,7 @@ class PolicyParameters:
                 CAMERAS, (POSE, GRIPPER), _ns(self.max_spread_s), _ns(self.max_age_s),
                 _ns(self.future_tolerance_s), state_tolerance_ns=_ns(self.state_tolerance_s),
             ),
-            CameraWatch(CAMERAS, _ns(self.freeze_timeout_s), self._references()),
+            CameraWatch(CAMERAS, _ns(self.freeze_timeout_s), references),
             create_executor(self.execution_mode, self.period_ns, ensemble),
             CommandLimiter(self._limits(), self.period_ns / 1e9),
             GripperLatch(self.gripper_threshold, self.gripper_dead_band),

@@ -1,0 +1,62 @@
+"""Parameters of the policy node, without ROS: what is refused, and which files are read when."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_policy_node.commands.train import stage_config
+from vla_policy_node.evaluation.contenders import parse_contender
+from vla_policy_node.nodes.policy_parameters import PolicyParameters
+
+HOSTILE = {
+    'open': '[',
+    'deep': '[' * 100_000,
+    'alias': '*a',
+    'object': '!!python/object/apply:os.getcwd []',
+    'control': '\x00',
+    'digits': '1' * 5000,
+    'date': '2026-99-99',
+    'key': '{[1]: 2}',
+}
+
+
+@pytest.mark.parametrize('value', HOSTILE.values(), ids=HOSTILE)
+def test_a_setting_that_is_no_plain_yaml_is_refused_with_a_sentence(value):
+    with pytest.raises(ValueError, match=r'lightvla\.x in method_settings .*\.$'):
+        PolicyParameters(method_settings=(f'lightvla.x={value}',))
+    with pytest.raises(ValueError, match=r"'x'.*\.$"):
+        parse_contender(f'lightvla:x={value}')
+    with pytest.raises(ValueError, match=r'value of steps.*\.$'):
+        stage_config('clone', None, [f'steps={value}'])
+
+
+@given(st.text(max_size=50))
+def test_any_setting_is_taken_or_a_value_error(value):
+    try:
+        settings = PolicyParameters(method_settings=(f'lightvla.x={value}',)).settings_by_method()
+    except ValueError as error:
+        assert str(error).endswith('.')
+    else:
+        assert list(settings) == ['lightvla']
+
+
+def test_settings_are_values_of_yaml():
+    parameters = PolicyParameters(method_settings=('a.x=true', 'a.y=[1, 2.5]', 'b.z=', 'b.w=word'))
+    assert parameters.settings_by_method() == {
+        'a': {'x': True, 'y': [1, 2.5]}, 'b': {'z': None, 'w': 'word'}}
+
+
+def test_the_reference_picture_is_read_when_asked_and_never_to_check_parameters(tmp_path):
+    view = tmp_path / 'view.png'
+    parameters = PolicyParameters(third_person_reference=str(view))
+    with pytest.raises(ValueError, match=r'view\.png'):
+        parameters.read_references()
+    with pytest.raises(ValueError, match=r'view\.png'):
+        parameters.make_parts()
+    cv2.imwrite(str(view), np.eye(64, dtype=np.uint8) * 255)
+    references = parameters.read_references()
+    view.unlink()
+    assert list(references) == ['third_person']
+    parameters.make_parts(references)
