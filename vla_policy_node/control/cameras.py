@@ -17,7 +17,7 @@ from vla_policy_node.control.views import GRID, likeness, view_of
 
 # Less is no picture; the smallest sensors have some hundred pixels a side.
 MIN_SIDE_PX = 16
-# A covered lens (black is 16 in video) or glare: by the mean, while neither parts of the picture nor
+# A covered lens (black is 16 in video) or glare: told by the mean, while neither the parts nor the
 # samples differ. Noise of 4 grey levels: samples that deviate by 4, parts that differ by 2. With a
 # mean between these two that may be a plain table or mat close to the camera.
 _BLACK, _WHITE = 24.0, 248.0
