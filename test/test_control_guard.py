@@ -191,6 +191,13 @@ def test_after_a_step_back_of_the_clock_nothing_moves_before_the_next_goal():
     assert robot.take(action(11, epoch=2)) is Verdict.FORWARD
 
 
+def test_a_middleware_that_does_not_name_senders_does_not_let_a_command_pass_twice():
+    robot = Robot()
+    robot.take(action(), frozenset())
+    robot.advance(PERIOD_S)
+    assert robot.take(action(), frozenset()) is Verdict.IGNORE
+
+
 def test_bytes_that_are_no_command_are_a_hold():
     robot = Robot().move()
     assert robot.guard.refuse(robot.now_s) == Hold(HoldReason.INPUT_INVALID, 'command')

@@ -81,7 +81,7 @@ class CommanderParts:
 class Commander:
     """Decides each control period from parts that each know one thing.
 
-    Any thread may call anything, one lock covers it all. `tick` is called by the command timer,
+    Any thread may call anything, one lock covers it all. `tick` is called by the command thread,
     in lock-step by the worker.
     The order of the checks is the order of importance: stops first, then inputs, then the plan.
 

@@ -18,7 +18,7 @@ import numpy as np
 from vla_policy_node.control.action_spec import MOTION, checked_actions
 from vla_policy_node.control.ensemble import EnsembleSettings
 
-# After a pause this long the phase of the command timer means nothing any more.
+# After a pause this long the phase of the command thread means nothing any more.
 GAP_PERIODS = 5
 
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.pacing import SILENCE_PERIODS
 
 # Name of the input in hold reasons.
 STREAM = 'command'
-# A command is looked for this long; with a tick every quarter of a period the robot is told to
-# stand still within two. Shorter, and the jitter of a busy machine would be silence.
-SILENCE_PERIODS = 1.5
 # An action is for the end of the period after its stamp; sender and guard may differ by as much.
 CLOCK_TOLERANCE_PERIODS = 1.0
 # What a late sender may catch up at once, and how much faster than ours its clock may run.
@@ -70,7 +68,9 @@ class Guard:
     """Judges every command as it comes, and says when one is missing.
 
     Times are nanoseconds of the node's clock (`clock_ns`, which stamps are compared with) and
-    seconds of a steady one (`now_s`). Not thread-safe.
+    seconds of a steady one (`now_s`). After a step of that clock back by N s, commands look older
+    than the last one and are ignored, so the robot stands still, for N s or until the next goal
+    brings a new epoch: a replay could not be told from them. Not thread-safe.
     """
 
     def __init__(self, period_s: float, ceilings: Ceilings):
@@ -135,7 +135,7 @@ class Guard:
         """Note who speaks; return whether that are several. A new one starts anew."""
         known = {sender: heard_s for sender, heard_s in self._senders.items()
                  if now_s - heard_s < CONFLICT_S}
-        if senders.isdisjoint(self._senders):
+        if senders and senders.isdisjoint(self._senders):
             self._forget()
         self._senders = known | dict.fromkeys(senders, now_s)
         return len(self._senders) > 1

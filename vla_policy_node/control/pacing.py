@@ -6,6 +6,11 @@ a steady clock, which no step of the system clock, stopped `/clock` or busy peer
 
 from enum import Enum
 
+# After so many periods of a steady clock without a command the robot is told to stand still: soon
+# enough that two never pass in silence, looked at every quarter of one. Shorter, and the jitter of
+# a busy machine would be silence.
+SILENCE_PERIODS = 1.5
+
 
 class Beat(Enum):
     """Why a command is due."""

@@ -50,9 +50,10 @@ class Session:
     """The one slot for a goal, and the switches that close it (any thread).
 
     The slot is claimed where a goal is accepted, under the lock, not where it begins to execute:
-    two goals that arrive together must not both pass. The first outcome of a goal stays; whoever
-    comes second changes nothing. `epoch` grows with every begin and every end, so that a result
-    computed for anything else can be told apart.
+    two goals that arrive together must not both pass. Before, it is reserved while an instruction
+    is checked, and released after, as only one can be checked at a time. The first outcome of a
+    goal stays; whoever comes second changes nothing. `epoch` grows with every begin and every end,
+    so that a result computed for anything else can be told apart.
     """
 
     def __init__(self):

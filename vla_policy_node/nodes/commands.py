@@ -12,7 +12,7 @@ from rclpy.publisher import Publisher
 
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.hold import Hold, HoldReason
-from vla_policy_node.control.pacing import Beat, Pacing
+from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacing
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.nodes import messages
@@ -20,10 +20,8 @@ from vla_policy_node.nodes.command_loop import CommandLoop
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 
-# Without a command for so many periods of the steady clock the robot is told to hold: soon enough
-# that two periods never pass in silence.
-SILENCE_PERIODS = 1.5
-# The same in lock-step, where the world waits for the policy and nobody else is in a hurry.
+# In place of SILENCE_PERIODS in lock-step, where the world waits for the policy and nobody else is
+# in a hurry.
 LOCK_STEP_SILENCE_S = 2.0
 
 

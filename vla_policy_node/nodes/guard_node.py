@@ -31,8 +31,6 @@ from vla_policy_node.nodes.running import run
 # How often it is looked whether a command is missing: four times a period, but no more than this.
 FASTEST_LOOK_S = 0.002
 PRIORITY = -10
-# How long the last hold waits to arrive at readers that do not answer.
-HOLD_DELIVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class GuardNode(Node):
         with self._lock:
             self._ended = True
             self._send_hold(Hold(HoldReason.INACTIVE))
-        self._output.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
+        self._output.wait_for_all_acked(Duration(seconds=qos.HOLD_DELIVERY_S))
 
     def _take(self, raw: bytes, info: dict) -> None:
         with self._lock:

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class MyParameters:
-        control_rate_hz: float = parameter(20.0, 'Rate of the command timer.', 'Hz', 1.0, 200.0)
+        control_rate_hz: float = parameter(20.0, 'Rate of the commands.', 'Hz', 1.0, 200.0)
 
     store = ParameterStore(node, MyParameters)
     store.checked()        # MyParameters, or ParameterError with one sentence per problem

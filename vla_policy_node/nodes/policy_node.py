@@ -46,8 +46,6 @@ from vla_policy_node.policy import CAMERAS, Observation, Policy
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
 WARMUP_INSTRUCTION = 'warm up'
-# How long a stop waits for its hold to arrive at readers that do not answer.
-HOLD_DELIVERY_S = 0.5
 GRAPH_PERIOD_S = 0.5
 
 
@@ -205,7 +203,7 @@ class PolicyNode(LifecycleNode):
             self._commands.stop()
         self._commands.send()
         self._goals.settle()
-        self._command_publisher.wait_for_all_acked(Duration(seconds=HOLD_DELIVERY_S))
+        self._command_publisher.wait_for_all_acked(Duration(seconds=qos.HOLD_DELIVERY_S))
         self._publish_status()
 
     def _release(self) -> None:

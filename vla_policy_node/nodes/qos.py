@@ -22,6 +22,8 @@ DEADLINE_PERIODS = 2.0
 # lifespan of the sender, Fast DDS by that of the reader: a driver asks for one, too.
 GUARDED_LIFESPAN_PERIODS = 2.0
 LIFESPAN_PERIODS = 20.0
+# How long the last hold waits to arrive at readers that do not answer.
+HOLD_DELIVERY_S = 0.5
 
 
 def camera_input() -> QoSProfile:
