@@ -16,10 +16,13 @@ from xml.etree import ElementTree
 import pytest
 from node_bench import checkpoint
 from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from replay_bag import make_bag
-from ros_testing import ros
+from ros_testing import ros, spin_until
+from std_msgs.msg import Empty
+from std_srvs.srv import Trigger
 
 from vla_msgs.action import ExecuteInstruction
 from vla_policy_node.nodes import player_node
@@ -146,17 +149,43 @@ def graph(prefix):
     """Right -> names, of all nodes of this process whose name begins so."""
     used = {right: set() for right in RIGHTS}
     observer = Node('observer')
+    wait_for_discovery(observer)
     for name, namespace in observer.get_node_names_and_namespaces():
         if not name.startswith(prefix):
             continue
-        for right, ask in zip(RIGHTS, (
-                observer.get_publisher_names_and_types_by_node,
-                observer.get_subscriber_names_and_types_by_node,
-                observer.get_service_names_and_types_by_node,
-                observer.get_client_names_and_types_by_node), strict=True):
-            used[right] |= {found for found, _ in ask(name, namespace)}
+        for right, names in used_by(observer, name, namespace).items():
+            used[right] |= names
     observer.destroy_node()
     return used
+
+
+def used_by(observer, name, namespace):
+    return {right: {found for found, _ in ask(name, namespace)} for right, ask in zip(RIGHTS, (
+        observer.get_publisher_names_and_types_by_node,
+        observer.get_subscriber_names_and_types_by_node,
+        observer.get_service_names_and_types_by_node,
+        observer.get_client_names_and_types_by_node), strict=True)}
+
+
+def wait_for_discovery(observer):
+    """Return when the graph has all that this process made before.
+
+    Also what is of the same process gets there by a thread of the middleware, in the order in
+    which it was made: the last of each kind are those made here.
+    """
+    observer.create_publisher(Empty, 'last_made', 1)
+    observer.create_subscription(Empty, 'last_made', lambda _: None, 1)
+    observer.create_service(Trigger, 'last_made', lambda _, answer: answer)
+    observer.create_client(Trigger, 'last_made')
+    executor = SingleThreadedExecutor()
+    executor.add_node(observer)
+    own = (observer.get_name(), observer.get_namespace())
+    assert spin_until(
+        executor,
+        lambda: all('/last_made' in names for names in used_by(observer, *own).values()),
+        timeout_s=60.0)
+    executor.remove_node(observer)
+    executor.shutdown()
 
 
 @pytest.fixture
