@@ -15,6 +15,8 @@ import pytest
 from geometry_msgs.msg import TwistStamped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
@@ -163,6 +165,22 @@ def test_bytes_that_are_no_command_are_a_hold_and_the_guard_lives_on(driver):
         driver.wait_for_hold(HoldReason.INPUT_INVALID)
     driver.commands.publish(driver.command())
     driver.wait(lambda: not driver.told[-1][1].hold, 'a command after all that')
+
+
+def test_a_request_that_rclpy_cannot_serve_does_not_end_the_guard(driver, guard):
+    client = driver.create_client(SetParameters, '/guard/set_parameters')
+    driver.wait(client.service_is_ready, 'the service')
+
+    def ask(**value):
+        parameter = Parameter(name='control_rate_hz', value=ParameterValue(**value))
+        return client.call_async(SetParameters.Request(parameters=[parameter]))
+
+    ask(type=77)
+    future = ask(type=ParameterType.PARAMETER_STRING, string_value='fast')
+    driver.wait(future.done, 'an answer to the next request')
+    assert not future.result().results[0].successful
+    driver.wait_for_hold(HoldReason.INPUT_MISSING)
+    assert guard.poll() is None
 
 
 @pytest.mark.usefixtures('guard')

@@ -1,12 +1,13 @@
 """The policy node as a process, on the clock of the wall: it never ends in the middle of a motion.
 
 Regressions pinned: the signal handlers of rclpy close the context before the last hold is sent;
-an exception in a callback ends the process with the robot moving.
+an exception in a callback ends the process; a reader of stderr that stopped stops the commands.
 """
 
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from {MODULE} import PolicyNode, main
 def explode(node):
     # Not before there is a robot to hold: on a busy machine it may be found later than this runs.
     if node._active and node._command_publisher.get_subscription_count():
-        raise RuntimeError('diagnostics are broken')
+        raise {{error}}('diagnostics are broken')
 
 PolicyNode._publish_diagnostics = explode
 main()
@@ -105,8 +106,42 @@ def test_sigint_before_configure_ends_quietly(start_process, robot):
     assert 'Traceback' not in log
 
 
-def test_an_exception_in_a_callback_ends_with_a_hold_and_an_error(start_process, robot):
-    process = start_process('-c', BROKEN)
+def test_after_an_exception_in_a_callback_the_node_serves_and_commands(start_process, robot):
+    process = start_process('-c', BROKEN.format(error='RuntimeError'))
+    log = iter(process.stderr.readline, '')
+    assert any('RuntimeError: diagnostics are broken' in line for line in log)
+    assert robot.call('start', instruction='pick up the bowl').success
+    robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
+    process.send_signal(signal.SIGTERM)
+    code, log = end(process)
+    assert code == 0, log
+    assert robot.wait(lambda: robot.commands[-1].hold, 'the last hold')
+
+
+def test_commands_go_on_when_nobody_reads_what_the_node_logs(start_process, robot):
+    process = start_process('-m', MODULE)
+    robot.wait(lambda: robot.commands, 'the first command')
+    fill(process.stderr.fileno())
+    assert robot.call('start', instruction='pick up the bowl').success  # which is logged
+    robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
+    assert robot.call('estop').success
+    robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.ESTOP, 'the stop')
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(3 * TIMEOUT_S) == 0
+
+
+def fill(pipe):
+    """Write into a pipe, of which a reading end is given, what it holds and no more."""
+    writer = os.open(f'/proc/self/fd/{pipe}', os.O_WRONLY | os.O_NONBLOCK)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b'x' * size)
+    os.close(writer)
+
+
+def test_a_callback_that_exits_ends_with_a_hold_and_an_error(start_process, robot):
+    process = start_process('-c', BROKEN.format(error='SystemExit'))
     code, log = end(process)
     assert code != 0
     assert 'diagnostics are broken' in log

@@ -4,16 +4,16 @@ import os
 import select
 import threading
 import time
-import traceback
 from collections.abc import Callable
 
 from rclpy.clock import Clock, JumpThreshold
 from rclpy.duration import Duration
 
 from vla_policy_node.control.pacing import Beat, Pacer, Pacing
+from vla_policy_node.nodes.failures import FailureLog
 
-# An exception is logged once, and once more each time that so many have come.
-LOG_EVERY = 100
+# How long a tick that is going on may take when the loop is told to stop.
+STOP_S = 2.0
 
 
 class CommandLoop:
@@ -32,7 +32,7 @@ class CommandLoop:
         self._pacer = Pacer(pacing, period_ns, round(silence_s * 1e9), time.monotonic_ns(),
                             self._now_ns())
         self._stopping = False
-        self._failures = 0
+        self._failures = FailureLog(log)
         # Not an Event: before Python 3.11 its timeout follows the system clock.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._jumps = None
@@ -49,12 +49,15 @@ class CommandLoop:
         self._pacer.sent(time.monotonic_ns())
 
     def stop(self) -> None:
-        """End the thread; it waits for nothing (any other thread)."""
+        """End the thread, or log that its tick hangs after STOP_S (any other thread)."""
         self._stopping = True
         if self._jumps is not None:
             self._jumps.unregister()
         self._poke()
-        self._thread.join()
+        self._thread.join(STOP_S)
+        if self._thread.is_alive():  # and still uses what wakes it
+            self._log('The thread that commands hangs; restart the process.')
+            return
         os.close(self._wake)
 
     def _poke(self) -> None:
@@ -80,7 +83,5 @@ class CommandLoop:
     def _call(self, beat: Beat) -> None:
         try:
             self._tick(beat, self._pacer.late_ns)
-        except Exception:
-            if self._failures % LOG_EVERY == 0:
-                self._log(traceback.format_exc())
-            self._failures += 1
+        except Exception as error:
+            self._failures.note(error)

@@ -12,13 +12,15 @@ from rclpy.signals import SignalHandlerOptions
 
 from vla_policy_node.nodes.ending import EXIT_S, Ending
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
+from vla_policy_node.nodes.output import never_wait_for_readers
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.sim_time import guard_clock
+from vla_policy_node.nodes.spinning import serve
 
 # How long a stop lets goals that it ended tell their clients so.
 FAREWELL_S = 0.5
 # Python hands the interpreter lock over after this time; its default of 5 ms would be most of the
-# jitter of the command timer.
+# jitter of the commands.
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -29,12 +31,14 @@ def run(
 ) -> None:
     """Run a node until something ends it (see `Ending`), then shut it down in order.
 
-    rclpy's own signal handlers would close the context at once, and the last hold command could
-    not be published. A lifecycle node with `autostart` is configured and activated first. A node
-    that refuses its parameters ends the process with its sentence. A node that moves a robot has
-    a method `stand_still`, which any thread may call at any time: it sends a hold, and nothing
-    else follows it.
+    An exception in a callback does not end it (see `serve`); a callback that exits does. rclpy's
+    own signal handlers would close the context at once, and the last hold command could not be
+    published. A lifecycle node with `autostart` is configured and activated first. A node that
+    refuses its parameters ends the process with its sentence. A node that moves a robot has a
+    method `stand_still`, which any thread may call at any time: it sends a hold, and nothing else
+    follows it.
     """
+    never_wait_for_readers()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     ending = Ending(exit_s)
@@ -45,17 +49,16 @@ def run(
     ending.first(getattr(node, 'stand_still', lambda: None))
     guard_clock(node)
     # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
-    # the processor time per message, which the policy and the command timer lack.
+    # the processor time per message, which the policy and the command thread lack.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
         executor.create_task(_start, node, ending)
     try:
-        while not ending.begun.is_set():
-            executor.spin_once(timeout_sec=0.2)
+        serve(executor, node.get_logger().fatal, lambda: not ending.begun.is_set())
         ending.begin()
         _say_goodbye(node, executor)
-    finally:  # also when a callback raised: the robot must be told to stand still
+    finally:  # also when a callback exits: the robot must be told to stand still
         ending.begin()
         if isinstance(node, LifecycleNode):
             shut_down(node)
@@ -70,8 +73,7 @@ def _say_goodbye(node: Node, executor: Executor) -> None:
         return
     node.trigger_deactivate()
     deadline = time.monotonic() + FAREWELL_S
-    while time.monotonic() < deadline:
-        executor.spin_once(timeout_sec=0.05)
+    serve(executor, node.get_logger().fatal, lambda: time.monotonic() < deadline)
 
 
 def _start(node: LifecycleNode, ending: Ending) -> None:

@@ -1,10 +1,45 @@
-"""A thread that serves one node."""
+"""Serving the callbacks of nodes, whatever they raise."""
 
 import threading
-import traceback
+from collections.abc import Callable
 
-from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.executors import (
+    Executor,
+    ExternalShutdownException,
+    ShutdownException,
+    SingleThreadedExecutor,
+)
 from rclpy.node import Node
+
+from vla_policy_node.nodes.failures import FailureLog
+
+# How long a thread that is told to stop may take; one that hangs is left behind.
+STOP_S = 2.0
+
+
+def serve(
+    executor: Executor,
+    log: Callable[[str], None],
+    going: Callable[[], bool],
+    survives: type[BaseException] = Exception,
+) -> None:
+    """Serve callbacks while `going()`, which is looked at after each and at least every 0.2 s.
+
+    What a callback raises is logged whole and the next is served: it may be rclpy's own, which a
+    request of anybody can make raise, and a robot whose node has ended for a broken report
+    cannot be stopped by it any more. Commands come from elsewhere, and know by themselves when
+    what they need is missing.
+
+    survives: what is logged; anything else, as a wish to exit, comes out.
+    """
+    failures = FailureLog(log)
+    while going() and executor.context.ok():
+        try:
+            executor.spin_once(0.2)
+        except (ShutdownException, ExternalShutdownException):
+            return
+        except survives as error:
+            failures.note(error)
 
 
 class Spinner:
@@ -19,17 +54,15 @@ class Spinner:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread (any other thread)."""
+        """End the thread, or log that it hangs after STOP_S (any other thread)."""
         self._stopping = True
         self.executor.wake()
-        self._thread.join()
+        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            self._logger.fatal(f'The thread {self._thread.name!r} hangs; restart the process.')
+            return
         self.executor.shutdown()
 
     def _run(self) -> None:
-        while not self._stopping and self.executor.context.ok():
-            try:
-                self.executor.spin_once(0.2)
-            except (ShutdownException, ExternalShutdownException):
-                return
-            except BaseException:  # a callback that exits must not end what serves stops
-                self._logger.fatal(traceback.format_exc())
+        # A callback that exits must not end what serves stops.
+        serve(self.executor, self._logger.fatal, lambda: not self._stopping, BaseException)
