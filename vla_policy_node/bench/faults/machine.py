@@ -12,7 +12,6 @@ from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacer, Pacing
 from vla_policy_node.control.session import Outcome, Session
-from vla_policy_node.nodes.commands import SILENCE_PERIODS
 from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
