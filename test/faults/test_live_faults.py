@@ -23,8 +23,8 @@ def check(verdicts):
     failed = [verdict for verdict in verdicts if verdict.findings]
     assert not failed, '\n'.join(verdict.text for verdict in failed)
     assert not slow_stops(verdicts, STOP_BOUNDS_S)
-    # Standing still keeps every promise but one.
-    assert sum(verdict.actions > 3 for verdict in verdicts) > 0.8 * len(verdicts)
+    # Standing still keeps every promise but one: each trial begins with a robot that moves.
+    assert all(verdict.actions for verdict in verdicts)
 
 
 def test_one_fault_of_each_kind_over_dds_is_never_unsafe_never_crashes_and_never_hangs():
