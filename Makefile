@@ -1,6 +1,7 @@
 # make demo   set up, run the whole system for a few episodes, leave pictures in out/demo
 # make test   set up, lint, run every test, the quick ones first
 # make test-unit   the quick ones alone, in a few minutes
+# make nightly  the fault campaign with a seed of its own, which it prints; half an hour
 # make clean  remove what the others made
 PYTHON ?= python3
 READY := .venv/.ready
@@ -12,7 +13,7 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
   RMW_IMPLEMENTATION
 endif
 
-.PHONY: setup demo test test-unit clean
+.PHONY: setup demo test test-unit nightly clean
 setup: $(READY)
 
 $(READY): $(SOURCES)
@@ -28,6 +29,9 @@ test: setup
 test-unit: setup
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -m unit
+
+nightly: setup
+	.venv/bin/vla bench faults --seed random --out out/faults
 
 # Only what was made here: what setup installed, and what the lists in out/ name.
 clean:

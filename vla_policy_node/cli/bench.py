@@ -257,7 +257,7 @@ def soak(
 ) -> None:
     """Work and be disturbed for an hour: memory, threads and descriptors must not grow.
 
-    `vla bench soak --minutes 60` is the figure of docs/reliability.md.
+    docs/reliability.md has figures.
     """
     from rich.console import Console
 
