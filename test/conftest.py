@@ -33,15 +33,19 @@ def pinned_threads():
 
 @pytest.fixture(scope='session', autouse=True)
 def interruptible():
-    """Let processes that tests start be interrupted, also where a shell started pytest with `&`.
+    """Let processes that tests start be ended by signals, also under `&` and `nohup`.
 
-    Such a shell has its jobs ignore SIGINT, and what is ignored is inherited.
+    A shell has its background jobs ignore SIGINT, nohup has them ignore SIGHUP, and what is
+    ignored is inherited.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
