@@ -128,14 +128,15 @@ class Bench:
                 self.errors.append(error)
 
     def close(self):
-        shut_down(self.node)
+        # First of all: what another thread destroys while it is served makes rclpy raise.
         for executor in self._executors:
             executor.shutdown()
         for thread in self._threads:
             thread.join()
+        shut_down(self.node)
         self.node.destroy_node()
         self.robot.destroy_node()
-        assert not self.errors
+        assert not self.errors, self.errors
 
     @property
     def state(self):

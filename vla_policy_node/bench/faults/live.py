@@ -38,6 +38,9 @@ PARAMETERS = {
 }
 START_S = 60.0
 ANSWER_S = 1.0
+# How long an answer is waited for; whether it was late is the judge's, who knows how long the
+# machine kept the node waiting.
+PATIENCE_S = 20.0
 RECOVERS_WITHIN_S = 3.0
 # From the node to the receiver, and between this process's clocks.
 RECEIVE_SLACK_S = 0.05
@@ -171,7 +174,7 @@ class Live:
         asked_s = self.now_s
         seconds, nanoseconds = divmod(round(duration_s * 1e9), 1_000_000_000)
         response = self._call('start', lambda: self.receiver.call(
-            'start', 2 * ANSWER_S, instruction=instruction.replace('\x00', ' '),
+            'start', PATIENCE_S, instruction=instruction.replace('\x00', ' '),
             max_duration=Duration(sec=seconds, nanosec=nanoseconds)))
         if response is None or not response.success:
             return False
@@ -186,7 +189,7 @@ class Live:
         if kind == 'deactivate':
             response = self._call(kind, lambda: self.receiver.transition(kind, 5.0), 5.0)
         else:
-            response = self._call(kind, lambda: self.receiver.call(kind, 2 * ANSWER_S))
+            response = self._call(kind, lambda: self.receiver.call(kind, PATIENCE_S))
         if response is not None and response.success:
             self.trial.stops.append(Stop(kind, asked_s, self.now_s))
         if response is not None:
@@ -196,7 +199,7 @@ class Live:
 
     def reset_estop(self) -> None:
         """Release the emergency stop."""
-        self._call('reset_estop', lambda: self.receiver.call('reset_estop', 2 * ANSWER_S))
+        self._call('reset_estop', lambda: self.receiver.call('reset_estop', PATIENCE_S))
 
     def activate(self) -> None:
         """Activate the node if it is not."""
@@ -208,7 +211,7 @@ class Live:
         """Set parameters; whether all were accepted."""
         asked_s = self.now_s
         response = self._call('set_parameters', lambda: self.receiver.set_parameters(
-            2 * ANSWER_S, **values), 2 * ANSWER_S)
+            PATIENCE_S, **values), 2 * ANSWER_S)
         if response is None:
             return False
         accepted = {name: value for (name, value), result in zip(
@@ -250,7 +253,7 @@ class Live:
         self._first_sample = len(self.starvation.samples) - 1
         for clock in (self.node_clock, self.source_clock):
             clock.set(self.now_s)
-        self.receiver.call('cancel', 2 * ANSWER_S)
+        self.receiver.call('cancel', PATIENCE_S)
         self.feeder.new_robot(self.parameters.control_rate_hz)
         time.sleep(0.1)  # poses of where it is now
         self.trial = Trial(
