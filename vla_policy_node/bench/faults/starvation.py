@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 
 SAMPLE_S = 0.02
+_STEAL = 7  # among the figures of a line 'cpu' of /proc/stat
 
 
 class Starvation:
-    """Samples the run delay of all threads of this process and of another one.
+    """Samples the run delay of all threads of this process and of another one, and stolen time.
 
-    A context manager. Linux counts per thread how long it could have run and was not let;
-    the sum is more than what delayed any one of them, and nothing on a machine with CPUs to spare.
+    A context manager. Linux counts per thread how long it could have run and was not let, and per
+    virtual CPU how long its host ran something else, which no thread's delay contains; the sum is
+    more than what delayed any one of them, and nothing on a machine with CPUs to spare.
     zero_s: `time.monotonic` at the beginning of all times here.
     """
 
@@ -39,13 +41,21 @@ class Starvation:
         self._pid = pid
 
     def _run(self) -> None:
-        total_s, before = 0.0, {}
+        total_s, before, stolen_s = 0.0, {}, _stolen_s()
         while not self._stop.wait(SAMPLE_S):
             now = {**_run_delays_ns(os.getpid()), **_run_delays_ns(self._pid)}
             total_s += sum(max(0, delay - before.get(task, delay))
                            for task, delay in now.items()) / 1e9
             before = now
+            stolen_before_s, stolen_s = stolen_s, _stolen_s()
+            total_s += max(0.0, stolen_s - stolen_before_s)
             self.samples.append((time.monotonic() - self._zero_s, total_s))
+
+
+def _stolen_s() -> float:
+    """Return for how long the host has let this machine's CPUs wait, all of them together."""
+    _, *ticks = Path('/proc/stat').read_text().splitlines()[0].split()
+    return int(ticks[_STEAL]) / os.sysconf('SC_CLK_TCK')
 
 
 def _run_delays_ns(pid: int) -> dict[str, int]:
