@@ -11,7 +11,7 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import EpisodeResult, Inference
 from vla_policy_node.evaluation.grounding import PARTS
 from vla_policy_node.models.small import CONFIG, create_small_checkpoint
-from vla_policy_node.policy import ActionChunk, TokenSelection
+from vla_policy_node.policy.interface import ActionChunk, TokenSelection
 
 
 def tiny_checkpoint(directory: Path) -> Path:

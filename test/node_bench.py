@@ -26,7 +26,8 @@ from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.policy_node import PolicyNode
-from vla_policy_node.policy import ActionChunk, Policy
+from vla_policy_node.policy.interface import ActionChunk
+from vla_policy_node.policy.local import LocalPolicy
 
 INSTRUCTION = 'pick up the black bowl'
 PERIOD_NS = 50_000_000
@@ -45,7 +46,7 @@ def create_tiny_checkpoint(directory):
 
 
 class Script:
-    """Stands in for `Policy.infer`; while the gate is closed no inference ends."""
+    """Stands in for `LocalPolicy.infer`; while the gate is closed no inference ends."""
 
     def __init__(self):
         self.gate = threading.Event()
@@ -245,7 +246,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def script(monkeypatch):
     made = Script()
-    monkeypatch.setattr(Policy, 'infer', lambda policy, observation: made.infer(observation))
+    monkeypatch.setattr(LocalPolicy, 'infer', lambda policy, observation: made.infer(observation))
     yield made
     made.gate.set()
 

@@ -21,7 +21,8 @@ from vla_policy_node.bench.rates import Rates
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.variants import create_model
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.demonstrations import Demonstrations
 
 PROPRIO = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.02, -0.02])
@@ -88,7 +89,7 @@ def test_a_floor_is_arithmetic_or_memory_whichever_takes_longer():
 
 def test_a_random_policy_needs_no_file_and_acts(tmp_path):
     directory = write_files(tmp_path / 'policy', variants.CONFIG)
-    policy = Policy.load(directory, load_model=load_random)
+    policy = LocalPolicy.load(directory, load_model=load_random)
     chunk = policy.infer(observe(1)[0])
     assert chunk.actions.std() > 0
     assert 1 <= chunk.tokens_kept <= chunk.tokens_total == 32

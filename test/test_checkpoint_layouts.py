@@ -15,7 +15,8 @@ from vla_policy_node.models import checkpoint, layout
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
 
@@ -48,7 +49,7 @@ def same_weights(a, b):
 
 @pytest.mark.parametrize('head', HEADS)
 def test_the_head_is_recognised_from_the_files_and_runs(made, head):
-    policy = Policy.load(made[head], methods=())
+    policy = LocalPolicy.load(made[head], methods=())
     assert f'{head[:8]}' in policy.description.architecture.lower()
     chunk = policy.infer(observation())
     assert chunk.actions.shape == (1 if head == 'autoregressive' else 8, 7)
@@ -63,11 +64,11 @@ def test_the_head_is_recognised_from_the_files_and_runs(made, head):
 @pytest.mark.parametrize('head', ['diffusion', 'autoregressive'])
 def test_heads_without_acceleration_refuse_it(made, head):
     with pytest.raises(ValueError, match=f'{head} head, which runs without acceleration'):
-        Policy.load(made[head])
+        LocalPolicy.load(made[head])
 
 
 def test_lightvla_prunes_a_discrete_policy_too(made):
-    chunk = Policy.load(made['discrete'], methods=['lightvla']).infer(observation())
+    chunk = LocalPolicy.load(made['discrete'], methods=['lightvla']).infer(observation())
     assert chunk.tokens_kept < chunk.tokens_total
 
 
@@ -105,7 +106,7 @@ def test_an_adapter_without_its_model_is_refused_with_a_sentence(l1, name):
     (l1 / name).parent.mkdir(exist_ok=True)
     (l1 / name).write_text('{}')
     with pytest.raises(ValueError, match=r'LoRA adapter without the model.*merge it'):
-        Policy.load(l1)
+        LocalPolicy.load(l1)
 
 
 def test_a_merged_checkpoint_may_keep_its_adapter(made, l1):
@@ -148,7 +149,7 @@ def test_an_l1_policy_that_lost_its_head_does_not_act_as_a_discrete_one(l1):
     words = torch.randn(variants.small.VOCABULARY, 32)
     words[512 - 64 : 512] = 0
     save_file({**tensors, 'language_model.lm_head.weight': words}, l1 / 'model.safetensors')
-    policy = Policy.load(l1, methods=())
+    policy = LocalPolicy.load(l1, methods=())
     with pytest.raises(ValueError, match=r'words instead of action tokens.*action_head'):
         policy.infer(observation())
 
@@ -196,7 +197,7 @@ def film(tmp_path_factory):
 
 
 def test_a_film_backbone_is_recognised_and_the_instruction_reaches_the_towers(film):
-    policy = Policy.load(film, methods=())
+    policy = LocalPolicy.load(film, methods=())
     assert 'FiLM' in policy.description.architecture
     model, ids = policy._model, torch.tensor([[1, 40, 41, 3]])
     pixels = torch.randn(1, 2, 6, 56, 56)
@@ -284,7 +285,7 @@ def causal_states(model, rows):
 
 
 def test_a_base_policy_sees_one_camera_and_no_proprio(made):
-    policy = Policy.load(made['autoregressive'], methods=())
+    policy = LocalPolicy.load(made['autoregressive'], methods=())
     assert policy.description.cameras == ('third_person',)
     seen = observation()
     chunk = policy.infer(Observation({'third_person': seen.images['third_person']}, np.zeros(8),
@@ -302,8 +303,8 @@ def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):
     document['norm_stats'] = {'bridge_orig': {'action': action}, 'fractal': {'action': action}}
     (directory / 'config.json').write_text(json.dumps(document))
     with pytest.raises(ValueError, match='choose one of bridge_orig, fractal'):
-        Policy.load(directory, methods=())
-    policy = Policy.load(directory, methods=(), statistics_key='bridge_orig')
+        LocalPolicy.load(directory, methods=())
+    policy = LocalPolicy.load(directory, methods=(), statistics_key='bridge_orig')
     assert len(policy.description.sha256) == 64
     assert policy.infer(observation()).actions.shape == (1, 7)
     # Pre-training saw whole pictures; fine-tuning for LIBERO saw random crops.
@@ -369,14 +370,15 @@ def test_public_checkpoints_read_the_rows_they_were_evaluated_with(path, rows, t
 
 def test_the_name_of_a_public_checkpoint_decides_unless_something_else_is_asked(made, tmp_path):
     directory = variants.copy(made['l1'], tmp_path / 'LightVLA-libero-10')
-    assert Policy.load(directory, methods=()).description.action_rows == 'last56'
-    assert Policy.load(directory, action_rows='oft').description.action_rows == 'oft'
+    assert LocalPolicy.load(directory, methods=()).description.action_rows == 'last56'
+    assert LocalPolicy.load(directory, action_rows='oft').description.action_rows == 'oft'
     directory = variants.copy(made['l1'], tmp_path / 'openvla-7b-oft-finetuned-libero-10')
-    assert Policy.load(directory).description.action_rows == 'oft'
+    assert LocalPolicy.load(directory).description.action_rows == 'oft'
 
 
 def test_a_chunk_length_the_files_do_not_tell_can_be_given(made):
-    assert Policy.load(made['l1'], chunk_length=5).infer(observation()).actions.shape == (5, 7)
+    policy = LocalPolicy.load(made['l1'], chunk_length=5)
+    assert policy.infer(observation()).actions.shape == (5, 7)
 
 
 # --- the hub ---
@@ -454,7 +456,7 @@ def test_only_what_a_policy_needs_is_downloaded(monkeypatch, tmp_path):
 def test_a_path_that_is_no_directory_asks_no_hub(monkeypatch, name, sentence):
     monkeypatch.setattr('huggingface_hub.snapshot_download', None)
     with pytest.raises(ValueError, match=sentence):
-        Policy.load(name)
+        LocalPolicy.load(name)
 
 
 def test_a_file_of_the_hubs_cache_need_not_be_read_for_its_hash(made, tmp_path):

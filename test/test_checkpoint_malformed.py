@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from vla_policy_node import cli
 from vla_policy_node.models import checkpoint, reading, tensor_files
 from vla_policy_node.models.heads import VocabularyHead
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 LIMIT_S = 5.0  # of the processor's time, on which other processes have no claim
 LIMIT_MB = 600
@@ -46,7 +47,7 @@ def refusal_of(directory):
     """The sentence with which a checkpoint is refused, in time."""
     start = time.process_time()
     with pytest.raises(ValueError) as caught:
-        Policy.load(directory, methods=())
+        LocalPolicy.load(directory, methods=())
     assert time.process_time() - start < LIMIT_S
     text = str(caught.value)
     assert_sentence(text)
@@ -137,7 +138,7 @@ def test_a_size_that_no_policy_has_is_named(directory, place, value):
 def test_sizes_that_do_not_fit_each_other_are_refused(directory, place, value, sentence):
     edit(directory, 'config.json', place, value)
     if sentence is None:  # nobody looks there
-        Policy.load(directory, methods=())
+        LocalPolicy.load(directory, methods=())
         return
     text = refusal_of(directory)
     assert re.search(sentence, text), text
@@ -146,7 +147,7 @@ def test_sizes_that_do_not_fit_each_other_are_refused(directory, place, value, s
 def test_null_is_what_is_left_out(directory):
     edit(directory, 'config.json', 'chunk_length', None)
     edit(directory, 'config.json', f'{TEXT}.rope_scaling', None)
-    assert Policy.load(directory, methods=()).description.chunk_length == 8
+    assert LocalPolicy.load(directory, methods=()).description.chunk_length == 8
 
 
 # --- any JSON file ---
@@ -204,7 +205,7 @@ def test_files_of_the_hubs_cache_are_links_and_are_read(directory):
     for path in [*directory.iterdir()]:
         path.rename(directory.parent / 'blobs' / path.name)
         path.symlink_to(Path('..') / 'blobs' / path.name)
-    Policy.load(directory, methods=())
+    LocalPolicy.load(directory, methods=())
 
 
 # --- statistics and normalisation ---
@@ -297,7 +298,7 @@ TOKENIZERS = [
 def test_a_tokenizer_that_would_run_away_or_panic_is_refused(directory, place, value, sentence):
     edit(directory, 'tokenizer.json', place, value)
     if sentence is None:
-        policy = Policy.load(directory, methods=())
+        policy = LocalPolicy.load(directory, methods=())
         with pytest.raises(ValueError, match='makes the id 70000 of this text') as caught:
             policy.check_instruction('qqq')
         assert_sentence(str(caught.value))
@@ -309,7 +310,7 @@ def test_a_tokenizer_that_would_run_away_or_panic_is_refused(directory, place, v
 
 def test_padding_and_truncation_of_the_file_are_not_the_policys(good, directory):
     """A file may ask for a billion ids, or for one."""
-    before = Policy.load(good, methods=()).inputs.encode_prompt('pick up the bowl')
+    before = LocalPolicy.load(good, methods=()).inputs.encode_prompt('pick up the bowl')
     for place, value in (
         ('padding', {'strategy': {'Fixed': 10**9}, 'direction': 'Right', 'pad_id': 0,
                      'pad_to_multiple_of': None, 'pad_type_id': 0, 'pad_token': '<pad>'}),
@@ -318,7 +319,8 @@ def test_padding_and_truncation_of_the_file_are_not_the_policys(good, directory)
         ('decoder', {'type': 'Magic'}),
     ):
         edit(directory, 'tokenizer.json', place, value)
-    assert Policy.load(directory, methods=()).inputs.encode_prompt('pick up the bowl') == before
+    policy = LocalPolicy.load(directory, methods=())
+    assert policy.inputs.encode_prompt('pick up the bowl') == before
 
 
 def test_a_tokenizer_as_llamas_is_read(directory):
@@ -338,7 +340,7 @@ def test_a_tokenizer_as_llamas_is_read(directory):
     }
     document['model'] |= {'unk_token': '<empty>', 'fuse_unk': True, 'byte_fallback': True}
     (directory / 'tokenizer.json').write_text(json.dumps(document))
-    ids = Policy.load(directory, methods=()).inputs.encode_prompt('lift')
+    ids = LocalPolicy.load(directory, methods=()).inputs.encode_prompt('lift')
     expected = Tokenizer.from_file(str(directory / 'tokenizer.json')).encode(
         'In: What action should the robot take to lift?\nOut:').ids
     assert ids[: len(expected)] == expected
@@ -415,7 +417,7 @@ def test_a_model_that_the_machine_has_no_memory_for_is_refused(directory, monkey
     rewrite(directory / MODEL, lambda t: t.update({n: v.half() for n, v in t.items()}))
     assert 'this machine has' in refusal_of(directory)
     rewrite(directory / MODEL, lambda t: t.update({n: v.float() for n, v in t.items()}))
-    Policy.load(directory, methods=())  # a view of the files needs none
+    LocalPolicy.load(directory, methods=())  # a view of the files needs none
 
 
 @pytest.mark.parametrize('content', [
@@ -426,7 +428,7 @@ def test_a_model_that_the_machine_has_no_memory_for_is_refused(directory, monkey
 def test_an_index_leads_nowhere(directory, content):
     """It is read for messages and checks alone; files are those of the directory."""
     (directory / 'model.safetensors.index.json').write_text(content)
-    Policy.load(directory, methods=())
+    LocalPolicy.load(directory, methods=())
     assert 'FAIL' in CliRunner().invoke(cli.app, ['check', str(directory)]).output
     rewrite(directory / MODEL, lambda tensors: tensors.pop('projector.fc1.bias'))
     refusal_of(directory)
@@ -547,23 +549,23 @@ def test_vla_check_says_the_sentence_and_no_traceback(directory, damage):
 @pytest.mark.parametrize('name', ['\0', 'x' * 5000, '~nobody-of-this-name/policy', ''])
 def test_a_name_that_cannot_be_looked_up_is_refused(name):
     with pytest.raises(ValueError) as caught:
-        Policy.load(name)
+        LocalPolicy.load(name)
     assert_sentence(str(caught.value))
 
 
 LOAD_ALL = '''
 import json, resource, sys
 from pathlib import Path
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
-Policy.load(sys.argv[1], methods=())
+LocalPolicy.load(sys.argv[1], methods=())
 lines = Path('/proc/self/status').read_text().splitlines()
 (kib,) = [int(line.split()[1]) for line in lines if line.startswith('VmSize')]
 resource.setrlimit(resource.RLIMIT_AS, ((kib << 10) + (4 << 30),) * 2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for directory in sys.argv[2:]:
     try:
-        Policy.load(directory, methods=())
+        LocalPolicy.load(directory, methods=())
         text = ''
     except ValueError as error:
         text = str(error)
@@ -642,7 +644,7 @@ def acts_or_says_why(directory):
     """The law: a policy whose actions are finite, or a sentence."""
     start = time.process_time()
     try:
-        policy = Policy.load(directory, methods=())
+        policy = LocalPolicy.load(directory, methods=())
         grey = np.full((56, 56, 3), 128, np.uint8)
         actions = policy.infer(Observation(
             dict.fromkeys(('third_person', 'wrist'), grey), np.zeros(8), 'pick up the bowl',

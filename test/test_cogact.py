@@ -17,7 +17,8 @@ from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.openvla import CausalDecoder
 from vla_policy_node.models.variants import create_model
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 TWO_CAMERAS = {**variants.COGACT, 'cameras': 2, 'proprio': True}
 
@@ -58,7 +59,7 @@ def sequence_of(model, prompts=((1, 7, 9, 11, 3),), seed=0):
 
 @pytest.mark.parametrize('kind', ['one camera', 'two cameras', 'released'])
 def test_it_serves_like_any_other_checkpoint(made, kind):
-    policy = Policy.load(made[kind], methods=())
+    policy = LocalPolicy.load(made[kind], methods=())
     assert policy.description.architecture.startswith('CogACT: ')
     assert policy.description.chunk_length == 16
     chunk = policy.infer(observation())
@@ -95,7 +96,7 @@ def test_the_released_layout_holds_the_same_policy(made):
 def test_released_pictures_are_resized_by_pillow(made):
     from PIL import Image
 
-    policy = Policy.load(made['released'], methods=())
+    policy = LocalPolicy.load(made['released'], methods=())
     image = observation(px=96).images['third_person']
     pixels = policy._inputs.preprocessor(image)
     resized = np.array(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC))
@@ -108,7 +109,7 @@ def test_released_pictures_are_resized_by_pillow(made):
      'holds 2 files'),
     (lambda d: torch.save({'model': {'action_model': {}}}, d / 'checkpoints/CogACT-Tiny.pt'),
      'no action model'),
-    (lambda d: torch.save({'model': {'action_model': {'net.x': Policy}}},
+    (lambda d: torch.save({'model': {'action_model': {'net.x': LocalPolicy}}},
                           d / 'checkpoints/CogACT-Tiny.pt'), 'could run code'),
     (lambda d: (d / 'config.json').write_text('{"vla": {"base_vlm": "siglip-224px+7b"}}'),
      "'siglip-224px"),
@@ -118,7 +119,7 @@ def test_released_pictures_are_resized_by_pillow(made):
 def test_a_release_that_cannot_run_says_why(released, spoil, sentence):
     spoil(released)
     with pytest.raises(ValueError, match=sentence):
-        Policy.load(released, methods=())
+        LocalPolicy.load(released, methods=())
 
 
 @pytest.mark.parametrize(('entries', 'sentence'), [
@@ -211,7 +212,7 @@ def test_keys_without_a_position_have_no_place_in_a_causal_model(made):
 
 def test_vla_cache_serves_a_causal_policy(made):
     settings = {'vla_cache': {'static': 12, 'relevant': 4}}
-    policy = Policy.load(made['one camera'], methods=['vla_cache'], method_settings=settings)
+    policy = LocalPolicy.load(made['one camera'], methods=['vla_cache'], method_settings=settings)
     first, second = policy.infer(observation()), policy.infer(observation())
     assert first.tokens_kept == 16 > second.tokens_kept
     assert second.flops < first.flops
@@ -257,7 +258,7 @@ def test_the_loss_is_the_error_of_the_noise_and_falls_to_0_with_it(made):
 
 def test_the_small_policy_runs_at_once(tmp_path):
     directory = small.create_small_checkpoint(tmp_path / 'small', config=small.COGACT_CONFIG)
-    policy = Policy.load(directory, methods=['efficientvla_tokens', 'efficientvla_cache'])
+    policy = LocalPolicy.load(directory, methods=['efficientvla_tokens', 'efficientvla_cache'])
     chunk = policy.infer(observation(px=224))
     assert (chunk.tokens_kept, chunk.tokens_total) == (113, 512)
     assert np.isfinite(chunk.actions).all()

@@ -13,7 +13,8 @@ from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.cli import app
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.compress import Recipe, compress
 
 
@@ -53,7 +54,7 @@ def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_pa
     assert config.language_model.mlp_width == 36
     assert len(result.importance) == layers
     assert result.removed == (int(np.argmin(result.importance)),)
-    policies = [Policy.load(directory, methods=()) for directory in (large, out)]
+    policies = [LocalPolicy.load(directory, methods=()) for directory in (large, out)]
     parameters = tuple(policy.description.parameters for policy in policies)
     assert result.parameters == parameters
     assert parameters[1] < parameters[0]
@@ -85,7 +86,7 @@ def test_each_half_works_alone_and_what_stays_is_unchanged(demonstrations, tmp_p
 def test_rows_known_by_the_name_of_a_public_checkpoint_are_written_down(tmp_path):
     large = variants.make(tmp_path / 'LightVLA-libero-10')
     compress(str(large), tmp_path / 'small', Recipe(mlp_share=0.5))
-    assert Policy.load(tmp_path / 'small', methods=()).description.action_rows == 'last56'
+    assert LocalPolicy.load(tmp_path / 'small', methods=()).description.action_rows == 'last56'
 
 
 @pytest.mark.parametrize(('head', 'recipe', 'sentence'), [

@@ -11,7 +11,7 @@ import pytest
 from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.lock_step import LockStepControl, node_parameters
-from vla_policy_node.policy import CAMERAS, ActionChunk
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk
 from vla_policy_node.world.expert import Expert
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 from vla_policy_node.world.libero_world import LiberoWorld, tasks

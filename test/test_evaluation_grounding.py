@@ -13,7 +13,7 @@ from vla_policy_node.evaluation.grounding import (
     shares,
     tokens_on_parts,
 )
-from vla_policy_node.policy import CAMERAS, TokenSelection
+from vla_policy_node.policy.interface import CAMERAS, TokenSelection
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -24,7 +24,8 @@ from vla_policy_node.acceleration.lightvla_training import LightVlaStarTraining
 from vla_policy_node.models.checkpoint import fingerprint
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.models.token_sequence import TokenSequence
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 WIDTH = CONFIG.language_model.width
 
@@ -187,11 +188,11 @@ def test_unusable_queries_are_refused_with_a_sentence(tmp_path):
 def test_a_policy_finds_the_queries_in_its_checkpoint(tmp_path):
     create_small_checkpoint(tmp_path)
     with pytest.raises(ValueError, match='was not trained for LightVLA'):
-        Policy.load(tmp_path, methods=('lightvla_star',))
+        LocalPolicy.load(tmp_path, methods=('lightvla_star',))
     before = fingerprint(tmp_path)
-    width = Policy.load(tmp_path, methods=())._model.config.language_model.width
+    width = LocalPolicy.load(tmp_path, methods=())._model.config.language_model.width
     LearnedQueries(width, count=20, layer=1).save(tmp_path)
-    policy = Policy.load(tmp_path, methods=('lightvla_star',))
+    policy = LocalPolicy.load(tmp_path, methods=('lightvla_star',))
     assert policy.description.sha256 != before
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     images = dict.fromkeys(CAMERAS, image)

@@ -11,12 +11,12 @@ from std_msgs.msg import Header
 
 from vla_msgs import msg as vla
 from vla_msgs.action import ExecuteInstruction
-from vla_policy_node import policy as core
 from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.nodes import messages
+from vla_policy_node.policy import local as core
 
 
 def constants(message_type):

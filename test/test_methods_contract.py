@@ -28,7 +28,8 @@ from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 # Settings with which a method does nothing.
 OFF = {
@@ -166,12 +167,12 @@ def observation(seed=0):
 
 def test_a_policy_refuses_what_does_not_go_together(small):
     with pytest.raises(ValueError, match='vla_cache reuses keys'):
-        Policy.load(small, methods=('lightvla', 'vla_cache'))
+        LocalPolicy.load(small, methods=('lightvla', 'vla_cache'))
 
 
 def test_a_policy_says_that_an_answer_was_given_again(small):
     settings = {'flashvla': {'count': 32, 'max_angle': 4.0, 'min_overlap': -1.0}}
-    policy = Policy.load(small, methods=('flashvla',), method_settings=settings)
+    policy = LocalPolicy.load(small, methods=('flashvla',), method_settings=settings)
     first, second, again, after = (policy.infer(observation(seed)) for seed in range(4))
     assert [chunk.reused_by for chunk in (first, second, again, after)] == ['', '', 'flashvla', '']
     np.testing.assert_array_equal(again.actions, second.actions)
@@ -187,18 +188,18 @@ def test_a_policy_says_that_an_answer_was_given_again(small):
 def test_a_plain_network_is_beside_those_that_leave_the_weights_alone(small):
     four_bits = {'sqap_vla': {'four_bits': False}}
     for names, settings in ((('adp',), {}), (('sqap_vla',), four_bits)):
-        plain = Policy.load(small, methods=names, method_settings=settings).plain()
+        plain = LocalPolicy.load(small, methods=names, method_settings=settings).plain()
         np.testing.assert_array_equal(
             plain.infer(observation()).actions,
-            Policy.load(small, methods=()).infer(observation()).actions)
+            LocalPolicy.load(small, methods=()).infer(observation()).actions)
     for name in ('depth_cut', 'sqap_vla'):
         with pytest.raises(ValueError, match=f'{name} changes the weights'):
-            Policy.load(small, methods=(name,)).plain()
+            LocalPolicy.load(small, methods=(name,)).plain()
 
 
 def test_layers_that_are_not_there_are_not_counted(small):
-    whole = Policy.load(small, methods=()).infer(observation())
-    half = Policy.load(small, methods=('depth_cut',)).infer(observation())
+    whole = LocalPolicy.load(small, methods=()).infer(observation())
+    half = LocalPolicy.load(small, methods=('depth_cut',)).infer(observation())
     assert (half.layers_run, half.layers_total) == (3, 6)
     assert whole.layers_run == 6
     assert half.flops < whole.flops

@@ -13,8 +13,9 @@ from PIL import Image
 from vla_policy_node import acceleration
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import CAMERAS, NonFiniteActionError, Observation, Policy
-from vla_policy_node.policy_options import choose_action_rows
+from vla_policy_node.policy.interface import CAMERAS, NonFiniteActionError, Observation
+from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.options import choose_action_rows
 
 DATA = Path(__file__).parent / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
@@ -42,12 +43,12 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def policy(checkpoint):
-    return Policy.load(checkpoint)
+    return LocalPolicy.load(checkpoint)
 
 
 @pytest.fixture(scope='module')
 def dense(checkpoint):
-    return Policy.load(checkpoint, methods=())
+    return LocalPolicy.load(checkpoint, methods=())
 
 
 @pytest.mark.parametrize(('pack', 'methods'), [('oft_tiny', ()), ('lightvla_tiny', ('lightvla',))])
@@ -59,7 +60,7 @@ def test_whole_pipeline_agrees_with_the_reference(pack, methods, monkeypatch):
             return end_with_empty(golden['prompt_ids'].tolist(), 191)
 
     monkeypatch.setattr(PromptEncoder, 'load', lambda *arguments: GoldenPrompt())
-    policy = Policy.load(DATA / 'oft_tiny' / 'checkpoint', methods=methods)
+    policy = LocalPolicy.load(DATA / 'oft_tiny' / 'checkpoint', methods=methods)
     chunk = policy.infer(
         Observation(
             images={'third_person': golden['full_image'], 'wrist': golden['wrist_image']},
@@ -122,7 +123,8 @@ def test_the_same_observation_gives_the_same_chunk(policy):
 
 
 def test_a_transformed_camera_sees_the_transformed_image(checkpoint, policy):
-    mirrored = Policy.load(checkpoint, camera_transforms={'third_person': 'mirror_horizontal'})
+    mirrored = LocalPolicy.load(
+        checkpoint, camera_transforms={'third_person': 'mirror_horizontal'})
     image = picture('shapes_256')
     images = {'third_person': image[:, ::-1], 'wrist': image}
     chunk = mirrored.infer(observe(images=images))
@@ -181,7 +183,7 @@ def test_an_instruction_can_be_checked_before_use(policy):
 
 def test_unknown_settings_are_refused_with_a_sentence(checkpoint):
     with pytest.raises(ValueError, match="'lightvla' has no setting 'ratio'"):
-        Policy.load(checkpoint, method_settings={'lightvla': {'ratio': 0.5}})
+        LocalPolicy.load(checkpoint, method_settings={'lightvla': {'ratio': 0.5}})
 
 
 @pytest.mark.parametrize(
@@ -197,11 +199,11 @@ def test_unknown_settings_are_refused_with_a_sentence(checkpoint):
 )
 def test_unusable_arguments_are_refused_with_a_sentence(checkpoint, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Policy.load(checkpoint, **arguments)
+        LocalPolicy.load(checkpoint, **arguments)
 
 
 def test_weights_that_give_no_number_give_no_action(checkpoint):
-    policy = Policy.load(checkpoint)
+    policy = LocalPolicy.load(checkpoint)
     with torch.inference_mode():
         policy._model.action_head.fc2.bias[0] = torch.nan
     with pytest.raises(NonFiniteActionError, match='not finite'):
@@ -219,7 +221,7 @@ def test_models_import_neither_ros_nor_the_control_layer():
 
 @pytest.mark.parametrize('optimisation', ['fused', 'graphs'])
 def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimisation):
-    optimised = Policy.load(checkpoint, optimisation=optimisation)
+    optimised = LocalPolicy.load(checkpoint, optimisation=optimisation)
     expected, chunk = policy.infer(observe()), optimised.infer(observe())
     np.testing.assert_allclose(chunk.actions, expected.actions, atol=1e-4)
     assert chunk.tokens_kept == expected.tokens_kept
@@ -228,6 +230,6 @@ def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimis
 
 
 def test_fast_preprocessing_reaches_the_policy(checkpoint, policy):
-    fast = Policy.load(checkpoint, preprocessing='fast')
+    fast = LocalPolicy.load(checkpoint, preprocessing='fast')
     assert fast.description.preprocessing == 'fast'
     assert 0 < np.abs(fast.infer(observe()).actions - policy.infer(observe()).actions).max() < 0.2

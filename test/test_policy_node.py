@@ -26,7 +26,8 @@ from ros_testing import ros
 from vla_msgs.msg import HoldReason, PolicyInfo, TokenSelection
 from vla_policy_node.nodes import commands, qos
 from vla_policy_node.nodes.lifecycle import shut_down
-from vla_policy_node.policy import CAMERAS, Policy
+from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.policy.local import LocalPolicy
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -140,7 +141,7 @@ def test_an_exception_in_a_transition_is_logged_whole_and_the_node_recovers(
 
     bench = make_bench()
     with monkeypatch.context() as patch:
-        patch.setattr(Policy, 'load', explode)
+        patch.setattr(LocalPolicy, 'load', explode)
         assert bench.node.trigger_configure() == TransitionCallbackReturn.ERROR
     log = capfd.readouterr().err
     assert 'out of memory' in log
@@ -183,9 +184,10 @@ def test_a_shutdown_while_the_model_loads_waits_for_its_end(make_bench, script):
 
 def test_configure_gets_ready_for_the_instructions_that_it_is_told(make_bench, monkeypatch):
     ready, warm = [], []
-    infer = Policy.infer
-    monkeypatch.setattr(Policy, 'prepare', lambda self, instruction: ready.append(instruction))
-    monkeypatch.setattr(Policy, 'infer', lambda self, observation: (
+    infer = LocalPolicy.infer
+    monkeypatch.setattr(
+        LocalPolicy, 'prepare', lambda self, instruction: ready.append(instruction))
+    monkeypatch.setattr(LocalPolicy, 'infer', lambda self, observation: (
         warm.append(observation.instruction), infer(self, observation))[1])
     told = ['lift the cup', 'put it into the drawer']
     bench = make_bench(warmup_instructions=told, shadow_every=1)

@@ -35,7 +35,7 @@ from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes import commands, goals, qos
 from vla_policy_node.nodes.cdr import stamp_of
 from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
 Result = ExecuteInstruction.Result
 

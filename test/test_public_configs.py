@@ -11,7 +11,7 @@ import pytest
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.models.hub import _ID
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.system import describe, read_config
 
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -75,7 +75,7 @@ def test_the_simulated_world_starts_with_it(family):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_policy_loads_with_its_settings(family, tmp_path):
     _, checked = parameters(family)
-    policy = Policy.load(
+    policy = LocalPolicy.load(
         variants.make(tmp_path / 'policy'), methods=checked.method_names,
         method_settings=checked.settings_by_method(), action_rows=checked.action_rows,
         camera_transforms=checked.camera_transforms, chunk_length=checked.chunk_length)
@@ -108,5 +108,5 @@ def test_a_gripper_that_never_moved_says_nothing():
 def test_a_policy_tells_the_range_of_its_data(tmp_path):
     directory = variants.make(tmp_path / 'policy')
     (statistics,) = json.loads((directory / 'dataset_statistics.json').read_text()).values()
-    low, high = Policy.load(directory).description.action_range
+    low, high = LocalPolicy.load(directory).description.action_range
     assert (list(low), list(high)) == (statistics['action']['q01'], statistics['action']['q99'])

@@ -22,7 +22,7 @@ from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.messages import to_info, to_time
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import whole_folder
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay import evaluate, write
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
@@ -164,7 +164,7 @@ def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
 
 
 def test_a_policy_info_from_before_it_was_lengthened_is_read(settings, tmp_path):
-    policy = Policy.load(settings.checkpoint, methods=(), optimisation='fused')
+    policy = LocalPolicy.load(settings.checkpoint, methods=(), optimisation='fused')
     spec = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, -1.0)
     info = to_info(policy.description, spec, 'sync', dict.fromkeys(CAMERAS, 'none'), PERIOD_NS,
                    START_NS)

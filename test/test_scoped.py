@@ -17,7 +17,8 @@ from vla_policy_node.bench import methods_published, policy_run
 from vla_policy_node.bringup import private_domain
 from vla_policy_node.evaluation import run as evaluation_run
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.scoped import environment, torch_threads
 from vla_policy_node.training import demonstration_set
 from vla_policy_node.training import run as training_run
@@ -93,7 +94,7 @@ def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, th
         loading.add(torch.get_num_threads())
         return load_model(*arguments, **options)
 
-    policy = Policy.load(small, methods=(), threads=2, load_model=load_model)
+    policy = LocalPolicy.load(small, methods=(), threads=2, load_model=load_model)
     assert of_this_and_of_a_new_thread() == (3, 3)
     policy._methods = (seen := Seen(),)
     policy.infer(observation())
@@ -108,7 +109,7 @@ def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, th
 
 
 def test_a_policy_without_a_number_uses_what_torch_has(small, three):
-    policy = Policy.load(small, methods=())
+    policy = LocalPolicy.load(small, methods=())
     policy._methods = (seen := Seen(),)
     policy.infer(observation())
     assert seen.threads == {3}

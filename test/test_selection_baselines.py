@@ -25,7 +25,7 @@ from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.acceleration.selection import Budget, top_of_cameras
 from vla_policy_node.models.language_model import Rope
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
@@ -262,9 +262,10 @@ def test_reset_and_a_past_observation_leave_no_trace():
 
 def test_a_layer_the_model_does_not_have_is_refused_at_load(tmp_path):
     create_small_checkpoint(tmp_path)
-    layers = Policy.load(tmp_path, methods=())._model.config.language_model.layers
+    layers = LocalPolicy.load(tmp_path, methods=())._model.config.language_model.layers
     with pytest.raises(ValueError, match=f'before layer {layers}: the last one is {layers - 1}'):
-        Policy.load(tmp_path, methods=('fastv',), method_settings={'fastv': {'layer': layers}})
+        LocalPolicy.load(
+            tmp_path, methods=('fastv',), method_settings={'fastv': {'layer': layers}})
 
 
 def test_what_fastv_drops_has_no_say_from_that_layer_on(case):

@@ -13,7 +13,8 @@ from ros_testing import ros
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.messages import SHADOW_ENTRY
 from vla_policy_node.nodes.shadow import Shadow
-from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 SPEC = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, 0.0)
 OBSERVATION = Observation({}, np.zeros(8), 'pick up the bowl')
@@ -95,7 +96,7 @@ def test_a_shadow_that_fails_is_counted(make_shadow):
 
 
 def test_the_plain_policy_shares_the_weights_and_keeps_every_token(checkpoint):
-    policy = Policy.load(checkpoint, methods=['lightvla'])
+    policy = LocalPolicy.load(checkpoint, methods=['lightvla'])
     plain = policy.plain()
     assert plain._model is policy._model
     image = np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)
@@ -104,7 +105,7 @@ def test_the_plain_policy_shares_the_weights_and_keeps_every_token(checkpoint):
     fewer, all_of_them = policy.infer(observation), plain.infer(observation)
     # The rows that the action head reads stay those of the accelerated one: only tokens differ.
     rows = policy.description.action_rows
-    dense = Policy.load(checkpoint, methods=(), action_rows=rows).infer(observation)
+    dense = LocalPolicy.load(checkpoint, methods=(), action_rows=rows).infer(observation)
     assert fewer.tokens_kept < all_of_them.tokens_kept == all_of_them.tokens_total
     np.testing.assert_array_equal(all_of_them.actions, dense.actions)
 

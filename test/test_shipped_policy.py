@@ -8,7 +8,7 @@ from rich.console import Console
 
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.system import default_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / 'checkpoints'
@@ -18,7 +18,7 @@ SYNC = {'execution_mode': 'sync'}
 
 def test_it_is_the_default_and_says_how_it_was_trained():
     assert default_checkpoint() == CHECKPOINTS / 'libero_object'
-    described = Policy.load(default_checkpoint()).description
+    described = LocalPolicy.load(default_checkpoint()).description
     assert described.trained
     assert described.method_settings['lightvla']['multiplicity_bias'] is True
     assert described.statistics_key == 'libero_object_shuffled'

@@ -16,7 +16,7 @@ from vla_policy_node.acceleration.sqap_vla import (
 )
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
 
@@ -88,6 +88,6 @@ def test_the_four_bit_model_answers_nearly_the_same_and_counts_its_rotations():
 def test_weights_that_have_few_bits_already_are_refused(tmp_path, dtype):
     checkpoint = create_small_checkpoint(tmp_path)
     with pytest.raises(ValueError, match='has few bits already; choose dtype'):
-        Policy.load(checkpoint, methods=('sqap_vla',), dtype=dtype)
+        LocalPolicy.load(checkpoint, methods=('sqap_vla',), dtype=dtype)
     settings = {'sqap_vla': {'four_bits': False}}
-    Policy.load(checkpoint, methods=('sqap_vla',), method_settings=settings, dtype=dtype)
+    LocalPolicy.load(checkpoint, methods=('sqap_vla',), method_settings=settings, dtype=dtype)

@@ -8,7 +8,7 @@ from training_data import make_demonstrations
 from typer.testing import CliRunner
 
 from vla_policy_node.cli import app
-from vla_policy_node.policy import Observation
+from vla_policy_node.policy.interface import Observation
 from vla_policy_node.training.blind import BlindPolicy, train_blind
 
 WORDS = ('pick up the milk', 'pick up the butter')

@@ -13,7 +13,8 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training import cognition
 from vla_policy_node.training.cogact import with_new_head
 from vla_policy_node.training.cognition import CognitionData
@@ -86,7 +87,7 @@ def test_a_run_leaves_a_policy_that_resumes_exactly_and_acts(folders, tmp_path, 
 
     document = json.loads((checkpoint / 'config.json').read_text())
     assert (document['head'], document['chunk_length']) == ('cogact', 16)
-    policy = Policy.load(checkpoint, methods=['efficientvla_cache'])
+    policy = LocalPolicy.load(checkpoint, methods=['efficientvla_cache'])
     gray = np.full((56, 56, 3), 128, np.uint8)
     chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
     assert chunk.actions.shape == (16, 7)
@@ -205,5 +206,5 @@ def test_one_camera_without_proprio_is_trained_as_well(folders, tmp_path):
     start = create_small_checkpoint(
         tmp_path / 'start', config={**small_config(), 'cameras': 1, 'proprio': False})
     checkpoint = train(Run(replace(COGACT, steps=1), start, folders[1], None, tmp_path / 'run'))
-    policy = Policy.load(checkpoint, methods=())
+    policy = LocalPolicy.load(checkpoint, methods=())
     assert policy.description.cameras == ('third_person',)

@@ -8,7 +8,8 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.run import Run, train
 
 METHODS = {'deer': 'deer', 'mole': 'mole', 'foreground': 'fastdrivevla'}
@@ -30,12 +31,12 @@ def test_a_stage_leaves_a_checkpoint_that_its_method_runs(folders, tmp_path, sta
         stage_config(stage, None, ['steps=2', 'batch=4']), validate_every_steps=2,
         validation_frames=8)
     checkpoint = train(Run(config, start, demonstrations, None, tmp_path / stage))
-    policy = Policy.load(checkpoint, methods=(METHODS[stage],))
+    policy = LocalPolicy.load(checkpoint, methods=(METHODS[stage],))
     gray = np.full((56, 56, 3), 128, np.uint8)
     chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
     if stage == 'foreground':
         assert chunk.tokens_kept == 16
-        before, after = (Policy.load(path, methods=())._model.state_dict()
+        before, after = (LocalPolicy.load(path, methods=())._model.state_dict()
                          for path in (start, checkpoint))
         assert all((before[name] == after[name]).all() for name in before)
     elif stage == 'mole':

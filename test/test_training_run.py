@@ -11,7 +11,8 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.outputs.folder import claim
-from vla_policy_node.policy import Observation, Policy
+from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.curves import read_metrics
 from vla_policy_node.training.run import COMMAND, HEADS, Run, train
@@ -42,7 +43,7 @@ def weights(run):
 def test_a_run_leaves_a_policy_that_acts(folders, tmp_path):
     checkpoint = train(run_in(tmp_path / 'run', folders))
     assert json.loads((checkpoint / 'config.json').read_text())['trained'] is True
-    policy = Policy.load(checkpoint, methods=('lightvla',))
+    policy = LocalPolicy.load(checkpoint, methods=('lightvla',))
     gray = np.full((56, 56, 3), 128, np.uint8)
     chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
     assert chunk.actions.shape == (8, 7)
@@ -59,9 +60,9 @@ def test_a_policy_runs_lightvla_as_it_was_trained(folders, tmp_path):
             CLONE, stage='lightvla', tokens_kept=0, steps=1, losses={'action': 1.0},
             multiplicity_bias=bias)
         checkpoint = train(run_in(tmp_path / str(bias), folders, config))
-        described = Policy.load(checkpoint, methods=('lightvla',)).description
+        described = LocalPolicy.load(checkpoint, methods=('lightvla',)).description
         assert described.method_settings['lightvla']['multiplicity_bias'] is bias
-        chosen = Policy.load(
+        chosen = LocalPolicy.load(
             checkpoint, methods=('lightvla',),
             method_settings={'lightvla': {'multiplicity_bias': not bias}}).description
         assert chosen.method_settings['lightvla']['multiplicity_bias'] is not bias

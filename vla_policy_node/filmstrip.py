@@ -13,7 +13,7 @@ import numpy as np
 from vla_policy_node.overlay import highlight, put_text
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy import TokenSelection
+    from vla_policy_node.policy.interface import TokenSelection
 
 _FINGERS_MOVED_M = 0.002  # less than this is the play of a gripper, not a closing
 _PAPER, _INK, _MUTED_INK = (255, 255, 255), (28, 32, 38), (112, 120, 132)

@@ -1,8 +1,8 @@
 """The contract between the forward pass and a method that makes it cheaper.
 
-A step of the policy has named stages: `policy.Policy.infer` begins and ends it, and between them
-is a forward pass (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses `Method`,
-overrides the stages it uses and inherits no-ops for the rest; in order they are
+A step of the policy has named stages: `policy.local.LocalPolicy.infer` begins and ends it, and
+between them is a forward pass (`models.openvla_oft.OpenVlaOft.forward`). A method subclasses
+`Method`, overrides the stages it uses and inherits no-ops for the rest; in order they are
 
     changed_config, prepare, change_model       once, when the policy loads
     begin_step          every step: look at the inputs, or answer without the network

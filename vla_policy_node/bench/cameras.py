@@ -12,7 +12,7 @@ from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.images import to_image_message
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 
 PICTURES = 8
 

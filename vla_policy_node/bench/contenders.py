@@ -13,7 +13,7 @@ from vla_policy_node.bench.public_structure import PublicStructure
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, imitate_int4
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
 # Ways to run one network: name -> dtype, optimisation, of PublicStructure.
 _CPU = (
@@ -93,10 +93,10 @@ class Garage:
     read_s: Callable[[], float] = time.perf_counter
     _models: dict[tuple, nn.Module] = field(default_factory=dict)
 
-    def policy(self, contender: Contender, preprocessing: str = 'exact') -> Policy:
+    def policy(self, contender: Contender, preprocessing: str = 'exact') -> LocalPolicy:
         """Load one row. ValueError with one sentence for what cannot run here."""
         methods = METHODS[contender.method]
-        policy = Policy.load(
+        policy = LocalPolicy.load(
             self.directory,
             methods=methods,
             device=self.device,

@@ -20,7 +20,8 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.models.cogact import DenoisingStep
-from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # The calls of a method in which an inference may spend time ...
@@ -82,7 +83,7 @@ class Stopwatch:
 class Recording:
     """A policy that also keeps what it was shown."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: LocalPolicy):
         self._policy = policy
         self.observations: list[Observation] = []
         self.reset = policy.reset
@@ -94,7 +95,7 @@ class Recording:
 
 
 def record_frames(
-    plan: Plan, policy: Policy, world: LiberoWorld, task: int, episode: int
+    plan: Plan, policy: LocalPolicy, world: LiberoWorld, task: int, episode: int
 ) -> list[Observation]:
     """Return what the policy is shown in one episode of a plan."""
     world.reset_layout(plan.layout, plan.layout_seed(task, episode))
@@ -108,7 +109,7 @@ class Costs:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._policies: dict[str, tuple[Policy, Stopwatch]] = {}
+        self._policies: dict[str, tuple[LocalPolicy, Stopwatch]] = {}
         self._world: LiberoWorld | None = None
         self._dense = self._load(Contender('dense'))[0]
 
@@ -141,7 +142,7 @@ class Costs:
             self._world.close()
         self._world = None
 
-    def _load(self, contender: Contender) -> tuple[Policy, Stopwatch]:
+    def _load(self, contender: Contender) -> tuple[LocalPolicy, Stopwatch]:
         if contender.label not in self._policies:
             policy = contender.load(self._plan.parameters, self._plan.threads)
             picture = np.full((*self._plan.image_size[::-1], 3), 128, np.uint8)

@@ -30,7 +30,7 @@ from vla_policy_node.machine import processor_name
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.outputs.folder import claim, seal
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.system import describe
 
 COMMAND = 'vla bench node'  # whose files they are

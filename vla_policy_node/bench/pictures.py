@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.policy import Observation
+from vla_policy_node.policy.interface import Observation
 
 WIDTH, HEIGHT = 640, 480
 PROPRIO = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.02, -0.02])

@@ -18,7 +18,8 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
 from vla_policy_node.models.quantise import INT4_SHARE
-from vla_policy_node.policy import CAMERAS, ActionChunk, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
 
@@ -33,7 +34,7 @@ class Row:
     """
 
     contender: Contender
-    policy: Policy
+    policy: LocalPolicy
     flops: dict[str, int]
     stored: dict[str, int]
     actions: list[np.ndarray] = field(default_factory=list)
@@ -112,7 +113,7 @@ def _leave_out(contender: Contender, error: Exception, console: Console) -> None
 
 
 def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
-                 policy: Policy) -> dict[str, float]:
+                 policy: LocalPolicy) -> dict[str, float]:
     """Mean and largest difference, as shares of each dimension's range in the training data."""
     low, high = (np.array(end) for end in policy.description.action_range)
     errors = np.abs(np.stack(actions) - np.stack(reference)) / (high - low)

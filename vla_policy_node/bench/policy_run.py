@@ -37,7 +37,7 @@ from vla_policy_node.models.checkpoint import load_model, read_model_config
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim_file, seal
-from vla_policy_node.policy import Observation
+from vla_policy_node.policy.interface import Observation
 from vla_policy_node.scoped import torch_threads
 from vla_policy_node.system import default_checkpoint
 

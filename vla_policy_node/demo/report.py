@@ -17,7 +17,7 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.demo.recorder import Episode, Frame
 from vla_policy_node.filmstrip import Moment, Step, filmstrip, pick_moments
 from vla_policy_node.overlay import draw_overlay
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.video import OverlayVideo
 
 OVERLAY_RATE_HZ = 5

@@ -39,7 +39,7 @@ class Contender:
     blind: Path | None = None
 
     def load(self, parameters: PolicyParameters, threads: int):
-        """Return something with the `infer` and `reset` of `policy.Policy`.
+        """Return something with the `infer` and `reset` of `policy.local.LocalPolicy`.
 
         Raises ValueError for a checkpoint that cannot be used.
         """

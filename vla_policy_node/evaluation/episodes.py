@@ -11,7 +11,7 @@ import numpy as np
 from vla_policy_node.evaluation.grounding import tokens_on_parts
 from vla_policy_node.evaluation.lock_step import LockStepControl
 from vla_policy_node.evaluation.progress import EpisodeProgress
-from vla_policy_node.policy import ActionChunk, Observation
+from vla_policy_node.policy.interface import ActionChunk, Observation
 from vla_policy_node.world.proprio import pose_of, proprio_of
 
 if TYPE_CHECKING:

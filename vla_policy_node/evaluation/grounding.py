@@ -10,7 +10,7 @@ import numpy as np
 from vla_policy_node.models.preprocess import TRANSFORMS
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy import TokenSelection
+    from vla_policy_node.policy.interface import TokenSelection
     from vla_policy_node.world.libero_world import LiberoWorld
 
 # What has to be picked up, the hand, and what it belongs on or in.

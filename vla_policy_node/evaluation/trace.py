@@ -27,7 +27,7 @@ from vla_policy_node.outputs.files import draft
 
 if TYPE_CHECKING:
     from vla_policy_node.evaluation.episodes import EpisodeResult
-    from vla_policy_node.policy import ActionChunk
+    from vla_policy_node.policy.interface import ActionChunk
 
 
 def kept_of(chunk: ActionChunk) -> np.ndarray:

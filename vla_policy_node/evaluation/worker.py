@@ -14,7 +14,7 @@ from vla_policy_node.evaluation.episodes import EpisodeResult, Infers, run_episo
 from vla_policy_node.evaluation.grounding import count_kept
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.trace import kept_of, write_trace
-from vla_policy_node.policy import Observation
+from vla_policy_node.policy.interface import Observation
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # Digits behind the point that times in rows keep, ms.

@@ -25,7 +25,7 @@ from vla_policy_node.control.hold import Hold
 from vla_policy_node.control.hold import HoldReason as HoldCode
 
 if TYPE_CHECKING:  # the world shares these functions and needs no torch
-    from vla_policy_node import policy as core
+    from vla_policy_node.policy import local as core
 
 _NS = 1_000_000_000
 # How the name of the shadow's entry in /diagnostics ends, after the node's.

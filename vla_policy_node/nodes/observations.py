@@ -11,7 +11,7 @@ from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.states import decode_gripper, decode_pose
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
-from vla_policy_node.policy import Observation
+from vla_policy_node.policy.interface import Observation
 
 
 def decode_pair(

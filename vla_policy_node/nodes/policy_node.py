@@ -41,7 +41,8 @@ from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.nodes.streams import input_streams
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
@@ -69,7 +70,7 @@ class PolicyNode(LifecycleNode):
         self._report_timers = []
         self._commands: Commands | None = None
         self._clock_watch: JumpHandle | None = None
-        self._policy: Policy | None = None
+        self._policy: LocalPolicy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
         self._shadow: Shadow | None = None
@@ -251,7 +252,7 @@ class PolicyNode(LifecycleNode):
             + ('' if description.trained else '; UNTRAINED random weights')
         )
 
-    def _get_ready(self, policy: Policy, parameters: PolicyParameters) -> None:
+    def _get_ready(self, policy: LocalPolicy, parameters: PolicyParameters) -> None:
         for text in filter(None, parameters.warmup_instructions):
             self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
             policy.prepare(text)

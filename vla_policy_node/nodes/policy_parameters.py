@@ -24,7 +24,7 @@ from vla_policy_node.nodes.images import read_reference
 from vla_policy_node.nodes.parameter_fields import check_values, parameter
 from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.plain_yaml import parse_plain_yaml
-from vla_policy_node.policy import Policy
+from vla_policy_node.policy.local import LocalPolicy
 
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 
@@ -213,13 +213,13 @@ class PolicyParameters:
         return cls(**{name: tuple(value) if isinstance(value, list) else value
                       for name, value in values.items() if name in known})
 
-    def load_policy(self, threads: int, **instead: object) -> Policy:
+    def load_policy(self, threads: int, **instead: object) -> LocalPolicy:
         """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
 
-        instead: arguments of `Policy.load` that are not to be those of the parameters.
+        instead: arguments of `LocalPolicy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        policy = Policy.load(**{
+        policy = LocalPolicy.load(**{
             'checkpoint': self.checkpoint,
             'methods': self.method_names,
             'device': self.device,

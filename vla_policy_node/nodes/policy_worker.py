@@ -17,7 +17,8 @@ from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.nodes.observations import decode_pair
-from vla_policy_node.policy import ActionChunk, NonFiniteActionError, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
@@ -51,7 +52,7 @@ class PolicyWorker:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: LocalPolicy,
         commander: Commander,
         period_ns: int,
         compressed: bool,

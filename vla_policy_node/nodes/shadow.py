@@ -12,7 +12,8 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.latency import LatencyStats
-from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.local import LocalPolicy
 
 # Added to the priority of the thread: it gets what the robot's work leaves over.
 NICENESS = 10
@@ -69,7 +70,7 @@ class Shadow:
     so `every` should be large; the plain time is that of a model that ran beside another one.
     """
 
-    def __init__(self, plain: Policy, spec: ActionSpec, every: int, window: int,
+    def __init__(self, plain: LocalPolicy, spec: ActionSpec, every: int, window: int,
                  logger: logging.Logger | None = None):
         self._plain = plain
         self._spec = spec

@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
 from vla_policy_node.nodes.messages import to_chunk, to_command, to_time
-from vla_policy_node.policy import ActionChunk
+from vla_policy_node.policy.interface import ActionChunk
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.evaluate import Evaluation
 from vla_policy_node.replay.trace import Inference, Trace

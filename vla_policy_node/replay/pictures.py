@@ -11,7 +11,7 @@ import numpy as np
 from vla_policy_node.nodes.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.overlay import draw_overlay
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.topics import BagTopics

@@ -13,7 +13,8 @@ from vla_policy_node.control.session import Session
 from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.policy_worker import PolicyWorker
 from vla_policy_node.nodes.reporting import counters
-from vla_policy_node.policy import CAMERAS, Observation, Policy
+from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Story
 from vla_policy_node.replay.timeline import PacedPolicy, Timeline
@@ -24,7 +25,7 @@ _WARMUP = 'warm up'
 
 
 def run_policy(
-    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: Policy,
+    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: LocalPolicy,
     label: str, latency_ns: int, on_inference: Callable[[int], None] = lambda stamp_ns: None,
 ) -> Trace:
     """Return what the policy says and sends; two calls return the same but for wall times.
@@ -63,7 +64,7 @@ def run_policy(
     return trace
 
 
-def _warm_up(policy: Policy, inferences: int) -> None:
+def _warm_up(policy: LocalPolicy, inferences: int) -> None:
     grey = np.full((256, 256, 3), 128, np.uint8)
     for _ in range(inferences):
         policy.infer(Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), _WARMUP))

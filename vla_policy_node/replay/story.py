@@ -10,7 +10,7 @@ from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
 from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
 from vla_policy_node.nodes.messages import to_ns
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
 

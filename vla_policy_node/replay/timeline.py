@@ -10,7 +10,8 @@ from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.inputs import Inputs, RefusedError
-from vla_policy_node.policy import ActionChunk, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Goal, Story
 from vla_policy_node.replay.topics import BagTopics
@@ -102,7 +103,7 @@ class PacedPolicy:
     latency_ns: that part. Meanwhile messages come and commands go, as beside the node's worker.
     """
 
-    def __init__(self, policy: Policy, timeline: Timeline, latency_ns: int):
+    def __init__(self, policy: LocalPolicy, timeline: Timeline, latency_ns: int):
         self.description = policy.description
         self.reset = policy.reset
         self._policy = policy

@@ -11,7 +11,7 @@ from rclpy.serialization import deserialize_message
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
 from vla_policy_node.nodes.message_definitions import type_name
 from vla_policy_node.nodes.streams import input_streams
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'

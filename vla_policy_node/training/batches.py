@@ -15,7 +15,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.statistics import Statistics
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
 from vla_policy_node.world.words import GOALS, basket_instruction, object_words

@@ -25,7 +25,7 @@ from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.policy import ActionChunk, Observation
+from vla_policy_node.policy.interface import ActionChunk, Observation
 from vla_policy_node.training.dataset_statistics import statistics_of
 from vla_policy_node.training.demonstrations import Demonstrations, pad_chunk
 
@@ -54,7 +54,7 @@ class BlindMlp(nn.Module):
 
 
 class BlindPolicy:
-    """The baseline behind the calls of `policy.Policy`; images of an observation are ignored.
+    """The baseline behind the interface of policies; images of an observation are ignored.
 
     statistics: entry of `dataset_statistics.json`. Not thread-safe.
     """

@@ -38,7 +38,7 @@ from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
-from vla_policy_node.policy import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.training.demonstrations import Demonstrations
 
 COMMAND = 'vla compress'  # whose files they are

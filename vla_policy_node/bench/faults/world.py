@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_policy_node.policy_types import ActionChunk
+from vla_policy_node.policy.interface import ActionChunk
 
 SECOND = 1_000_000_000
 

@@ -8,7 +8,7 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 from vla_policy_node.models.openvla_oft import ACTION_ROWS
 from vla_policy_node.models.preprocess import TRANSFORMS
-from vla_policy_node.policy_types import CAMERAS, OPTIMISATIONS
+from vla_policy_node.policy.interface import CAMERAS, OPTIMISATIONS
 
 
 def complete_settings(

@@ -1,4 +1,4 @@
-"""The door between robot side and model side: an `Observation` in, an `ActionChunk` out."""
+"""A policy in this process: a loaded checkpoint with its acceleration methods."""
 
 from __future__ import annotations
 
@@ -29,36 +29,24 @@ from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
-from vla_policy_node.policy_options import (
-    check_optimisation,
-    choose_action_rows,
-    complete_settings,
-    complete_transforms,
-)
-from vla_policy_node.policy_types import (
+from vla_policy_node.policy.interface import (
     CAMERAS,
-    OPTIMISATIONS,
     ActionChunk,
     NonFiniteActionError,
     Observation,
     PolicyDescription,
     TokenSelection,
 )
+from vla_policy_node.policy.options import (
+    check_optimisation,
+    choose_action_rows,
+    complete_settings,
+    complete_transforms,
+)
 from vla_policy_node.scoped import torch_threads
 
-__all__ = [
-    'CAMERAS',
-    'OPTIMISATIONS',
-    'ActionChunk',
-    'NonFiniteActionError',
-    'Observation',
-    'Policy',
-    'PolicyDescription',
-    'TokenSelection',
-]
 
-
-class Policy:
+class LocalPolicy:
     """A loaded checkpoint with its acceleration methods.
 
     Not thread-safe: `infer`, `prepare` and `reset` belong to one worker thread. `description`
@@ -115,7 +103,7 @@ class Policy:
         preprocessing: str = 'exact',
         optimisation: str = 'none',
         load_model: Callable[..., OpenVlaOft] = checkpoints.load_model,
-    ) -> Policy:
+    ) -> LocalPolicy:
         """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
         `models.layout` says which kinds of checkpoints there are.
@@ -318,7 +306,7 @@ class Policy:
         """Raise the ValueError with which `infer` would refuse the instruction. Any thread."""
         self._inputs.encode_prompt(instruction)
 
-    def plain(self) -> Policy:
+    def plain(self) -> LocalPolicy:
         """Return the same network without acceleration methods; the weights are shared.
 
         Each of the two belongs to a worker thread, which need not be the same. ValueError if a
@@ -330,7 +318,7 @@ class Policy:
                     f'{method.name} changes the weights, so there is no plain network beside it; '
                     'set shadow_every to 0.')
         description = replace(self.description, methods=(), method_settings={})
-        return Policy(self._model, self._inputs, self._statistics, (), self._action_rows,
+        return LocalPolicy(self._model, self._inputs, self._statistics, (), self._action_rows,
                       description, self._normalise, self._threads)
 
     def close(self) -> None:

@@ -1,0 +1,19 @@
+"""Public inference API: a policy is an interface, and needs neither torch nor ROS to be named.
+
+`load_policy` loads a checkpoint into this process; `interface` says what every policy is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vla_policy_node.policy.local import LocalPolicy
+
+
+def load_policy(checkpoint: Path | str, **options: object) -> LocalPolicy:
+    """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details."""
+    from vla_policy_node.policy.local import LocalPolicy
+
+    return LocalPolicy.load(checkpoint, **options)
