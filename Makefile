@@ -1,6 +1,8 @@
 # make demo   set up, run the whole system for a few episodes, leave pictures in out/demo
 # make test   set up, lint, run every test, the quick ones first
 # make test-unit   the quick ones alone, in a few minutes
+# make types  check types: no folder may have more errors than scripts/type_errors.json says
+# make coverage  what the quick tests reach; out/coverage/index.html
 # make nightly  the fault campaign with a seed of its own, which it prints; half an hour
 # make clean  remove what the others made
 PYTHON ?= python3
@@ -13,7 +15,7 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
   RMW_IMPLEMENTATION
 endif
 
-.PHONY: setup demo test test-unit nightly clean
+.PHONY: setup demo test test-unit types coverage nightly clean
 setup: $(READY)
 
 $(READY): $(SOURCES)
@@ -29,6 +31,14 @@ test: setup
 test-unit: setup
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -m unit
+
+types: setup
+	.venv/bin/python scripts/check_types.py
+
+coverage: setup
+	.venv/bin/coverage run -m pytest -m unit
+	.venv/bin/coverage html --quiet --directory out/coverage
+	.venv/bin/coverage report
 
 nightly: setup
 	.venv/bin/vla bench faults --seed random --out out/faults

@@ -13,7 +13,7 @@ setup(
     name=NAME,
     version='0.1.0',
     packages=find_packages(include=[NAME, f'{NAME}.*']),
-    package_data={f'{NAME}.bench.faults': ['*.c']},
+    package_data={NAME: ['py.typed'], f'{NAME}.bench.faults': ['*.c']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
         (f'share/{NAME}', ['package.xml']),

@@ -99,13 +99,13 @@ class ActionSpec:
         low, high: [7] each, 1st and 99th percentile of the actions a policy was trained on. That
         they fit proves nothing; that they do not means a wrong scale or another gripper rule.
         """
-        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        if low.shape != (ACTION_DIMENSION,) or high.shape != low.shape:
+        ends_low, ends_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if ends_low.shape != (ACTION_DIMENSION,) or ends_high.shape != ends_low.shape:
             raise ValueError(
-                f'The checkpoint was trained on actions of {low.size} dimensions; this robot '
+                f'The checkpoint was trained on actions of {ends_low.size} dimensions; this robot '
                 f'takes {ACTION_DIMENSION}.'
             )
-        reach = np.maximum(np.abs(low), np.abs(high))
+        reach = np.maximum(np.abs(ends_low), np.abs(ends_high))
         step_m = self.translation_scale_m * reach[0:3].max()
         step_rad = self.rotation_scale_rad * reach[3:6].max()
         if not _SMALLEST_STEP_M <= step_m <= _LARGEST_STEP_M:

@@ -85,6 +85,7 @@ class Guard:
         self._tokens, self._tokens_s = BURST, -math.inf
         # As last forwarded; what the guard's own holds say.
         self.gripper, self.frame_id, self.epoch = math.nan, '', 0
+        self._newest: tuple[int, int]  # epoch, stamp
         self._forget()
 
     def take(

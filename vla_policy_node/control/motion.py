@@ -129,18 +129,18 @@ class MotionRecord:
         if self._since_ns is None or pose.stamp_ns < self._since_ns:
             self._since_ns = pose.stamp_ns
             self._measured.clear()
-        self._check_frozen(newest)
+        self._check_frozen(newest, self._since_ns)
         if not self._measured or pose.stamp_ns > self._measured[-1][0]:
             self._measured.append((pose.stamp_ns, pose.position_m))
         while self._measured[0][0] < pose.stamp_ns - limits.tracking_window_ns:
             self._measured.popleft()
         self._check_tracking(pose, *self._measured[0], limits)
 
-    def _check_frozen(self, newest: Sighting) -> None:
+    def _check_frozen(self, newest: Sighting, begun_ns: int) -> None:
         stamp_ns = newest.pose.stamp_ns
         for part, (since_ns, enough) in enumerate((
                 (newest.position_since_ns, _FREEZE_M), (newest.rotation_since_ns, _FREEZE_RAD))):
-            since_ns = max(since_ns, self._since_ns)
+            since_ns = max(since_ns, begun_ns)
             due = self.commanded(since_ns, stamp_ns - _FREEZE_NS)[part]
             if np.linalg.norm(due) > enough:
                 raise HoldError(

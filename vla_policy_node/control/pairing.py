@@ -145,7 +145,7 @@ class ObservationPairer:
         """
         with self._condition:
             self._arrived = False
-            result = self._check_streams(now_ns)
+            result: Pair | Hold | None = self._check_streams(now_ns)
             if result is None:
                 result = self._match(now_ns, self._used_ns.get(self._cameras[0]))
             self._awaited = set(self._cameras)
@@ -176,8 +176,8 @@ class ObservationPairer:
             if self._jumped:
                 jumped, self._jumped = self._jumped, ''
                 return Hold(HoldReason.CLOCK_JUMP, jumped)
-            for hold in self._refused.values():
-                return hold
+            for refused in self._refused.values():
+                return refused
             hold = self._check_streams(now_ns) or overdue
             if hold is not None:
                 return hold

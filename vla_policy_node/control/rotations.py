@@ -55,4 +55,5 @@ def angle_between(a_rad: np.ndarray, b_rad: np.ndarray) -> float:
 def _quaternion(rotation_rad: np.ndarray) -> tuple[float, float, float, float]:
     angle = math.hypot(*rotation_rad)
     scale = math.sin(0.5 * angle) / angle if angle > 0.0 else 0.0
-    return *(scale * float(value) for value in rotation_rad), math.cos(0.5 * angle)
+    x, y, z = (scale * float(value) for value in rotation_rad)
+    return x, y, z, math.cos(0.5 * angle)

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla_policy_node.policy.local import LocalPolicy
 
 
-def load_policy(checkpoint: Path | str, **options: object) -> LocalPolicy:
+def load_policy(checkpoint: Path | str, **options: Any) -> LocalPolicy:
     """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details."""
     from vla_policy_node.policy.local import LocalPolicy
 

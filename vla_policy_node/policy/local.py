@@ -19,7 +19,7 @@ from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.models.flops import LayerRows, count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
 from vla_policy_node.models.layout import published_action_rows, read_normalisation
@@ -173,9 +173,8 @@ class LocalPolicy:
             method_settings=settings,
             cameras=cameras,
             action_rows=action_rows,
-            action_range=tuple(
-                tuple(end.tolist()) for end in (statistics.action_low, statistics.action_high)
-            ),
+            action_range=(
+                tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
             preprocessing=preprocessing,
             optimisation=optimisation,
         )
@@ -293,7 +292,7 @@ class LocalPolicy:
         return self._inputs
 
     @property
-    def layer_rows(self) -> list[int]:
+    def layer_rows(self) -> Sequence[int] | Sequence[LayerRows]:
         """Rows of the sequence in each layer in the last inference. Worker thread only."""
         return (self._static or self._rows).layer_rows
 

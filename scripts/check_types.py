@@ -1,0 +1,74 @@
+"""Check types, and let the errors of each folder only become fewer.
+
+    python scripts/check_types.py            # `make types`: fails where there are more
+    python scripts/check_types.py --lower    # write down what is left, after errors were mended
+
+`type_errors.json` beside this file holds the number of errors that each folder of the package may
+have. A folder that is not in it may have none.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = 'vla_policy_node'
+LIMITS = Path(__file__).with_name('type_errors.json')
+_ERROR = re.compile(rf'^{PACKAGE}/(?:(\w+)/)?.*: error: ')
+
+
+def count_errors(report: str) -> Counter:
+    """Return the number of errors in each folder, '.' for the package's own files."""
+    found = (match for line in report.splitlines() if (match := _ERROR.match(line)))
+    return Counter(match[1] or '.' for match in found)
+
+
+def compare(found: Mapping[str, int], allowed: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Return a sentence for each folder that has more errors than it may, and that has fewer."""
+    more, fewer = [], []
+    for folder in sorted({*found, *allowed}):
+        count, limit = found.get(folder, 0), allowed.get(folder, 0)
+        sentence = f'{folder}: {count} type errors, {limit} allowed'
+        if count > limit:
+            more.append(sentence)
+        elif count < limit:
+            fewer.append(sentence)
+    return more, fewer
+
+
+def lowered(found: Mapping[str, int], allowed: Mapping[str, int]) -> dict[str, int]:
+    """Return the smaller limit of each folder, without folders that may have no error."""
+    return {folder: count for folder, limit in sorted(allowed.items())
+            if (count := min(limit, found.get(folder, 0)))}
+
+
+def main() -> int:
+    """Run mypy and compare. The exit code is 1 if a folder has more errors than it may."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--lower', action='store_true', help='write down the smaller numbers')
+    lower = parser.parse_args().lower
+    done = subprocess.run(
+        [sys.executable, '-m', 'mypy'], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):  # 2: mypy itself failed
+        sys.exit(done.stdout + done.stderr)
+    found, allowed = count_errors(done.stdout), json.loads(LIMITS.read_text())
+    more, fewer = compare(found, allowed)
+    if more:
+        print(done.stdout, *more, sep='\n')
+        return 1
+    print(f'Types: {sum(found.values())} errors, no folder has more than it may.')
+    if lower:
+        LIMITS.write_text(json.dumps(lowered(found, allowed), indent=2) + '\n')
+    elif fewer:
+        print('Fewer than allowed; write it down with `python scripts/check_types.py --lower`:')
+        print(*fewer, sep='\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
