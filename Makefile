@@ -30,13 +30,13 @@ test: setup
 
 test-unit: setup
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -m unit
+	.venv/bin/python -m pytest test/unit -m unit
 
 types: setup
 	.venv/bin/python scripts/check_types.py
 
 coverage: setup
-	.venv/bin/coverage run -m pytest -m unit
+	.venv/bin/coverage run -m pytest test/unit -m unit
 	.venv/bin/coverage html --quiet --directory out/coverage
 	.venv/bin/coverage report
 

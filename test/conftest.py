@@ -63,9 +63,12 @@ def own_process_state(pinned_threads):
 
 
 def pytest_itemcollected(item):
-    """Mark every test with its part of the suite."""
-    slow = item.get_closest_marker('slow')
-    item.add_marker('slow' if slow else marks.part_of(item.path))
+    """Mark every test with its part of the suite: its folder, unless it bears `slow` itself."""
+    try:
+        part = marks.part_of(item.path)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    item.add_marker('slow' if item.get_closest_marker('slow') else part)
 
 
 @pytest.hookimpl(trylast=True)  # behind the shuffling

@@ -1,0 +1,185 @@
+"""The tiny reference checkpoint and its recorded inputs, for the tests of the methods.
+
+Reference data: test/data/oft_tiny/README.md and test/data/lightvla_tiny/README.md.
+"""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils import flop_counter
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Method, Step
+from vla_policy_node.models import checkpoint
+from vla_policy_node.models.config_file import read_config
+from vla_policy_node.models.fusing import fuse
+from vla_policy_node.models.preprocess import ImagePreprocessor
+from vla_policy_node.models.prompt import end_with_empty
+from vla_policy_node.models.statistics import read_statistics
+
+DATA = Path(__file__).parents[1] / 'data'
+CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
+CASES = [np.load(DATA / 'lightvla_tiny' / f'case{index}.npz') for index in range(4)]
+CONFIG = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
+STATISTICS = read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
+PREPROCESSOR = ImagePreprocessor(
+    checkpoint.read_json(CHECKPOINT, 'preprocessor_config.json'), 56, center_crop=False
+)
+
+
+def shared(make):
+    """Made once, when the first test asks: nothing is computed while tests are collected.
+
+    For all who leave it as it is. Not in inference mode, whoever asks first: what is made there
+    cannot be differentiated by those who ask later.
+    """
+    return cache(torch.inference_mode(False)(make))
+
+
+def load_model():
+    """A model of one's own, to change."""
+    return checkpoint.load_model(CHECKPOINT, CONFIG, 'cpu', 'float32')
+
+
+@shared
+def shared_model():
+    return load_model()
+
+
+@shared
+def shared_fused_model():
+    return fuse(load_model())
+
+
+def assert_close(value, reference, tolerance=2e-5):
+    """No element is off by more than this share of the largest one."""
+    torch.testing.assert_close(
+        value, reference, rtol=0, atol=tolerance * reference.abs().max().item())
+
+
+def inputs_of(case):
+    """Pixels, proprio and prompt of one recorded case, batch 1."""
+    pixels = torch.stack([PREPROCESSOR(image) for image in case['images_u8']])[None]
+    ids = end_with_empty(case['prompt_ids'].tolist(), CONFIG.token_ids.empty)
+    proprio = STATISTICS.normalise_proprio(case['proprio_raw'])
+    return pixels, torch.from_numpy(proprio)[None].float(), torch.tensor(ids)[None]
+
+
+@shared
+def shared_inputs(index):
+    """Those of one of CASES."""
+    return inputs_of(CASES[index])
+
+
+def plain_actions(index):
+    """What the model answers to one of CASES without any method."""
+    return shared_model()(*shared_inputs(index))
+
+
+@shared
+def shared_sequence():
+    """The first of CASES as it enters the language model."""
+    return assemble(shared_model(), shared_inputs(0))
+
+
+def batch_of(cases):
+    """The same for several cases, shorter prompts filled up right after BOS."""
+    pixels, proprio, prompts = zip(*(inputs_of(case) for case in cases), strict=True)
+    length = max(prompt.shape[1] for prompt in prompts)
+    pad = CONFIG.token_ids.pad
+    filled = []
+    for prompt in prompts:
+        padding = prompt.new_full((1, length - prompt.shape[1]), pad)
+        filled.append(torch.cat([prompt[:, :1], padding, prompt[:, 1:]], dim=1))
+    return torch.cat(pixels), torch.cat(proprio), torch.cat(filled)
+
+
+def assemble(model, inputs):
+    """The sequence that enters the language model."""
+    pixels, proprio, ids = inputs
+    return model.assemble(model.projector(model.visual_features(pixels)), proprio, ids)
+
+
+def hide_all_but(sequence, kept):
+    """The same sequence with visual rows hidden instead of dropped; kept: [V] bool."""
+    bias = torch.zeros(sequence.positions.shape)
+    bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(~torch.as_tensor(kept), -torch.inf)
+    return replace(sequence, key_bias=bias)
+
+
+def prepared(name, model=None, **settings):
+    """A method as `Policy.load` would prepare it for the tiny checkpoint."""
+    method = acceleration.create(name, **settings)
+    method.prepare(CHECKPOINT, CONFIG)
+    if model is not None:
+        method.change_model(model)
+    return method
+
+
+def rgb_of(pixels):
+    """What was normalised: [cameras, 6, H, W] -> [cameras, 3, H, W] in [0, 1]."""
+    constants = PREPROCESSOR._normaliser
+    return pixels[:, :3] * constants._std[:3] + constants._mean[:3]
+
+
+def step_of(inputs, position=(0.0, 0.0, 0.0)):
+    """What `Policy` shows methods at the beginning of a step; position: of the hand, m."""
+    return Step(
+        rgb_of(inputs[0][0]),
+        np.array([*position, *[0.0] * 5]),
+        np.full(7, -1.0),
+        np.ones(7),
+    )
+
+
+def run_step(model, method, inputs, position=(0.0, 0.0, 0.0)):
+    """One step as `Policy` makes it: the actions [1, K, 7], and whether the network ran."""
+    reused = method.begin_step(step_of(inputs, position))
+    if reused is None:
+        actions = model(*inputs, methods=[method])
+    else:
+        actions = torch.from_numpy(reused)[None]
+    method.end_step(actions[0].detach().double().numpy(), reused is not None)
+    return actions, reused is None
+
+
+def torchs_flops(function):
+    """What torch itself counts, attention on the CPU included."""
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            lambda query, key, value, *_, **__: flop_counter.sdpa_flop_count(query, key, value)}
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=attention)
+    with counter:
+        function()
+    return counter.get_total_flops()
+
+
+class HideInstead(Method):
+    """Hides what a method drops, to compare: dropping must equal hiding from there on."""
+
+    def __init__(self, method):
+        self._method = method
+
+    def __getattribute__(self, name):
+        if name in ('_method', '_hide', 'select_tokens', 'before_layer', '__class__'):
+            return object.__getattribute__(self, name)
+        return getattr(self._method, name)
+
+    def _hide(self, sequence, changed):
+        if changed is sequence:
+            return sequence
+        hidden = torch.ones(sequence.visual_total, dtype=torch.bool)
+        hidden[changed.visual_tokens] = False
+        bias = torch.zeros(sequence.positions.shape)
+        bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(
+            hidden[sequence.visual_tokens], -torch.inf)
+        return replace(sequence, key_bias=bias)
+
+    def select_tokens(self, sequence):
+        return self._hide(sequence, self._method.select_tokens(sequence))
+
+    def before_layer(self, index, sequence):
+        return self._hide(sequence, self._method.before_layer(index, sequence))

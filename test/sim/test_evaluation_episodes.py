@@ -1,0 +1,234 @@
+"""Closed loop in the real world, with scripted stand-ins for the policy."""
+
+import subprocess
+import sys
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
+from vla_policy_node.evaluation.episodes import run_episode
+from vla_policy_node.evaluation.lock_step import LockStepControl, node_parameters
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk
+from vla_policy_node.world.expert import Expert
+from vla_policy_node.world.layouts import HELD_OUT_SEED
+from vla_policy_node.world.libero_world import LiberoWorld, tasks
+from vla_policy_node.world.proprio import pose_of
+
+SEED = HELD_OUT_SEED + 1
+CHUNK = 8
+STILL_OPEN = np.array([0.0, 0, 0, 0, 0, 0, 1])
+STILL_CLOSED = np.array([0.0, 0, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture(scope='module')
+def parameters(tmp_path_factory):
+    # Nothing here loads it; naming one keeps the default from being made.
+    return node_parameters({'checkpoint': str(tmp_path_factory.mktemp('none'))},
+                           execution_mode='sync')[0]
+
+
+@pytest.fixture(scope='module')
+def world():
+    world = LiberoWorld(tasks('libero_object')[0], 48)
+    yield world
+    world.close()
+
+
+def expert_actions(world, target=None):
+    """Solve the layout with the scripted expert; return what it did, as a policy would say it."""
+    own = world.target
+    world.reset_layout('shuffled', SEED)
+    if target:
+        world.retarget(target)
+    expert, actions = Expert(world), []
+    while not world.success and (action := expert.act()) is not None:
+        world.step(action)
+        actions.append(np.append(action[:6], action[6] < 0))
+    assert world.success
+    world.retarget(own)
+    return actions
+
+
+@pytest.fixture(scope='module')
+def solution(world):
+    return expert_actions(world)
+
+
+class Script:
+    """Plays a list of actions, then stands still; remembers what it was shown."""
+
+    def __init__(self, actions, last=STILL_CLOSED):
+        self.actions, self.last = list(actions), last
+        self.observations, self.resets = [], 0
+
+    def reset(self):
+        self.resets += 1
+        self._rest = chain(self.actions, repeat(self.last))
+
+    def infer(self, observation):
+        self.observations.append(observation)
+        actions = np.array([next(self._rest) for _ in range(CHUNK)])
+        return ActionChunk(actions, (), {'head': 1.0}, 'scripted', 5, 10, 99)
+
+
+def play(world, parameters, policy, **options):
+    world.reset_layout('shuffled', SEED)
+    return run_episode(world, policy, parameters, **options)
+
+
+def test_the_experts_actions_replayed_as_chunks_solve_the_same_episode(
+    world, parameters, solution
+):
+    policy = Script(solution)
+    result = play(world, parameters, policy)
+    assert (result.success, result.failure, policy.resets) == (True, '', 1)
+    # No conversion, limit or latch on the way changes what the world is told.
+    assert result.steps == len(solution)
+    assert [i.step for i in result.inferences] == list(range(0, len(solution), CHUNK))
+    assert (result.inferences[0].chunk.tokens_kept, result.inferences[0].chunk.flops) == (5, 99)
+    phases = list(dict.fromkeys(i.phase for i in result.inferences))
+    assert phases == ['reach', 'grasp', 'carry', 'place']
+
+
+def test_what_the_policy_is_shown(world, parameters):
+    policy = Script([])
+    play(world, parameters, policy, horizon=1)
+    shown = policy.observations[0]
+    assert shown.instruction == 'pick up the alphabet soup and place it in the basket'
+    assert shown.proprio.shape == (8,)
+    assert {name: image.shape for name, image in shown.images.items()} == dict.fromkeys(
+        CAMERAS, (48, 48, 3))
+    assert shown.images['wrist'].std() > 5
+
+
+def test_only_the_first_actions_of_a_chunk_are_used(world, parameters):
+    result = play(world, parameters, Script([]), execute=3, horizon=8)
+    assert [i.step for i in result.inferences] == [0, 3, 6]
+
+
+def test_async_infers_in_every_step(world, tmp_path):
+    parameters, _ = node_parameters({'checkpoint': str(tmp_path)}, execution_mode='async')
+    result = play(world, parameters, Script([]), horizon=4)
+    assert len(result.inferences) == 4
+
+
+def test_gray_images_replace_both_cameras(world, parameters):
+    policy = Script([])
+    play(world, parameters, policy, horizon=1, images=lambda _: gray_images(40, 30))
+    for image in policy.observations[0].images.values():
+        assert image.shape == (30, 40, 3)
+        assert (image == 128).all()
+
+
+def test_a_wrong_instruction_asks_for_another_object_of_the_scene(world, parameters):
+    world.reset_layout('shuffled', SEED)
+    words = {seed: wrong_instruction(world, seed) for seed in range(20)}
+    assert words == {seed: wrong_instruction(world, seed) for seed in range(20)}
+    assert len(set(words.values())) > 2
+    assert world.instruction not in words.values()
+    known = {name.rpartition('_')[0].replace('_', ' ') for name in world.objects} - {'basket'}
+    for text in words.values():
+        assert text.removeprefix('pick up the ').partition(' and place')[0] in known
+    # Success still asks for the original.
+    assert world.target == 'alphabet_soup_1'
+    policy = Script([])
+    play(world, parameters, policy, instruction=words[0], horizon=1)
+    assert policy.observations[0].instruction == words[0]
+
+
+def test_a_wrong_instruction_of_another_suite_is_that_of_another_task():
+    spatial = LiberoWorld(tasks('libero_spatial')[3], 48)
+    words = {wrong_instruction(spatial, seed) for seed in range(10)}
+    own = spatial.instruction
+    spatial.close()
+    assert own not in words
+    assert words <= {task.instruction for task in tasks('libero_spatial')}
+
+
+# --- why an episode failed ---
+
+
+def lifted_after(solution, world, parameters):
+    """Steps of the solution after which the target is well above the ground."""
+    world.reset_layout('shuffled', SEED)
+    start = world.object_position(world.target)[2]
+    control = LockStepControl(parameters, 'go')
+    for step, action in enumerate(solution):
+        control.push(np.array([action]))
+        world.step(control.next_action(*pose_of(world.state())))
+        if world.object_position(world.target)[2] - start > 0.06:
+            return step + 1
+    raise AssertionError('the target was never lifted')
+
+
+def test_never_closed(world, parameters):
+    result = play(world, parameters, Script([], last=STILL_OPEN), horizon=6)
+    assert (result.success, result.failure, result.steps) == (False, 'never closed', 6)
+
+
+def test_missed_grasp(world, parameters):
+    assert play(world, parameters, Script([]), horizon=6).failure == 'missed grasp'
+
+
+def test_wrong_object(world, parameters):
+    other = next(name for name in world.objects
+                 if name not in (world.target, 'basket_1'))
+    actions = expert_actions(world, other)
+    result = play(world, parameters, Script(actions), horizon=len(actions))
+    assert result.failure == 'wrong object'
+
+
+def test_carried_but_not_in_time(world, parameters, solution):
+    steps = lifted_after(solution, world, parameters)
+    result = play(world, parameters, Script(solution), horizon=steps)
+    assert result.failure == 'time'
+    assert result.inferences[-1].phase in ('grasp', 'carry')
+
+
+def test_dropped(world, parameters, solution):
+    steps = lifted_after(solution, world, parameters)
+    actions = [*solution[:steps], *[STILL_OPEN] * 20]
+    assert play(world, parameters, Script(actions), horizon=len(actions)).failure == 'dropped'
+
+
+# --- the control side ---
+
+
+def test_a_hold_keeps_the_gripper_and_moves_nothing(parameters):
+    control = LockStepControl(parameters, 'go')
+    here = np.zeros(3), np.zeros(3)
+    assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, -1]
+    assert control.needs_inference()
+    control.push(np.array([[0.5, 0, 0, 0, 0, 0, 0.0]]))
+    assert control.next_action(*here).tolist() == [0.5, 0, 0, 0, 0, 0, 1]
+    assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_the_nodes_limits_hold(parameters):
+    control = LockStepControl(parameters, 'go')
+    control.push(np.array([[1.0, 0, 0, 0, 0, 0, 1]]))
+    wall = np.array([parameters.workspace_max_m[0], 0.0, 1.0])
+    assert control.next_action(wall, np.zeros(3))[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_parameter_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='no parameter colour'):
+        node_parameters({'checkpoint': str(tmp_path)}, colour=1)
+
+
+def test_the_evaluation_needs_no_ros():
+    script = (
+        'import pkgutil, importlib, sys, vla_policy_node.evaluation as e\n'
+        'for m in pkgutil.iter_modules(e.__path__):\n'
+        '    importlib.import_module(f"{e.__name__}.{m.name}")\n'
+        'print(*sorted({name.partition(".")[0] for name in sys.modules}))'
+    )
+    loaded = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout.split()
+    assert 'mujoco' in loaded
+    assert not {'rclpy', 'vla_msgs', 'rcl_interfaces'} & set(loaded)

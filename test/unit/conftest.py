@@ -1,0 +1,14 @@
+"""The part `unit` runs where neither ROS nor the simulated world is installed."""
+
+import sys
+
+import marks
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_other_parts(monkeypatch):
+    """Make what the other parts need look as if it were not installed, in every test."""
+    for name in {*marks.NOT_IN_UNIT, *sys.modules}:
+        if name.partition('.')[0] in marks.NOT_IN_UNIT:
+            monkeypatch.setitem(sys.modules, name, None)

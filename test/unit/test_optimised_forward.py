@@ -1,0 +1,301 @@
+"""Fused, static and 8-bit forward passes are the plain one, up to rounding."""
+
+import copy
+import threading
+from dataclasses import replace
+
+import checkpoint_variants as variants
+import pytest
+import torch
+from tiny_model import (
+    CASES,
+    assemble,
+    assert_close,
+    inputs_of,
+    load_model,
+    shared_fused_model,
+    shared_model,
+)
+
+from vla_policy_node.acceleration.lightvla import LightVla
+from vla_policy_node.acceleration.random_tokens import RandomTokens
+from vla_policy_node.models import compiling, static_forward
+from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
+from vla_policy_node.models.fusing import fuse
+from vla_policy_node.models.language_model import LanguageModel, LayerHooks
+from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
+from vla_policy_node.models.token_sequence import TokenSequence
+
+
+@pytest.fixture(params=range(4), ids='case{}'.format)
+def inputs(request):
+    return inputs_of(CASES[request.param])
+
+
+@torch.inference_mode()
+def test_the_fused_network_is_the_plain_one(inputs):
+    for methods in ([], [LightVla()]):
+        assert_close(shared_fused_model()(*inputs, methods), shared_model()(*inputs, methods))
+
+
+@pytest.mark.parametrize('method', [None, LightVla])
+@torch.inference_mode()
+def test_every_folding_holds_to_1e_9_in_float64(method):
+    """The golden checkpoint's norms and scales are near one; here they are not."""
+    config = variants.read_config({**variants.CONFIG, 'head': 'l1'})
+    plain = variants.random_model(config).double()
+    fused = fuse(copy.deepcopy(plain))
+    inputs = (torch.randn(1, 2, 6, 56, 56).double(), torch.rand(1, 8).double(),
+              torch.tensor([[1, 40, 41, 42, 3]]))
+    methods = [method()] if method else []
+    expected = plain(*inputs, methods)
+    assert expected.dtype == torch.float64
+    for value in (fused(*inputs, methods), StaticForward(fused, methods)(*inputs)):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
+
+
+@torch.inference_mode()
+def test_rows_that_the_last_layer_leaves_out_change_no_other_to_1e_9_in_float64(inputs):
+    rows = shared_model().action_rows('oft')
+    for network in (shared_model(), shared_fused_model()):
+        double = copy.deepcopy(network).double()
+        sequence = assemble(double, [x.double() if x.is_floating_point() else x for x in inputs])
+        asked = double.language_model(sequence, rows)
+        every = double.language_model(sequence)[:, rows]
+        torch.testing.assert_close(asked, every, rtol=0, atol=1e-9)
+
+
+@torch.inference_mode()
+def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_the_range():
+    """Mean absolute error of each action value against float32; the range is -1 to 1."""
+    forward = StaticForward(fuse(load_model().bfloat16()))
+    errors = []
+    for inputs in map(inputs_of, CASES):
+        half = [x.bfloat16() if x.is_floating_point() else x for x in inputs]
+        errors.append((forward(*half).float() - shared_model()(*inputs)).abs()[0])
+    means = torch.cat(errors).mean(dim=0)
+    assert means.shape == (7,)
+    assert (means > 0).all()
+    assert means.max() < 0.02
+
+
+@torch.inference_mode()
+def test_weights_of_any_width_can_be_fused():
+    model = variants.random_model(variants.read_config({
+        **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
+            name: {**tower, 'embed_dim': 20, 'mlp_hidden': 30}
+            for name, tower in variants.CONFIG['vision_tiny'].items()},
+        'text_config': {
+            **variants.CONFIG['text_config'], 'hidden_size': 36, 'num_attention_heads': 2,
+            'intermediate_size': 51}}))
+    inputs = eight_bit_inputs()
+    assert_close(fuse(copy.deepcopy(model))(*inputs), model(*inputs))
+
+
+@torch.inference_mode()
+def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
+    def attentions(model):
+        seen = []
+        hooks = LayerHooks()
+        hooks.watch_attention = lambda index, _, attention: seen.append(
+            attention(slice(-3, None)))
+        model.language_model(assemble(model, inputs), hooks=hooks)
+        return seen
+
+    seen = zip(attentions(shared_model()), attentions(shared_fused_model()), strict=True)
+    for plain, fused in seen:
+        assert_close(fused, plain)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@torch.inference_mode()
+def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
+    plain, static = LightVla(multiplicity_bias=bias), LightVla(multiplicity_bias=bias)
+    forward = StaticForward(shared_model(), [static])
+    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, [plain], 'last56'))
+    assert (static.report().kept == plain.report().kept).all()
+    assert (static.report().scores == plain.report().scores).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
+@torch.inference_mode()
+def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, monkeypatch):
+    """Traced, and run as it was written: what compilers make of it is theirs to test."""
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
+    forward = StaticForward(shared_fused_model(), methods, compiled=True)
+    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, methods, 'last56'))
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypatch):
+    """Torch's limit is 8 forms, and is told to each thread; beyond it, it gives up in silence."""
+    compiled = []
+
+    def note(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': note})
+    monkeypatch.setattr(static_forward, 'VISUAL_BUCKET', 2)
+    forward = StaticForward(shared_fused_model(), [LightVla()], compiled=True)
+
+    @torch.inference_mode()
+    def prepare():
+        forward.prepare(*inputs_of(CASES[0]), 'last56')
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    thread.join()
+    assert len(compiled) > 3 * 16  # first, last and other layers of each
+
+
+@torch.inference_mode()
+def test_prompts_that_fill_up_a_bucket_change_nothing(inputs):
+    forward = StaticForward(shared_model())
+    assert_close(forward(*inputs), shared_model()(*inputs))
+
+
+@torch.inference_mode()
+def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatch):
+    shapes, run = [], LanguageModel.forward
+
+    def record(self, sequence: TokenSequence, *arguments, **options):
+        shapes.append((sequence.states.shape[1], sequence.visual_rows))
+        return run(self, sequence, *arguments, **options)
+
+    monkeypatch.setattr(LanguageModel, 'forward', record)
+    method = LightVla()
+    forward = StaticForward(shared_model(), [method])
+    for case in CASES:
+        forward(*inputs_of(case), 'last56')
+        rows, visual = shapes[-1]
+        kept = int(method.report().kept.sum())
+        assert visual == min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, 32)
+        assert (rows - visual) % OTHERS_BUCKET == 0
+        # BOS is a row of the prompt; proprio and stop are two more, and one per action value.
+        needed = inputs_of(case)[2].shape[1] + 2 + shared_model().config.action_slots
+        assert 0 <= rows - visual - needed < OTHERS_BUCKET
+        assert forward.layer_rows == [rows] * len(shared_model().language_model.layers)
+
+
+@pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
+@torch.inference_mode()
+def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(methods):
+    forward = StaticForward(shared_model(), methods)
+    pictures, proprio, prompt_ids = inputs_of(CASES[0])
+    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    assert not forward._stages  # on a CPU, where it would be for nothing
+    forward._compiled = True
+    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    prepared = set(forward._stages)
+    for case in CASES:
+        forward(inputs_of(case)[0], proprio, prompt_ids, 'last56')
+    assert set(forward._stages) == prepared
+    assert len(prepared) == 2 + 2 * (32 // VISUAL_BUCKET if methods else 1)
+
+
+def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence(inputs):
+    with pytest.raises(ValueError, match="choose optimisation 'fused'"):
+        StaticForward(shared_model(), [RandomTokens()])(*inputs)
+    with pytest.raises(ValueError, match="choose optimisation 'fused'"):
+        StaticForward(shared_model(), [LightVla(extra_random=3)])(*inputs)
+    with pytest.raises(ValueError, match='one acceleration method'):
+        StaticForward(shared_model(), [LightVla(), LightVla()])
+    discrete = copy.copy(shared_model())
+    discrete.config = replace(shared_model().config, head='discrete')
+    with pytest.raises(ValueError, match='not the discrete head'):
+        StaticForward(discrete)
+
+
+def test_eight_bit_rows_keep_their_sign_zeros_and_three_bits():
+    x = torch.randn(5, 64)
+    x[2] = 0
+    rows, scale = quantise_rows(x)
+    assert rows.element_size() == 1
+    restored = rows.float() * scale
+    assert (restored[2] == 0).all()
+    smallest_normal = scale * 2.0**-6
+    error = (restored - x).abs()
+    assert (error <= torch.maximum(x.abs() / 16, smallest_normal / 16)).all()
+
+
+def model_for_eight_bits():
+    """Every width is one that the hardware multiplies."""
+    tower = {**variants.CONFIG['vision_tiny']['featurizer'], 'embed_dim': 32, 'mlp_hidden': 48}
+    return variants.random_model(variants.read_config({
+        **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
+            name: tower for name in variants.CONFIG['vision_tiny']},
+        'text_config': {
+            **variants.CONFIG['text_config'], 'hidden_size': 128, 'intermediate_size': 256}}))
+
+
+def eight_bit_inputs():
+    torch.manual_seed(5)
+    return (torch.randn(1, 2, 6, 56, 56), torch.rand(1, 8), torch.tensor([[1, 40, 41, 42, 3]]))
+
+
+@torch.inference_mode()
+def test_eight_bit_products_stay_near_the_exact_ones():
+    plain = model_for_eight_bits().bfloat16()
+    small = to_float8(fuse(copy.deepcopy(plain)))
+    layer = small.language_model.layers[0]
+    assert isinstance(layer.mlp.gate_up_proj, Float8Linear)
+    assert layer.mlp.gate_up_proj.weight.element_size() == 1
+    assert isinstance(small.vision_backbone.featurizer.blocks[0].mlp.fc1, Float8Linear)
+    assert not any(isinstance(module, Float8Linear) for module in small.action_head.modules())
+    inputs = [x.bfloat16() if x.is_floating_point() else x for x in eight_bit_inputs()]
+    expected, actions = plain(*inputs), small(*inputs)
+    error = (actions - expected).float().abs().mean() / expected.float().std()
+    assert 0 < error < 0.3  # a random network amplifies what a trained one absorbs
+
+
+@pytest.mark.parametrize('change', [fuse, lambda model: model], ids=['fused', 'plain'])
+@torch.inference_mode()
+def test_nothing_that_is_rounded_to_eight_bits_exceeds_its_bound(change):
+    plain = model_for_eight_bits()
+    for name, weight in plain.named_parameters():  # values are larger than queries and keys
+        if name.endswith('attn.qkv.weight'):
+            weight[2 * weight.shape[1]:] *= 20
+        elif name.endswith('v_proj.weight'):
+            weight *= 20
+    model = to_float8(change(plain))
+    shares = {}
+
+    def look(name):
+        def see(linear, inputs):
+            shares[name] = float((inputs[0] * linear.factor).abs().max()) / 448
+        return see
+
+    bounded = {name: module for name, module in model.named_modules()
+               if isinstance(module, Float8Linear) and module.factor is not None}
+    for name, module in bounded.items():
+        module.register_forward_pre_hook(look(name))
+    model(*eight_bit_inputs())
+    assert shares.keys() == bounded.keys()
+    assert len(shares) > 12
+    assert max(shares.values()) <= 1
+    assert min(shares.values()) > 0.05
+
+
+@torch.inference_mode()
+def test_a_bound_is_reached_by_the_worst_row_and_by_none_exceeded():
+    torch.manual_seed(0)
+    norm, linear = torch.nn.LayerNorm(64), torch.nn.Linear(64, 48)
+    norm.weight.copy_(torch.rand(64) * 3)
+    norm.bias.copy_(torch.randn(64))
+    linear.bias.copy_(torch.randn(48) * 5)
+    linear.weight[:16] *= 50  # not among those that are asked for
+    dominant = torch.eye(64) * norm.weight.sign()
+    largest = norm(dominant).abs().max()
+    assert 0.9 * reach(norm, 64) < largest <= reach(norm, 64)
+    along = linear.weight * norm.weight
+    rows = torch.cat([along - along.mean(dim=1, keepdim=True)] * 2)
+    rows[48:] *= -1
+    largest = linear(norm(rows))[:, 16:].abs().max()
+    assert 0.8 * reach(norm, 32, linear) < largest <= reach(norm, 32, linear)
+    for parameter in (*norm.parameters(), *linear.parameters()):
+        parameter.zero_()
+    zeros = Float8Linear(linear, reach(norm, 64, linear))
+    assert zeros(torch.zeros(2, 64)).isfinite().all()
