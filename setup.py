@@ -19,6 +19,7 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/launch', files('launch/*.launch.py')),
         (f'share/{NAME}/config', files('config/*')),
+        (f'share/{NAME}/config/contracts', files('config/contracts/*')),
         (f'share/{NAME}/config/security', files('config/security/*')),
         (f'share/{NAME}/config/training', files('config/training/*')),
         *((f'share/{NAME}/{folder}', files(f'{folder}/*'))

@@ -3,7 +3,7 @@
 import typer
 
 from vla_policy_node.cli import bench as benches
-from vla_policy_node.cli import learning, robot
+from vla_policy_node.cli import contract, learning, robot
 from vla_policy_node.cli.compress import compress
 from vla_policy_node.cli.replay import record, replay
 
@@ -31,6 +31,12 @@ for _command in (
     benches.soak,
 ):
     _bench.command()(_command)
+
+_contract = typer.Typer(
+    no_args_is_help=True, help='The contract of a robot: cameras, state, actions and limits.')
+app.add_typer(_contract, name='contract')
+for _command in (contract.check, contract.new):
+    _contract.command()(_command)
 
 
 def main() -> None:
