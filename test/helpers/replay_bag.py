@@ -15,9 +15,9 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.images import to_image_message
 from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
 from vla_policy_node.nodes.messages import to_time
+from vla_policy_node.wire.images import to_image_message
 
 INSTRUCTION = 'pick up the black bowl'
 START_NS = 1_000_000_000_000

@@ -11,7 +11,7 @@ from replay_bag import PERIOD_NS, make_bag
 
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.cli import trust
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.recorded import RECORDED_PARAMETERS, UntrustedBagError
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info, untrusted

@@ -17,7 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
-from vla_policy_node.nodes.cdr import (
+from vla_policy_node.wire.cdr import (
     MessageError,
     read_command,
     read_compressed_image,

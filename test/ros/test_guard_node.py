@@ -27,8 +27,8 @@ from ros_testing import ros, spin_until
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.cdr import MessageError, read_command
 from vla_policy_node.nodes.guard_node import _to_message
+from vla_policy_node.wire.cdr import MessageError, read_command
 
 TIMEOUT_S = 30.0
 PERIOD_S = 0.1  # slow: a busy machine must not look like a policy that is silent

@@ -20,12 +20,12 @@ from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Session
-from vla_policy_node.nodes.images import to_image_message
-from vla_policy_node.nodes.inputs import MAX_IMAGE_BYTES, MAX_STATE_BYTES, Inputs, RefusedError
+from vla_policy_node.loop.inputs import MAX_IMAGE_BYTES, MAX_STATE_BYTES, Inputs, RefusedError
+from vla_policy_node.loop.observations import decode_pair
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.nodes.observations import decode_pair
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.wire.images import to_image_message
+from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 START_NS, FRAME_NS = 1_000_000_000_000, 33_000_000
 STREAMS = (*CAMERAS, POSE, GRIPPER)

@@ -16,7 +16,7 @@ from ros_testing import ros
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import EndEffectorCommand, HoldReason
-from vla_policy_node.nodes import observations
+from vla_policy_node.loop import observations
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy.interface import NonFiniteActionError
 

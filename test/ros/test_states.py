@@ -16,8 +16,8 @@ from std_msgs.msg import Header
 
 from vla_policy_node.control import robot_state
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.nodes.states import decode_gripper, decode_pose
-from vla_policy_node.nodes.streams import GRIPPER, POSE
+from vla_policy_node.wire.states import decode_gripper, decode_pose
+from vla_policy_node.wire.streams import GRIPPER, POSE
 
 FRAME = 'base_link'
 

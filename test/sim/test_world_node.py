@@ -22,10 +22,10 @@ from std_msgs.msg import Header
 from vla_msgs.msg import EndEffectorCommand, WorldStatus
 from vla_msgs.srv import ResetWorld
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.world_node import PERIOD_NS, WorldNode
+from vla_policy_node.wire.images import decode_compressed, decode_image
 from vla_policy_node.world.libero_world import LiberoWorld
 
 CAMERAS = ('third_person', 'wrist')

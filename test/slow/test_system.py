@@ -15,9 +15,9 @@ import yaml
 
 from vla_policy_node import bringup, system
 from vla_policy_node.bringup import NodeDiedError, System, command_line
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.guard_node import GuardParameters
 from vla_policy_node.nodes.player_node import PlayerParameters
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters

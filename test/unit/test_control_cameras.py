@@ -15,8 +15,8 @@ from vla_policy_node.control.cameras import CameraWatch, Shape
 from vla_policy_node.control.freeze import PICTURES_REMEMBERED, FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.views import GRID
-from vla_policy_node.nodes.cdr import SerialisedCompressedImage, SerialisedImage
-from vla_policy_node.nodes.images import sample_compressed, sample_image
+from vla_policy_node.wire.cdr import SerialisedCompressedImage, SerialisedImage
+from vla_policy_node.wire.images import sample_compressed, sample_image
 
 MS = 1_000_000
 NOW = 10_000 * MS

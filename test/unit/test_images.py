@@ -16,8 +16,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vla_policy_node.control.views import GRID
-from vla_policy_node.nodes.cdr import SerialisedCompressedImage
-from vla_policy_node.nodes.images import (
+from vla_policy_node.wire.cdr import SerialisedCompressedImage
+from vla_policy_node.wire.images import (
     decode_compressed,
     decode_image,
     read_reference,
@@ -25,7 +25,7 @@ from vla_policy_node.nodes.images import (
     sample_image,
     to_image_message,
 )
-from vla_policy_node.nodes.picture_size import ImageError, compressed_size
+from vla_policy_node.wire.picture_size import ImageError, compressed_size
 
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 RGB_OF = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vla_policy_node.control.executors import EXECUTION_MODES
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.limit_changes import loosened, refused_change
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.system import describe, read_config
 
 CONFIG = Path(__file__).parents[2] / 'config'

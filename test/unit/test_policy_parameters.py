@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.evaluation.contenders import parse_contender
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.loop.parameters import PolicyParameters
 
 HOSTILE = {
     'open': '[',

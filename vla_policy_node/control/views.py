@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Samples per side that everything here works on; `nodes.images` takes them.
+# Samples per side that everything here works on; `wire.images` takes them.
 GRID = 32
 # Parts of a picture that are compared one by one, per side.
 _PARTS = 8

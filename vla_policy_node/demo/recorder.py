@@ -20,11 +20,11 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.cdr import MessageError, stamp_of
-from vla_policy_node.nodes.images import decode_image
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.policy.interface import TokenSelection as Selection
+from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.images import decode_image
 
 # Camera frames kept undecoded until the selection of their stamp arrives.
 FRAME_HISTORY = 60

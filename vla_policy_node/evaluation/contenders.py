@@ -18,7 +18,7 @@ from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.plain_yaml import parse_plain_yaml
 
 if TYPE_CHECKING:
-    from vla_policy_node.nodes.policy_parameters import PolicyParameters
+    from vla_policy_node.loop.parameters import PolicyParameters
 
 BLIND = 'blind'
 

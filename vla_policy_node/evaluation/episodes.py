@@ -15,7 +15,7 @@ from vla_policy_node.policy.interface import ActionChunk, Observation
 from vla_policy_node.world.proprio import pose_of, proprio_of
 
 if TYPE_CHECKING:
-    from vla_policy_node.nodes.policy_parameters import PolicyParameters
+    from vla_policy_node.loop.parameters import PolicyParameters
     from vla_policy_node.world.libero_world import LiberoWorld
 
 

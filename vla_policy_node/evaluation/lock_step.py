@@ -15,7 +15,7 @@ from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.control.session import Session
-from vla_policy_node.nodes.policy_parameters import GRIPPER, POSE, PolicyParameters
+from vla_policy_node.loop.parameters import GRIPPER, POSE, PolicyParameters
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.system import describe
 from vla_policy_node.world.actions import GRIPPER_OPEN, to_action

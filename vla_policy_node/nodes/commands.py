@@ -15,10 +15,10 @@ from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacing
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes import messages
 from vla_policy_node.nodes.command_loop import CommandLoop
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.nodes.policy_worker import PolicyWorker
 
 # In place of SILENCE_PERIODS in lock-step, where the world waits for the policy and nobody else is
 # in a hurry.

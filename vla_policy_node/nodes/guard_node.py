@@ -23,10 +23,10 @@ from vla_msgs.msg import HoldReason as HoldReasonMessage
 from vla_policy_node.control.guard import STREAM, Ceilings, Guard, SentCommand, Verdict
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.cdr import MessageError, read_command
 from vla_policy_node.nodes.messages import to_hold, to_time, to_twist
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
+from vla_policy_node.wire.cdr import MessageError, read_command
 
 # How often it is looked whether a command is missing: four times a period, but no more than this.
 FASTEST_LOOK_S = 0.002

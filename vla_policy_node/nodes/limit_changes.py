@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.loop.parameters import PolicyParameters
 
 _MAXIMA = (
     'max_step_translation_m', 'max_step_rotation_rad', 'max_linear_velocity_m_s',

@@ -26,7 +26,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from vla_policy_node.nodes.parameter_fields import Spec, parameter
+from vla_policy_node.loop.parameter_fields import Spec, parameter
 
 __all__ = ['ParameterError', 'ParameterStore', 'parameter']
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold
 from vla_policy_node.control.session import Session
-from vla_policy_node.nodes.cdr import MessageError, stamp_of
-from vla_policy_node.nodes.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.policy_node import CLOCK_FILED
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 if TYPE_CHECKING:
     from vla_policy_node.nodes.player_node import PlayerNode

@@ -23,19 +23,19 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
 from vla_policy_node.nodes.running import run
-from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.story import read_story
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import find_topics
+from vla_policy_node.wire.streams import input_streams
 
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 

@@ -26,23 +26,23 @@ from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStat
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
+from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.worker import PolicyWorker, Result
 from vla_policy_node.nodes import messages, qos
-from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
-from vla_policy_node.nodes.inputs import Inputs, RefusedError
 from vla_policy_node.nodes.lifecycle import state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.parameters import ParameterStore
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.nodes.policy_worker import PolicyWorker, Result
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.shadow import Shadow
-from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.policy.interface import CAMERAS, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.streams import input_streams
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'

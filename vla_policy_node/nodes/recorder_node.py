@@ -37,9 +37,9 @@ from vla_policy_node.nodes.parameters import (
     parameter,
 )
 from vla_policy_node.nodes.running import run
-from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.recorded import RECORDED_PARAMETERS
+from vla_policy_node.wire.streams import input_streams
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock

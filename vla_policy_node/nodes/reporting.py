@@ -8,11 +8,11 @@ from std_msgs.msg import Header
 from vla_msgs.msg import PolicyStatus
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.nodes.policy_worker import PolicyWorker
 from vla_policy_node.nodes.shadow import ShadowSummary
-from vla_policy_node.nodes.streams import GRIPPER, POSE
+from vla_policy_node.wire.streams import GRIPPER, POSE
 
 # Standing still for these reasons is as it should be.
 _CALM = frozenset({

@@ -8,14 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vla_policy_node.nodes.cdr import read_compressed_image, read_image, stamp_of
-from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.overlay import draw_overlay
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Inference, Trace
+from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
+from vla_policy_node.wire.images import decode_compressed, decode_image
 
 # Of a long bag the video shows every n-th inference.
 MOST_VIDEO_FRAMES = 3000

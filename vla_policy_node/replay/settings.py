@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.evaluation.contenders import parse_contender
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.recorded import (
     UntrustedBagError,
     checked,

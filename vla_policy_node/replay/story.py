@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.cdr import MessageError, stamp_of
 from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
+from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 # Recording times and stamps this far apart at the median are times of different clocks.
 _OTHER_CLOCK_S = 10.0

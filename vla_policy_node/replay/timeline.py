@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
-from vla_policy_node.nodes.cdr import MessageError, stamp_of
-from vla_policy_node.nodes.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.policy.interface import ActionChunk, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Goal, Story
 from vla_policy_node.replay.topics import BagTopics
+from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 # The goals of a bag end when it says so.
 FOR_EVER_NS = 10**18

@@ -10,9 +10,9 @@ from rclpy.serialization import deserialize_message
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
 from vla_policy_node.nodes.message_definitions import type_name
-from vla_policy_node.nodes.streams import input_streams
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.wire.streams import input_streams
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 RECORDS = {STATUS: PolicyStatus, INFO: PolicyInfo, CHUNK: ActionChunk}
@@ -27,7 +27,7 @@ APPENDED = {PolicyInfo: bytes(8)}
 class BagTopics:
     """What is read of a bag.
 
-    inputs: topic -> stream, see `nodes.streams.input_streams`. compressed: as the node's
+    inputs: topic -> stream, see `wire.streams.input_streams`. compressed: as the node's
     parameter. actions: topic of the executed or expert actions, '' if there are none;
     action_type: its message class.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.commander import Command
-from vla_policy_node.nodes.policy_worker import Result
+from vla_policy_node.loop.worker import Result
 from vla_policy_node.policy.interface import CAMERAS, PolicyDescription, TokenSelection
 
 

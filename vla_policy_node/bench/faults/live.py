@@ -29,7 +29,7 @@ from vla_policy_node.bench.faults.victim import (
     live_setup,
 )
 from vla_policy_node.bench.faults.world import Clock
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
+from vla_policy_node.loop.parameters import PolicyParameters
 
 CASES = 450
 PARAMETERS = {

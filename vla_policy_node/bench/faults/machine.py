@@ -12,9 +12,9 @@ from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacer, Pacing
 from vla_policy_node.control.session import Outcome, Session
-from vla_policy_node.nodes.inputs import Inputs, RefusedError
-from vla_policy_node.nodes.policy_parameters import PolicyParameters
-from vla_policy_node.nodes.policy_worker import PolicyWorker
+from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.worker import PolicyWorker
 
 _FRAME_S = 0.07  # between two pictures of the slowest camera
 _CLOCK_RESOLUTION_S = 0.004  # of a simulated clock

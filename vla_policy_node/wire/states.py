@@ -7,8 +7,8 @@ import numpy as np
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
-from vla_policy_node.nodes.cdr import MessageError, read_joint_state, read_pose_stamped
-from vla_policy_node.nodes.streams import GRIPPER, POSE
+from vla_policy_node.wire.cdr import MessageError, read_joint_state, read_pose_stamped
+from vla_policy_node.wire.streams import GRIPPER, POSE
 
 
 def decode_pose(raw: bytes, frame_id: str) -> MeasuredPose:

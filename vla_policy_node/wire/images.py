@@ -13,8 +13,8 @@ from std_msgs.msg import Header
 
 from vla_policy_node.control.cameras import Shape
 from vla_policy_node.control.views import GRID
-from vla_policy_node.nodes.cdr import SerialisedCompressedImage, SerialisedImage
-from vla_policy_node.nodes.picture_size import ImageError, compressed_size
+from vla_policy_node.wire.cdr import SerialisedCompressedImage, SerialisedImage
+from vla_policy_node.wire.picture_size import ImageError, compressed_size
 
 # encoding -> bytes per pixel, OpenCV conversion to RGB (sensor_msgs/image_encodings.hpp)
 _ENCODINGS = {

@@ -2,10 +2,10 @@
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.nodes.cdr import MessageError, read_compressed_image, read_image, stamp_of
-from vla_policy_node.nodes.images import sample_compressed, sample_image
-from vla_policy_node.nodes.states import decode_gripper, decode_pose
-from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image, stamp_of
+from vla_policy_node.wire.images import sample_compressed, sample_image
+from vla_policy_node.wire.states import decode_gripper, decode_pose
+from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 # 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: half a gigabyte at the most.
 MAX_IMAGE_BYTES = 33_554_432

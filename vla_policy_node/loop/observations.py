@@ -6,12 +6,12 @@ from std_msgs.msg import Header
 
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.pairing import Pair
-from vla_policy_node.nodes.cdr import MessageError, read_compressed_image, read_image
-from vla_policy_node.nodes.images import decode_compressed, decode_image
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.nodes.states import decode_gripper, decode_pose
-from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
 from vla_policy_node.policy.interface import Observation
+from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image
+from vla_policy_node.wire.images import decode_compressed, decode_image
+from vla_policy_node.wire.states import decode_gripper, decode_pose
+from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 
 def decode_pair(

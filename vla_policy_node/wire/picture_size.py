@@ -6,7 +6,7 @@ of grey. Both are found here.
 
 import struct
 
-from vla_policy_node.nodes.cdr import MessageError
+from vla_policy_node.wire.cdr import MessageError
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'

@@ -1,4 +1,4 @@
-"""What the policy listens to: names, message types and topics. Needs no torch."""
+"""What the policy listens to: names, message types and topics."""
 
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CompressedImage, Image, JointState

@@ -20,11 +20,11 @@ from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
-from vla_policy_node.nodes.images import read_reference
-from vla_policy_node.nodes.parameter_fields import check_values, parameter
-from vla_policy_node.nodes.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.loop.parameter_fields import check_values, parameter
 from vla_policy_node.plain_yaml import parse_plain_yaml
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.wire.images import read_reference
+from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 

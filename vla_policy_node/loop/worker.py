@@ -16,7 +16,7 @@ from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
-from vla_policy_node.nodes.observations import decode_pair
+from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
 from vla_policy_node.policy.local import LocalPolicy
 

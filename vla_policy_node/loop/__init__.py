@@ -1,0 +1,1 @@
+"""The control loop without ROS: parameters, inputs, the thread that infers."""

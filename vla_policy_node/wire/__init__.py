@@ -1,0 +1,1 @@
+"""What messages hold, from their bytes: within bounds, and without ROS."""
