@@ -1,1 +1,0 @@
-"""Plain networks and their sequences: no policy, no checkpoint, no acceleration method."""
