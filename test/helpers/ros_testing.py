@@ -12,7 +12,7 @@ import time
 import pytest
 import rclpy
 
-from vla_policy_node.domain import free_domain
+from vla_policy_node.domain import free_domain, own_domain
 
 # One domain per process, on this machine only: two test runs, or a robot on the same network,
 # must not hear each other.
@@ -26,6 +26,18 @@ def ros():
     rclpy.init(args=[])
     yield rclpy.get_default_context()
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def ros_alone():
+    """The same in a domain of its own: in its graph is nobody that an earlier test left there.
+
+    A process that was killed stays in the graph for as long as its lease says.
+    """
+    with own_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        yield rclpy.get_default_context()
+        rclpy.try_shutdown()
 
 
 def spin_until(executor, predicate, timeout_s=5.0):

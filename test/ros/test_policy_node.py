@@ -17,15 +17,17 @@ import cv2
 import numpy as np
 import pytest
 from node_bench import INSTRUCTION, checkpoint, make_bench, script
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from robot_double import stamp
-from ros_testing import ros
+from robot_double import TIMEOUT_S, stamp
+from ros_testing import ros, ros_alone, spin_until
 
 from vla_msgs.msg import HoldReason, PolicyInfo, TokenSelection
 from vla_policy_node.nodes import commands, qos
-from vla_policy_node.nodes.lifecycle import shut_down
+from vla_policy_node.nodes.lifecycle import shut_down, state_label
+from vla_policy_node.nodes.policy_node import PolicyNode
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -209,6 +211,19 @@ def test_cleanup_frees_the_model_and_the_node_can_be_configured_again(bench):
     bench.activate()
     bench.start()
     bench.infer()
+
+
+@pytest.mark.usefixtures('ros_alone')
+def test_a_destroyed_node_leaves_the_graph_though_somebody_still_knows_it():
+    observer, executor = Node('observer'), SingleThreadedExecutor()
+    executor.add_node(observer)
+    node = PolicyNode()
+    assert spin_until(executor, lambda: 'policy' in observer.get_node_names(), TIMEOUT_S)
+    shut_down(node)
+    node.destroy_node()
+    assert spin_until(executor, lambda: 'policy' not in observer.get_node_names(), TIMEOUT_S)
+    assert state_label(node) == 'finalized'
+    observer.destroy_node()
 
 
 def test_activation_is_repeatable_and_an_impossible_transition_changes_nothing(bench):

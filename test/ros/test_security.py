@@ -6,7 +6,6 @@ The command `ros2 security` is part of ROS 2 and may not be here, so its format 
 
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
-import gc
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +20,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from replay_bag import make_bag
-from ros_testing import ros, spin_until
+from ros_testing import ros_alone, spin_until
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
@@ -133,10 +132,6 @@ def policy(checkpoint, **changes):
     yield node
     shut_down(node)
     node.destroy_node()
-    # rclpy leaves the state machine, and with it the node, to the collector; until then the graph
-    # has two nodes of this name and tells of either.
-    del node
-    gc.collect()
 
 
 @contextmanager
@@ -152,15 +147,17 @@ def overrides(values):
 
 def graph(prefix):
     """Right -> names, of all nodes of this process whose name begins so."""
-    used = {right: set() for right in RIGHTS}
+    used, found = {right: set() for right in RIGHTS}, []
     observer = Node('observer')
     wait_for_discovery(observer)
     for name, namespace in observer.get_node_names_and_namespaces():
         if not name.startswith(prefix):
             continue
+        found.append(name)
         for right, names in used_by(observer, name, namespace).items():
             used[right] |= names
     observer.destroy_node()
+    assert len(set(found)) == len(found)  # of two with one name the graph would tell of either
     return used
 
 
@@ -233,7 +230,7 @@ def variants(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize('name', NODES)
-@pytest.mark.usefixtures('ros')
+@pytest.mark.usefixtures('ros_alone')
 def test_a_node_is_allowed_what_it_uses_and_nothing_else(name, variants):
     used = defaultdict(set)
     for variant in variants[name]:
@@ -245,7 +242,7 @@ def test_a_node_is_allowed_what_it_uses_and_nothing_else(name, variants):
     assert used == allowed
 
 
-@pytest.mark.usefixtures('ros')
+@pytest.mark.usefixtures('ros_alone')
 def test_instruct_needs_no_more_than_an_operator_may():
     node = Node('vla_instruct')
     client = ActionClient(node, ExecuteInstruction, 'execute_instruction')

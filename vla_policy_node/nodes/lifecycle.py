@@ -1,4 +1,4 @@
-"""What rclpy's lifecycle leaves out: logged exceptions and the name of the present state."""
+"""What rclpy's lifecycle leaves out: logged exceptions, the present state, a whole destruction."""
 
 import functools
 import time
@@ -36,7 +36,8 @@ def transition(method: Callable) -> Callable:
 def state_label(node: LifecycleNode) -> str:
     """Return the name of the present state, during a transition for instance 'deactivating'."""
     # rclpy has no public access to the present state.
-    return node._state_machine.current_state[1]
+    machine = node._state_machine
+    return 'finalized' if machine is None else machine.current_state[1]
 
 
 def shut_down(node: LifecycleNode, timeout_s: float = 5.0) -> None:
@@ -50,3 +51,16 @@ def shut_down(node: LifecycleNode, timeout_s: float = 5.0) -> None:
             node.trigger_shutdown()
         else:
             time.sleep(0.01)
+
+
+def release_state_machine(node: LifecycleNode) -> None:
+    """Complete the destruction of a node, which is in the graph until then.
+
+    rclpy's `destroy_node` leaves the state machine, which holds the node, to the collector. So
+    does this where threads of the node may still ask for its state: whoever reads that of a
+    destroyed machine ends the process.
+    """
+    if state_label(node) in ('finalized', 'unconfigured'):
+        machine, node._state_machine = node._state_machine, None
+        if machine is not None:
+            machine.destroy_when_not_in_use()

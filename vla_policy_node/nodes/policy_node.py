@@ -33,7 +33,7 @@ from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
-from vla_policy_node.nodes.lifecycle import state_label, transition
+from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
@@ -176,6 +176,11 @@ class PolicyNode(LifecycleNode):
         self._stop()
         self._release()
         return TransitionCallbackReturn.SUCCESS
+
+    def destroy_node(self) -> None:
+        """Leave the graph, too."""
+        super().destroy_node()
+        release_state_machine(self)
 
     def stand_still(self) -> None:
         """Hold from now on, whatever the executor is doing, for good (any thread)."""
