@@ -15,9 +15,10 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.message_definitions import MessageDefinitions, type_name
+from vla_policy_node.nodes.image_messages import to_image_message
+from vla_policy_node.nodes.message_classes import type_name
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.wire.images import to_image_message
+from vla_policy_node.wire.definitions import MessageDefinitions
 
 INSTRUCTION = 'pick up the black bowl'
 START_NS = 1_000_000_000_000

@@ -20,9 +20,9 @@ from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.wire.images import to_image_message
 
 TIMEOUT_S = 20.0  # a busy machine is slow; nothing here passes because it waited
 STREAMS = (*CAMERAS, 'ee_pose', 'gripper_state')

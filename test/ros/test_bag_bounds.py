@@ -521,7 +521,7 @@ def test_repair_overwrites_nothing_and_leaves_nothing_of_a_failure(tmp_path):
     b'os.path/msg/X', b'../../etc/msg/passwd', b'antigravity.x/msg/A', b'\0/msg/A',
     b'std_msgs/msg/../../../../etc/passwd'])
 def test_a_type_name_is_never_a_path_or_a_module(tmp_path, kind):
-    code = 'import sys; from vla_policy_node.nodes.message_definitions import *\n' \
+    code = 'import sys; from vla_policy_node.wire.definitions import *\n' \
         'try:\n    MessageDefinitions().learn(sys.argv[1])\n' \
         'except UnknownTypeError as error:\n    assert "antigravity" not in sys.modules\n' \
         '    print("refused")\n'

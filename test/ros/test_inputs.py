@@ -23,8 +23,8 @@ from vla_policy_node.control.session import Session
 from vla_policy_node.loop.inputs import MAX_IMAGE_BYTES, MAX_STATE_BYTES, Inputs, RefusedError
 from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.wire.images import to_image_message
 from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 START_NS, FRAME_NS = 1_000_000_000_000, 33_000_000

@@ -28,7 +28,7 @@ from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
-from vla_policy_node.replay.topics import CHUNK, decode
+from vla_policy_node.replay.topics import CHUNK, RECORDS, decode
 from vla_policy_node.system import read_config
 
 HEADER = 'std_msgs/msg/Header'
@@ -84,7 +84,7 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert evaluation.report['notes'] == ['The policy is untrained: its weights are random.']
     assert evaluation.report['a']['actions']['chunk_elements'] >= 6
     with Bag(bag) as opened:
-        chunks = [decode(raw, ActionChunk, CHUNK) for _, _, raw in opened.messages({CHUNK})]
+        chunks = [decode(raw, RECORDS[CHUNK], CHUNK) for _, _, raw in opened.messages({CHUNK})]
     recorded_actions = {to_ns(chunk.header.stamp): list(chunk.actions) for chunk in chunks}
     again = {i.stamp_ns: i.actions.ravel().tolist() for i in evaluation.traces[0].inferences}
     shared = recorded_actions.keys() & again.keys()

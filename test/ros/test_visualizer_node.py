@@ -18,10 +18,11 @@ from std_msgs.msg import Header
 
 from vla_msgs.msg import TokenSelection
 from vla_policy_node.nodes import qos, visualizer_node
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import SHADOW_ENTRY
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
-from vla_policy_node.wire.images import decode_image, to_image_message
+from vla_policy_node.wire.images import decode_image
 
 pytestmark = pytest.mark.usefixtures('ros')
 

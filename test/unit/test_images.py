@@ -16,6 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vla_policy_node.control.views import GRID
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.wire.cdr import SerialisedCompressedImage
 from vla_policy_node.wire.images import (
     decode_compressed,
@@ -23,7 +24,6 @@ from vla_policy_node.wire.images import (
     read_reference,
     sample_compressed,
     sample_image,
-    to_image_message,
 )
 from vla_policy_node.wire.picture_size import ImageError, compressed_size
 

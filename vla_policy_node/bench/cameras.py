@@ -9,10 +9,10 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Header
 
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.wire.images import to_image_message
 
 PICTURES = 8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +23,12 @@ from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.loop.parameter_fields import check_values, parameter
 from vla_policy_node.plain_yaml import parse_plain_yaml
-from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy import load_policy
 from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
+
+if TYPE_CHECKING:
+    from vla_policy_node.policy.local import LocalPolicy
 
 _TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 
@@ -219,7 +223,7 @@ class PolicyParameters:
         instead: arguments of `LocalPolicy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        policy = LocalPolicy.load(**{
+        policy = load_policy(**{
             'checkpoint': self.checkpoint,
             'methods': self.method_names,
             'device': self.device,

@@ -1,5 +1,7 @@
 """The worker thread: decode, infer, publish; one observation at a time."""
 
+from __future__ import annotations
+
 import logging
 import math
 import threading
@@ -8,8 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-from std_msgs.msg import Header
+from typing import TYPE_CHECKING
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
@@ -18,7 +19,10 @@ from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
-from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.wire.cdr import MessageHeader
+
+if TYPE_CHECKING:
+    from vla_policy_node.policy.local import LocalPolicy
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
@@ -32,7 +36,7 @@ class Result:
 
     chunk: ActionChunk
     pair: Pair
-    headers: dict[str, Header]
+    headers: dict[str, MessageHeader]
     goal: Goal
     sequence: int
     observation_age_ns: int  # capture stamp to start of work

@@ -9,7 +9,7 @@ from pathlib import Path
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.rosbag2.errors import WriterError
 
-from vla_policy_node.nodes.message_definitions import MessageDefinitions
+from vla_policy_node.wire.definitions import MessageDefinitions
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 # Chunks of mcap are compressed as they are; sqlite3 compresses message by message.

@@ -17,7 +17,13 @@ from std_srvs.srv import Trigger
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.control.commander import Commander
-from vla_policy_node.control.session import OUTCOME_TEXTS, Goal, GoalRefusedError, Outcome
+from vla_policy_node.control.session import (
+    MAX_INSTRUCTION_BYTES,
+    OUTCOME_TEXTS,
+    Goal,
+    GoalRefusedError,
+    Outcome,
+)
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
 
@@ -27,9 +33,6 @@ FEEDBACK_PERIOD_S = 0.1
 LEASE_S = 1.0
 # So long the graph may take to tell of the client that sent it.
 DISCOVERY_S = 5.0
-# Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
-# refused unread: a megabyte keeps a tokeniser busy for seconds.
-MAX_INSTRUCTION_BYTES = 4096
 
 
 @dataclass

@@ -4,66 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from geometry_msgs.msg import TwistStamped, Vector3
+from geometry_msgs.msg import TwistStamped
 from std_msgs.msg import Header
 
-from vla_msgs.msg import (
-    ActionChunk,
-    ActionSpecification,
-    EndEffectorCommand,
-    HoldReason,
-    PolicyInfo,
-    TokenSelection,
-)
+from vla_msgs.msg import ActionSpecification, EndEffectorCommand, PolicyInfo
+from vla_msgs.msg import TokenSelection as TokenSelectionMessage
 from vla_policy_node.control.action_spec import ActionSpec
-from vla_policy_node.control.commander import Command
-from vla_policy_node.control.hold import Hold
-from vla_policy_node.control.hold import HoldReason as HoldCode
-
-if TYPE_CHECKING:  # the world shares these functions and needs no torch
-    from vla_policy_node.policy import local as core
+from vla_policy_node.nodes.message_classes import message_class
+from vla_policy_node.policy.interface import ActionChunk, PolicyDescription, TokenSelection
+from vla_policy_node.wire.build import MessageBuilder
+from vla_policy_node.wire.build import to_ns as to_ns
+from vla_policy_node.wire.cdr import MessageHeader
 
 _NS = 1_000_000_000
 # How the name of the shadow's entry in /diagnostics ends, after the node's.
 SHADOW_ENTRY = ': shadow'
 
-
-def to_time(ns: int) -> Time:
-    """Return nanoseconds as a message; negative times become zero."""
-    sec, nanosec = divmod(max(ns, 0), _NS)
-    return Time(sec=sec, nanosec=nanosec)
+_builder = MessageBuilder(message_class, np.ndarray.tolist)
+to_time, to_hold = _builder.time, _builder.hold
+to_command, to_chunk = _builder.command, _builder.chunk
 
 
-def to_ns(time: Time) -> int:
-    """Return a time message (or a duration message) in nanoseconds."""
-    return time.sec * _NS + time.nanosec
-
-
-def to_hold(hold: Hold) -> HoldReason:
-    """Return a hold reason with its sentence."""
-    return HoldReason(code=int(hold.code), stream=hold.stream, text=hold.text)
-
-
-def to_command(command: Command, now_ns: int, frame_id: str) -> EndEffectorCommand:
-    """Return the command, stamped with the time of publication."""
-    return EndEffectorCommand(
-        header=Header(stamp=to_time(now_ns), frame_id=frame_id),
-        translation=_vector(command.delta.translation_m),
-        rotation=_vector(command.delta.rotation_rad),
-        gripper=command.delta.gripper,
-        hold=command.hold.code is not HoldCode.NONE,
-        hold_reason=to_hold(command.hold),
-        observation_stamp=to_time(command.observation_stamp_ns),
-        target_time=to_time(command.target_time_ns),
-        chunk_step=command.chunk_step,
-        disagreement=command.disagreement,
-        epoch=command.epoch,
-        limited=bool(command.rules),
-    )
+def to_header(header: MessageHeader) -> Header:
+    """Return the header of a message that was read from its bytes."""
+    return _builder.header(header.stamp_ns, header.frame_id)
 
 
 def to_twist(command: EndEffectorCommand, period_s: float) -> TwistStamped:
@@ -75,48 +41,13 @@ def to_twist(command: EndEffectorCommand, period_s: float) -> TwistStamped:
     return twist
 
 
-def to_chunk(
-    chunk: core.ActionChunk,
-    header: Header,
-    instruction: str,
-    sequence: int,
-    epoch: int,
-    period_ns: int,
-    observation_age_ns: int,
-    spread_ns: int,
-) -> ActionChunk:
-    """Return the result of one inference; header is the third-person picture's."""
-    length, dimension = chunk.actions.shape
-    return ActionChunk(
-        header=header,
-        instruction=instruction,
-        sequence=sequence,
-        epoch=epoch,
-        chunk_length=length,
-        action_dimension=dimension,
-        actions=chunk.actions.ravel().tolist(),
-        period_s=period_ns / _NS,
-        stage_names=list(chunk.stage_ms),
-        stage_ms=[float(ms) for ms in chunk.stage_ms.values()],
-        inference_ms=float(sum(chunk.stage_ms.values())),
-        observation_age_ms=observation_age_ns / 1e6,
-        camera_spread_ms=spread_ns / 1e6,
-        tokens_kept=chunk.tokens_kept,
-        tokens_total=chunk.tokens_total,
-        layers_run=chunk.layers_run,
-        layers_total=chunk.layers_total,
-        reused_by=chunk.reused_by,
-        method=chunk.method,
-    )
-
-
 def to_selection(
-    selection: core.TokenSelection, chunk: core.ActionChunk, header: Header, instruction: str
-) -> TokenSelection:
+    selection: TokenSelection, chunk: ActionChunk, header: Header, instruction: str
+) -> TokenSelectionMessage:
     """Return the kept tokens of one camera; header is that camera's picture's."""
     height, width = selection.kept.shape
     x, y, crop_width, crop_height = selection.crop
-    return TokenSelection(
+    return TokenSelectionMessage(
         header=header,
         camera=selection.camera,
         method=chunk.method,
@@ -134,7 +65,7 @@ def to_selection(
 
 
 def to_info(
-    description: core.PolicyDescription,
+    description: PolicyDescription,
     spec: ActionSpec,
     execution_mode: str,
     camera_transforms: Mapping[str, str],
@@ -181,7 +112,3 @@ def to_info(
 def finite_or_zero(value: float) -> float:
     """Return the value, or 0.0 for NaN: an empty statistic in a status message."""
     return float(value) if math.isfinite(value) else 0.0
-
-
-def _vector(values: np.ndarray) -> Vector3:
-    return Vector3(x=float(values[0]), y=float(values[1]), z=float(values[2]))

@@ -26,6 +26,7 @@ from vla_msgs.srv import StartInstruction
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
+from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
@@ -98,7 +99,7 @@ class PlayerNode(Node):
 
     def _create_endpoints(self) -> None:
         self._outputs = {
-            stream: self.create_publisher(kind, topic, qos.observation_output())
+            stream: self.create_publisher(message_class(kind), topic, qos.observation_output())
             for stream, (kind, topic) in input_streams(self._topics.compressed).items()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')

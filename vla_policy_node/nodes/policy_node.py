@@ -6,11 +6,14 @@ see `goals`. The worker's: decodes, infers, publishes results. What to send is d
 `control.commander`, this file only connects it to ROS.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -35,14 +38,17 @@ from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
+from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.policy.interface import CAMERAS, Observation
-from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 from vla_policy_node.wire.streams import input_streams
+
+if TYPE_CHECKING:
+    from vla_policy_node.policy.local import LocalPolicy
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
@@ -293,12 +299,12 @@ class PolicyNode(LifecycleNode):
             DiagnosticArray, '/diagnostics', qos.event_output())
 
     def _create_subscriptions(self, parameters: PolicyParameters) -> None:
-        for stream, (message_type, topic) in input_streams(parameters.compressed).items():
+        for stream, (kind, topic) in input_streams(parameters.compressed).items():
             profile = qos.camera_input() if stream in CAMERAS else qos.state_input()
             events = SubscriptionEventCallbacks(
                 incompatible_qos=partial(self._on_incompatible_qos, topic))
             self._input_subscriptions.append(self.create_subscription(
-                message_type, topic, partial(self._file, stream), profile,
+                message_class(kind), topic, partial(self._file, stream), profile,
                 event_callbacks=events, raw=True,
             ))
 
@@ -334,10 +340,12 @@ class PolicyNode(LifecycleNode):
         chunk, goal = result.chunk, result.goal
         for selection in chunk.selections:
             self._selection_publisher.publish(messages.to_selection(
-                selection, chunk, result.headers[selection.camera], goal.instruction))
+                selection, chunk, messages.to_header(result.headers[selection.camera]),
+                goal.instruction))
         self._chunk_publisher.publish(messages.to_chunk(
-            chunk, result.headers[CAMERAS[0]], goal.instruction, result.sequence, goal.epoch,
-            self._settings.period_ns, result.observation_age_ns, result.pair.spread_ns,
+            chunk, messages.to_header(result.headers[CAMERAS[0]]), goal.instruction,
+            result.sequence, goal.epoch, self._settings.period_ns, result.observation_age_ns,
+            result.pair.spread_ns,
         ))
 
     # --- reports: executor thread ---

@@ -5,7 +5,6 @@ Beside the messages the folder gets `policy.yaml`, the policy node's parameters,
 as a parameter file.
 """
 
-import importlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from vla_msgs.msg import (
 )
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
-from vla_policy_node.nodes.message_definitions import type_name
+from vla_policy_node.nodes.message_classes import message_class, type_name
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import (
     ParameterError,
@@ -112,7 +111,7 @@ class RecorderNode(Node):
     def _subscribe(self) -> None:
         inputs = input_streams(self._settings.compressed).values()
         for kind, topic in inputs:
-            self._listen(kind, topic, _deep(ReliabilityPolicy.BEST_EFFORT))
+            self._listen(message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT))
         for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
         self._listen(PolicyInfo, 'policy_info', qos.latched())
@@ -127,9 +126,8 @@ class RecorderNode(Node):
             if topic not in self._extra:
                 continue
             self._extra.discard(topic)
-            package, _, name = types[0].partition('/msg/')
             try:
-                kind = getattr(importlib.import_module(f'{package}.msg'), name)
+                kind = message_class(types[0])
             except (ImportError, AttributeError):
                 self.get_logger().warning(f"'{topic}' is not recorded: its type {types[0]} is not "
                                           'installed here.')

@@ -8,6 +8,7 @@ from std_msgs.msg import Header
 from vla_msgs.msg import PolicyStatus
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
@@ -19,24 +20,6 @@ _CALM = frozenset({
     HoldReason.NONE, HoldReason.INACTIVE, HoldReason.NO_INSTRUCTION, HoldReason.GOAL_FINISHED,
     HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED,
 })
-
-
-def counters(
-    commander: Commander, worker: PolicyWorker, others: Mapping[str, int]
-) -> dict[str, int]:
-    """Return every count of every part under 'part.name'."""
-    parts = commander.parts
-    groups = {
-        'tick': commander.counts(),
-        'input': parts.pairer.counts(),
-        'pose': commander.poses.counts(),
-        'executor': parts.executor.counts(),
-        'limit': parts.limiter.counts(),
-        'worker': worker.counts(),
-        'node': others,
-    }
-    return {f'{group}.{name}': count for group, counts in groups.items()
-            for name, count in sorted(counts.items())}
 
 
 def make_status(

@@ -1,5 +1,7 @@
 """The plain model beside the accelerated one: what the methods save, and what they change."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os
@@ -7,13 +9,16 @@ import queue
 import threading
 import traceback
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.policy.interface import ActionChunk, Observation
-from vla_policy_node.policy.local import LocalPolicy
+
+if TYPE_CHECKING:
+    from vla_policy_node.policy.local import LocalPolicy
 
 # Added to the priority of the thread: it gets what the robot's work leaves over.
 NICENESS = 10

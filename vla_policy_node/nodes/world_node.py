@@ -28,13 +28,13 @@ from vla_msgs.srv import ResetWorld
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes import world_messages as messages
 from vla_policy_node.nodes.ending import leave
+from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.world_clock import PacedClock, SteppedClock, SystemClock
 from vla_policy_node.nodes.world_episodes import Episode, Episodes
 from vla_policy_node.nodes.world_inbox import Inbox
-from vla_policy_node.wire.images import to_image_message
 from vla_policy_node.world.actions import GRIPPER_OPEN
 from vla_policy_node.world.layouts import LAYOUTS
 from vla_policy_node.world.libero_setup import SUITES

@@ -11,7 +11,6 @@ from pathlib import Path
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.errors import WriterError
 
-from vla_policy_node.nodes.message_definitions import MessageDefinitions
 from vla_policy_node.plain_yaml import read_regular
 from vla_policy_node.recorded import RECORDED_PARAMETERS
 from vla_policy_node.replay.bag import METADATA, BagError
@@ -31,6 +30,7 @@ from vla_policy_node.replay.mcap_file import (
     unpack_chunk,
 )
 from vla_policy_node.replay.storage import StorageError, most_unpacked, regular_size
+from vla_policy_node.wire.definitions import MessageDefinitions
 
 _BAG_VERSION = 8
 _LATEST_NS = 2**63

@@ -10,9 +10,9 @@ import numpy as np
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.session import Session
+from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker
-from vla_policy_node.nodes.reporting import counters
 from vla_policy_node.policy.interface import CAMERAS, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay.bag import Bag

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from vla_msgs.msg import PolicyInfo
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.recorded import (
@@ -19,7 +19,7 @@ from vla_policy_node.recorded import (
 )
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import Limits
-from vla_policy_node.replay.topics import INFO, decode
+from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
 from vla_policy_node.system import (
     comes_with_package,
     default_checkpoint,
@@ -61,16 +61,16 @@ class ReplaySettings:
     trust_bag: bool = False
 
 
-def read_info(bag: Bag) -> PolicyInfo | None:
+def read_info(bag: Bag) -> Any | None:
     """Return the last self-description of the policy that was recorded, if there is one."""
     info = None
     for topic, _, raw in bag.messages({INFO} & bag.types.keys()):
-        info = decode(raw, PolicyInfo, topic)
+        info = decode(raw, POLICY_INFO, topic)
     return info
 
 
 def parameters_of(
-    choice: str, settings: ReplaySettings, bag: Bag, info: PolicyInfo | None
+    choice: str, settings: ReplaySettings, bag: Bag, info: Any | None
 ) -> tuple[PolicyParameters, list[str]]:
     """Return the parameters that `choice` (config or against) means for a bag, and remarks.
 
@@ -102,7 +102,7 @@ def parameters_of(
     return parameters, notes
 
 
-def _recorded(bag: Bag, info: PolicyInfo | None, notes: list[str]) -> dict[str, object]:
+def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]:
     """Return the parameters that the bag was recorded with, as far as it tells."""
     values = read_config(default_config())['policy']
     recorded = read_recorded(bag.path)

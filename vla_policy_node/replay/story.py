@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.goals import MAX_INSTRUCTION_BYTES
-from vla_policy_node.nodes.messages import to_ns
+from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
+from vla_policy_node.wire.build import to_ns
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 # Recording times and stamps this far apart at the median are times of different clocks.
@@ -65,7 +65,7 @@ class Story:
     """
 
     goals: tuple[Goal, ...]
-    info: PolicyInfo | None
+    info: Any | None  # vla_msgs/PolicyInfo
     actions: Actions
     inference_ns: int | None
     on_stamps: bool
@@ -91,7 +91,7 @@ class _Teller:
     def __init__(self, topics: BagTopics, period_ns: int):
         self._topics = topics
         self._period_ns = period_ns
-        self._info: PolicyInfo | None = None
+        self._info: Any | None = None
         self._goals: list[Goal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
         self._delays_ns: list[int] = []  # recording less stamp
@@ -122,7 +122,7 @@ class _Teller:
         elif topic == CHUNK:
             self._hear_chunk(message, time_ns)
 
-    def _hear_status(self, status: PolicyStatus) -> None:
+    def _hear_status(self, status: Any) -> None:
         # By its own stamp: the recorder may have heard of it later.
         time_ns = to_ns(status.header.stamp)
         running = (status.epoch, status.instruction) if status.goal_active else None
@@ -136,7 +136,7 @@ class _Teller:
         self._goals.append(Goal(instruction, start_ns, time_ns))
         self._running = None
 
-    def _hear_chunk(self, chunk: ActionChunk, time_ns: int) -> None:
+    def _hear_chunk(self, chunk: Any, time_ns: int) -> None:
         if not abs(chunk.observation_age_ms) < 1e9:  # nor NaN
             return
         age_ns = round(chunk.observation_age_ms * 1e6)

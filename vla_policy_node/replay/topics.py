@@ -1,26 +1,26 @@
-"""Which topic of a bag is which input of the policy, and messages to and from their bytes."""
+"""Which topic of a bag is which input of the policy, and messages from their bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from geometry_msgs.msg import TwistStamped
-from rclpy.serialization import deserialize_message
-
-from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus
-from vla_policy_node.nodes.message_definitions import type_name
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.wire.definitions import MessageDefinitions
 from vla_policy_node.wire.streams import input_streams
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
-RECORDS = {STATUS: PolicyStatus, INFO: PolicyInfo, CHUNK: ActionChunk}
+POLICY_INFO = 'vla_msgs/msg/PolicyInfo'
+RECORDS = {STATUS: 'vla_msgs/msg/PolicyStatus', INFO: POLICY_INFO,
+           CHUNK: 'vla_msgs/msg/ActionChunk'}
 _SHOWN = 8  # topics in a sentence
-ACTION_TYPES = (EndEffectorCommand, TwistStamped)
+ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
 # Two empty strings, for bags from before `optimisation` and `preprocessing` were appended. What
 # follows a complete message is not read.
-APPENDED = {PolicyInfo: bytes(8)}
+APPENDED = {POLICY_INFO: bytes(8)}
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class BagTopics:
 
     inputs: topic -> stream, see `wire.streams.input_streams`. compressed: as the node's
     parameter. actions: topic of the executed or expert actions, '' if there are none;
-    action_type: its message class.
+    action_type: its message type.
     """
 
     inputs: Mapping[str, str]
     compressed: bool
     actions: str = ''
-    action_type: type = EndEffectorCommand
+    action_type: str = ACTION_TYPES[0]
 
 
 def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTopics:
@@ -54,37 +54,43 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
         topic = names[stream] + ('/compressed' if compressed and stream in CAMERAS else '')
         _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
         inputs[topic] = stream
-    kinds = {type_name(kind): kind for kind in ACTION_TYPES}
-    if not actions and types.get(COMMAND) not in kinds:
+    if not actions and types.get(COMMAND) not in ACTION_TYPES:
         return BagTopics(inputs, compressed)
     topic = actions or COMMAND
-    kind = kinds.get(types.get(topic, ''), EndEffectorCommand)
+    kind = types.get(topic, '')
+    if kind not in ACTION_TYPES:
+        kind = ACTION_TYPES[0]
     _require(bag, topic, kind, '--actions-topic TOPIC')
     return BagTopics(inputs, compressed, topic, kind)
 
 
-def decode(raw: bytes, kind: type, topic: str):
+def decode(raw: bytes, kind: str, topic: str) -> Any:
     """Return the message; raises BagError if the bytes are none of this type.
 
     Fields that an old recording does not have are empty.
     """
     try:
-        return deserialize_message(raw + APPENDED.get(kind, b''), kind)
-    except Exception as error:  # whatever the middleware throws at bytes that do not fit
+        return _definitions().read(raw + APPENDED.get(kind, b''), kind)
+    except Exception as error:  # whatever the library throws at bytes that do not fit
         raise BagError(
-            f"A message on '{topic}' is not the {type_name(kind)} that is installed here; replay "
+            f"A message on '{topic}' is not the {kind} that is installed here; replay "
             'with the version of the messages that it was recorded with.') from error
 
 
-def _require(bag: Bag, topic: str, kind: type, option: str) -> None:
+def _require(bag: Bag, topic: str, kind: str, option: str) -> None:
     found = bag.types.get(topic)
     if found is None:
-        fitting = sorted(t for t, name in bag.types.items() if name == type_name(kind))[:_SHOWN]
+        fitting = sorted(t for t, name in bag.types.items() if name == kind)[:_SHOWN]
         hint = f'name one with {option}: {", ".join(fitting)}' if fitting else (
-            f'no topic has the type {type_name(kind)}; record the inputs of the policy with '
+            f'no topic has the type {kind}; record the inputs of the policy with '
             '`vla record`')
         raise BagError(f"The bag '{bag.path}' has no messages on '{topic}'; {hint}.")
-    if found != type_name(kind):
+    if found != kind:
         raise BagError(
             f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
-            f'known here: {type_name(kind)} is needed; name another topic with {option}.')
+            f'known here: {kind} is needed; name another topic with {option}.')
+
+
+@cache
+def _definitions() -> MessageDefinitions:
+    return MessageDefinitions()

@@ -29,6 +29,14 @@ class MessageError(ValueError):
     """A serialised message that cannot be used; one sentence."""
 
 
+@dataclass(frozen=True)
+class MessageHeader:
+    """A std_msgs/Header."""
+
+    stamp_ns: int
+    frame_id: str
+
+
 @dataclass(frozen=True, eq=False)
 class SerialisedImage:
     """A sensor_msgs/Image; `data` is a view of the message's own bytes."""

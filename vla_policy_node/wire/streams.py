@@ -1,17 +1,15 @@
 """What the policy listens to: names, message types and topics."""
 
-from geometry_msgs.msg import PoseStamped
-from sensor_msgs.msg import CompressedImage, Image, JointState
-
 CAMERAS = ('third_person', 'wrist')
 POSE, GRIPPER = 'ee_pose', 'gripper_state'
 
 
-def input_streams(compressed: bool) -> dict[str, tuple[type, str]]:
+def input_streams(compressed: bool) -> dict[str, tuple[str, str]]:
     """Return stream -> message type and topic, without remapping."""
-    kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
+    kind, suffix = ('CompressedImage', '/compressed') if compressed else ('Image', '')
     return {
-        **{camera: (kind, f'{camera}/image_raw{suffix}') for camera in CAMERAS},
-        POSE: (PoseStamped, POSE),
-        GRIPPER: (JointState, GRIPPER),
+        **{camera: (f'sensor_msgs/msg/{kind}', f'{camera}/image_raw{suffix}')
+           for camera in CAMERAS},
+        POSE: ('geometry_msgs/msg/PoseStamped', POSE),
+        GRIPPER: ('sensor_msgs/msg/JointState', GRIPPER),
     }

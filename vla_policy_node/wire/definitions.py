@@ -1,8 +1,9 @@
-"""Definitions of installed message types, as a bag must carry them to explain itself."""
+"""Message types by name, from their .msg files: read, written and explained without ROS."""
 
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
@@ -10,17 +11,15 @@ from rosbags.typesys.store import Typestore
 _TYPE_NAME = re.compile(r'[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-9]*')
 
 
-def type_name(kind: type) -> str:
-    """Return a message class's name as bags write it, for instance 'sensor_msgs/msg/Image'."""
-    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
-
-
 class UnknownTypeError(ValueError):
     """A message type that is not installed here; one sentence."""
 
 
 class MessageDefinitions:
-    """A typestore that learns types from the packages that are installed. One thread."""
+    """A typestore that learns types from the packages that are installed. One thread.
+
+    ROS's own types are those of the library; vla_msgs is found in the source tree, too.
+    """
 
     def __init__(self):
         self.store: Typestore = get_typestore(Stores.ROS2_KILTED)
@@ -48,6 +47,25 @@ class MessageDefinitions:
                 self._learn_field(kind)
         return self.store
 
+    def kind(self, type_name: str) -> Any:
+        """Return the class of such a message, which takes every field by name."""
+        return self.learn(type_name).types[type_name]
+
+    def read(self, raw: bytes, type_name: str) -> Any:
+        """Return a message from its bytes; what follows a complete one is not looked at.
+
+        Raises whatever the library raises at bytes that are none of this type.
+        """
+        definition = self.learn(type_name).get_msgdef(type_name)
+        if bytes(raw[:2]) not in (b'\0\0', b'\0\1'):
+            raise ValueError('it does not begin with a plain CDR header')
+        read = definition.deserialize_cdr_le if raw[1] else definition.deserialize_cdr_be
+        return read(raw[4:], 0, definition.cls, self.store)[0]
+
+    def write(self, message: Any) -> bytes:
+        """Return the bytes of a message of a class that `kind` returned."""
+        return bytes(self.store.serialize_cdr(message, message.__msgtype__))
+
     def _learn_field(self, kind) -> None:
         node, detail = kind
         if isinstance(detail, tuple) and isinstance(detail[0], tuple):  # an array of something
@@ -59,10 +77,17 @@ class MessageDefinitions:
 def _share(package: str) -> Path:
     """Return a package's share folder, which lies in the prefix that its Python module is in.
 
-    Not by the ament index: a virtual environment works without being sourced.
+    Not by the ament index: a virtual environment works without being sourced. Where a package is
+    not installed, its sources beside ours will do.
     """
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ImportError:
+        spec = None
     for prefix in Path(spec.origin).parents if spec and spec.origin else ():
         if (prefix / 'share' / package).is_dir():
             return prefix / 'share' / package
+    sources = Path(__file__).parents[2] / package
+    if (sources / 'package.xml').is_file():
+        return sources
     raise FileNotFoundError(package)

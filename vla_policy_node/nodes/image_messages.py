@@ -1,0 +1,26 @@
+"""RGB arrays to image messages. Pure, any thread."""
+
+import array
+
+import numpy as np
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from vla_policy_node.wire.picture_size import ImageError
+
+
+def to_image_message(rgb: np.ndarray, header: Header) -> Image:
+    """Return [H, W, 3] uint8 RGB as an rgb8 message with unpadded rows."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ImageError(
+            f'An rgb8 message needs [H, W, 3] uint8 pixels, got {list(rgb.shape)} {rgb.dtype}.'
+        )
+    height, width, channels = rgb.shape
+    # array('B', view) goes element by element (640x480: 56 ms instead of 0.1 ms), and so does
+    # the assignment of bytes where rclpy checks its fields.
+    data = array.array('B')
+    data.frombytes(np.ascontiguousarray(rgb).data.cast('B'))
+    msg = Image(header=header, height=height, width=width, encoding='rgb8')
+    msg.step = width * channels
+    msg.data = data
+    return msg
