@@ -106,7 +106,7 @@ def assemble(model, inputs):
 def hide_all_but(sequence, kept):
     """The same sequence with visual rows hidden instead of dropped; kept: [V] bool."""
     bias = torch.zeros(sequence.positions.shape)
-    bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(~torch.as_tensor(kept), -torch.inf)
+    bias[:, sequence.span('visual')].masked_fill_(~torch.as_tensor(kept), -torch.inf)
     return replace(sequence, key_bias=bias)
 
 
@@ -174,7 +174,7 @@ class HideInstead(Method):
         hidden = torch.ones(sequence.visual_total, dtype=torch.bool)
         hidden[changed.visual_tokens] = False
         bias = torch.zeros(sequence.positions.shape)
-        bias[:, 1 : 1 + sequence.visual_rows].masked_fill_(
+        bias[:, sequence.span('visual')].masked_fill_(
             hidden[sequence.visual_tokens], -torch.inf)
         return replace(sequence, key_bias=bias)
 

@@ -27,7 +27,7 @@ from ros_testing import ros, spin_until
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.guard_node import _to_message
+from vla_policy_node.nodes.guard_node import GuardNode, _to_message
 from vla_policy_node.wire.cdr import MessageError, read_command
 
 TIMEOUT_S = 30.0
@@ -266,3 +266,13 @@ def test_the_guard_starts_quickly_because_it_needs_little():
     code = (f'import sys, {MODULE}; '
             "assert not {'torch', 'cv2', 'PIL', 'scipy', 'mujoco'} & set(sys.modules)")
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.usefixtures('ros')
+def test_the_robot_hears_of_a_hold_before_the_log_does(monkeypatch):
+    node, order = GuardNode(), []
+    monkeypatch.setattr(node, '_send', lambda message: order.append('sent'))
+    monkeypatch.setattr(node, '_warn', lambda text: order.append('told'))
+    node._look()
+    assert order == ['sent', 'told']
+    node.destroy_node()

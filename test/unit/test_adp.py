@@ -18,14 +18,13 @@ from tiny_model import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.adp import MotionGate, importance
-from vla_policy_node.acceleration.selection import text_rows
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 
 def test_importance_is_the_mean_product_of_queries_and_keys():
-    layer, text = shared_model().language_model.layers[0], text_rows(shared_sequence(), CONFIG)
+    layer, text = shared_model().language_model.layers[0], shared_sequence().span('prompt')
     x = layer.input_layernorm(shared_sequence().states)[0]
     heads = CONFIG.language_model.heads
     query = layer.self_attn.q_proj(x[text]).unflatten(1, (heads, -1))
@@ -38,7 +37,7 @@ def test_importance_is_the_mean_product_of_queries_and_keys():
 
 @pytest.mark.parametrize('layer', [0, -1])
 def test_importance_of_fused_weights_is_the_same(layer):
-    text = shared_sequence().states[0, text_rows(shared_sequence(), CONFIG)]
+    text = shared_sequence().states[0, shared_sequence().span('prompt')]
     plain = importance(
         shared_model().language_model.layers[layer], shared_sequence().visual[0], text)
     fused = fuse(load_model()).language_model.layers[layer]
@@ -52,7 +51,7 @@ def test_importance_of_fused_weights_is_the_same(layer):
 
 def test_importance_in_8_bit_floats_is_about_the_same():
     layer = copy.deepcopy(shared_model().language_model.layers[0])
-    text = shared_sequence().states[0, text_rows(shared_sequence(), CONFIG)]
+    text = shared_sequence().states[0, shared_sequence().span('prompt')]
     plain = importance(layer, shared_sequence().visual[0], text)
     layer.self_attn.q_proj, layer.self_attn.k_proj = map(
         Float8Linear, (layer.self_attn.q_proj, layer.self_attn.k_proj))
@@ -68,7 +67,7 @@ def test_start_prompt_and_stop_ask():
     assert torch.equal(method._asking(shared_sequence()), embed(ids))
     method.prepare(None, replace(CONFIG, head='cogact'))
     states = shared_sequence().states[:, :-57]
-    causal = replace(shared_sequence(), states=states)  # ends with its prompt
+    causal = replace(shared_sequence(), states=states, spans=shared_sequence().spans[:-2])
     assert torch.equal(method._asking(causal), embed(prompt[0]))
 
 
@@ -76,7 +75,8 @@ def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():
     """184 + 256 of 512 with keep 0.9: what the wrist camera cannot use, nobody gets."""
     method = prepared('adp', shared_model(), keep=0.9)
     positions = torch.arange(1 + 512 + 2)[None]
-    sequence = TokenSequence(torch.zeros(1, 515, 4), positions, 512)
+    spans = lay_out({'bos': 1, 'visual': 512, 'prompt': 2})
+    sequence = TokenSequence(torch.zeros(1, 515, 4), positions, spans)
     kept = method._choose(sequence, torch.arange(512.0)) // 256
     assert kept.bincount().tolist() == [184, 256]
 

@@ -198,7 +198,7 @@ def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name,
             return hide_all_but(sequence, report.kept) if index == 2 else sequence
 
     torch.testing.assert_close(model.decode(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
-    visual = slice(1, 1 + sequence.visual_rows)
+    visual = sequence.span('visual')
     total = sequence.states.shape[1]
     # Proprio comes before the prompt, action slots and stop after it; CogACT's last is the stop.
     prompt = (slice(visual.stop + 1, total - 57) if name == 'OFT' else slice(visual.stop, total))

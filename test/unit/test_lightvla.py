@@ -276,7 +276,7 @@ def test_random_extra_tokens_count_once_with_multiplicity_bias(case):
     pruned = method.select_tokens(sequence_of(case))
     votes = method.report().scores[method.report().kept]
     assert (votes == 0).sum() == 3
-    bias = pruned.key_bias[0, 1 : 1 + pruned.visual_rows]
+    bias = pruned.key_bias[0, pruned.span('visual')]
     torch.testing.assert_close(bias.exp(), torch.from_numpy(votes).clamp(min=1))
 
 

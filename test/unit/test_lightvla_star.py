@@ -23,7 +23,7 @@ from vla_policy_node.acceleration.lightvla_star import FILE_NAME, LearnedQueries
 from vla_policy_node.acceleration.lightvla_training import LightVlaStarTraining
 from vla_policy_node.models.checkpoint import fingerprint
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import CAMERAS, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -51,7 +51,8 @@ def case(request):
 def test_scores_are_those_of_the_formula(count, tokens, rows, seed):
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(2, 1 + tokens + rows, 16, generator=generator, dtype=torch.float64)
-    sequence = TokenSequence(states, torch.arange(1 + tokens + rows).expand(2, -1), tokens)
+    spans = lay_out({'bos': 1, 'visual': tokens, 'prompt': rows})
+    sequence = TokenSequence(states, torch.arange(1 + tokens + rows).expand(2, -1), spans)
     queries = LearnedQueries(16, count).requires_grad_(False)
 
     def norm(x):
@@ -143,7 +144,8 @@ def test_one_step_of_descent_lowers_the_loss_of_a_soft_choice():
     """The straight-through gradient points somewhere useful: a query learns to pick a token."""
     torch.manual_seed(0)
     states = torch.randn(1, 12, 8)
-    sequence = TokenSequence(states, torch.arange(12)[None], visual_rows=8)
+    spans = lay_out({'bos': 1, 'visual': 8, 'prompt': 3})
+    sequence = TokenSequence(states, torch.arange(12)[None], spans)
     queries = LearnedQueries(8, count=1)
     training = LightVlaStarTraining(queries)
     wanted = (training.select_tokens(sequence).visual_tokens.item() + 3) % 8

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score, score_flops
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 BATCH = [CASES[index] for index in (0, 2, 3)]  # they keep 7, 16 and 4 tokens
 
@@ -31,7 +31,7 @@ class DuplicatedTraining(LightVlaTraining):
         hard = functional.one_hot(winners, sequence.visual_rows)
         soft = torch.softmax(scores, dim=-1)
         positions = sequence.positions.clone()
-        rows = slice(1, 1 + sequence.visual_rows)
+        rows = sequence.span('visual')
         positions[:, rows] = positions[:, rows].gather(1, winners)
         chosen = (hard + (soft - soft.detach())) @ sequence.visual
         return replace(sequence.with_visual(chosen), positions=positions)
@@ -178,7 +178,7 @@ def test_under_autocast_the_choice_is_that_of_float32():
     torch.manual_seed(0)
     positions = torch.arange(250).expand(2, -1)
     alike = torch.randn(2, 25, 64).repeat(1, 10, 1) + 1e-3 * torch.randn(2, 250, 64)
-    sequence = TokenSequence(alike, positions, visual_rows=200)
+    sequence = TokenSequence(alike, positions, lay_out({'bos': 1, 'visual': 200, 'prompt': 49}))
     method = LightVlaTraining()
     method.select_tokens(sequence)
     expected = method.votes
@@ -196,6 +196,10 @@ def test_training_pays_for_the_score_and_the_kept_rows_alone():
     assert pruned.states.shape[1] == sequence.states.shape[1] - 32 + 16
 
 
+def spans_of(tokens):
+    return lay_out({'bos': 1, 'visual': tokens, 'prompt': 3})
+
+
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31))
 def test_the_kept_rows_are_the_union_of_the_votes(batch, queries, tokens, seed):
     """At their original positions, ascending, with ln(votes) as bias; the others are hidden."""
@@ -204,8 +208,8 @@ def test_the_kept_rows_are_the_union_of_the_votes(batch, queries, tokens, seed):
     positions = torch.arange(tokens + 4).expand(batch, -1)
     scores = torch.randn(batch, queries, tokens, generator=generator)
     method = LightVlaTraining()
-    pruned = method._select(TokenSequence(states, positions, tokens), scores)
-    bias = pruned.key_bias[:, 1 : 1 + pruned.visual_rows]
+    pruned = method._select(TokenSequence(states, positions, spans_of(tokens)), scores)
+    bias = pruned.key_bias[:, pruned.span('visual')]
     winners = scores.argmax(dim=-1)
     for index in range(batch):
         union, counts = winners[index].unique(return_counts=True)
@@ -225,7 +229,7 @@ def test_a_choice_per_sample_is_the_choice_of_each_alone(batch, tokens, seed):
     states = torch.randn(batch, tokens + 4, 8, generator=generator)
     positions = torch.randint(0, 99, (batch, tokens + 4), generator=generator)
     bias = torch.randn(batch, tokens + 4, generator=generator)
-    sequence = TokenSequence(states, positions, tokens, bias)
+    sequence = TokenSequence(states, positions, spans_of(tokens), bias)
     count = 1 + seed % tokens
     kept = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
     kept = kept[:, :count].sort().values
@@ -233,7 +237,7 @@ def test_a_choice_per_sample_is_the_choice_of_each_alone(batch, tokens, seed):
     pruned = sequence.keep_visual(kept, added)
     for index in range(batch):
         one = slice(index, index + 1)
-        alone = TokenSequence(states[one], positions[one], tokens, bias[one])
+        alone = TokenSequence(states[one], positions[one], spans_of(tokens), bias[one])
         alone = alone.keep_visual(kept[index], added[index])
         assert pruned.visual_rows == alone.visual_rows == count
         assert torch.equal(pruned.states[one], alone.states)

@@ -61,7 +61,7 @@ def test_chosen_tokens_and_their_positions(model):
     golden = np.load(DATA / 'lightvla_tiny' / 'train_batch2.npz')
     method = LightVlaTraining(padding_votes=True)
     sequence = method.select_tokens(assemble(model, inputs_of(golden)))
-    bias = sequence.key_bias[:, 1 : 1 + sequence.visual_rows]
+    bias = sequence.key_bias[:, sequence.span('visual')]
     for index, selected in enumerate(golden['selected']):
         tokens, first, votes = np.unique(selected, return_index=True, return_counts=True)
         rows = slice(1, 1 + len(tokens))

@@ -24,7 +24,7 @@ from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to
 from vla_policy_node.models.fusing import fuse
 from vla_policy_node.models.language_model import LanguageModel, LayerHooks
 from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)

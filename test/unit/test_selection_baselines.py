@@ -135,7 +135,8 @@ def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
         sequence.states[:, row], shared_model().language_model.embed_tokens(ids[:, -1:]))
     method.prepare(None, config)
     causal = replace(
-        sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57])
+        sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57],
+        spans=sequence.spans[:-2])
     assert method._asking(causal) == slice(causal.states.shape[1] - 1, causal.states.shape[1])
 
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Step
-from vla_policy_node.acceleration.selection import Selection, text_rows, top_of_cameras
+from vla_policy_node.acceleration.selection import Selection, top_of_cameras
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import DecoderLayer
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 RULES = ('extrema', 'average', 'always', 'never')
 
@@ -98,9 +98,8 @@ class Adp(Selection):
 
     def _asking(self, sequence: TokenSequence) -> Tensor:
         """Embeddings of BOS, prompt and stop, [N, width]; CogACT's prompt ends with its stop."""
-        states, text = sequence.states[0], text_rows(sequence, self._config)
-        stop = slice(max(text.stop, len(states) - 1), None)
-        return torch.cat([states[:1], states[text], states[stop]])
+        names = [name for name in ('bos', 'prompt', 'stop') if name in sequence]
+        return torch.cat([sequence.states[0, sequence.span(name)] for name in names])
 
     def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """Places among the visual rows: the best of each camera, whose share is fixed."""

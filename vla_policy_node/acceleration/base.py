@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from vla_policy_node.models.cogact import DenoisingStep

@@ -28,7 +28,7 @@ from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.acceleration.learnt import read_learnt, save_learnt
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import head_flops
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--deer.safetensors'
 POSE = slice(0, 6)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vla_policy_node.models.language_model import LanguageModel, SwiGlu
 from vla_policy_node.models.openvla_oft import OpenVlaOft
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 @torch.inference_mode()

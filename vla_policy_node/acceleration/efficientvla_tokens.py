@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.selection import Budget, Selection, by_token, text_rows
+from vla_policy_node.acceleration.selection import Budget, Selection, by_token
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 DIRECTIONS = ('words', 'tokens')
 
@@ -86,8 +86,8 @@ class EfficientVlaTokens(Selection):
         """Weigh the tokens one layer before the drop: mean over heads, sum over the prompt."""
         if index != self.layer - 1:
             return
-        visual = slice(1, 1 + sequence.visual_rows)
-        prompt = text_rows(sequence, self._config)
+        visual = sequence.span('visual')
+        prompt = sequence.span('prompt')
         if self.attention_from == 'words':
             relevance = attention(prompt)[0, :, :, visual].mean(0).sum(0)
             self._flops = attention.flops(prompt.stop - prompt.start)

@@ -21,7 +21,7 @@ from vla_policy_node.acceleration.selection import Selection, top
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
 from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
 from vla_policy_node.models.language_model import DecoderLayer, Rope
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--fastdrivevla.safetensors'
 
@@ -89,6 +89,6 @@ class FastDriveVla(Selection):
         self._begin_pass()
         rows = sequence.visual_rows
         scorer = self.scorer.to(sequence.states.device, sequence.states.dtype)
-        scores = scorer(sequence.visual, sequence.positions[:, 1 : 1 + rows])[0]
+        scores = scorer(sequence.visual, sequence.positions[:, sequence.span('visual')])[0]
         kept = top(scores, max(1, int(rows * (1 - self.prune))))
         return self._keep(sequence, kept, scores, flops=scorer.flops(rows))

@@ -23,12 +23,11 @@ from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
     by_token,
-    text_rows,
     top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 ROWS = ('prompt_end', 'prefill', 'behind')
 
@@ -80,9 +79,9 @@ class FastV(Selection):
         self._flops = attention.flops(maps.shape[2])
 
     def _asking(self, sequence: TokenSequence) -> slice:
-        end = text_rows(sequence, self._config).stop
+        end = sequence.span('prompt').stop
         if self.rows == 'behind':
-            return slice(1 + sequence.visual_rows, None)
+            return sequence.behind_visual
         return slice(0 if self.rows == 'prefill' else end - 1, end)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:

@@ -29,7 +29,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Step
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 class FlashVla(Selection):
@@ -99,7 +99,7 @@ class FlashVla(Selection):
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
         """Rank the tokens one layer before the drop."""
         if index == self.layer - 1:
-            visual = output[0, 1 : 1 + sequence.visual_rows]
+            visual = output[0, sequence.span('visual')]
             self._ranks = by_token(contribution(visual), sequence)
             self._flops = svd_flops(*visual.shape)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Choice, Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 NORM_EPS = 1e-6
 

@@ -23,7 +23,7 @@ from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.acceleration.lightvla import find_winners, norm
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.tensor_files import open_safetensors
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--lightvla_star.safetensors'
 LAST_LAYER = 3

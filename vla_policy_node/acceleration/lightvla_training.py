@@ -16,7 +16,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 NOISES = ('uniform', 'gumbel')
 
@@ -63,7 +63,7 @@ class StraightThroughSelection(Method):
         winners = find_winners(scores)
         votes = scores.new_zeros(scores[:, 0].shape, dtype=torch.int64)
         votes.scatter_add_(1, winners, torch.ones_like(winners))
-        tokens = sequence.positions[:, 1 : 1 + sequence.visual_rows] - 1
+        tokens = sequence.positions[:, sequence.span('visual')] - sequence.first('visual')
         total = votes.new_zeros(len(votes), sequence.visual_total)
         self.votes = total.scatter(1, tokens, votes)
 

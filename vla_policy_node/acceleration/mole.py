@@ -31,10 +31,9 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.acceleration.learnt import fill, read_learnt, save_learnt
-from vla_policy_node.acceleration.selection import text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import chain_flops
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--mole.safetensors'
 HEADS = 8
@@ -133,7 +132,7 @@ class Mole(Method):
     def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
         """Route; of equal logits the lower layer runs."""
         router = self.router.to(sequence.states.device)
-        text = prompt_of(sequence, self._config)
+        text = prompt_of(sequence)
         best = best_layers(router(sequence.visual, text), self.run - 1)
         chosen = {*best[0].nonzero().flatten().tolist()}
         self._flops = router.flops(sequence.visual_rows, text.shape[1])
@@ -150,10 +149,10 @@ class Mole(Method):
         return Report(np.ones(self._config.visual_tokens, bool), flops=self._flops)
 
 
-def prompt_of(sequence: TokenSequence, config: ModelConfig) -> Tensor:
+def prompt_of(sequence: TokenSequence) -> Tensor:
     """BOS and the rest of the prompt, [B, N, width]."""
-    rows = text_rows(sequence, config)
-    return torch.cat([sequence.states[:, :1], sequence.states[:, rows]], dim=1)
+    return torch.cat(
+        [sequence.states[:, sequence.span(name)] for name in ('bos', 'prompt')], dim=1)
 
 
 def best_layers(logits: Tensor, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.selection import Budget, Selection
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 class RandomTokens(Selection):

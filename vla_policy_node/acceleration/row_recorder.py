@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.models.flops import LayerRows
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 class RowRecorder(Method):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,9 @@ def union(*chosen: Tensor) -> Tensor:
     return torch.cat(chosen).unique()
 
 
-def text_rows(sequence: TokenSequence, config: ModelConfig) -> slice:
-    """Rows of the prompt without BOS: neither proprio, nor action slots, nor stop.
-
-    CogACT has no rows behind its prompt, whose last one is the cognition token.
-    """
-    rows = sequence.states.shape[1]
-    after = 0 if config.head == 'cogact' else config.action_slots + 1
-    return slice(1 + sequence.visual_rows + config.state_rows, rows - after)
-
-
 def attention_received(maps: Tensor, sequence: TokenSequence) -> Tensor:
     """Mean over heads and asking rows of [1, heads, rows, keys], of each visual row, [V]."""
-    return maps[0].mean(dim=(0, 1))[1 : 1 + sequence.visual_rows]
+    return maps[0].mean(dim=(0, 1))[sequence.span('visual')]
 
 
 def by_token(scores: Tensor, sequence: TokenSequence) -> Tensor:

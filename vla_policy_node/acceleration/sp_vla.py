@@ -37,7 +37,7 @@ from vla_policy_node.acceleration.selection import (
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 RANGE_SLACK = 1e-6
 

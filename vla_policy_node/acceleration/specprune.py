@@ -49,13 +49,12 @@ from vla_policy_node.acceleration.selection import (
     attention_received,
     by_token,
     patches,
-    text_rows,
     top,
     top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 TEMPLATE = 9  # tokens of 'In: What action should the robot take to'
 WIDER = 3  # times the local count, before layer 1
@@ -148,7 +147,7 @@ class SpecPrune(Selection):
         if attention.last:
             return
         if index < 2 or self.global_count:
-            text = text_rows(sequence, self._config)
+            text = sequence.span('prompt')
             asking = slice(min(text.start + TEMPLATE, text.stop - 1), text.stop)
             scores = by_token(attention_received(attention(asking), sequence), sequence)
             self._flops += attention.flops(asking.stop - asking.start)
@@ -161,7 +160,7 @@ class SpecPrune(Selection):
 
     def _score(self, sequence: TokenSequence, attention: Attention) -> None:
         """Move the running scores towards the weights of the present ranks."""
-        asking = slice(1 + sequence.visual_rows, None)
+        asking = sequence.behind_visual
         received = attention_received(attention(asking), sequence)
         self._flops += attention.flops(sequence.states.shape[1] - asking.start)
         tokens = sequence.visual_tokens

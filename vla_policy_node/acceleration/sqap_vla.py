@@ -35,13 +35,12 @@ from vla_policy_node.acceleration.selection import (
     attention_received,
     by_token,
     patches,
-    text_rows,
     top,
     union,
 )
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 LARGEST_BLOCK = 128  # of the rotation; larger ones spread more and cost more
 LEVELS = 7
@@ -130,7 +129,7 @@ class SqapVla(Selection):
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank by what the prompt attends to, one layer before the drop."""
         if index == self.layer - 1:
-            asking = text_rows(sequence, self._config)
+            asking = sequence.span('prompt')
             self._attention = by_token(attention_received(attention(asking), sequence), sequence)
             self._flops = attention.flops(asking.stop - asking.start)
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, by_token, patches, text_rows, top
+from vla_policy_node.acceleration.selection import at_depth, by_token, patches, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 GRAY = (0.299, 0.587, 0.114)
 ATTENTION_LAYER = 15
@@ -100,9 +100,9 @@ class TtfVla(Method):
         layers = self._config.language_model.layers
         if index != min(at_depth(ATTENTION_LAYER, layers), layers - 1):
             return
-        asking = text_rows(sequence, self._config)
+        asking = sequence.span('prompt')
         maps = attention(asking)[0].mean(dim=(0, 1))
-        self._relevance = by_token(maps[1 : 1 + sequence.visual_rows], sequence)
+        self._relevance = by_token(maps[sequence.span('visual')], sequence)
         self._flops = attention.flops(asking.stop - asking.start)
 
     def reset(self) -> None:

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, patches, text_rows, top
+from vla_policy_node.acceleration.selection import at_depth, patches, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 DROP_LAYERS = (2, 6, 9, 11)
 RELEVANCE_LAYER = 15
@@ -127,7 +127,7 @@ class VlaCache(Method):
         self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Remember those of the rows, and add those of the tokens that are none."""
-        rows, tokens = slice(1, 1 + sequence.visual_rows), sequence.visual_tokens
+        rows, tokens = sequence.span('visual'), sequence.visual_tokens
         if index not in self._cache:
             self._cache[index] = key[:, :, rows], value[:, :, rows]
             return key, value
@@ -144,8 +144,8 @@ class VlaCache(Method):
         )
 
     def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor:
-        """Visual token j has position 1 + j, in every step."""
-        return 1 + self._dropped[None]
+        """A visual token has the same position in every step."""
+        return sequence.first('visual') + self._dropped[None]
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """See, for the next step, how each layer spreads its attention, and on which tokens."""
@@ -156,8 +156,8 @@ class VlaCache(Method):
         rows = len(maps)
         self._flops += attention.flops(rows)
         if index == self._relevance_layer:
-            received = maps[text_rows(sequence, self._config)].mean(dim=0)
-            visual = torch.cat([received[1 : 1 + sequence.visual_rows], received[rows:]])
+            received = maps[sequence.span('prompt')].mean(dim=0)
+            visual = torch.cat([received[sequence.span('visual')], received[rows:]])
             tokens = torch.cat([sequence.visual_tokens, self._dropped])
             self._relevance = visual.new_zeros(sequence.visual_total).index_copy(0, tokens, visual)
 

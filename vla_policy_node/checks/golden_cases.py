@@ -19,7 +19,7 @@ from vla_policy_node.checks.findings import (
     share_of_differing,
 )
 from vla_policy_node.checks.golden_model import GoldenModel, Inputs
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT = relative(1e-4)
 PROJECTED = relative(5e-5)  # a GELU that is not the exact one is off by 6e-5

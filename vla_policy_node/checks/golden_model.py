@@ -17,7 +17,7 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import Statistics, read_statistics
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 @dataclass(frozen=True)

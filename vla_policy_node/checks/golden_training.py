@@ -20,8 +20,8 @@ from vla_policy_node.checks.findings import (
     relative,
 )
 from vla_policy_node.checks.golden_model import GoldenModel, Inputs
-from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.models.weights import MODEL, locate
+from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT, GRADIENT = relative(1e-4), relative(1e-3)
 IGNORED = -100  # label of what is not predicted
@@ -131,7 +131,7 @@ def _selection(golden: GoldenModel, inputs: Inputs, mask: np.ndarray) -> dict[st
     chosen = sequence.visual.gather(1, winners[..., None].expand_as(sequence.visual))
     batch, total = sequence.positions.shape
     positions = torch.arange(total).repeat(batch, 1)
-    positions[:, 1 : 1 + sequence.visual_rows] = 1 + winners.cpu()
+    positions[:, sequence.span('visual')] = sequence.first('visual') + winners.cpu()
     rest = np.ones((batch, total - mask.shape[1]), bool)  # visual tokens and proprio
     values: dict[str, object] = {
         'scores': scores,

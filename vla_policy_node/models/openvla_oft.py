@@ -12,9 +12,9 @@ from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
 from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, VocabularyHead
 from vla_policy_node.models.language_model import LanguageModel
-from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
 from vla_policy_node.models.turns import Turns
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,7 @@ class OpenVlaOft(nn.Module):
         slots: Tensor | None = None,
         padded: bool | None = None,
     ) -> TokenSequence:
-        """Lay out the rows of `models.token_sequence`; the action slots are zero vectors.
+        """Lay out the rows of `nn.sequence`; the action slots are zero vectors.
 
         time [B, 1, width] and slots [B, 7 K, width]: the row after proprio and the action slots
         of a diffusion head. padded: whether prompts may be filled up, None: those of batches.
@@ -146,22 +146,27 @@ class OpenVlaOft(nn.Module):
         batch, _, width = text.shape
         if slots is None:
             slots = text.new_zeros(batch, self.config.action_slots, width)
-        state = [self.proprio_projector(proprio)] if self.config.proprio else []
-        state += [] if time is None else [time]
-        states = torch.cat(
-            [text[:, :1], visual, *state, text[:, 1:], slots, self._stop_row(batch)], dim=1
-        )
+        state = {'proprio': self.proprio_projector(proprio)} if self.config.proprio else {}
+        state |= {} if time is None else {'time': time}
+        prompt, stop = text[:, 1:], self._stop_row(batch)
+        if slots.shape[1]:
+            end = {'prompt': prompt, 'actions': slots, 'stop': stop}
+        else:
+            end = {'prompt': torch.cat([prompt, stop], dim=1)}
+        rows = {'bos': text[:, :1], 'visual': visual, **state, **end}
+        states = torch.cat([*rows.values()], dim=1)
+        spans = lay_out({name: part.shape[1] for name, part in rows.items()})
         if not (batch > 1 if padded is None else padded):
             positions = torch.arange(states.shape[1], device=states.device).expand(batch, -1)
-            return TokenSequence(states, positions, visual_rows=visual.shape[1])
+            return TokenSequence(states, positions, spans)
         real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         first = 1 + visual.shape[1] + len(state)
-        prompt = slice(first, first + prompt_ids.shape[1] - 1)
-        real[:, prompt] = prompt_ids[:, 1:] != self.config.token_ids.pad
+        words = slice(first, first + prompt_ids.shape[1] - 1)
+        real[:, words] = prompt_ids[:, 1:] != self.config.token_ids.pad
         return TokenSequence(
             states,
             positions=real.cumsum(1) - 1,
-            visual_rows=visual.shape[1],
+            spans=spans,
             key_bias=torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf),
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from vla_policy_node.models import compiling
 from vla_policy_node.models.flops import sequence_rows
 from vla_policy_node.models.openvla_oft import OpenVlaOft
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Choice, Method
@@ -184,9 +184,8 @@ class StaticForward:
         bias = torch.zeros_like(choice.votes, dtype=torch.float32)
         bias = (bias if choice.bias is None else choice.bias).masked_fill(
             ~choice.kept, -torch.inf)
-        last = 1 + sequence.visual_rows
         key_bias = sequence.key_bias.clone()
-        key_bias[:, 1:last] += bias
+        key_bias[:, sequence.span('visual')] += bias
         order = (~choice.kept).to(torch.uint8).argsort(stable=True)
         return replace(sequence, key_bias=key_bias), order, choice, choice.kept.sum()
 

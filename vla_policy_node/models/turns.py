@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.models.language_model import LayerHooks
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Method

@@ -88,8 +88,8 @@ class GuardNode(Node):
             try:
                 command = read_command(raw)
             except MessageError as error:
-                self._warn(f"A message on '{self._topic}' is no command: {error}")
                 self._obey(self._guard.refuse(time.monotonic()), None)
+                self._warn(f"A message on '{self._topic}' is no command: {error}")
                 return
             verdict = self._guard.take(
                 command, self._senders(info), self.get_clock().now().nanoseconds,
@@ -102,12 +102,13 @@ class GuardNode(Node):
                 self._obey(hold, None)
 
     def _obey(self, verdict: Verdict | Hold, command: SentCommand | None) -> None:
+        # Sent first: a full disk may keep a line of the log waiting.
         if isinstance(verdict, Hold):
-            self._tell(verdict)
             self._send_hold(verdict)
+            self._tell(verdict)
         elif verdict is Verdict.FORWARD:
-            self._tell(Hold(HoldReason.NONE))
             self._send(_to_message(command))
+            self._tell(Hold(HoldReason.NONE))
 
     def _senders(self, info: dict) -> frozenset:
         """Return who may have sent a message.

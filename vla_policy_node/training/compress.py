@@ -36,7 +36,7 @@ from vla_policy_node.models.layout import (
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.training.demonstrations import Demonstrations

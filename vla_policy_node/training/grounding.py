@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration import Method
 from vla_policy_node.models.openvla_oft import OpenVlaOft
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.training.batches import Batch
 
 METRES = 0.1  # losses count in tenths of a metre, which makes them about one

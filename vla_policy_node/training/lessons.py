@@ -16,10 +16,9 @@ from torch.func import functional_call
 
 from vla_policy_node.acceleration import Method, deer, mole
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
-from vla_policy_node.acceleration.selection import text_rows
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.openvla_oft import OpenVlaOft
-from vla_policy_node.models.token_sequence import TokenSequence
+from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.foreground import PatchPainter, reconstruction_loss
@@ -115,13 +114,11 @@ class Routing(Lesson):
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Route; no token is dropped."""
         hidden = None
-        if sequence.context_hidden is not None:
-            first = 1 + sequence.visual_rows
-            rows = text_rows(sequence, self._config)
-            prompt = sequence.context_hidden[:, rows.start - first : rows.stop - first]
+        if sequence.key_bias is not None:
+            prompt = sequence.key_bias[:, sequence.span('prompt')].isneginf()
             hidden = nn.functional.pad(prompt, (1, 0))
         self._logits = self.learnt(
-            sequence.visual, mole.prompt_of(sequence, self._config), hidden)
+            sequence.visual, mole.prompt_of(sequence), hidden)
         self._gates = mole.gates(self._logits, self.run - 1)
         self._sequence = sequence
         self._input = sequence.states

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.models.token_sequence import TokenSequence
 from vla_policy_node.models.towers import PatchSample
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 BACKGROUND_SHARE = 0.25  # of the places, at least, for tokens that lie on nothing
 
@@ -42,14 +42,17 @@ class TokenSample:
         batch, cameras, kept = self.patches.shape
         first = torch.arange(cameras, device=self.patches.device) * (self.total // cameras)
         tokens = (self.patches + first[:, None]).reshape(batch, cameras * kept)
-        rows = tokens.shape[1]
+        visual = sequence.span('visual')
         positions = sequence.positions.expand(batch, -1).clone()
-        positions[:, 1 : 1 + rows] = 1 + tokens
-        positions[:, 1 + rows :] += self.total - rows
+        positions[:, visual] = sequence.first('visual') + tokens
+        positions[:, sequence.behind_visual] += self.total - tokens.shape[1]
         bias = sequence.key_bias
         bias = self.key_bias.new_zeros(positions.shape) if bias is None else bias.clone()
-        bias[:, 1 : 1 + rows] = self.key_bias.flatten(1)
-        return replace(sequence, positions=positions, key_bias=bias)
+        bias[:, visual] = self.key_bias.flatten(1)
+        rows = {span.name: span.rows for span in sequence.spans}
+        return replace(
+            sequence, positions=positions, key_bias=bias,
+            spans=lay_out(rows, {'visual': self.total}))
 
 
 def sample_tokens(foreground: Tensor, kept: int, rng: np.random.Generator) -> TokenSample:

@@ -1,0 +1,1 @@
+"""Plain networks and their sequences: no policy, no checkpoint, no acceleration method."""
