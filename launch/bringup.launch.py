@@ -4,7 +4,7 @@
     ros2 launch vla_policy_node bringup.launch.py world:=true rviz:=true
     ros2 launch vla_policy_node bringup.launch.py --show-args
 
-What is started is described in vla_policy_node/system.py.
+What is started is described in vla_policy_node/system/description.py.
 """
 
 import signal
@@ -24,13 +24,9 @@ from launch.events.process import SignalProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from vla_policy_node.system import (
-    ARGUMENTS,
-    describe,
-    leash,
-    middleware_environment,
-    share_directory,
-)
+from vla_policy_node.system.description import ARGUMENTS, describe
+from vla_policy_node.system.files import share_directory
+from vla_policy_node.system.processes import leash, middleware_environment
 
 
 def declare(argument):

@@ -59,7 +59,7 @@ def own_process_state(pinned_threads):
     yield
     left, _ = torch.get_num_threads(), torch.set_num_threads(TORCH_THREADS)
     assert left == TORCH_THREADS, (
-        f'The test left torch with {left} threads: set them with vla_policy_node.scoped.')
+        f'The test left torch with {left} threads: set them with vla_policy_node.common.scoped.')
 
 
 def pytest_itemcollected(item):

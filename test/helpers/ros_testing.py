@@ -12,7 +12,7 @@ import time
 import pytest
 import rclpy
 
-from vla_policy_node.domain import free_domain, own_domain
+from vla_policy_node.system.domain import free_domain, own_domain
 
 # One domain per process, on this machine only: two test runs, or a robot on the same network,
 # must not hear each other.

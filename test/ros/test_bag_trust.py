@@ -12,16 +12,16 @@ from replay_bag import PERIOD_NS, make_bag
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.cli import trust
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.recorded import RECORDED_PARAMETERS, UntrustedBagError
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info, untrusted
-from vla_policy_node.system import (
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.files import (
     SystemDescriptionError,
     default_config,
-    describe,
     read_config,
     shipped_checkpoint,
 )
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, UntrustedBagError
 
 CONFIGURED = read_config(default_config())['policy']
 

@@ -20,7 +20,7 @@ from vla_msgs.msg import HoldReason
 from vla_policy_node import cli
 from vla_policy_node.commands import doctor
 from vla_policy_node.commands.doctor import Finding
-from vla_policy_node.system import ARGUMENTS
+from vla_policy_node.system.description import ARGUMENTS
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ class TestBringup:
             self.arguments = arguments
             return ()
 
-        monkeypatch.setattr('vla_policy_node.system.describe', describe)
-        monkeypatch.setattr('vla_policy_node.bringup.run', lambda nodes: 7)
+        monkeypatch.setattr('vla_policy_node.system.description.describe', describe)
+        monkeypatch.setattr('vla_policy_node.system.processes.run', lambda nodes: 7)
 
     def test_its_options_are_the_arguments_of_the_system(self, vla):
         result = vla('bringup', '--world', '--no-visualizer', '--wrist-topic', '/hand')

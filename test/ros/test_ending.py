@@ -16,7 +16,7 @@ import pytest
 import ros_testing  # noqa: F401 - a domain of its own
 
 from vla_policy_node.nodes.ending import EXIT_S
-from vla_policy_node.system import SUPERVISOR, leash
+from vla_policy_node.system.processes import SUPERVISOR, leash
 
 TIMEOUT_S = 60.0  # of a busy machine; what is waited for is an event
 LAUNCH_PATIENCE_S = 5.0
@@ -79,7 +79,7 @@ run(Robot, exit_s=None)
 '''
 SUPERVISOR_OF = '''
 import os, subprocess, sys
-from vla_policy_node.system import leash
+from vla_policy_node.system.processes import leash
 subprocess.Popen([sys.executable, '-c', sys.argv[1]], env=os.environ | leash()).wait()
 '''
 

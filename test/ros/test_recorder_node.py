@@ -23,13 +23,13 @@ from vla_policy_node.nodes.bag_writer import BagWriter, RecordingError
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.recorder_node import RecorderNode
-from vla_policy_node.recorded import RECORDED_PARAMETERS, UntrustedBagError
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
 from vla_policy_node.replay.topics import CHUNK, RECORDS, decode
-from vla_policy_node.system import read_config
+from vla_policy_node.system.files import read_config
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, UntrustedBagError
 
 HEADER = 'std_msgs/msg/Header'
 

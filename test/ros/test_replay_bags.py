@@ -29,7 +29,7 @@ from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, read_info
 from vla_policy_node.replay.story import read_story
-from vla_policy_node.system import default_config
+from vla_policy_node.system.files import default_config
 
 SHORT = {'seconds': 0.6}
 

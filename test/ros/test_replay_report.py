@@ -20,7 +20,7 @@ from vla_policy_node.replay.evaluate import evaluate_bag
 from vla_policy_node.replay.gate import Limits, parse_error_limit
 from vla_policy_node.replay.many import replay_bags
 from vla_policy_node.replay.settings import ReplaySettings
-from vla_policy_node.system import share_directory
+from vla_policy_node.system.files import share_directory
 
 
 @pytest.fixture(scope='module')

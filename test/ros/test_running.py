@@ -20,7 +20,7 @@ from robot_double import TIMEOUT_S, RobotDouble
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
-from vla_policy_node.system import middleware_environment
+from vla_policy_node.system.processes import middleware_environment
 
 MODULE = 'vla_policy_node.nodes.policy_node'
 BROKEN = f'''

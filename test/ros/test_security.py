@@ -34,7 +34,8 @@ from vla_policy_node.nodes.recorder_node import RecorderNode
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
 from vla_policy_node.nodes.world_node import WorldNode
 from vla_policy_node.replay.topics import find_topics
-from vla_policy_node.system import NODES, describe
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.files import NODES
 
 FILE = Path(__file__).parents[2] / 'config' / 'security' / 'policy.xml'
 # What a rule of each kind may say, and which of the four rights below each word gives.
@@ -43,7 +44,7 @@ FORMAT = {'topics': ('topic', {'publish', 'subscribe'}),
           'actions': ('action', {'call', 'execute'})}
 PEOPLE = {'operator', 'supervisor'}
 OTHERS = {'robot'}
-GUARDED = ['--ros-args', '-r', 'command:=guarded_command']  # as system.py has it
+GUARDED = ['--ros-args', '-r', 'command:=guarded_command']  # as system/description.py has it
 # Services and topics of an action: _action/NAME
 ACTION_SERVICES = ('cancel_goal', 'get_result', 'send_goal')
 ACTION_TOPICS = ('feedback', 'status')

@@ -14,12 +14,12 @@ from rich.console import Console
 import vla_policy_node
 from vla_policy_node.acceleration import Method
 from vla_policy_node.bench import methods_published, policy_run
-from vla_policy_node.bringup import private_domain
+from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.evaluation import run as evaluation_run
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import CAMERAS, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.scoped import environment, torch_threads
+from vla_policy_node.system.processes import private_domain
 from vla_policy_node.training import demonstration_set
 from vla_policy_node.training import run as training_run
 
@@ -33,7 +33,8 @@ SETTERS = {
 }
 # Where they may be: put back by the same function, or in a process that the function begins.
 PUT_BACK = {
-    ('scoped.py', 'torch_threads'), ('scoped.py', '_leave'), ('training/trainer.py', '_attention'),
+    ('common/scoped.py', 'torch_threads'), ('common/scoped.py', '_leave'),
+    ('training/trainer.py', '_attention'),
 }
 OWN_PROCESS = {('evaluation/worker.py', 'start_worker'), ('training/decoded.py', '_begin')}
 

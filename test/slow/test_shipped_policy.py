@@ -9,7 +9,7 @@ from rich.console import Console
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.system import default_checkpoint
+from vla_policy_node.system.files import default_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[2] / 'checkpoints'
 LARGEST_BYTES = 40_000_000

@@ -13,20 +13,20 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from vla_policy_node import bringup, system
-from vla_policy_node.bringup import NodeDiedError, System, command_line
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.guard_node import GuardParameters
 from vla_policy_node.nodes.player_node import PlayerParameters
 from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
-from vla_policy_node.system import (
-    SystemDescriptionError,
-    describe,
+from vla_policy_node.system import description, processes
+from vla_policy_node.system.description import describe, resolve
+from vla_policy_node.system.files import SystemDescriptionError, read_config
+from vla_policy_node.system.processes import (
+    NodeDiedError,
+    System,
+    command_line,
     middleware_environment,
-    read_config,
-    resolve,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
         (directory / 'config.json').write_text('{}')
 
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
-    monkeypatch.setattr('vla_policy_node.system.SHIPPED', 'none')
+    monkeypatch.setattr('vla_policy_node.system.files.SHIPPED', 'none')
     monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint', create)
     describe({'policy': False, 'world': True})
     assert made == []
@@ -239,7 +239,7 @@ def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
 
 
 def test_describing_needs_neither_ros_nor_torch():
-    code = ('import sys; from vla_policy_node.system import describe; '
+    code = ('import sys; from vla_policy_node.system.description import describe; '
             "describe({'checkpoint': '/c'}); "
             "assert not {'rclpy', 'torch', 'launch', 'mujoco'} & set(sys.modules)")
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
@@ -253,7 +253,7 @@ def test_parameters_reach_a_node_as_they_are(ros_arguments_of):
         'text': '', 'number': 1e-6, 'whole': 3, 'switch': True, 'quoted': "it's \"so\"",
         'numbers': [0.0, -1.5], 'texts': ['true', '1'],
     }
-    node = system.NodeSpec('policy', parameters)
+    node = description.NodeSpec('policy', parameters)
     assert ros_arguments_of(command_line(node)) == parameters
 
 
@@ -287,7 +287,7 @@ class Script:
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.setattr(
-        bringup, 'command_line', lambda node: [sys.executable, '-c', node.code])
+        processes, 'command_line', lambda node: [sys.executable, '-c', node.code])
 
 
 STAYS = 'print("up"); import time; time.sleep(60)'
@@ -375,7 +375,7 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
             pending = [*(entity.visit(context) or []), *pending]
     assert [name for name in nodes if name != 'rviz2'] == executables
     for name in executables:  # none drives on when `ros2 launch` dies
-        assert environments[name].items() >= system.leash().items()
+        assert environments[name].items() >= processes.leash().items()
 
 
 def test_the_tight_limits_are_loosened_for_the_simulated_world_only(tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_policy_node.system import NODES, NodeSpec
+from vla_policy_node.system.description import NodeSpec
+from vla_policy_node.system.files import NODES
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {'vla_policy_node', 'vla_msgs'}

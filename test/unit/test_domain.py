@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from vla_policy_node.domain import free_domain, own_domain
+from vla_policy_node.system.domain import free_domain, own_domain
 
 # All look for one from the same place on, and begin when they are told.
 ASK = '''
 import os
 os.getpid = lambda: 40
-from vla_policy_node.domain import free_domain
+from vla_policy_node.system.domain import free_domain
 print('ready', flush=True)
 input()
 print(free_domain(), flush=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_policy_node.filmstrip import Moment, filmstrip, pick_moments
+from vla_policy_node.drawing.filmstrip import Moment, filmstrip, pick_moments
 
 OPEN_M, HELD_M = 0.08, 0.03
 

@@ -8,7 +8,8 @@ import pytest
 from vla_policy_node.control.executors import EXECUTION_MODES
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.limit_changes import loosened, refused_change
-from vla_policy_node.system import describe, read_config
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.files import read_config
 
 CONFIG = Path(__file__).parents[2] / 'config'
 MAXIMA = [f.name for f in fields(PolicyParameters)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_policy_node.overlay import caption, draw_overlay, highlight, token_boxes
+from vla_policy_node.drawing.overlay import caption, draw_overlay, highlight, token_boxes
 
 SIDE = 0.9**0.5
 CENTRE_CROP = ((1 - SIDE) / 2, (1 - SIDE) / 2, SIDE, SIDE)

@@ -12,7 +12,8 @@ from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.models.hub import _ID
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.system import describe, read_config
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.files import read_config
 
 CONFIG = Path(__file__).parents[2] / 'config'
 FAMILIES = {'openvla_oft_libero': 'oft', 'lightvla_libero': 'last56'}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla_policy_node.video import OverlayVideo
+from vla_policy_node.drawing.video import OverlayVideo
 
 PICTURES = [np.full((61, 83, 3), level, np.uint8) for level in (20, 120, 220)]
 

@@ -23,15 +23,15 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.bringup import System, private_domain
+from vla_policy_node.common.machine import processor_name
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
-from vla_policy_node.machine import processor_name
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.system import describe
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.processes import System, private_domain
 
 COMMAND = 'vla bench node'  # whose files they are
 LOG, FIGURES = 'nodes.log', 'bench_node.json'

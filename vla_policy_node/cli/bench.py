@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.cli.refusal import refusal
-from vla_policy_node.system import SystemDescriptionError
+from vla_policy_node.system.files import SystemDescriptionError
 
 
 def node(
@@ -26,7 +26,7 @@ def node(
     from rich.console import Console
 
     from vla_policy_node.bench.node import run
-    from vla_policy_node.bringup import NodeDiedError
+    from vla_policy_node.system.processes import NodeDiedError
 
     try:
         run(duration, {'checkpoint': checkpoint, 'config': config}, out, Console())

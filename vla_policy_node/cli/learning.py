@@ -96,7 +96,7 @@ def train(
     from rich.console import Console
 
     from vla_policy_node.commands.train import run_stage, stage_config
-    from vla_policy_node.system import untrained_checkpoint
+    from vla_policy_node.system.files import untrained_checkpoint
     from vla_policy_node.training.run import Run
 
     try:

@@ -136,6 +136,6 @@ def record(
     values = {'output': str(out), 'storage': storage, 'compressed': compressed_images,
               'compression': 'zstd' if compress else 'none', 'use_sim_time': sim_time,
               'extra_topics': topic or ['']}
-    from vla_policy_node.system import NodeSpec
+    from vla_policy_node.system.description import NodeSpec
 
     main(['vla', '--ros-args', *NodeSpec('recorder', values).ros_arguments()])

@@ -8,7 +8,8 @@ import typer
 
 from vla_policy_node.cli.refusal import refusal
 from vla_policy_node.cli.trust import agrees
-from vla_policy_node.system import ARGUMENTS, Argument, SystemDescriptionError
+from vla_policy_node.system.description import ARGUMENTS, Argument
+from vla_policy_node.system.files import SystemDescriptionError
 
 
 def _option(argument: Argument) -> inspect.Parameter:
@@ -32,9 +33,9 @@ def bringup(**arguments: str | bool) -> None:
 
     * `vla bringup --checkpoint DIR --third-person-topic /front/image_raw`: on a real one
     """
-    from vla_policy_node.bringup import run
-    from vla_policy_node.recorded import UntrustedBagError
-    from vla_policy_node.system import describe
+    from vla_policy_node.system.description import describe
+    from vla_policy_node.system.processes import run
+    from vla_policy_node.system.recorded import UntrustedBagError
 
     try:
         try:

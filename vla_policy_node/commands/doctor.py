@@ -176,7 +176,7 @@ def check_world() -> Finding:
 
 def check_checkpoint() -> Finding:
     """Return where the default checkpoint is."""
-    from vla_policy_node.system import shipped_checkpoint
+    from vla_policy_node.system.files import shipped_checkpoint
 
     path = shipped_checkpoint()
     return Finding('default checkpoint', str(path) if path.is_dir() else '',

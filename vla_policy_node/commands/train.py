@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vla_policy_node.plain_yaml import parse_plain_yaml
-from vla_policy_node.system import share_directory
+from vla_policy_node.common.plain_yaml import parse_plain_yaml
+from vla_policy_node.system.files import share_directory
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.run import Run, train
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vla_policy_node.common.plain_yaml import parse_plain_yaml, read_plain_yaml
 from vla_policy_node.contract.parts import (
     END_EFFECTOR_KINDS,
     JOINT_KINDS,
@@ -24,7 +25,6 @@ from vla_policy_node.contract.parts import (
 )
 from vla_policy_node.contract.robot import RobotContract
 from vla_policy_node.control.limits import Limits
-from vla_policy_node.plain_yaml import parse_plain_yaml, read_plain_yaml
 
 FORMAT = 1
 MOST_BYTES = 64 * 2**10

@@ -15,10 +15,10 @@ from rich.table import Table
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.demo.recorder import Episode, Frame
-from vla_policy_node.filmstrip import Moment, Step, filmstrip, pick_moments
-from vla_policy_node.overlay import draw_overlay
+from vla_policy_node.drawing.filmstrip import Moment, Step, filmstrip, pick_moments
+from vla_policy_node.drawing.overlay import draw_overlay
+from vla_policy_node.drawing.video import OverlayVideo
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.video import OverlayVideo
 
 OVERLAY_RATE_HZ = 5
 GIF_FRAMES = 120

@@ -20,14 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import PolicyInfo
 from vla_msgs.srv import ResetWorld
-from vla_policy_node.bringup import NodeDiedError, System, private_domain
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, Episode
 from vla_policy_node.demo.scenes import Scene
 from vla_policy_node.outputs.folder import claim, clear, seal
-from vla_policy_node.recorded import RECORDED_PARAMETERS
-from vla_policy_node.system import describe
+from vla_policy_node.system.description import describe
+from vla_policy_node.system.processes import NodeDiedError, System, private_domain
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS
 
 PACES = ('auto', 'real-time', 'lock-step')
 START_TIMEOUT_S = 90.0

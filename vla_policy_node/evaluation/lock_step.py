@@ -17,7 +17,7 @@ from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.control.session import Session
 from vla_policy_node.loop.parameters import GRIPPER, POSE, PolicyParameters
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.system import describe
+from vla_policy_node.system.description import describe
 from vla_policy_node.world.actions import GRIPPER_OPEN, to_action
 
 _START_NS = 1_000_000_000

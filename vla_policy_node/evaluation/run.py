@@ -22,12 +22,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.trace import trace_path
 from vla_policy_node.evaluation.worker import Worker, run_unit, start_worker
 from vla_policy_node.outputs.folder import claim
-from vla_policy_node.scoped import environment, torch_threads
 
 Unit = tuple[int, int, tuple[str, ...]]  # task, episode, labels of the methods to run
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_policy_node.common.machine import processor_name
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.grounding import shares
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.progress import FAILURES, PHASES
 from vla_policy_node.evaluation.statistics import compare, wilson_interval
-from vla_policy_node.machine import processor_name
 from vla_policy_node.models import checkpoint as checkpoints
 
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')

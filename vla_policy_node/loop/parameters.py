@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_policy_node.common.plain_yaml import parse_plain_yaml
 from vla_policy_node.control.action_spec import (
     ROTATION_FORMS,
     ActionSpec,
@@ -22,7 +23,6 @@ from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.loop.parameter_fields import check_values, parameter
-from vla_policy_node.plain_yaml import parse_plain_yaml
 from vla_policy_node.policy import load_policy
 from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_policy_node.machine import memory_bytes
+from vla_policy_node.common.machine import memory_bytes
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.float8 import check_device, to_float8
 from vla_policy_node.models.fusing import fuse

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from vla_policy_node.system import SUPERVISOR
+from vla_policy_node.system.processes import SUPERVISOR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # From the wish to the end, at the latest; `ros2 launch` waits 5 s before it sends SIGTERM.

@@ -37,7 +37,7 @@ from vla_policy_node.nodes.parameters import (
 )
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
-from vla_policy_node.recorded import RECORDED_PARAMETERS
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS
 from vla_policy_node.wire.streams import input_streams
 
 REPORT_PERIOD_S = 10.0

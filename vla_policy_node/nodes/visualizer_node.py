@@ -16,13 +16,13 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_msgs.msg import TokenSelection
+from vla_policy_node.drawing.overlay import caption, draw_overlay
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, to_ns
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
-from vla_policy_node.overlay import caption, draw_overlay
 from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import decode_compressed, decode_image
 from vla_policy_node.wire.streams import CAMERAS

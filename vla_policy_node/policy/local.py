@@ -17,6 +17,7 @@ from torch import Tensor
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.acceleration.row_recorder import RowRecorder
+from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION, ModelConfig
 from vla_policy_node.models.flops import LayerRows, count_flops, sequence_rows
@@ -43,7 +44,6 @@ from vla_policy_node.policy.options import (
     complete_settings,
     complete_transforms,
 )
-from vla_policy_node.scoped import torch_threads
 
 
 class LocalPolicy:

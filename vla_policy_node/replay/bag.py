@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
-from vla_policy_node.plain_yaml import read_plain_yaml
+from vla_policy_node.common.plain_yaml import read_plain_yaml
 from vla_policy_node.replay.mcap_file import McapFile
 from vla_policy_node.replay.sqlite_file import SqliteFile
 from vla_policy_node.replay.storage import (

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vla_policy_node.common.machine import processor_name
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.machine import processor_name
 from vla_policy_node.outputs.files import write_json
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.replay import compare, metrics

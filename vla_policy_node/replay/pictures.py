@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vla_policy_node.overlay import draw_overlay
+from vla_policy_node.drawing.overlay import draw_overlay
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference

@@ -11,8 +11,7 @@ from pathlib import Path
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.errors import WriterError
 
-from vla_policy_node.plain_yaml import read_regular
-from vla_policy_node.recorded import RECORDED_PARAMETERS
+from vla_policy_node.common.plain_yaml import read_regular
 from vla_policy_node.replay.bag import METADATA, BagError
 from vla_policy_node.replay.mcap_file import (
     CHANNEL,
@@ -30,6 +29,7 @@ from vla_policy_node.replay.mcap_file import (
     unpack_chunk,
 )
 from vla_policy_node.replay.storage import StorageError, most_unpacked, regular_size
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS
 from vla_policy_node.wire.definitions import MessageDefinitions
 
 _BAG_VERSION = 8

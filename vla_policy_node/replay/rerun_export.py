@@ -9,7 +9,7 @@ import numpy as np
 import rerun as rr
 import rerun.blueprint as rrb
 
-from vla_policy_node.overlay import token_mask
+from vla_policy_node.drawing.overlay import token_mask
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.evaluate import Evaluation
 from vla_policy_node.replay.metrics import AXES, sent_actions

@@ -10,21 +10,21 @@ from typing import Any
 
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.recorded import (
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.gate import Limits
+from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
+from vla_policy_node.system.files import (
+    comes_with_package,
+    default_checkpoint,
+    default_config,
+    read_config,
+)
+from vla_policy_node.system.recorded import (
     UntrustedBagError,
     checked,
     checkpoint_to_follow,
     followed,
     read_recorded,
-)
-from vla_policy_node.replay.bag import Bag, BagError
-from vla_policy_node.replay.gate import Limits
-from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
-from vla_policy_node.system import (
-    comes_with_package,
-    default_checkpoint,
-    default_config,
-    read_config,
 )
 
 COMMAND = 'vla replay'  # whose files a report is

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
+from vla_policy_node.drawing.video import OverlayVideo
 from vla_policy_node.replay import pictures
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import Evaluation, Progress
 from vla_policy_node.replay.page import render
 from vla_policy_node.replay.plots import write_plots
 from vla_policy_node.replay.settings import ReplaySettings
-from vla_policy_node.video import OverlayVideo
 
 
 def write_report(

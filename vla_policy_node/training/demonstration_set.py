@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from vla_policy_node.scoped import environment
+from vla_policy_node.common.scoped import environment
 from vla_policy_node.training.demonstrations import (
     FORMAT,
     SCATTERED,

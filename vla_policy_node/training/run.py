@@ -23,6 +23,7 @@ from vla_policy_node.acceleration.lightvla_training import (
     LightVlaTraining,
     StraightThroughSelection,
 )
+from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
@@ -33,7 +34,6 @@ from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
-from vla_policy_node.scoped import environment, torch_threads
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.cognition import CognitionData

@@ -13,8 +13,8 @@ from rich.table import Table
 from vla_policy_node.bench.faults import core, verdicts
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import Verdict
-from vla_policy_node.bringup import private_domain
 from vla_policy_node.outputs.folder import claim, seal
+from vla_policy_node.system.processes import private_domain
 
 COMMAND = 'vla bench faults'  # whose files they are
 LAYERS = ('core', 'dds', 'processes')

@@ -30,7 +30,7 @@ from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_
 from vla_policy_node.bench.faults.records import Answer, Goal, Span, Trial
 from vla_policy_node.bench.faults.trial import INSTRUCTION
 from vla_policy_node.nodes import qos
-from vla_policy_node.system import SUPERVISOR
+from vla_policy_node.system.processes import SUPERVISOR
 
 # How long two of a kind may be there before the robot holds: discovery, and a look at the graph.
 RIVAL_S = 1.5

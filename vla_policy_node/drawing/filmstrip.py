@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import cv2
 import numpy as np
 
-from vla_policy_node.overlay import highlight, put_text
+from vla_policy_node.drawing.overlay import highlight, put_text
 
 if TYPE_CHECKING:
     from vla_policy_node.policy.interface import TokenSelection

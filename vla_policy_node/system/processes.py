@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TextIO
 
-from vla_policy_node.domain import free_domain
-from vla_policy_node.scoped import environment
-from vla_policy_node.system import NodeSpec, leash, middleware_environment
+from vla_policy_node.common.scoped import environment
+from vla_policy_node.system.description import NodeSpec
+from vla_policy_node.system.domain import free_domain
+from vla_policy_node.system.files import share_directory
 
 # Time for a node to end an inference, send its hold and free its model.
 GRACE_S = 10.0
 _COLOURS = (36, 33, 35, 32)
+SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
 
 
 class NodeDiedError(RuntimeError):
@@ -118,6 +120,25 @@ class System:
                 process.wait()
         for reader in self._readers:
             reader.join(1.0)
+
+
+def middleware_environment() -> dict[str, str]:
+    """Return the environment variables that nodes need for large images, see config/fastdds.xml.
+
+    Empty if the user has a profile of their own.
+    """
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+    if any(os.environ.get(name) for name in names):
+        return {}
+    return {names[0]: str(share_directory() / 'config' / 'fastdds.xml')}
+
+
+def leash() -> dict[str, str]:
+    """Return the environment variable that has nodes end when this process does.
+
+    However it dies: a robot must not move on with nobody left to stop it. nodes/ending.py obeys.
+    """
+    return {SUPERVISOR: str(os.getpid())}
 
 
 def private_domain() -> AbstractContextManager:

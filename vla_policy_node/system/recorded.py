@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vla_policy_node.plain_yaml import read_plain_yaml
+from vla_policy_node.common.plain_yaml import read_plain_yaml
 
 # Beside the messages of a recording: the parameters of the policy node, as a parameter file.
 RECORDED_PARAMETERS = 'policy.yaml'

@@ -1,0 +1,1 @@
+"""What every folder may use: settings of the process, the machine, plain YAML."""

@@ -1,0 +1,1 @@
+"""Pictures for people: kept tokens on the camera's picture, filmstrips, videos."""

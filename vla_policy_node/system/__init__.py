@@ -1,0 +1,1 @@
+"""The whole system: which nodes run, with which parameters, and their processes."""
