@@ -1,1 +1,1 @@
-"""Measurements that take too long for tests, each behind `vla bench NAME`."""
+"""Benchmarks: measurements that take too long for tests, each behind `vla bench NAME`."""

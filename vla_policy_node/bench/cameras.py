@@ -1,4 +1,4 @@
-"""A robot's worth of traffic: two cameras and the state, from a process of its own."""
+"""Generates the traffic of a robot: two cameras and the state, from a process of its own."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""`vla bench methods`: every method on the same episodes, the same frames and one counter."""
+"""`vla bench methods`: compares all methods on the same episodes and frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method costs and what it changes, on frames that all methods see in the same order.
+"""Cost of a method and its effect on the actions, on the same frames in the same order for all.
 
 The frames are those that the plain model meets in episodes of its own. Every method then answers
 each of them, open loop: actions are compared with the plain model's on the same picture, and

@@ -1,4 +1,4 @@
-"""What the methods would compute in the published sizes, counted and not run.
+"""Analytic FLOPs of the methods at published model sizes.
 
 The rows that each layer works on come from stand-ins: 32 layers and as many visual tokens as in
 the public checkpoints, but narrow, with random weights. For methods that keep a fixed number of

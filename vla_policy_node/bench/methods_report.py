@@ -1,4 +1,4 @@
-"""The table of methods as Markdown, JSON and a picture."""
+"""Renders the table of methods as Markdown, JSON and a plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vla bench methods` compares: every method that there is, and variants that make sense."""
+"""Rows of `vla bench methods`: every method, and useful variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla bench node`: what the ROS side costs while the policy infers all the time."""
+"""`vla bench node`: the cost of the ROS side while the policy infers continuously."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the cameras show during `vla bench policy`: the simulated world, or demonstrations."""
+"""Camera pictures for `vla bench policy`, from the simulated world or from demonstrations."""
 
 from __future__ import annotations
 

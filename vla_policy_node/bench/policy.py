@@ -1,4 +1,4 @@
-"""`vla bench policy`: where the time of an inference goes, and how much of it must."""
+"""`vla bench policy`: where the time of an inference goes, and how much of it is unavoidable."""
 
 from __future__ import annotations
 

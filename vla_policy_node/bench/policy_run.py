@@ -1,4 +1,4 @@
-"""Puts `vla bench policy` together: subject, rows, cameras, tables, files."""
+"""Assembles `vla bench policy`: subject, rows, cameras, tables, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of `vla bench policy`, as JSON, for a terminal and for a README."""
+"""Renders the figures of `vla bench policy` as JSON, for a terminal and as Markdown."""
 
 from __future__ import annotations
 

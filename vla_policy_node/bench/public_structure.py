@@ -1,4 +1,4 @@
-"""The baseline: the same network in the steps of the public implementation, operator by operator.
+"""Baseline: the same network, operator by operator as in the public implementation.
 
 What openvla-oft and its fork of transformers 4.40 do and this package does not: each image goes
 through each tower on its own; the towers' last blocks run although their output is not used;

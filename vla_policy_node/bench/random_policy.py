@@ -1,4 +1,4 @@
-"""Policies of public size with random weights, made on the device: no file, nothing to download.
+"""Policies of public size with random weights, made on the device without any download.
 
 Speed does not depend on the values of weights. What does are action errors and how many tokens
 LightVLA keeps; those of random weights say nothing about a trained policy.

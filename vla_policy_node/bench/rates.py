@@ -1,4 +1,4 @@
-"""What this device can do at best: the rate of matrix products and of reading memory."""
+"""Measures the device's peak rates of matrix products and memory reads."""
 
 from __future__ import annotations
 

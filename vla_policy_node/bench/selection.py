@@ -1,4 +1,4 @@
-"""`vla bench selection`: LightVLA's own questions, asked of one policy on the same episodes.
+"""`vla bench selection`: the questions of the LightVLA paper, for one policy on the same episodes.
 
 Does it matter which tokens stay, or only how many? Are there tokens it should have kept, or too
 many? Does noise in training help? Variants that take a training of their own are made here where

@@ -1,4 +1,4 @@
-"""`vla bench soak`: whether a policy node that works for an hour is as small as one that began.
+"""`vla bench soak`: whether a policy node keeps its size over hours of work.
 
 Mixed traffic: cameras, state, goals, cancels, e-stops, parameters, and every kind of fault that
 ends by itself. Once a second the process is asked for its memory, threads and descriptors.

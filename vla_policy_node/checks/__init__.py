@@ -1,1 +1,1 @@
-"""Does a checkpoint run here as it was trained? Needs torch, not ROS; `vla check` shows it."""
+"""Checks whether a checkpoint runs here as it was trained (`vla check`). Torch, not ROS."""

@@ -1,4 +1,4 @@
-"""What can be said about a checkpoint by running it: does it look, and at what."""
+"""Checks of a checkpoint's behaviour: does it look at the images, and at which parts?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said about a checkpoint without running it: files, statistics, constants."""
+"""Checks of a checkpoint's files, without running it: statistics, constants, layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts of the checks, and how far a value may be from its reference."""
+"""Verdicts of the checks, and tolerances against reference values."""
 
 from __future__ import annotations
 

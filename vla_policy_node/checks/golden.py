@@ -1,4 +1,4 @@
-"""Compares a checkpoint with recordings of the public implementation, stage by stage.
+"""Compares a checkpoint with recordings of the reference implementation, stage by stage.
 
 A pack is a directory of `.npz` files, in one of three forms that are told apart by what the
 files hold. Everything in them is either an input or compared; sizes, seeds and instructions are

@@ -1,4 +1,4 @@
-"""Recorded inferences: what each stage of the forward pass gives, ours and the reference's."""
+"""Recorded inferences: the output of each stage of the forward pass, ours and the reference's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded preprocessing: from a camera image to the tensor of the towers, and prompt ids."""
+"""Recorded preprocessing: from camera image to vision encoder input, and prompt ids."""
 
 from __future__ import annotations
 

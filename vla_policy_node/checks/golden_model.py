@@ -1,4 +1,4 @@
-"""A checkpoint in float32, with the inputs of a recording in the form the model takes them."""
+"""A checkpoint in float32, with the inputs of a recording as model inputs."""
 
 from __future__ import annotations
 

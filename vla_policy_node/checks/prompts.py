@@ -1,4 +1,4 @@
-"""Whether a checkpoint speaks the language of the public ones: Llama-2's tokenizer."""
+"""Checks that a checkpoint tokenises like the public ones, with Llama 2's tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All checks of one checkpoint, in order."""
+"""Runs all checks of one checkpoint, in order."""
 
 from __future__ import annotations
 

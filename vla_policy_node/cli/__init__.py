@@ -1,4 +1,4 @@
-"""The command `vla`. Everything heavy is imported by the command that needs it."""
+"""The command line `vla`. Each command imports what is heavy only when it runs."""
 
 import typer
 

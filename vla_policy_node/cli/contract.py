@@ -1,4 +1,4 @@
-"""Commands for the contract of a robot: begin one, and check one."""
+"""Declares `vla contract`: create a robot contract, check one."""
 
 from pathlib import Path
 from typing import Annotated

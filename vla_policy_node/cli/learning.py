@@ -1,4 +1,4 @@
-"""Commands that make policies and measure what they can do: demos, train, eval."""
+"""Declares the commands that make and evaluate policies: demos, train, eval."""
 
 from pathlib import Path
 from typing import Annotated

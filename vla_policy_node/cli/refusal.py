@@ -1,4 +1,4 @@
-"""How every command says that it cannot do what was asked."""
+"""Turns an error into a one-sentence refusal with an exit code, for every command."""
 
 import typer
 

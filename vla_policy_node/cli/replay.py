@@ -1,4 +1,4 @@
-"""`vla replay` and `vla record`, as the command line declares them."""
+"""Declares `vla replay` and `vla record`."""
 
 from __future__ import annotations
 

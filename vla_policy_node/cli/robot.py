@@ -1,4 +1,4 @@
-"""Commands around a robot, real or simulated: bring up, instruct, demo, check, doctor."""
+"""Declares the commands around a robot: bringup, instruct, demo, tasks, check, doctor."""
 
 import inspect
 from pathlib import Path

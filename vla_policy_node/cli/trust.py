@@ -1,4 +1,4 @@
-"""Asking the person at the terminal whether a bag may name the checkpoint."""
+"""Asks at the terminal whether a bag may choose the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The longer commands of `vla`, one per file."""
+"""Implementations of the longer `vla` commands, one per file."""

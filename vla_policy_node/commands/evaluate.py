@@ -1,4 +1,4 @@
-"""`vla eval`: closed loop in the world, success per task, and what it cost."""
+"""`vla eval`: closed loop in the world, success per task and its cost."""
 
 from pathlib import Path
 

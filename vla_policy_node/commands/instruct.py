@@ -1,4 +1,4 @@
-"""`vla instruct`: send one goal to the policy node and show how it goes."""
+"""`vla instruct`: sends one goal to the policy node and shows its progress."""
 
 import os
 import signal

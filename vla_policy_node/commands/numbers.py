@@ -1,4 +1,4 @@
-"""Numbers as the command line writes them."""
+"""Parses lists of numbers on the command line."""
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Describes the machine that a measurement was made on."""
 
 import platform
 import sys

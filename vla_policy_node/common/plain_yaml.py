@@ -1,4 +1,4 @@
-"""YAML from anybody: small, flat enough, and without what makes a small file large."""
+"""Reads YAML from untrusted sources: bounded size and depth, no aliases."""
 
 from __future__ import annotations
 

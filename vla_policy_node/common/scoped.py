@@ -1,4 +1,4 @@
-"""Settings that a call changes for as long as it runs, and puts back as it found them.
+"""Context managers that change process-wide settings and restore them.
 
 Whoever uses this package in a process of their own finds torch and the environment after a call as
 they were before it.

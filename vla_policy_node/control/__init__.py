@@ -1,4 +1,4 @@
-"""Everything between the sensors and the policy, and between the policy and the robot.
+"""Torch- and ROS-free control: which observation may be used, which action is due, how much of it.
 
 `pairing` and `freeze` decide which observation may be used, `executors` (with `ensemble`) which
 action is due, `action_spec` and `rotations` what it means, `limits` how much of it may be sent,

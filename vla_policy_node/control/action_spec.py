@@ -1,4 +1,4 @@
-"""What the numbers of one action mean, and the metric end-effector motion they stand for."""
+"""Units, frame and gripper polarity of actions, and their conversion into end-effector motion."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether a picture is what its camera should show: alive, of one size, and of its own view.
+"""Camera checks: is a picture alive, of constant size, and from the right camera?
 
 A policy acts on any picture. That the picture is the one it was meant to get is looked at here,
 frame by frame, by samples of it.

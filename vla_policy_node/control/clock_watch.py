@@ -1,4 +1,4 @@
-"""The clock of the stamps beside a steady one: whether it stands still, and when it stepped."""
+"""Detects when the clock of the stamps stops or steps, by comparison with a steady clock."""
 
 from vla_policy_node.control.hold import Hold, HoldReason
 

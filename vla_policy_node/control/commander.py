@@ -1,4 +1,4 @@
-"""What to send in this control period: an action within the limits, or a hold and its reason."""
+"""Decides what a control period sends: an action within the limits, or a hold and its reason."""
 
 import math
 import threading

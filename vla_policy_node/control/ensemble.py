@@ -1,4 +1,4 @@
-"""Weights for averaging the predictions that several chunks make for the same control period.
+"""Weights for averaging the predictions of several chunks for the same control period.
 
 Candidates are always ordered oldest first. Public implementations disagree about the order
 (ACT: index 0 is the oldest; RoboDual: the newest), so it is part of every signature here.

@@ -1,4 +1,4 @@
-"""Which action of which chunk is due now.
+"""Chunk executors: which action of which chunk is due now.
 
 Element i of a chunk is for the control period that ends at
 `observation_stamp + (i + 1) * period`. A tick at time T commands the period that ends at

@@ -1,4 +1,4 @@
-"""A camera that keeps stamping the same picture is as blind as one that has stopped.
+"""Detects frozen cameras: stamps that advance while the picture stays the same.
 
 Compared are samples of the decoded picture, so that what surrounds the pixels on the wire (stamps,
 `frame_id`, padding, another compression) says nothing. Samples, not means: the noise of a sensor

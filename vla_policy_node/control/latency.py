@@ -1,4 +1,4 @@
-"""How long something took, over the last window."""
+"""Latency percentiles over a sliding window."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""The last stage before the robot: no command leaves it that breaks a limit.
+"""The command limiter: step, velocity, acceleration and workspace bounds on every command.
 
 Not a safety function: it bounds what a wrong action can do, it does not replace an emergency stop
 in hardware.

@@ -1,4 +1,4 @@
-"""What was sent to the arm and what it made of it: where it may be now, and whether it follows."""
+"""Compares commanded with measured motion: where the arm may be, and whether it follows."""
 
 from bisect import bisect_left, bisect_right
 from collections import deque

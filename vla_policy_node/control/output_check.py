@@ -1,4 +1,4 @@
-"""The last look at a command before it is sent; shares no arithmetic with what made it.
+"""Final check of a command against all limits, independent of the code that produced it.
 
 The limiter computes, this compares: a mistake, an overflow or a NaN anywhere between the policy
 and here must end as a hold.

@@ -1,4 +1,4 @@
-"""When to command: once per control period, and silence never lasts.
+"""Decides when a command is due: once per control period, and never later than the silence bound.
 
 A robot that hears nothing keeps doing what it did. So the gap between two commands is bounded on
 a steady clock, which no step of the system clock, stopped `/clock` or busy peer can hold up.

@@ -1,4 +1,4 @@
-"""One observation out of several streams, joined by capture stamp.
+"""Pairs camera frames and robot states by capture stamp into one observation.
 
 Neither camera waits for the other and no callback waits for anything: subscriptions file a
 reference by its stamp, the worker takes the newest set that belongs together. Pairing by arrival

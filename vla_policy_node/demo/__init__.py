@@ -1,1 +1,1 @@
-"""The whole system at work: episodes in the simulated world, figures and pictures of them."""
+"""The demo: the whole system at work in the simulated world, with figures and pictures of it."""

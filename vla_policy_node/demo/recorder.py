@@ -1,4 +1,4 @@
-"""What the demo writes down while it watches the running system over DDS."""
+"""Records what the demo sees of the running system over DDS."""
 
 import threading
 from collections import OrderedDict

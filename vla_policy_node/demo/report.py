@@ -1,4 +1,4 @@
-"""Figures and pictures of recorded episodes. Reads episodes, writes files; knows no ROS."""
+"""Figures and pictures of recorded episodes. Reads episodes, writes files; no ROS."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Brings the system up, runs episodes of named instructions, reports. Behind `vla demo`."""
+"""`vla demo`: brings the system up, runs episodes of named instructions, reports."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Which episodes a demo shows."""
+"""Chooses the episodes that a demo shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An episode in a few pictures: its key moments, what the policy saw and which tokens it kept."""
+"""A filmstrip of an episode: its key moments, what the policy saw and which tokens it kept."""
 
 from __future__ import annotations
 

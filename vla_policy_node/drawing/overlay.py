@@ -1,4 +1,4 @@
-"""Which visual tokens a policy kept, drawn on the camera image they came from.
+"""Draws the kept visual tokens on the camera image that they come from.
 
 Images are [H, W, 3] uint8 RGB. The token grid covers the rectangle `crop` = (x, y, width, height)
 of the image, in fractions of its width and height, after `transform` was applied to the image.

@@ -1,4 +1,4 @@
-"""Pictures of an episode as a video file that opens without extra software."""
+"""Writes pictures of an episode as a video that plays without extra software."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation compares, as the command line writes it.
+"""Parses what an evaluation compares, as written on the command line.
 
     dense                                   the plain model
     lightvla:multiplicity_bias=true         one method with a setting

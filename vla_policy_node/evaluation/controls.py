@@ -1,4 +1,4 @@
-"""What is taken away from a policy to see whether it needs it."""
+"""Controls: inputs are taken away from a policy to see whether it needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One closed-loop episode in the world, with the policy and the control classes of the node."""
+"""One closed-loop episode in the world, with the node's own control classes."""
 
 from __future__ import annotations
 

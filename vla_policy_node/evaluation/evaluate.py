@@ -1,4 +1,4 @@
-"""`vla eval`: closed loop in the world, success per task, and what it cost."""
+"""`vla eval`: runs a plan, or what is left of it, and shows success, comparisons and cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the kept tokens lie on what matters? Masks of the world against the grid of tokens."""
+"""Where the kept tokens lie: fractions on the object, the gripper and the goal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control side of the policy node in lock-step with a world, without ROS.
+"""The policy node's control side in lock-step with a world, without ROS.
 
 The classes are the node's, and so are their parameters: executor, action specification, limits,
 gripper latch, and the commander that decides between action and hold. What is missing is the

@@ -1,4 +1,4 @@
-"""Everything that decides the episodes of an evaluation, in one value that workers can be sent."""
+"""The plan of an evaluation: everything that determines its episodes, as one picklable value."""
 
 from __future__ import annotations
 

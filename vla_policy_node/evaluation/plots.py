@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: success with intervals, and tokens by task and phase."""
+"""Plots of an evaluation: success with intervals, tokens by task and phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an episode goes, told from the state of the simulation (privileged).
+"""Phases and failure classes of an episode, from the simulator's state (privileged).
 
 Heights and distances are enough: an object counts as lifted LIFTED_M above where it stood, and as
 held while it is lifted, the hand is told to close, and its distance to the hand is what it was

@@ -1,4 +1,4 @@
-"""Finished episodes in a side file, so that an interrupted evaluation goes on where it was.
+"""Stores finished episodes next to the result, so that an interrupted evaluation can resume.
 
 `FILE.partial.jsonl` beside `FILE`: what the results belong to in the first line, then one row
 per method and episode. It is gone once FILE is written.

@@ -1,4 +1,4 @@
-"""Runs a plan: units to worker processes, rows back as they come, and a bar that says how it goes.
+"""Runs a plan: distributes units to worker processes, collects rows, shows progress.
 
 A unit is one episode with all methods, so that every method sees the same layout in the same
 process, one after the other, and latencies are compared under the same load.

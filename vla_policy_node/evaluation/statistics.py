@@ -1,4 +1,4 @@
-"""What a number of successes says: intervals, and comparisons on identical episodes."""
+"""Confidence intervals of success rates, and paired comparisons on identical episodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows of episodes to the document that `vla eval --json` writes."""
+"""Turns rows of episodes into the document that `vla eval --json` writes."""
 
 from __future__ import annotations
 

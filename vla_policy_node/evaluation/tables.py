@@ -1,4 +1,4 @@
-"""The document of an evaluation as tables for a terminal."""
+"""Renders the document of an evaluation as terminal tables."""
 
 from __future__ import annotations
 

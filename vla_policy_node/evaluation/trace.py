@@ -1,4 +1,4 @@
-"""Which tokens were kept in every inference of an episode, in a file of a few kilobytes.
+"""Records the kept tokens of every inference of an episode in a few kilobytes.
 
 One npz per episode and method, N inferences, C cameras:
 

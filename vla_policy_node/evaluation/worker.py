@@ -1,4 +1,4 @@
-"""Runs episodes in one process; worlds and policies live as long as it does."""
+"""Runs episodes in one process; worlds and policies are kept between episodes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The control loop without ROS: parameters, inputs, the thread that infers."""
+"""The control loop without ROS: parameters, inputs, and the inference thread."""

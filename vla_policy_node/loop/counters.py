@@ -1,4 +1,4 @@
-"""Every count of every part in one table, as the status and the reports show it."""
+"""Collects the counters of all parts into one table for status and reports."""
 
 from collections.abc import Mapping
 

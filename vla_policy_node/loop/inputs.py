@@ -1,4 +1,4 @@
-"""Serialised samples to the pairer, the cameras' watch and the commander, if they are good."""
+"""Checks serialised samples and files the good ones with pairer, camera watch and commander."""
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason

@@ -1,4 +1,4 @@
-"""Serialised messages of one pair to what the policy takes."""
+"""Decodes the serialised messages of one pair into a policy's observation."""
 
 import cv2
 import numpy as np

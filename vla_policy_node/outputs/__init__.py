@@ -1,1 +1,1 @@
-"""What this project writes: only our own files are ever replaced or removed."""
+"""Output folders: only files that this project wrote are ever replaced or removed."""

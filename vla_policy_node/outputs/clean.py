@@ -1,4 +1,4 @@
-"""`python -m vla_policy_node.outputs.clean FOLDER ...`: remove what we wrote; `make clean`."""
+"""Removes what we wrote, for `make clean`: `python -m vla_policy_node.outputs.clean FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that have their name only when they are whole."""
+"""Atomic file writing: a file gets its name only once it is complete."""
 
 from __future__ import annotations
 

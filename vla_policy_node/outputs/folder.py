@@ -1,4 +1,4 @@
-"""Writing into a folder that holds other people's files, too."""
+"""Writes into folders that may also hold other people's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`.vla_output.json`: the list of what was written into a folder, and what of it is still ours.
+"""`.vla_output.json`: lists what was written into a folder, and what of it is still unchanged.
 
     made_by  'vla_policy_node'; anything else is no list of ours
     format   1

@@ -1,1 +1,1 @@
-"""Recorded bags through the node's own classes: what a policy says, what a method changed."""
+"""Replay: recorded bags through the node's own classes, and a comparison of two policies."""

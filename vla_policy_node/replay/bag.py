@@ -1,4 +1,4 @@
-"""Rosbag2 recordings as a stream of serialised messages, in the order of their recording."""
+"""Reads rosbag2 recordings as a stream of serialised messages, in recording order."""
 
 from __future__ import annotations
 

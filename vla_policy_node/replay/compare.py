@@ -1,4 +1,4 @@
-"""Two policies on the same observations: where they differ, and by how much."""
+"""Compares two policies on the same observations: where they differ, and by how much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bag from the first message to the folder with its report."""
+"""Evaluates one bag, from its first message to the report folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits that turn a replay into a test with an exit code."""
+"""Thresholds that turn a replay into a test with an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many bags: one after the other, in processes of this machine, or over a Ray cluster."""
+"""Evaluates many bags: sequentially, in local processes, or on a Ray cluster."""
 
 from __future__ import annotations
 

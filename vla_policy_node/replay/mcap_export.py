@@ -1,4 +1,4 @@
-"""An MCAP for Foxglove: overlays, commands, chunks and differences as ROS messages.
+"""Exports overlays, commands, chunks and differences as an MCAP file for Foxglove.
 
 The layout that goes with it is config/foxglove_layout.json.
 """

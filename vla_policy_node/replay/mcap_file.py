@@ -1,4 +1,4 @@
-"""MCAP files, read within bounds (https://mcap.dev/spec, version 0)."""
+"""MCAP reader that bounds everything a file can claim (https://mcap.dev/spec, version 0)."""
 
 from __future__ import annotations
 

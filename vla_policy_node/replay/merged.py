@@ -1,4 +1,4 @@
-"""One folder for many bags: a report for each, and one over all."""
+"""Report over many bags: one folder with a report per bag and a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of one run: error, gripper, seams, jerk, agreement, ages, tokens, what was dropped.
+"""Metrics of one run: error, gripper, seams, jerk, agreement, ages, tokens, drops.
 
 All values are floats or None where there is nothing to measure, in SI units unless a name says
 otherwise, so that a document of them is JSON.

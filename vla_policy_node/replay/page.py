@@ -1,4 +1,4 @@
-"""The report as one HTML file: verdict first, then plots, then tables. It loads nothing."""
+"""The report as a self-contained HTML file: verdict, plots, tables."""
 
 from __future__ import annotations
 

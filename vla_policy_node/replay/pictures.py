@@ -1,4 +1,4 @@
-"""The pictures that the policies looked at, with what they kept: video, and the worst moments."""
+"""Video and stills of what the policies looked at and which tokens they kept."""
 
 from __future__ import annotations
 

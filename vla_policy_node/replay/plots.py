@@ -1,4 +1,4 @@
-"""The plots of a report; only that of the latency depends on the speed of the machine."""
+"""Plots of a report; only the latency plot depends on the speed of the machine."""
 
 from __future__ import annotations
 

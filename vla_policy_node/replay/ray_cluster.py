@@ -1,4 +1,4 @@
-"""Bags over an existing Ray cluster. Ray is an extra: `pip install vla_policy_node[ray]`."""
+"""Distributes bags over an existing Ray cluster (`pip install vla_policy_node[ray]`)."""
 
 from __future__ import annotations
 

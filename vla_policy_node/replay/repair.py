@@ -1,4 +1,4 @@
-"""What is whole of a recording that was cut off, as a bag of its own."""
+"""Recovers the intact part of a truncated recording as a bag of its own."""
 
 from __future__ import annotations
 

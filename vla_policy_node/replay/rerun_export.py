@@ -1,4 +1,4 @@
-"""A recording for the rerun viewer: cameras, kept tokens, actions and latency on one timeline."""
+"""Exports cameras, kept tokens, actions and latency for the Rerun viewer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One policy through one bag, with the node's pairer, worker, executor, limits and commander."""
+"""Runs one policy through one bag with the node's pairer, worker, executor and commander."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is replayed: the parameters of each policy, from a file, from words, or from the bag."""
+"""Settings of a replay: each policy's parameters, from a file, the command line or the bag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rosbag2's SQLite files, read within bounds."""
+"""Reader of rosbag2's SQLite files with bounds on everything that a file can claim."""
 
 from __future__ import annotations
 

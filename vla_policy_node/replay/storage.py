@@ -1,4 +1,4 @@
-"""What the files of a bag have in common, and the bounds within which they are read.
+"""Bounds and helpers that all bag readers share.
 
 A bag may come from anybody: what it claims is compared with its own size before anything is
 allocated, and what is compressed is unpacked no further than a limit.

@@ -1,4 +1,4 @@
-"""What a bag tells about itself: instructions, executed actions, the pace of its inferences."""
+"""Summary of a bag: instructions, executed actions, pace of its inferences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bag's time: what the executor thread of the policy node does, without waiting for it."""
+"""Replays a bag's time line: what the policy node's executor thread would do, without waiting."""
 
 from __future__ import annotations
 

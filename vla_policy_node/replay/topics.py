@@ -1,4 +1,4 @@
-"""Which topic of a bag is which input of the policy, and messages from their bytes."""
+"""Maps topics of a bag to policy inputs, and reads messages from their bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one policy said and sent on one bag, and the cost of it."""
+"""Trace of one policy on one bag: its chunks, its commands and their cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All files of a report but the figures: plots, pictures, video, exports, and the page."""
+"""Writes plots, pictures, video, exports and the page of a report."""
 
 from __future__ import annotations
 

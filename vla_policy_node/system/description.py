@@ -1,4 +1,4 @@
-"""The whole system in one place: which nodes run, with which parameters and topics.
+"""Describes the whole system in one place: which nodes run, with which parameters and topics.
 
 The launch files and `vla bringup` only render what `describe` returns, so that both start the
 same thing. Nothing here needs ROS.

@@ -1,4 +1,4 @@
-"""A ROS domain for one process and its children."""
+"""Reserves a ROS domain for one process and its children."""
 
 import functools
 import os

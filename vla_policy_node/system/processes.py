@@ -1,4 +1,4 @@
-"""Starts the nodes of a system as processes, without `ros2`.
+"""Starts the nodes of a system as processes, without `ros2 launch`.
 
     with System(describe({'world': True})) as system:
         system.wait()

@@ -1,4 +1,4 @@
-"""What a bag may say about the policy that runs on it: a recording may come from anybody.
+"""What a replay may adopt from a bag about its policy, given that bags may come from anybody.
 
 `policy.yaml` beside the messages holds the parameters of the policy node that was recorded. Of
 these a replay follows what says how observations were paired, which actions were computed from

@@ -1,4 +1,4 @@
-"""The blind baseline: proprio and the number of the instruction in, a chunk out, no images.
+"""The state-only baseline: proprio and instruction number in, a chunk out, no images.
 
 What it reaches a policy may owe to the arm's pose and the words alone. One safetensors file: the
 weights, and in its header `chunk_length`, and as JSON `instructions` and `statistics` (an entry

@@ -1,4 +1,4 @@
-"""A CogACT policy from one of another kind: what sees and reads stays, the head is new."""
+"""Turns another policy into a CogACT policy: same encoders and language model, a fresh head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CogACT head reads of every frame, computed once: then the head learns alone, and fast.
+"""Caches the features that a CogACT head reads of every frame, so that it can train alone.
 
 A head needs many noises for each frame, and towers and language model cost a hundred times as much
 per frame as the head per noise. While those stay as they are, a frame has the same cognition

@@ -1,4 +1,4 @@
-"""What a training run is told, read from YAML."""
+"""Configuration of a training run, read from YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss curves: a line per entry in `metrics.jsonl`, TensorBoard files, and `curves.png`."""
+"""Loss curves: `metrics.jsonl`, TensorBoard files and `curves.png`."""
 
 from __future__ import annotations
 

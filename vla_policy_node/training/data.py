@@ -1,4 +1,4 @@
-"""Frames of demonstrations and still scenes, drawn so that a run can stop and go on exactly."""
+"""Samples frames of demonstrations and still scenes, resumable at any step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames decoded once, for a GPU: it learns faster than pictures can be decoded.
+"""Frames decoded in advance, since a GPU trains faster than pictures can be decoded.
 
 What the towers see of a folder of demonstrations is kept beside it, in `decoded-<side>px`, 0.3 MB
 a frame, and mapped into memory, so that runs share it. The rest of all frames fits into memory.

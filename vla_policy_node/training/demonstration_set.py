@@ -1,4 +1,4 @@
-"""A folder of demonstrations, made by several processes, going on where it stopped."""
+"""A folder of demonstrations that several processes fill and that can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Demonstrations on disk: one folder, one file per demonstration, read frame by frame.
+"""Demonstrations on disk: one file each, read frame by frame.
 
 `demonstrations.json`: `format` (1), `suite`, `layout`, `cameras` (names), `image_px`, `labels_px`,
 `frame_every`, `noise`, `retarget`, `versions`.

@@ -1,4 +1,4 @@
-"""FastDriveVLA's training: tokens must suffice to paint what they are called (arXiv 2507.23318).
+"""FastDriveVLA's training: kept tokens reconstruct the foreground (arXiv 2507.23318).
 
 Tokens scored positive are the foreground, by a straight-through mask; the others are set to zero.
 From them a decoder paints the picture without its background, and from the complement the

@@ -1,4 +1,4 @@
-"""Learning to see: which visual token holds the named thing, and where the thing is.
+"""Grounding losses: which visual token holds the named object, and where the object is.
 
 Cloning from scratch does not teach the towers to look, not in a hundred thousand samples; this
 does, in thousands. It stands in, at small scale, for the pre-training that public checkpoints

@@ -1,4 +1,4 @@
-"""What the stages of acceleration methods teach besides the policy's own losses.
+"""Auxiliary objectives of the stages that train acceleration methods.
 
 A lesson is a method that takes part in the forward pass of training, has parameters of its own, or
 none, and adds losses. Stages: 'deer', 'mole' and 'foreground'.

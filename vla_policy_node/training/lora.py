@@ -1,4 +1,4 @@
-"""Low-rank updates for models too large to train whole, through the `peft` library.
+"""Low-rank updates, through the `peft` library, for models too large to train in full.
 
 As OpenVLA-OFT fine-tunes: every linear layer of towers, projector and language model gets an
 update of rank r, scaled by min(r, 16) / r, zero at first; action head and proprio projector are

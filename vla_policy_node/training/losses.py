@@ -1,4 +1,4 @@
-"""One forward pass of training: the policy's own stages, with what each of them is taught."""
+"""The training forward pass: the policy's own stages, with the losses on each of them."""
 
 from __future__ import annotations
 

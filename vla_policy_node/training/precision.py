@@ -1,4 +1,4 @@
-"""What training computes in."""
+"""Precision of the arithmetic in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One demonstration: the expert solves an episode while something disturbs it.
+"""Records one demonstration: the expert solves an episode under disturbances.
 
 The label of every step is the action that the expert wanted there; what is executed has noise on
 it. So the hand visits places beside the expert's path, and the labels lead back.

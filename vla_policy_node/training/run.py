@@ -1,4 +1,4 @@
-"""A stage from its files to its files: `vla train`."""
+"""`vla train`: runs one stage, from its input files to its output files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Still scenes: shuffled layouts under a wandering arm, as pictures with labels.
+"""Still scenes: pictures of shuffled layouts with labels, under a moving arm.
 
 Grounding needs many layouts and no motion. The arm travels between random poses, and for every
 picture the objects are put somewhere else, which costs a tenth of a demonstrated frame. Files

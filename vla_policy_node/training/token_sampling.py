@@ -1,4 +1,4 @@
-"""Training on a part of the visual tokens, at a price to match, for a model that runs on all.
+"""Trains on a sample of the visual tokens, reweighted so that the model runs on all of them.
 
 Most of an image is table. Towers and language model see all tokens that lie on things and a few
 of the others; each token that stays speaks for those left out, by ln(candidates / kept) on its

@@ -1,4 +1,4 @@
-"""The loop of every stage: optimise, average, validate, log, save, resume.
+"""The training loop of every stage: optimise, average, validate, log, save, resume.
 
 A run stopped at any moment and started again ends with the same bits as one that was never
 stopped: the state file holds weights, averages and optimiser, and whatever is random is drawn

@@ -1,1 +1,1 @@
-"""What messages hold, from their bytes: within bounds, and without ROS."""
+"""Reads message contents from their bytes: bounds-checked, and without ROS."""

@@ -1,4 +1,4 @@
-"""Commands and chunks as messages of either library: rclpy's in nodes, rosbags' in a replay."""
+"""Builds commands and chunks as messages of rclpy (in nodes) or of rosbags (in replays)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input messages, read from their bytes: every length is checked, nothing is copied.
+"""Bounds-checked reader of the input messages in CDR, without copies.
 
 The bytes come from anybody on the network, and a raw subscription hands them over unseen. What is
 wrong with them is a MessageError here, never another exception, a crash or a large allocation.

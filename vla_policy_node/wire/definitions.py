@@ -1,4 +1,4 @@
-"""Message types by name, from their .msg files: read, written and explained without ROS."""
+"""Message types by name, parsed from their .msg files without ROS."""
 
 import importlib.util
 import re

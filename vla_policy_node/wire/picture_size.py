@@ -1,4 +1,4 @@
-"""The size of a JPEG or PNG picture from its first bytes, before anything is decoded.
+"""Reads the size of a JPEG or PNG from its first bytes, before anything is decoded.
 
 A few kB of PNG can claim, and fill, gigabytes; a JPEG that ends early is decoded to half a picture
 of grey. Both are found here.

@@ -1,4 +1,4 @@
-"""Serialised messages of the robot's state to numbers."""
+"""Converts serialised messages of the robot's state to numbers."""
 
 import math
 

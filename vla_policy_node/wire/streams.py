@@ -1,4 +1,4 @@
-"""What the policy listens to: names, message types and topics."""
+"""Input streams of the policy: names, message types and topics."""
 
 CAMERAS = ('third_person', 'wrist')
 POSE, GRIPPER = 'ee_pose', 'gripper_state'

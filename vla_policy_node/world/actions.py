@@ -1,4 +1,4 @@
-"""Motions of the end effector as actions of a LIBERO world."""
+"""Converts end-effector motion into actions of a LIBERO world."""
 
 import numpy as np
 

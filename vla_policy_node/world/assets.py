@@ -1,4 +1,4 @@
-"""Generated stand-ins for LIBERO's assets.
+"""Generates stand-ins for LIBERO's assets.
 
 The `hf-libero` package ships task files and initial states, and neither meshes nor scenes. These
 drawn and turned stand-ins have the names, joints and regions that its Python classes look up, so

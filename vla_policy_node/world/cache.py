@@ -1,4 +1,4 @@
-"""Directories that are built once, whole or not at all, and shared by every process."""
+"""Directories that are built once, atomically, and shared by all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted expert for pick-and-place tasks: looks at the simulator's state, not at images.
+"""Scripted pick-and-place expert that reads the simulator's state instead of images.
 
 Every action follows from where things are now, never from a schedule: whoever executes it may add
 noise, push the hand or skip an action, and the next one leads back. So noisy episodes with these

@@ -1,4 +1,4 @@
-"""Where a parallel gripper can take hold of an object, from collision shapes (privileged).
+"""Grasp candidates of a parallel gripper, from collision shapes (privileged).
 
 Only grasps from straight above: the hand points down and turns about the vertical. The choice is
 deterministic, and the same for the same object shape wherever it stands, as long as nothing is in

@@ -1,4 +1,4 @@
-"""Where the objects of a task lie when an episode starts.
+"""Object layouts at the start of an episode: LIBERO's own, or shuffled.
 
 LIBERO's own initial states move the objects by a few millimetres, so that a policy without eyes
 can learn them by heart. 'shuffled' makes it look. Where an instruction names its object, all

@@ -1,4 +1,4 @@
-"""Everything that LIBERO and robosuite need before they are imported, in one place.
+"""Environment that LIBERO and robosuite need before they can be imported.
 
 - `libero` asks a question on standard input unless its configuration file exists.
 - `robosuite` 1.4 logs to one fixed file in the system's temporary folder, which a second user of

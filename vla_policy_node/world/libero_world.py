@@ -1,4 +1,4 @@
-"""LIBERO's tasks as a world to step and to look at.
+"""LIBERO tasks as a world with `reset`, `step` and cameras.
 
 Both images are upright, as a camera on the robot would deliver them. OpenGL's rows run from the
 bottom to the top, and that is how LIBERO's own environment hands them out: its raw image is

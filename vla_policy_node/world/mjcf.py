@@ -1,4 +1,4 @@
-"""The MJCF of one object, in the form that robosuite's `MujocoXMLObject` reads.
+"""MJCF of a single object, in the form that robosuite's `MujocoXMLObject` reads.
 
 Group 0 holds what collides (and has mass), group 1 what is seen, as robosuite expects.
 """

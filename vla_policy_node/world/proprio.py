@@ -1,4 +1,4 @@
-"""What a policy is told about the arm's own state."""
+"""The proprioceptive state that a policy gets."""
 
 import numpy as np
 

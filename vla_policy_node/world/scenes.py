@@ -1,4 +1,4 @@
-"""Stand-ins for the two rooms: a table with the robot behind it, and a floor.
+"""Stand-ins for the two rooms: a table with the robot behind it, and the floor.
 
 Element names are those that LIBERO's `TableArena` and `EmptyArena` look up and move.
 """

@@ -1,4 +1,4 @@
-"""The collision shapes of a world as points and boxes (privileged)."""
+"""Collision shapes of a world as points and boxes (privileged)."""
 
 from __future__ import annotations
 

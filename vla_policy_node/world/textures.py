@@ -1,4 +1,4 @@
-"""Drawn pictures: label atlases for objects, and tiling patterns for furniture and rooms."""
+"""Procedural textures: label atlases for objects, and tiling patterns for furniture and rooms."""
 
 from __future__ import annotations
 

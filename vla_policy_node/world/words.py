@@ -1,4 +1,4 @@
-"""What LIBERO's objects are called in instructions."""
+"""Names of LIBERO's objects as instructions use them."""
 
 # Where all objects of a suite belong. libero_goal is not here: each of its tasks has its own.
 GOALS = {'libero_object': 'basket_1', 'libero_spatial': 'plate_1'}

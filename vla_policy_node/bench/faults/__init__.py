@@ -1,4 +1,4 @@
-"""The fault campaign: ten thousand ways to break the inputs, and a judge of what was sent.
+"""The fault campaign: ten thousand faults, and a judge of what was sent in spite of them.
 
 `oracle` knows only what is promised, never how it is kept: it imports nothing from `control`.
 """

@@ -1,4 +1,4 @@
-"""The system clock as one process sees it: stepped by a library that is loaded first."""
+"""Steps the system clock as a single process sees it, through a preloaded library."""
 
 import mmap
 import struct

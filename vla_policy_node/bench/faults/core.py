@@ -1,4 +1,4 @@
-"""Runs core trials, alone or by the thousand in several processes."""
+"""Runs core trials, singly or by the thousand in several processes."""
 
 import signal
 import traceback

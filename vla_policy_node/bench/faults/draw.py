@@ -1,4 +1,4 @@
-"""Case number and seed to a trial: setup, faults and when they happen."""
+"""Draws a trial from case number and seed: setup, faults and when they happen."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A robot that feeds a real node: cameras, state and /clock, through any fault, in real time."""
+"""Feeds a real node with cameras, state and /clock, through any fault, in real time."""
 
 import heapq
 import itertools

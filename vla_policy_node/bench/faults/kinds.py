@@ -1,4 +1,4 @@
-"""The register of faults: kind -> how to draw one."""
+"""Registry of faults: kind -> function that draws one."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,4 +1,4 @@
-"""Faults of content: pictures, states and bytes."""
+"""Content faults: pictures, states and bytes."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Faults from the other sides: clients, parameters and the policy itself."""
+"""Faults of clients, of parameters and of the policy itself."""
 
 from collections.abc import Callable
 

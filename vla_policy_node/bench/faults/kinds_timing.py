@@ -1,4 +1,4 @@
-"""Faults of time: stamps, clocks, and what is late or lost."""
+"""Timing faults: stamps, clocks, late and lost messages."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The core of the policy node without its threads, clock and middleware: time is a number.
+"""The policy node's core without its threads, clock and middleware: time is just a number.
 
 The only file of the campaign that knows how the node is put together.
 """

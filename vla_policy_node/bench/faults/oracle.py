@@ -1,4 +1,4 @@
-"""Judges one trial: unsafe, crash or hang, by what is promised alone.
+"""Judges one trial as safe, unsafe, crash or hang, by the promises alone.
 
 Imports nothing of the node: it integrates what was sent on an ideal robot, looks up what had
 arrived by then, and knows nothing of how the promises are kept.

@@ -1,4 +1,4 @@
-"""Processes of the campaign: started, spoken to, watched, and always ended."""
+"""Processes of the campaign: starts them, talks to them, watches them, always ends them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Trials with whole processes, on the system clock; what is done to them is in `scenarios`."""
+"""Trials with whole processes on the system clock; `scenarios` has what is done to them."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The robot's end of the wire: commands with the time at which the middleware had them."""
+"""The robot's end of the wire: commands with the time at which the middleware received them."""
 
 import threading
 import time

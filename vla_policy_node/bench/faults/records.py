@@ -1,4 +1,4 @@
-"""What one trial of the campaign remembers: what was sent, what was done to the node, promises.
+"""Records of one trial: what was sent, what was done to the node, what was promised.
 
 Times ending in `_s` are seconds of one steady clock, that of the judge, unless they are named
 after a stamp: those are of the node's clock, which faults may step.

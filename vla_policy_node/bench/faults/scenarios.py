@@ -1,4 +1,4 @@
-"""What is done to whole processes: signals, a stepped clock, hangs, floods, storms, rivals."""
+"""Scenarios for whole processes: signals, clock steps, hangs, floods, storms, rivals."""
 
 import signal
 import subprocess

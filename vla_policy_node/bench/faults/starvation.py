@@ -1,4 +1,4 @@
-"""How long the machine let processes wait for a CPU: no judge may blame a node for that."""
+"""Measures how long processes waited for a CPU, which no judge may blame on a node."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""How long each kind of stop may take, from the request to the first hold at the robot (s)."""
+"""Bounds on each kind of stop, from the request to the first hold at the robot (s)."""
 
 STOP_BOUNDS_S = {
     'cancel': 0.1,

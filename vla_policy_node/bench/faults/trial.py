@@ -1,4 +1,4 @@
-"""One core trial: a robot, its sensors, a policy and the node's core on one invented clock."""
+"""One core trial: a robot, its sensors, a policy and the node's core on one virtual clock."""
 
 import heapq
 import itertools

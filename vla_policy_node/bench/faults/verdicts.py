@@ -1,4 +1,4 @@
-"""What came of the campaign: verdicts, their table and their file."""
+"""Collects the campaign's verdicts into a table and a file."""
 
 import json
 import math

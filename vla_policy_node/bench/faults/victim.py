@@ -1,4 +1,4 @@
-"""The policy node as a process with a policy that answers as it is told on standard input.
+"""A policy node in a process of its own, whose policy answers as standard input tells it to.
 
     python -m vla_policy_node.bench.faults.victim --ros-args -p checkpoint:=...
 

@@ -1,4 +1,4 @@
-"""What surrounds the node in a trial: a clock, a robot and a policy that do as they are told."""
+"""The surroundings of a node in a trial: a clock, a robot and a policy that follow a script."""
 
 import math
 from collections.abc import Callable
