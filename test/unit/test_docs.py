@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - before the examples, so that conftest.py pins its threads
 import yaml
 
 ROOT = Path(__file__).parents[2]
