@@ -65,7 +65,7 @@ def instruct(
 
     `vla instruct "open the middle drawer of the cabinet" --duration 20`
     """
-    from vla_policy_node.commands.instruct import follow
+    from vla_policy_node.nodes.instruct import follow
 
     raise typer.Exit(follow(instruction, duration, wait))
 
