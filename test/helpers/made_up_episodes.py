@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripted import ScriptedPolicy
 
 from vla_policy_node.evaluation import worker
 from vla_policy_node.evaluation.contenders import Contender
@@ -53,11 +54,12 @@ def made_up(monkeypatch):
     """Episodes whose outcome is a function of method and seed; returns what was run."""
     ran = []
 
-    class Brain:
+    class Brain(ScriptedPolicy):
         def __init__(self, label):
+            super().__init__()
             self.label = label
 
-        def infer(self, observation):
+        def answer(self, request):
             return chunk_of(4)
 
     def run_episode(world, policy, parameters, instruction, **options):

@@ -52,13 +52,15 @@ class Script:
         self.gate = threading.Event()
         self.gate.set()
         self.calls = []  # (thread name, observation)
+        self.executions = []  # what each request told of it
         self.actions = np.full((8, 7), 0.1)
         self.error = None  # what the next inference raises
         self.reused_by = ''
         self._started = threading.Semaphore(0)
 
-    def infer(self, observation):
-        self.calls.append((threading.current_thread().name, observation))
+    def infer(self, request):
+        self.calls.append((threading.current_thread().name, request.observation))
+        self.executions.append(request.execution)
         self._started.release()
         assert self.gate.wait(3 * TIMEOUT_S)
         error, self.error = self.error, None
@@ -70,6 +72,7 @@ class Script:
 
     def forget(self):
         self.calls.clear()
+        self.executions.clear()
         while self._started.acquire(blocking=False):
             pass
 
@@ -246,7 +249,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def script(monkeypatch):
     made = Script()
-    monkeypatch.setattr(LocalPolicy, 'infer', lambda policy, observation: made.infer(observation))
+    monkeypatch.setattr(LocalPolicy, 'infer', lambda policy, request: made.infer(request))
     yield made
     made.gate.set()
 

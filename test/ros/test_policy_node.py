@@ -188,9 +188,9 @@ def test_configure_gets_ready_for_the_instructions_that_it_is_told(make_bench, m
     ready, warm = [], []
     infer = LocalPolicy.infer
     monkeypatch.setattr(
-        LocalPolicy, 'prepare', lambda self, instruction: ready.append(instruction))
-    monkeypatch.setattr(LocalPolicy, 'infer', lambda self, observation: (
-        warm.append(observation.instruction), infer(self, observation))[1])
+        LocalPolicy, 'warm_up', lambda self, instruction: ready.append(instruction))
+    monkeypatch.setattr(LocalPolicy, 'infer', lambda self, request: (
+        warm.append(request.observation.instruction), infer(self, request))[1])
     told = ['lift the cup', 'put it into the drawer']
     bench = make_bench(warmup_instructions=told, shadow_every=1)
     assert bench.node.trigger_configure() == SUCCESS

@@ -13,7 +13,7 @@ from ros_testing import ros
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.messages import SHADOW_ENTRY
 from vla_policy_node.nodes.shadow import Shadow
-from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 SPEC = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, 0.0)
@@ -33,7 +33,7 @@ class Plain:
         self.answer, self.gate, self.threads = answer, threading.Event(), []
         self.begun = threading.Semaphore(0)
 
-    def infer(self, observation):
+    def infer(self, request):
         self.threads.append(threading.current_thread().name)
         self.begun.release()
         assert self.gate.wait(20.0)
@@ -100,12 +100,12 @@ def test_the_plain_policy_shares_the_weights_and_keeps_every_token(checkpoint):
     plain = policy.plain()
     assert plain._model is policy._model
     image = np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)
-    observation = Observation(
-        {'third_person': image, 'wrist': image}, np.zeros(8), 'pick up the bowl')
-    fewer, all_of_them = policy.infer(observation), plain.infer(observation)
+    request = InferenceRequest(Observation(
+        {'third_person': image, 'wrist': image}, np.zeros(8), 'pick up the bowl'))
+    fewer, all_of_them = policy.infer(request), plain.infer(request)
     # The rows that the action head reads stay those of the accelerated one: only tokens differ.
     rows = policy.description.action_rows
-    dense = LocalPolicy.load(checkpoint, methods=(), action_rows=rows).infer(observation)
+    dense = LocalPolicy.load(checkpoint, methods=(), action_rows=rows).infer(request)
     assert fewer.tokens_kept < all_of_them.tokens_kept == all_of_them.tokens_total
     np.testing.assert_array_equal(all_of_them.actions, dense.actions)
 

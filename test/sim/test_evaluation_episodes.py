@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripted import ScriptedPolicy
 
 from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.lock_step import LockStepControl, node_parameters
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation
 from vla_policy_node.world.expert import Expert
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
@@ -21,6 +22,7 @@ SEED = HELD_OUT_SEED + 1
 CHUNK = 8
 STILL_OPEN = np.array([0.0, 0, 0, 0, 0, 0, 1])
 STILL_CLOSED = np.array([0.0, 0, 0, 0, 0, 0, 0])
+UNSEEN = Observation({}, np.zeros(8), 'go')  # by a policy that looks at nothing
 
 
 @pytest.fixture(scope='module')
@@ -57,20 +59,19 @@ def solution(world):
     return expert_actions(world)
 
 
-class Script:
+class Script(ScriptedPolicy):
     """Plays a list of actions, then stands still; remembers what it was shown."""
 
-    def __init__(self, actions, last=STILL_CLOSED):
-        self.actions, self.last = list(actions), last
-        self.observations, self.resets = [], 0
+    def __init__(self, actions, last=STILL_CLOSED, length=CHUNK):
+        super().__init__()
+        self.actions, self.last, self.length = list(actions), last, length
 
     def reset(self):
-        self.resets += 1
+        super().reset()
         self._rest = chain(self.actions, repeat(self.last))
 
-    def infer(self, observation):
-        self.observations.append(observation)
-        actions = np.array([next(self._rest) for _ in range(CHUNK)])
+    def answer(self, request):
+        actions = np.array([next(self._rest) for _ in range(self.length)])
         return ActionChunk(actions, (), {'head': 1.0}, 'scripted', 5, 10, 99)
 
 
@@ -155,9 +156,9 @@ def lifted_after(solution, world, parameters):
     """Steps of the solution after which the target is well above the ground."""
     world.reset_layout('shuffled', SEED)
     start = world.object_position(world.target)[2]
-    control = LockStepControl(parameters, 'go')
-    for step, action in enumerate(solution):
-        control.push(np.array([action]))
+    control = LockStepControl(Script(solution, length=1), parameters, 'go')
+    for step in range(len(solution)):
+        control.infer(UNSEEN)
         world.step(control.next_action(*pose_of(world.state())))
         if world.object_position(world.target)[2] - start > 0.06:
             return step + 1
@@ -198,18 +199,19 @@ def test_dropped(world, parameters, solution):
 
 
 def test_a_hold_keeps_the_gripper_and_moves_nothing(parameters):
-    control = LockStepControl(parameters, 'go')
+    control = LockStepControl(
+        Script([[0.5, 0, 0, 0, 0, 0, 0.0]], length=1), parameters, 'go')
     here = np.zeros(3), np.zeros(3)
     assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, -1]
     assert control.needs_inference()
-    control.push(np.array([[0.5, 0, 0, 0, 0, 0, 0.0]]))
+    control.infer(UNSEEN)
     assert control.next_action(*here).tolist() == [0.5, 0, 0, 0, 0, 0, 1]
     assert control.next_action(*here).tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_the_nodes_limits_hold(parameters):
-    control = LockStepControl(parameters, 'go')
-    control.push(np.array([[1.0, 0, 0, 0, 0, 0, 1]]))
+    control = LockStepControl(Script([[1.0, 0, 0, 0, 0, 0, 1]], length=1), parameters, 'go')
+    control.infer(UNSEEN)
     wall = np.array([parameters.workspace_max_m[0], 0.0, 1.0])
     assert control.next_action(wall, np.zeros(3))[0] == pytest.approx(0.0, abs=1e-9)
 

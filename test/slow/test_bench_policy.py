@@ -23,6 +23,7 @@ from vla_policy_node.bench.rates import Rates
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.variants import create_model
+from vla_policy_node.policy.interface import InferenceRequest
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.demonstrations import Demonstrations
 
@@ -70,7 +71,7 @@ def test_a_floor_is_arithmetic_or_memory_whichever_takes_longer():
 def test_a_random_policy_needs_no_file_and_acts(tmp_path):
     directory = write_files(tmp_path / 'policy', variants.CONFIG)
     policy = LocalPolicy.load(directory, load_model=load_random)
-    chunk = policy.infer(observe(1)[0])
+    chunk = policy.infer(InferenceRequest(observe(1)[0]))
     assert chunk.actions.std() > 0
     assert 1 <= chunk.tokens_kept <= chunk.tokens_total == 32
 

@@ -17,7 +17,7 @@ from vla_policy_node.bench import methods_published, policy_run
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.evaluation import run as evaluation_run
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.system.processes import private_domain
 from vla_policy_node.training import demonstration_set
@@ -81,9 +81,10 @@ def small(tmp_path_factory):
     return create_small_checkpoint(tmp_path_factory.mktemp('small'))
 
 
-def observation():
+def request():
     image = np.zeros((64, 64, 3), np.uint8)
-    return Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk')
+    return InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk'))
 
 
 def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, three):
@@ -98,21 +99,21 @@ def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, th
     policy = LocalPolicy.load(small, methods=(), threads=2, load_model=load_model)
     assert of_this_and_of_a_new_thread() == (3, 3)
     policy._methods = (seen := Seen(),)
-    policy.infer(observation())
-    in_a_new_thread(lambda: policy.infer(observation()))
-    policy.prepare('pick up the milk')
+    policy.infer(request())
+    in_a_new_thread(lambda: policy.infer(request()))
+    policy.warm_up('pick up the milk')
     assert loading == seen.threads == {2}
     assert of_this_and_of_a_new_thread() == (3, 3)
     beside = policy.plain()
     beside._methods = (seen := Seen(),)
-    beside.infer(observation())
+    beside.infer(request())
     assert seen.threads == {2}
 
 
 def test_a_policy_without_a_number_uses_what_torch_has(small, three):
     policy = LocalPolicy.load(small, methods=())
     policy._methods = (seen := Seen(),)
-    policy.infer(observation())
+    policy.infer(request())
     assert seen.threads == {3}
     assert of_this_and_of_a_new_thread() == (3, 3)
 

@@ -13,7 +13,7 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training import cognition
 from vla_policy_node.training.cogact import with_new_head
@@ -89,7 +89,8 @@ def test_a_run_leaves_a_policy_that_resumes_exactly_and_acts(folders, tmp_path, 
     assert (document['head'], document['chunk_length']) == ('cogact', 16)
     policy = LocalPolicy.load(checkpoint, methods=['efficientvla_cache'])
     gray = np.full((56, 56, 3), 128, np.uint8)
-    chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
+    chunk = policy.infer(InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up')))
     assert chunk.actions.shape == (16, 7)
     assert policy.description.trained
 
@@ -207,4 +208,4 @@ def test_one_camera_without_proprio_is_trained_as_well(folders, tmp_path):
         tmp_path / 'start', config={**small_config(), 'cameras': 1, 'proprio': False})
     checkpoint = train(Run(replace(COGACT, steps=1), start, folders[1], None, tmp_path / 'run'))
     policy = LocalPolicy.load(checkpoint, methods=())
-    assert policy.description.cameras == ('third_person',)
+    assert policy.description.spec.cameras == ('third_person',)

@@ -8,7 +8,7 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.run import Run, train
 
@@ -33,7 +33,8 @@ def test_a_stage_leaves_a_checkpoint_that_its_method_runs(folders, tmp_path, sta
     checkpoint = train(Run(config, start, demonstrations, None, tmp_path / stage))
     policy = LocalPolicy.load(checkpoint, methods=(METHODS[stage],))
     gray = np.full((56, 56, 3), 128, np.uint8)
-    chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
+    chunk = policy.infer(InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up')))
     if stage == 'foreground':
         assert chunk.tokens_kept == 16
         before, after = (LocalPolicy.load(path, methods=())._model.state_dict()

@@ -11,7 +11,7 @@ from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.outputs.folder import claim
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.curves import read_metrics
@@ -45,7 +45,8 @@ def test_a_run_leaves_a_policy_that_acts(folders, tmp_path):
     assert json.loads((checkpoint / 'config.json').read_text())['trained'] is True
     policy = LocalPolicy.load(checkpoint, methods=('lightvla',))
     gray = np.full((56, 56, 3), 128, np.uint8)
-    chunk = policy.infer(Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up'))
+    chunk = policy.infer(InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, gray), np.zeros(8), 'pick it up')))
     assert chunk.actions.shape == (8, 7)
     assert policy.description.statistics_key == json.loads(
         (folders[1] / 'dataset_statistics.json').read_text()).popitem()[0]

@@ -15,7 +15,7 @@ from vla_policy_node.models import checkpoint, layout
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
@@ -33,12 +33,12 @@ def l1(made, tmp_path):
     return variants.copy(made['l1'], tmp_path / 'l1')
 
 
-def observation(seed=0):
+def request(seed=0):
     random = np.random.default_rng(seed)
     images = {name: random.integers(0, 256, (56, 56, 3), np.uint8)
               for name in ('third_person', 'wrist')}
-    return Observation(images, np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02]),
-                       'pick up the bowl')
+    proprio = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
+    return InferenceRequest(Observation(images, proprio, 'pick up the bowl'))
 
 
 def same_weights(a, b):
@@ -51,11 +51,11 @@ def same_weights(a, b):
 def test_the_head_is_recognised_from_the_files_and_runs(made, head):
     policy = LocalPolicy.load(made[head], methods=())
     assert f'{head[:8]}' in policy.description.architecture.lower()
-    chunk = policy.infer(observation())
+    chunk = policy.infer(request())
     assert chunk.actions.shape == (1 if head == 'autoregressive' else 8, 7)
     assert chunk.tokens_total == (16 if head == 'autoregressive' else 32)
-    np.testing.assert_array_equal(policy.infer(observation()).actions, chunk.actions)
-    assert np.abs(policy.infer(observation(1)).actions - chunk.actions).max() > 1e-4
+    np.testing.assert_array_equal(policy.infer(request()).actions, chunk.actions)
+    assert np.abs(policy.infer(request(1)).actions - chunk.actions).max() > 1e-4
     assert set(chunk.stage_ms) == {
         'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
     assert chunk.flops > 0
@@ -68,7 +68,7 @@ def test_heads_without_acceleration_refuse_it(made, head):
 
 
 def test_lightvla_prunes_a_discrete_policy_too(made):
-    chunk = LocalPolicy.load(made['discrete'], methods=['lightvla']).infer(observation())
+    chunk = LocalPolicy.load(made['discrete'], methods=['lightvla']).infer(request())
     assert chunk.tokens_kept < chunk.tokens_total
 
 
@@ -151,7 +151,7 @@ def test_an_l1_policy_that_lost_its_head_does_not_act_as_a_discrete_one(l1):
     save_file({**tensors, 'language_model.lm_head.weight': words}, l1 / 'model.safetensors')
     policy = LocalPolicy.load(l1, methods=())
     with pytest.raises(ValueError, match=r'words instead of action tokens.*action_head'):
-        policy.infer(observation())
+        policy.infer(request())
 
 
 @pytest.mark.parametrize(('entries', 'sentence'), [
@@ -286,11 +286,11 @@ def causal_states(model, rows):
 
 def test_a_base_policy_sees_one_camera_and_no_proprio(made):
     policy = LocalPolicy.load(made['autoregressive'], methods=())
-    assert policy.description.cameras == ('third_person',)
-    seen = observation()
-    chunk = policy.infer(Observation({'third_person': seen.images['third_person']}, np.zeros(8),
-                                     seen.instruction))
-    np.testing.assert_array_equal(chunk.actions, policy.infer(seen).actions)
+    assert policy.description.spec.cameras == ('third_person',)
+    seen = request().observation
+    chunk = policy.infer(InferenceRequest(Observation(
+        {'third_person': seen.images['third_person']}, np.zeros(8), seen.instruction)))
+    np.testing.assert_array_equal(chunk.actions, policy.infer(InferenceRequest(seen)).actions)
     assert [selection.camera for selection in chunk.selections] == ['third_person']
 
 
@@ -306,7 +306,7 @@ def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):
         LocalPolicy.load(directory, methods=())
     policy = LocalPolicy.load(directory, methods=(), statistics_key='bridge_orig')
     assert len(policy.description.sha256) == 64
-    assert policy.infer(observation()).actions.shape == (1, 7)
+    assert policy.infer(request()).actions.shape == (1, 7)
     # Pre-training saw whole pictures; fine-tuning for LIBERO saw random crops.
     assert not checkpoint.read_model_config(directory).center_crop
     assert checkpoint.read_model_config(made['autoregressive']).center_crop
@@ -378,7 +378,7 @@ def test_the_name_of_a_public_checkpoint_decides_unless_something_else_is_asked(
 
 def test_a_chunk_length_the_files_do_not_tell_can_be_given(made):
     policy = LocalPolicy.load(made['l1'], chunk_length=5)
-    assert policy.infer(observation()).actions.shape == (5, 7)
+    assert policy.infer(request()).actions.shape == (5, 7)
 
 
 # --- the hub ---

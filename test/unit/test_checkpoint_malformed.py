@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from vla_policy_node import cli
 from vla_policy_node.models import checkpoint, reading, tensor_files
 from vla_policy_node.models.heads import VocabularyHead
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 LIMIT_S = 5.0  # of the processor's time, on which other processes have no claim
@@ -646,9 +646,9 @@ def acts_or_says_why(directory):
     try:
         policy = LocalPolicy.load(directory, methods=())
         grey = np.full((56, 56, 3), 128, np.uint8)
-        actions = policy.infer(Observation(
+        actions = policy.infer(InferenceRequest(Observation(
             dict.fromkeys(('third_person', 'wrist'), grey), np.zeros(8), 'pick up the bowl',
-        )).actions
+        ))).actions
         assert np.isfinite(actions).all()
     except ValueError as error:
         assert_sentence(str(error))

@@ -17,7 +17,7 @@ from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.openvla import CausalDecoder
 from vla_policy_node.models.variants import create_model
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 TWO_CAMERAS = {**variants.COGACT, 'cameras': 2, 'proprio': True}
@@ -40,11 +40,12 @@ def released(made, tmp_path):
     return shutil.copytree(made['released'], tmp_path / 'released')
 
 
-def observation(seed=0, instruction='pick up the bowl', px=56):
+def request(seed=0, instruction='pick up the bowl', px=56):
     random = np.random.default_rng(seed)
     images = {name: random.integers(0, 256, (px, px, 3), np.uint8)
               for name in ('third_person', 'wrist')}
-    return Observation(images, np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02]), instruction)
+    proprio = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
+    return InferenceRequest(Observation(images, proprio, instruction))
 
 
 def sequence_of(model, prompts=((1, 7, 9, 11, 3),), seed=0):
@@ -62,14 +63,14 @@ def test_it_serves_like_any_other_checkpoint(made, kind):
     policy = LocalPolicy.load(made[kind], methods=())
     assert policy.description.architecture.startswith('CogACT: ')
     assert policy.description.chunk_length == 16
-    chunk = policy.infer(observation())
+    chunk = policy.infer(request())
     assert chunk.actions.shape == (16, 7)
     assert chunk.tokens_total == (32 if kind == 'two cameras' else 16)
     assert set(chunk.actions[:, 6]) <= {0.0, 1.0}
     assert set(chunk.stage_ms) == {
         'preprocess', 'upload', 'vision', 'select', 'language_model', 'head'}
-    np.testing.assert_array_equal(policy.infer(observation()).actions, chunk.actions)
-    for other in (observation(1), observation(instruction='open the drawer')):
+    np.testing.assert_array_equal(policy.infer(request()).actions, chunk.actions)
+    for other in (request(1), request(instruction='open the drawer')):
         assert np.abs(policy.infer(other).actions - chunk.actions).max() > 1e-4
 
 
@@ -97,7 +98,7 @@ def test_released_pictures_are_resized_by_pillow(made):
     from PIL import Image
 
     policy = LocalPolicy.load(made['released'], methods=())
-    image = observation(px=96).images['third_person']
+    image = request(px=96).observation.images['third_person']
     pixels = policy._inputs.preprocessor(image)
     resized = np.array(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC))
     torch.testing.assert_close(pixels, policy._inputs.preprocessor.normalise(resized))
@@ -213,7 +214,7 @@ def test_keys_without_a_position_have_no_place_in_a_causal_model(made):
 def test_vla_cache_serves_a_causal_policy(made):
     settings = {'vla_cache': {'static': 12, 'relevant': 4}}
     policy = LocalPolicy.load(made['one camera'], methods=['vla_cache'], method_settings=settings)
-    first, second = policy.infer(observation()), policy.infer(observation())
+    first, second = policy.infer(request()), policy.infer(request())
     assert first.tokens_kept == 16 > second.tokens_kept
     assert second.flops < first.flops
     np.testing.assert_allclose(second.actions, first.actions, rtol=0, atol=1e-4)
@@ -259,7 +260,7 @@ def test_the_loss_is_the_error_of_the_noise_and_falls_to_0_with_it(made):
 def test_the_small_policy_runs_at_once(tmp_path):
     directory = small.create_small_checkpoint(tmp_path / 'small', config=small.COGACT_CONFIG)
     policy = LocalPolicy.load(directory, methods=['efficientvla_tokens', 'efficientvla_cache'])
-    chunk = policy.infer(observation(px=224))
+    chunk = policy.infer(request(px=224))
     assert (chunk.tokens_kept, chunk.tokens_total) == (113, 512)
     assert np.isfinite(chunk.actions).all()
     assert policy.description.parameters < 20e6  # 40 MB in bfloat16

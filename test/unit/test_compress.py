@@ -13,7 +13,7 @@ from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.cli import app
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.compress import Recipe, compress
 
@@ -29,9 +29,10 @@ def small_checkpoint(directory, **entries):
     return create_small_checkpoint(directory, config=config)
 
 
-def observation():
+def request():
     image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
-    return Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the bowl')
+    return InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the bowl'))
 
 
 def cogact(directory):
@@ -60,9 +61,9 @@ def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_pa
     assert parameters[1] < parameters[0]
     assert result.flops[1] < result.flops[0]
     assert 0 < result.action_change[0] <= result.action_change[1]
-    chunk = policies[1].infer(observation())
+    chunk = policies[1].infer(request())
     assert np.isfinite(chunk.actions).all()
-    assert chunk.flops < policies[0].infer(observation()).flops
+    assert chunk.flops < policies[0].infer(request()).flops
     assert not [finding for finding in check_checkpoint(out) if finding.verdict == 'FAIL']
     document = json.loads((out / 'config.json').read_text())
     assert document['compressed']['removed_layers'] == list(result.removed)

@@ -6,14 +6,17 @@ episode.
 """
 
 import threading
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
+from vla_policy_node.control.executors import DELAY_WINDOW, create_executor
 from vla_policy_node.control.hold import HoldError, HoldReason
+from vla_policy_node.policy.interface import EXECUTION_MODES, Execution
 
 PERIOD = 50_000_000  # 20 Hz
 MS = 1_000_000
@@ -261,3 +264,131 @@ def test_unusable_settings_are_refused():
         create_executor('fast', PERIOD)
     with pytest.raises(ValueError, match='control period'):
         create_executor('sync', 0)
+
+
+# --- what execution knows as an inference begins ---
+
+
+@dataclass
+class Told:
+    """One inference: what the policy was told, and what became of it."""
+
+    execution: Execution
+    started: int  # tick
+    ended: int
+    chunk: np.ndarray
+    skipped: int
+
+
+def drive(mode, delays, ticks=60, length=8, age=0):
+    """A robot at 20 Hz whose inferences take so many ticks; what was told, and served by tick.
+
+    Chunk n says 1000 n + the number of the period; normalised it says the negative of that.
+    age: ticks between the capture of an observation and its inference.
+    """
+    executor = create_executor(mode, PERIOD)
+    told, served, delays = [], {}, iter(delays)
+    running = None
+    for tick in range(ticks):
+        if running is not None and tick >= running.ended:
+            before = executor.counts().get('late_elements', 0)
+            executor.push(running.chunk, running.started * PERIOD, 0, -running.chunk)
+            running.skipped = executor.counts().get('late_elements', 0) - before
+            told.append(running)
+            running = None
+        seen = tick - age
+        newest = told[-1].started if told else -1
+        if running is None and seen > newest and executor.needs_inference((seen + 1) * PERIOD):
+            chunk = make_chunk(length, first=1000 * (len(told) + 1) + seen)
+            running = Told(
+                executor.execution(seen * PERIOD), seen, tick + next(delays, 1), chunk, 0)
+        step = executor.pop((tick + 1) * PERIOD)
+        if step is not None:
+            served[tick] = step.action
+    return told, served
+
+
+@pytest.mark.parametrize('mode', EXECUTION_MODES)
+@settings(deadline=None, max_examples=60)
+@given(delays=st.lists(st.integers(0, 5), min_size=1, max_size=30), age=st.integers(0, 2))
+def test_executed_is_what_was_served_between_two_observations(mode, delays, age):
+    told, served = drive(mode, delays, age=age)
+    for last, this in pairwise(told):
+        between = [served[t] for t in range(last.started, this.started) if t in served]
+        np.testing.assert_array_equal(this.execution.executed, np.reshape(between, (-1, 7)))
+    assert not len(told[0].execution.executed)
+
+
+@pytest.mark.parametrize('mode', EXECUTION_MODES)
+@settings(deadline=None, max_examples=60)
+@given(delays=st.lists(st.integers(0, 5), min_size=1, max_size=30), age=st.integers(0, 2))
+def test_leftover_is_the_rest_of_the_newest_chunk_from_the_first_period_of_the_answer_on(
+    mode, delays, age
+):
+    told, _ = drive(mode, delays, age=age)
+    for last, this in pairwise(told):
+        first = min(this.started - last.started, len(last.chunk))
+        np.testing.assert_array_equal(this.execution.leftover, -last.chunk[first:])
+    assert not len(told[0].execution.leftover)
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(1, 12), executed=st.integers(0, 12))
+def test_executed_and_leftover_together_are_the_chunk_that_was_pushed(length, executed):
+    executor = create_executor('async', PERIOD)
+    chunk = make_chunk(length)
+    executor.push(chunk, 0, 0, -chunk)
+    for tick in range(executed):
+        executor.pop((tick + 1) * PERIOD)
+    known = executor.execution(executed * PERIOD)
+    np.testing.assert_array_equal(np.concatenate([known.executed, -known.leftover]), chunk)
+
+
+@pytest.mark.parametrize('mode', EXECUTION_MODES)
+@settings(deadline=None, max_examples=60)
+@given(delays=st.lists(st.integers(0, 5), min_size=1, max_size=30), age=st.integers(0, 2))
+def test_the_delay_is_the_most_that_was_skipped_lately(mode, delays, age):
+    told, _ = drive(mode, delays, age=age)
+    for index, this in enumerate(told):
+        lately = [earlier.skipped for earlier in told[max(0, index - DELAY_WINDOW):index]]
+        # A period of the observation's age has passed before anything begins.
+        assert this.execution.delay == max([*lately, age if this.started + age else 0])
+
+
+@pytest.mark.parametrize('mode', EXECUTION_MODES)
+@settings(deadline=None, max_examples=60)
+@given(delay=st.integers(0, 4), age=st.integers(0, 2))
+def test_what_is_committed_is_what_comes_before_a_chunk_as_late_as_the_last(mode, delay, age):
+    told, served = drive(mode, [delay] * 60, age=age)
+    for this in told[2:]:
+        periods = range(this.started, this.started + this.execution.delay)
+        np.testing.assert_array_equal(
+            this.execution.committed,
+            np.reshape([served[t] for t in periods if t in served], (-1, 7)))
+        assert this.skipped == this.execution.delay
+
+
+@pytest.mark.parametrize('mode', EXECUTION_MODES)
+def test_with_no_chunk_and_after_a_reset_nothing_is_known_but_the_mode(mode):
+    executor = create_executor(mode, PERIOD)
+    executor.push(make_chunk(), 0, 0, make_chunk())
+    executor.pop(PERIOD)
+    executor.reset(epoch=0)
+    for known in (create_executor(mode, PERIOD).execution(0), executor.execution(PERIOD)):
+        assert known.mode == mode
+        assert [len(known.executed), len(known.committed), len(known.leftover)] == [0, 0, 0]
+        assert known.delay == 0
+
+
+def test_a_chunk_that_nobody_normalised_leaves_nothing_over():
+    executor = create_executor('async', PERIOD)
+    executor.push(make_chunk(), 0, epoch=0)
+    assert executor.execution(PERIOD).leftover.shape == (0, 7)
+
+
+def test_of_a_chunk_that_is_not_used_nothing_counts_as_executed_again():
+    executor = create_executor('async', PERIOD)
+    executor.push(make_chunk(), 0, epoch=0)
+    executor.pop(PERIOD)
+    executor.push(make_chunk(), 0, epoch=0)  # out of order
+    assert len(executor.execution(PERIOD).executed) == 1

@@ -51,14 +51,15 @@ import sys, tempfile
 from pathlib import Path
 import numpy as np
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 checkpoint = create_small_checkpoint(Path(tempfile.mkdtemp()) / 'small')
 image = np.zeros((64, 64, 3), np.uint8)
 for name in {names!r}:
     policy = LocalPolicy.load(checkpoint, methods=(name,))
     for _ in range(2):
-        policy.infer(Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk'))
+        policy.infer(InferenceRequest(
+            Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk')))
 '''
 
 

@@ -24,7 +24,7 @@ from vla_policy_node.acceleration.lightvla_training import LightVlaStarTraining
 from vla_policy_node.models.checkpoint import fingerprint
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
-from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 WIDTH = CONFIG.language_model.width
@@ -198,6 +198,6 @@ def test_a_policy_finds_the_queries_in_its_checkpoint(tmp_path):
     assert policy.description.sha256 != before
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     images = dict.fromkeys(CAMERAS, image)
-    chunk = policy.infer(Observation(images, np.zeros(8), 'pick up the milk'))
+    chunk = policy.infer(InferenceRequest(Observation(images, np.zeros(8), 'pick up the milk')))
     assert chunk.method == 'lightvla_star'
     assert 1 <= chunk.tokens_kept <= 20

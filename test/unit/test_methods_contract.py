@@ -28,7 +28,7 @@ from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 # Settings with which a method does nothing.
@@ -160,9 +160,10 @@ def small(tmp_path_factory):
     return create_small_checkpoint(tmp_path_factory.mktemp('small'))
 
 
-def observation(seed=0):
+def request(seed=0):
     image = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
-    return Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk')
+    return InferenceRequest(
+        Observation(dict.fromkeys(CAMERAS, image), np.zeros(8), 'pick up the milk'))
 
 
 def test_a_policy_refuses_what_does_not_go_together(small):
@@ -173,7 +174,7 @@ def test_a_policy_refuses_what_does_not_go_together(small):
 def test_a_policy_says_that_an_answer_was_given_again(small):
     settings = {'flashvla': {'count': 32, 'max_angle': 4.0, 'min_overlap': -1.0}}
     policy = LocalPolicy.load(small, methods=('flashvla',), method_settings=settings)
-    first, second, again, after = (policy.infer(observation(seed)) for seed in range(4))
+    first, second, again, after = (policy.infer(request(seed)) for seed in range(4))
     assert [chunk.reused_by for chunk in (first, second, again, after)] == ['', '', 'flashvla', '']
     np.testing.assert_array_equal(again.actions, second.actions)
     assert (again.tokens_kept, again.flops, again.layers_run) == (0, 0, 0)
@@ -182,7 +183,7 @@ def test_a_policy_says_that_an_answer_was_given_again(small):
     assert second.layers_run == second.layers_total == 6
     assert second.tokens_kept == 32 and second.flops > 0
     policy.reset()
-    assert policy.infer(observation(5)).reused_by == ''
+    assert policy.infer(request(5)).reused_by == ''
 
 
 def test_a_plain_network_is_beside_those_that_leave_the_weights_alone(small):
@@ -190,16 +191,16 @@ def test_a_plain_network_is_beside_those_that_leave_the_weights_alone(small):
     for names, settings in ((('adp',), {}), (('sqap_vla',), four_bits)):
         plain = LocalPolicy.load(small, methods=names, method_settings=settings).plain()
         np.testing.assert_array_equal(
-            plain.infer(observation()).actions,
-            LocalPolicy.load(small, methods=()).infer(observation()).actions)
+            plain.infer(request()).actions,
+            LocalPolicy.load(small, methods=()).infer(request()).actions)
     for name in ('depth_cut', 'sqap_vla'):
         with pytest.raises(ValueError, match=f'{name} changes the weights'):
             LocalPolicy.load(small, methods=(name,)).plain()
 
 
 def test_layers_that_are_not_there_are_not_counted(small):
-    whole = LocalPolicy.load(small, methods=()).infer(observation())
-    half = LocalPolicy.load(small, methods=('depth_cut',)).infer(observation())
+    whole = LocalPolicy.load(small, methods=()).infer(request())
+    half = LocalPolicy.load(small, methods=('depth_cut',)).infer(request())
     assert (half.layers_run, half.layers_total) == (3, 6)
     assert whole.layers_run == 6
     assert half.flops < whole.flops

@@ -13,7 +13,12 @@ from PIL import Image
 from vla_policy_node import acceleration
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.models.small import create_small_checkpoint
-from vla_policy_node.policy.interface import CAMERAS, NonFiniteActionError, Observation
+from vla_policy_node.policy.interface import (
+    CAMERAS,
+    InferenceRequest,
+    NonFiniteActionError,
+    Observation,
+)
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.options import choose_action_rows
 
@@ -33,7 +38,7 @@ def observe(third_person='shapes_256', wrist='shapes_480x640', **changes):
         proprio=PROPRIO,
         instruction='pick up the black bowl and place it on the plate',
     )
-    return dataclasses.replace(observation, **changes)
+    return InferenceRequest(dataclasses.replace(observation, **changes))
 
 
 @pytest.fixture(scope='module')
@@ -62,11 +67,11 @@ def test_whole_pipeline_agrees_with_the_reference(pack, methods, monkeypatch):
     monkeypatch.setattr(PromptEncoder, 'load', lambda *arguments: GoldenPrompt())
     policy = LocalPolicy.load(DATA / 'oft_tiny' / 'checkpoint', methods=methods)
     chunk = policy.infer(
-        Observation(
+        InferenceRequest(Observation(
             images={'third_person': golden['full_image'], 'wrist': golden['wrist_image']},
             proprio=golden['state_raw'],
             instruction='as in the file',
-        )
+        ))
     )
     # The resize may differ by one step in 1 % of the pixels, the arithmetic adds 1e-5.
     np.testing.assert_allclose(chunk.actions, golden['actions'], rtol=0, atol=5e-3)

@@ -8,7 +8,7 @@ from training_data import make_demonstrations
 from typer.testing import CliRunner
 
 from vla_policy_node.cli import app
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.training.blind import BlindPolicy, train_blind
 
 WORDS = ('pick up the milk', 'pick up the butter')
@@ -36,7 +36,7 @@ class Recordings:
 
 
 def observe(words):
-    return Observation({}, np.zeros(8), words)
+    return InferenceRequest(Observation({}, np.zeros(8), words))
 
 
 @pytest.fixture(scope='module')

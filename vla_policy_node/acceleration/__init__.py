@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vla_policy_node.acceleration.base import Method, Report, Step
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.policy.interface import EXECUTION_MODES
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
@@ -22,8 +23,8 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-    'Method', 'Report', 'Step', 'available', 'check_together', 'create', 'open_settings',
-    'prepare', 'settings']
+    'Method', 'Report', 'Step', 'available', 'check_execution', 'check_together', 'create',
+    'execution_modes', 'open_settings', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -45,6 +46,23 @@ def open_settings(name: str) -> Mapping[str, Sequence[object]]:
     """Settings that the source of a method leaves open, with values to try; see `Method`."""
     settings(name)  # refuses what is unknown
     return _METHODS[name].open_settings
+
+
+def execution_modes(methods: Sequence[str]) -> tuple[str, ...]:
+    """Execution modes in which these methods mean what they mean; see `Method.needs_sync`."""
+    if any(_METHODS[name].needs_sync for name in methods):
+        return ('sync',)
+    return EXECUTION_MODES
+
+
+def check_execution(methods: Sequence[str], mode: str) -> None:
+    """Raise ValueError with one sentence for methods that mean nothing in an execution mode."""
+    for name in methods:
+        settings(name)  # refuses what is unknown
+        if mode not in execution_modes([name]):
+            raise ValueError(
+                f'{name} takes it that a chunk is executed to its end before the next inference: '
+                f"set execution_mode to 'sync', it is {mode!r}, or choose another method.")
 
 
 def create(name: str, **chosen: object) -> Method:

@@ -99,6 +99,8 @@ class Method:
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
+    needs_sync: whether it takes it that a chunk is executed to its end before the next inference,
+        as in execution mode 'sync'; it is then refused in the others.
     changes_weights: whether `change_model` leaves another network than that of the checkpoint.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
@@ -106,6 +108,7 @@ class Method:
 
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
+    needs_sync: ClassVar[bool] = False
     changes_weights: bool = False
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
 

@@ -42,6 +42,7 @@ class FlashVla(Selection):
     """
 
     name = 'flashvla'
+    needs_sync = True
     open_settings: ClassVar = {
         'keep': (0.25, 0.75), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}
 

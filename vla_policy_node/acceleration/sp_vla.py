@@ -54,6 +54,7 @@ class SpVla(Selection):
     """
 
     name = 'sp_vla'
+    needs_sync = True
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),
         'fast': (0.5,), 'min_keep': (0.5,), 'layer': (1,), 'edge_low': (0.05,),

@@ -20,8 +20,10 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.models.cogact import DenoisingStep
-from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.warm_up import warm_up
+from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # The calls of a method in which an inference may spend time ...
@@ -80,18 +82,17 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-class Recording:
+class Recording(PolicyWrapper):
     """A policy that also keeps what it was shown."""
 
-    def __init__(self, policy: LocalPolicy):
-        self._policy = policy
+    def __init__(self, inside: Policy):
+        super().__init__(inside)
         self.observations: list[Observation] = []
-        self.reset = policy.reset
 
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(self, request: InferenceRequest) -> ActionChunk:
         """Answer, and keep the observation."""
-        self.observations.append(observation)
-        return self._policy.infer(observation)
+        self.observations.append(request.observation)
+        return self.inside.infer(request)
 
 
 def record_frames(
@@ -128,10 +129,11 @@ class Costs:
         for policy, _ in ((self._dense, None), *loaded.values()):
             policy.reset()
         for frame in frames:
-            wanted = self._dense.infer(frame).actions
+            wanted = self._dense.infer(InferenceRequest(frame)).actions
             for label, (policy, stopwatch) in loaded.items():
                 before = stopwatch.ms
-                chunk = policy.infer(frame)
+                last = answers[label][-1].chunk if answers[label] else None
+                chunk = policy.infer(InferenceRequest.after(frame, last))
                 answers[label].append(_Answer(chunk, wanted, stopwatch.ms - before))
         where = {'task_id': task, 'episode': episode}
         return [{'method': label, **where, **_describe(given)} for label, given in answers.items()]
@@ -145,9 +147,7 @@ class Costs:
     def _load(self, contender: Contender) -> tuple[LocalPolicy, Stopwatch]:
         if contender.label not in self._policies:
             policy = contender.load(self._plan.parameters, self._plan.threads)
-            picture = np.full((*self._plan.image_size[::-1], 3), 128, np.uint8)
-            images = dict.fromkeys(policy.description.cameras, picture)
-            policy.infer(Observation(images, np.zeros(8), 'warm up'))
+            warm_up(policy)
             stopwatch = Stopwatch(policy.methods, self._plan.parameters.device)
             self._policies[contender.label] = policy, stopwatch
         return self._policies[contender.label]

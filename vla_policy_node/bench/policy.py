@@ -18,7 +18,7 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.models.flops import count_flops, sequence_rows
 from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
 from vla_policy_node.models.quantise import INT4_SHARE
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
@@ -91,7 +91,7 @@ def run_rows(
         for repetition in progress.track(range(repetitions), description='measuring'):
             observation = observations[repetition % len(observations)]
             for row in timed:
-                row.stage_ms.append(row.policy.infer(observation).stage_ms)
+                row.stage_ms.append(row.policy.infer(InferenceRequest(observation)).stage_ms)
     return done
 
 
@@ -99,7 +99,7 @@ def _warm_up(row: Row, observations: Sequence[Observation], repetitions: int) ->
     """Look at everything, and note what does not depend on time."""
     for observation in observations:
         for _ in range(repetitions):  # each observation may be the first of its bucket
-            chunk = row.policy.infer(observation)
+            chunk = row.policy.infer(InferenceRequest(observation))
             row.slowest_ms = max(row.slowest_ms, sum(chunk.stage_ms.values()))
         chunk = _infer(row, observation)
         row.actions.append(chunk.actions)
@@ -150,7 +150,7 @@ def measure_cameras(
     for repetition in range(max(repetitions, len(observations))):
         observation = observations[repetition % len(observations)]
         for kind, policy in policies.items():
-            chunk = policy.infer(observation)
+            chunk = policy.infer(InferenceRequest(observation))
             times[kind].append(chunk.stage_ms['preprocess'])
             if repetition < len(observations):
                 actions[kind].append(chunk.actions)
@@ -181,10 +181,10 @@ def shrink(observations: Sequence[Observation], side: int) -> list[Observation]:
 def _infer(row: Row, observation: Observation) -> ActionChunk:
     """One inference, with the device memory that it and its weights need at most."""
     if not _on_cuda(row):
-        return row.policy.infer(observation)
+        return row.policy.infer(InferenceRequest(observation))
     torch.cuda.reset_peak_memory_stats()
     others = torch.cuda.memory_allocated() - row.stored['all']
-    chunk = row.policy.infer(observation)
+    chunk = row.policy.infer(InferenceRequest(observation))
     row.peak_bytes = torch.cuda.max_memory_allocated() - others
     return chunk
 

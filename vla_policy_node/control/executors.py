@@ -12,14 +12,20 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from vla_policy_node.control.action_spec import MOTION, checked_actions
 from vla_policy_node.control.ensemble import EnsembleSettings
+from vla_policy_node.policy.interface import EXECUTION_MODES, Execution
 
 # After a pause this long the phase of the command thread means nothing any more.
 GAP_PERIODS = 5
+# Inferences of which the latest chunk decides how late the next one is taken to be.
+DELAY_WINDOW = 10
+# Actions remembered while no chunk comes; far more than a chunk has.
+MOST_EXECUTED = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,7 @@ class Step:
 @dataclass(frozen=True, eq=False)
 class _Chunk:
     actions: np.ndarray
+    normalised: np.ndarray
     stamp_ns: int
 
 
@@ -58,12 +65,16 @@ class ChunkExecutor(ABC):
     One lock covers everything: between looking at the chunks and changing them nothing happens.
     """
 
+    mode: ClassVar[str]  # one of EXECUTION_MODES
+
     def __init__(self, period_ns: int, depth: int):
         if period_ns <= 0:
             raise ValueError(f'The control period is {period_ns} ns; it must be positive.')
         self._period_ns = period_ns
         self._lock = threading.Lock()
         self._chunks: deque[_Chunk] = deque(maxlen=depth)  # oldest first
+        self._executed: deque[tuple[int, np.ndarray]] = deque(maxlen=MOST_EXECUTED)
+        self._delays: deque[int] = deque(maxlen=DELAY_WINDOW)
         self._last_target_ns: int | None = None
         self._epoch = 0
         self._bad_until_ns: int | None = None
@@ -73,15 +84,45 @@ class ChunkExecutor(ABC):
     def needs_inference(self, target_time_ns: int) -> bool:
         """Return whether a chunk should be computed now (worker thread)."""
 
-    def push(self, actions: np.ndarray, observation_stamp_ns: int, epoch: int) -> None:
+    def execution(self, observation_stamp_ns: int) -> Execution:
+        """Return what a policy may know that is to answer this observation (worker thread)."""
+        with self._lock:
+            passed = self._periods_passed(observation_stamp_ns)
+            delay = max(0, passed, *self._delays)
+            served = [(self._period_of(target_ns, observation_stamp_ns), action)
+                      for target_ns, action in self._executed]
+            committed = [action for period, action in served if period >= 0]
+            for period in range(max(0, passed), delay):
+                candidates = self._covering(self._target_of(period, observation_stamp_ns))
+                if candidates:
+                    committed.append(self._merge([c.actions[i] for c, i in candidates])[0])
+            if not self._chunks:
+                return Execution(self.mode, delay=delay)
+            newest = self._chunks[-1]
+            first = self._index(newest, self._target_of(0, observation_stamp_ns))
+            nothing = newest.actions[:0]
+            executed = [action for period, action in served if period < 0]
+            return Execution(
+                self.mode, np.stack(executed) if executed else nothing,
+                np.stack(committed) if committed else nothing,
+                newest.normalised[max(0, first):], delay)
+
+    def push(
+        self, actions: np.ndarray, observation_stamp_ns: int, epoch: int,
+        normalised: np.ndarray | None = None,
+    ) -> None:
         """Add the chunk [K, 7] of one inference (worker thread).
 
+        normalised: the same as the model gave them, for `Execution.leftover`.
         `epoch` is the one the inference was started under; a chunk of another epoch, one that is
         not newer than the last, or one from before inputs were bad is discarded and counted. An
         inference outlasts a short trouble, and what it saw was part of it. Raises HoldError
         (ACTION_INVALID) for a non-finite or absurd chunk, ValueError for another shape or length.
         """
-        chunk = _Chunk(checked_actions(actions), observation_stamp_ns)
+        checked = checked_actions(actions)
+        kept = checked[:0] if normalised is None or not len(normalised) else np.array(normalised)
+        kept.setflags(write=False)
+        chunk = _Chunk(checked, kept, observation_stamp_ns)
         with self._lock:
             if epoch != self._epoch:
                 self._counts['chunks_of_other_epoch'] += 1
@@ -92,8 +133,14 @@ class ChunkExecutor(ABC):
             else:
                 self._counts['chunks'] += 1
                 if self._last_target_ns is not None:
-                    late = self._index(chunk, self._last_target_ns) + 1
-                    self._counts['late_elements'] += min(max(late, 0), len(chunk.actions))
+                    passed = self._periods_passed(observation_stamp_ns)
+                    late = min(max(passed, 0), len(chunk.actions))
+                    self._counts['late_elements'] += late
+                    self._delays.append(late)
+                while self._executed and (
+                    self._period_of(self._executed[0][0], observation_stamp_ns) < 0
+                ):
+                    self._executed.popleft()
                 self._chunks.append(chunk)
 
     def pop(self, target_time_ns: int) -> Step | None:
@@ -114,6 +161,7 @@ class ChunkExecutor(ABC):
             action, disagreement = self._merge([c.actions[i] for c, i in covering])
             newest, index = covering[-1]
             self._counts['actions'] += 1
+            self._executed.append((target_ns, action))
             return Step(action, index, newest.stamp_ns, target_ns, disagreement)
 
     def reset(self, epoch: int, bad_until_ns: int | None = None) -> None:
@@ -125,6 +173,7 @@ class ChunkExecutor(ABC):
             self._epoch = epoch
             self._bad_until_ns = bad_until_ns
             self._chunks.clear()
+            self._executed.clear()
             self._last_target_ns = None
 
     @property
@@ -158,7 +207,24 @@ class ChunkExecutor(ABC):
         return [(chunk, i) for chunk, i in indexed if 0 <= i < len(chunk.actions)]
 
     def _index(self, chunk: _Chunk, target_ns: int) -> int:
-        return _rounded_ratio(target_ns - chunk.stamp_ns, self._period_ns) - 1
+        return self._period_of(target_ns, chunk.stamp_ns)
+
+    def _period_of(self, target_ns: int, stamp_ns: int) -> int:
+        """Which period after the stamp ends at the target, 0 for the first one."""
+        return _rounded_ratio(target_ns - stamp_ns, self._period_ns) - 1
+
+    def _target_of(self, period: int, stamp_ns: int) -> int:
+        """End of a period after the stamp, on the grid of the targets if there is one."""
+        if self._last_target_ns is None:
+            return stamp_ns + (period + 1) * self._period_ns
+        ahead = period - self._period_of(self._last_target_ns, stamp_ns)
+        return self._last_target_ns + ahead * self._period_ns
+
+    def _periods_passed(self, stamp_ns: int) -> int:
+        """How many periods after the stamp were served, or could have been; below 0 for none."""
+        if self._last_target_ns is None:
+            return 0
+        return self._period_of(self._last_target_ns, stamp_ns) + 1
 
     def _snap(self, target_ns: int) -> int | None:
         if self._last_target_ns is None:
@@ -174,6 +240,8 @@ class ChunkExecutor(ABC):
 class SyncExecutor(ChunkExecutor):
     """Plays a chunk to its end, then asks for the next one; the robot holds meanwhile."""
 
+    mode = 'sync'
+
     def __init__(self, period_ns: int):
         super().__init__(period_ns, depth=1)
 
@@ -187,6 +255,8 @@ class SyncExecutor(ChunkExecutor):
 
 class AsyncExecutor(ChunkExecutor):
     """Infers all the time; every new chunk takes over at the element whose time has come."""
+
+    mode = 'async'
 
     def __init__(self, period_ns: int):
         # Two: until the first period of the newest chunk begins, the one before it serves. That
@@ -205,6 +275,8 @@ class TemporalEnsembleExecutor(ChunkExecutor):
     is the newest chunk's. Only 'cogact' does both, as published, for actions of 0 or 1.
     """
 
+    mode = 'temporal_ensemble'
+
     def __init__(self, period_ns: int, settings: EnsembleSettings):
         super().__init__(period_ns, depth=settings.horizon)
         self._settings = settings
@@ -222,9 +294,6 @@ class TemporalEnsembleExecutor(ChunkExecutor):
         if len(candidates) == 1:
             return action, math.nan
         return action, float(np.sqrt(np.mean((motions - action[MOTION]) ** 2)))
-
-
-EXECUTION_MODES = ('sync', 'async', 'temporal_ensemble')
 
 
 def create_executor(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vla_policy_node import acceleration
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
 from vla_policy_node.models.hub import find_checkpoint
+from vla_policy_node.policy.interface import Policy
 
 if TYPE_CHECKING:
     from vla_policy_node.loop.parameters import PolicyParameters
@@ -38,8 +39,8 @@ class Contender:
     checkpoint: Path | None = None
     blind: Path | None = None
 
-    def load(self, parameters: PolicyParameters, threads: int):
-        """Return something with the `infer` and `reset` of `policy.local.LocalPolicy`.
+    def load(self, parameters: PolicyParameters, threads: int) -> Policy:
+        """Return the policy with its methods, computing with so many threads.
 
         Raises ValueError for a checkpoint that cannot be used.
         """

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_policy_node.evaluation.grounding import tokens_on_parts
 from vla_policy_node.evaluation.lock_step import LockStepControl
 from vla_policy_node.evaluation.progress import EpisodeProgress
-from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.interface import ActionChunk, Observation, Policy
 from vla_policy_node.world.proprio import pose_of, proprio_of
 
 if TYPE_CHECKING:
     from vla_policy_node.loop.parameters import PolicyParameters
     from vla_policy_node.world.libero_world import LiberoWorld
-
-
-class Infers(Protocol):
-    """What an episode needs of a policy."""
-
-    def infer(self, observation: Observation) -> ActionChunk:
-        """Predict the next chunk."""
-
-    def reset(self) -> None:
-        """Begin a new episode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +45,7 @@ class EpisodeResult:
 
 def run_episode(
     world: LiberoWorld,
-    policy: Infers,
+    policy: Policy,
     parameters: PolicyParameters,
     instruction: str = '',
     images: Callable[[LiberoWorld], dict[str, np.ndarray]] | None = None,
@@ -73,18 +63,17 @@ def run_episode(
         two more pictures per inference.
     """
     instruction = instruction or world.instruction
-    policy.reset()
-    control = LockStepControl(parameters, instruction)
+    control = LockStepControl(policy, parameters, instruction)
     progress = EpisodeProgress(world)
     inferences = []
     for step in range(horizon or world.horizon):
         state = world.state()
         if control.needs_inference():
             pictures = images(world) if images else world.render()
-            chunk = policy.infer(Observation(pictures, proprio_of(state), instruction))
+            chunk = control.infer(
+                Observation(pictures, proprio_of(state), instruction), execute)
             on_parts = tokens_on_parts(world, chunk.selections) if ground else {}
             inferences.append(Inference(step, progress.phase, chunk, on_parts))
-            control.push(chunk.actions[: execute or None])
         action = control.next_action(*pose_of(state))
         world.step(action)
         progress.update(action)

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.robot_state import MeasuredPose
-from vla_policy_node.control.session import Session
+from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.parameters import GRIPPER, POSE, PolicyParameters
-from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation, Policy
 from vla_policy_node.system.description import describe
 from vla_policy_node.world.actions import GRIPPER_OPEN, to_action
 
@@ -42,26 +41,27 @@ def node_parameters(
 class LockStepControl:
     """Turns chunks into the actions of a world, one per control period, for one episode.
 
-    Each period: if `needs_inference`, infer and `push`; then apply what `next_action` returns.
+    Each period: if `needs_inference`, `infer`; then apply what `next_action` returns.
     """
 
-    def __init__(self, parameters: PolicyParameters, instruction: str):
-        session = Session()
-        session.activate()
-        self._parts = parameters.make_parts()
-        self._period_ns = parameters.period_ns
-        self._commander = Commander(parameters.action_spec(), session, self._parts)
+    def __init__(self, policy: Policy, parameters: PolicyParameters, instruction: str):
+        self._loop = ControlLoop(
+            policy, parameters.action_spec(), parameters.make_parts(), parameters.period_ns)
+        self._commander = self._loop.commander
         self._goal = self._commander.begin(instruction, _FOR_EVER_NS)
         self._now_ns = _START_NS
         self._gripper = GRIPPER_OPEN
 
     def needs_inference(self) -> bool:
         """Return whether a chunk should be computed from the present observation."""
-        return self._parts.executor.needs_inference(self._now_ns + self._period_ns)
+        return self._loop.needs_inference(self._now_ns)
 
-    def push(self, actions: np.ndarray) -> None:
-        """Take the chunk [K, 7] computed from the present observation."""
-        self._parts.executor.push(actions, self._now_ns, self._goal.epoch)
+    def infer(self, observation: Observation, execute: int = 0) -> ActionChunk:
+        """Return what the policy makes of the present observation.
+
+        execute: actions of it to use, 0 for all.
+        """
+        return self._loop.infer(observation, self._now_ns, self._goal, execute)
 
     def next_action(self, position_m: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
         """Return the world's action [7] for this period, and go on to the next.
@@ -70,10 +70,10 @@ class LockStepControl:
         nothing moves and the gripper stays.
         """
         for stream in (*CAMERAS, POSE, GRIPPER):
-            self._parts.pairer.file(stream, self._now_ns, None)
+            self._commander.parts.pairer.file(stream, self._now_ns, None)
         self._commander.poses.observe(MeasuredPose(self._now_ns, position_m, rotation_rad))
-        command = self._commander.tick(self._now_ns, self._now_ns + self._period_ns)
-        self._now_ns += self._period_ns
+        command = self._commander.tick(self._now_ns, self._now_ns + self._loop.period_ns)
+        self._now_ns += self._loop.period_ns
         if command.hold.code is not HoldReason.NONE:
             return np.array([0.0] * 6 + [self._gripper])
         delta = command.delta

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_policy_node import acceleration
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import CONTROLS
 from vla_policy_node.evaluation.results import Key
@@ -66,6 +67,8 @@ class Plan:
         labels = [contender.label for contender in self.contenders]
         if not labels or len(set(labels)) < len(labels):
             raise ValueError('Name at least one method, and each only once.')
+        for contender in self.contenders:
+            acceleration.check_execution(contender.methods, self.parameters.execution_mode)
 
     def layout_seed(self, task_id: int, episode: int) -> int:
         """Return the seed of an episode's layout, the same for every method."""

@@ -10,11 +10,12 @@ import torch
 
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
-from vla_policy_node.evaluation.episodes import EpisodeResult, Infers, run_episode
+from vla_policy_node.evaluation.episodes import EpisodeResult, run_episode
 from vla_policy_node.evaluation.grounding import count_kept
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.trace import kept_of, write_trace
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import Policy
+from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # Digits behind the point that times in rows keep, ms.
@@ -29,7 +30,7 @@ class Worker:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._policies: dict[str, Infers] = {}
+        self._policies: dict[str, Policy] = {}
         self._world: LiberoWorld | None = None
 
     def run(self, task_id: int, episode: int, labels: Sequence[str]) -> list[dict]:
@@ -83,13 +84,10 @@ class Worker:
             self._world = LiberoWorld(tasks(self._plan.suite)[task_id], self._plan.image_size)
         return self._world
 
-    def _policy_of(self, contender: Contender) -> Infers:
+    def _policy_of(self, contender: Contender) -> Policy:
         if contender.label not in self._policies:
             policy = contender.load(self._plan.parameters, self._plan.threads)
-            if contender.blind is None:
-                # The first inference is slow, and no episode should be charged for it.
-                images = gray_images(*self._plan.image_size)
-                policy.infer(Observation(images, np.zeros(8), 'warm up'))
+            warm_up(policy)  # no episode should be charged for it
             self._policies[contender.label] = policy
         return self._policies[contender.label]
 

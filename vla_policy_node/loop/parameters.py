@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -223,7 +223,9 @@ class PolicyParameters:
         instead: arguments of `LocalPolicy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        policy = load_policy(**{
+        from vla_policy_node import acceleration  # needs torch, which parameters alone do not
+
+        arguments: dict[str, Any] = {
             'checkpoint': self.checkpoint,
             'methods': self.method_names,
             'device': self.device,
@@ -237,7 +239,9 @@ class PolicyParameters:
             'preprocessing': self.preprocessing,
             'optimisation': self.optimisation,
             **instead,
-        })
+        }
+        acceleration.check_execution(arguments['methods'], self.execution_mode)
+        policy = load_policy(**arguments)
         check_chunk_length(policy.description.chunk_length)
         return policy
 

@@ -10,19 +10,15 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
+from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
 from vla_policy_node.wire.cdr import MessageHeader
-
-if TYPE_CHECKING:
-    from vla_policy_node.policy.local import LocalPolicy
 
 # How long the worker may sleep before it looks whether it should stop.
 WAIT_S = 0.1
@@ -56,9 +52,7 @@ class PolicyWorker:
 
     def __init__(
         self,
-        policy: LocalPolicy,
-        commander: Commander,
-        period_ns: int,
+        loop: ControlLoop,
         compressed: bool,
         now_ns: Callable[[], int],
         publish: Callable[[Result], None],
@@ -68,9 +62,8 @@ class PolicyWorker:
         logger: logging.Logger | None = None,
         inference_timeout_s: float = math.inf,
     ):
-        self._policy = policy
-        self._commander = commander
-        self._period_ns = period_ns
+        self._loop = loop
+        self._commander = loop.commander
         self._compressed = compressed
         self._now_ns = now_ns
         self._publish = publish
@@ -81,14 +74,13 @@ class PolicyWorker:
         self._busy_since_s: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._epoch = -1
         self._reported = ''  # trouble that was logged and is not over
         self._sequence = 0
         self._counts: Counter[str] = Counter()
         self.latency = LatencyStats(latency_window)
         self.tokens_kept = LatencyStats(latency_window)
         self.last: Result | None = None
-        self.description = policy.description
+        self.description = loop.policy.description
 
     def start(self) -> None:
         """Begin to work, and to count from zero (executor thread)."""
@@ -175,20 +167,15 @@ class PolicyWorker:
             self._busy_since_s = None
 
     def _work(self, goal: Goal, pair: Pair) -> None:
-        executor = self._commander.parts.executor
-        if not executor.needs_inference(pair.stamp_ns + self._period_ns):
+        if not self._loop.needs_inference(pair.stamp_ns):
             return
-        if goal.epoch != self._epoch:
-            self._policy.reset()
-            self._epoch = goal.epoch
         age_ns = self._now_ns() - pair.stamp_ns
         started = time.perf_counter()
         observation, headers = decode_pair(
             pair, goal.instruction, self._commander.spec.frame_id, self._compressed)
         decode_ms = (time.perf_counter() - started) * 1e3
-        chunk = self._policy.infer(observation)
+        chunk = self._loop.infer(observation, pair.stamp_ns, goal)
         chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})
-        executor.push(chunk.actions, pair.stamp_ns, goal.epoch)
         self._commander.fault(None, goal.epoch)
         self._reported = ''
         self._sequence += 1

@@ -15,7 +15,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.clock import Clock, ClockType, JumpHandle, JumpThreshold
@@ -26,9 +25,9 @@ from std_msgs.msg import Header
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
-from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
+from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker, Result
@@ -43,16 +42,16 @@ from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.nodes.shadow import Shadow
-from vla_policy_node.policy.interface import CAMERAS, Observation
+from vla_policy_node.policy.interface import CAMERAS, Policy
+from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 from vla_policy_node.wire.streams import input_streams
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy.local import LocalPolicy
+    pass
 
 # In `filed`, beside the names of the streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
-WARMUP_INSTRUCTION = 'warm up'
 GRAPH_PERIOD_S = 0.5
 
 
@@ -76,7 +75,7 @@ class PolicyNode(LifecycleNode):
         self._report_timers = []
         self._commands: Commands | None = None
         self._clock_watch: JumpHandle | None = None
-        self._policy: LocalPolicy | None = None
+        self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
         self._shadow: Shadow | None = None
@@ -108,18 +107,19 @@ class PolicyNode(LifecycleNode):
         self._load(parameters)
         self._create_command_publishers()
         spec = parameters.action_spec()
-        self._commander = Commander(spec, self._session, parameters.make_parts(self._references))
+        loop = ControlLoop(self._policy, spec, parameters.make_parts(self._references),
+                           parameters.period_ns, self._session)
+        self._commander = loop.commander
         if parameters.shadow_every:
             plain = self._policy.plain()
-            self._get_ready(plain, parameters)
+            self._warm_up(plain, parameters, 0)
             self._shadow = Shadow(plain, spec, parameters.shadow_every,
                                   parameters.latency_window, self.get_logger())
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,
             self._twist_publisher if parameters.publish_twist else None, self._publish_status)
         self._worker = PolicyWorker(
-            self._policy, self._commander, parameters.period_ns, parameters.compressed,
-            self._now_ns, self._publish_result,
+            loop, parameters.compressed, self._now_ns, self._publish_result,
             self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
             self.get_logger(), parameters.inference_timeout_s,
@@ -249,13 +249,7 @@ class PolicyNode(LifecycleNode):
         self._policy = parameters.load_policy(
             parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
         parameters.action_spec().check_range(*self._policy.description.action_range)
-        grey = np.full((256, 256, 3), 128, np.uint8)
-        self._get_ready(self._policy, parameters)
-        instruction = next(filter(None, parameters.warmup_instructions), WARMUP_INSTRUCTION)
-        observation = Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), instruction)
-        for _ in range(parameters.warmup_inferences):
-            chunk = self._policy.infer(observation)
-        self._policy.reset()
+        chunk = self._warm_up(self._policy, parameters, parameters.warmup_inferences)
         description = self._policy.description
         self.get_logger().info(
             f'{description.architecture}, {description.parameters / 1e6:.1f} M parameters, '
@@ -263,10 +257,11 @@ class PolicyNode(LifecycleNode):
             + ('' if description.trained else '; UNTRAINED random weights')
         )
 
-    def _get_ready(self, policy: LocalPolicy, parameters: PolicyParameters) -> None:
-        for text in filter(None, parameters.warmup_instructions):
+    def _warm_up(self, policy: Policy, parameters: PolicyParameters, inferences: int):
+        instructions = list(filter(None, parameters.warmup_instructions))
+        for text in instructions:
             self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
-            policy.prepare(text)
+        return warm_up(policy, inferences, instructions)
 
     def _create_command_publishers(self) -> None:
         """Create those of the commands, anew if they promise another period than is configured."""
@@ -409,6 +404,10 @@ class PolicyNode(LifecycleNode):
     # --- parameters: executor thread ---
 
     def _refuse_parameters(self, old: PolicyParameters, new: PolicyParameters) -> str:
+        try:
+            self._policy.description.check_mode(new.execution_mode)
+        except ValueError as error:
+            return str(error)
         return refused_change(self._ceilings, old, new, self._session.goal is not None)
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:

@@ -9,16 +9,12 @@ import queue
 import threading
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.latency import LatencyStats
-from vla_policy_node.policy.interface import ActionChunk, Observation
-
-if TYPE_CHECKING:
-    from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 
 # Added to the priority of the thread: it gets what the robot's work leaves over.
 NICENESS = 10
@@ -75,7 +71,7 @@ class Shadow:
     so `every` should be large; the plain time is that of a model that ran beside another one.
     """
 
-    def __init__(self, plain: LocalPolicy, spec: ActionSpec, every: int, window: int,
+    def __init__(self, plain: Policy, spec: ActionSpec, every: int, window: int,
                  logger: logging.Logger | None = None):
         self._plain = plain
         self._spec = spec
@@ -140,7 +136,7 @@ class Shadow:
             self._idle.set()
 
     def _compare(self, observation: Observation, chunk: ActionChunk) -> None:
-        plain = self._plain.infer(observation)
+        plain = self._plain.infer(InferenceRequest(observation))
         ours, theirs = (
             [self._spec.to_command(action) for action in actions]
             for actions in (chunk.actions, plain.actions))

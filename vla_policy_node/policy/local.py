@@ -19,7 +19,7 @@ from vla_policy_node.acceleration import Method, Step
 from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
 from vla_policy_node.models.flops import LayerRows, count_flops, sequence_rows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
@@ -32,10 +32,14 @@ from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
 from vla_policy_node.policy.interface import (
     CAMERAS,
+    END_EFFECTOR_STATE,
+    NORMALISED_ACTIONS,
+    TOKEN_SELECTIONS,
     ActionChunk,
+    InferenceRequest,
     NonFiniteActionError,
-    Observation,
     PolicyDescription,
+    PolicySpec,
     TokenSelection,
 )
 from vla_policy_node.policy.options import (
@@ -49,7 +53,7 @@ from vla_policy_node.policy.options import (
 class LocalPolicy:
     """A loaded checkpoint with its acceleration methods.
 
-    Not thread-safe: `infer`, `prepare` and `reset` belong to one worker thread. `description`
+    Not thread-safe: `infer`, `warm_up` and `reset` belong to one worker thread. `description`
     never changes and may be read by any.
 
     read_s: what `ActionChunk.stage_ms` is measured with; set it before the first inference.
@@ -155,6 +159,9 @@ class LocalPolicy:
             for method in chosen:
                 method.change_model(model)
         description = PolicyDescription(
+            spec=PolicySpec(cameras, END_EFFECTOR_STATE if config.proprio else ()),
+            capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
+            execution_modes=acceleration.execution_modes(methods),
             checkpoint=str(directory),
             sha256=checkpoints.fingerprint(directory),
             trained=config.trained,
@@ -166,12 +173,10 @@ class LocalPolicy:
             prompt_template=TEMPLATE,
             statistics_key=statistics.key,
             chunk_length=config.chunk_length,
-            action_dimension=ACTION_DIMENSION,
             visual_tokens=config.visual_tokens,
             grid=config.grid,
             methods=tuple(methods),
             method_settings=settings,
-            cameras=cameras,
             action_rows=action_rows,
             action_range=(
                 tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
@@ -188,7 +193,7 @@ class LocalPolicy:
         return self._methods
 
     @torch.inference_mode()
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(self, request: InferenceRequest) -> ActionChunk:
         """Predict the next chunk; ValueError with one sentence for an unusable observation.
 
         Worker thread only. Nothing of one call reaches the next, except what a method keeps
@@ -196,9 +201,10 @@ class LocalPolicy:
         """
         weight = next(self._model.parameters())
         with torch_threads(self._threads), _device_of(weight):
-            return self._infer(observation, weight)
+            return self._infer(request, weight)
 
-    def _infer(self, observation: Observation, weight: Tensor) -> ActionChunk:
+    def _infer(self, request: InferenceRequest, weight: Tensor) -> ActionChunk:
+        observation = request.observation
         clock = StageClock(weight.device, self.read_s)
         pictures, proprio, prompt_ids = self._inputs.encode(
             observation.images, observation.proprio, observation.instruction
@@ -211,10 +217,12 @@ class LocalPolicy:
             proprio = proprio.to(weight.device)
             prompt_ids = prompt_ids.to(weight.device)
         clock.mark('upload')
-        actions, reused_by = self._reuse(pictures, observation.proprio, clock)
+        actions, reused_by = self._reuse(pictures, request, clock)
+        normalised = np.empty((0, len(self.description.spec.actions)))
         if actions is None:
-            normalised = self._forward(pixels, proprio, prompt_ids, clock.mark)
-            actions = self._statistics.unnormalise_actions(normalised[0].cpu().double().numpy())
+            predicted = self._forward(pixels, proprio, prompt_ids, clock.mark)
+            normalised = predicted[0].cpu().double().numpy()
+            actions = self._statistics.unnormalise_actions(normalised)
             clock.mark('head')
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
@@ -226,18 +234,19 @@ class LocalPolicy:
             actions=actions,
             selections=selections,
             stage_ms=clock.stage_ms,
-            method='+'.join(method.name for method in self._methods) or 'dense',
+            method=self.description.method,
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
             flops=0 if reused_by else self._flops(prompt_ids.shape[1]),
             layers_run=0 if reused_by else len(self._rows.layer_rows),
             layers_total=self._model.config.language_model.layers,
             reused_by=reused_by,
+            normalised=normalised,
         )
 
     @torch.inference_mode()
-    def prepare(self, instruction: str) -> None:
-        """Get ready for instructions of this length: none of their inferences will be a first one.
+    def warm_up(self, instruction: str) -> None:
+        """Warm up, so no later call for as long an instruction pays capture or compile time.
 
         Runs every bucket of visual tokens once with optimisation 'graphs' on a GPU and 'compiled',
         where first times take seconds; nothing otherwise. ValueError for an unusable instruction.
@@ -248,7 +257,7 @@ class LocalPolicy:
             return
         grey = np.full((self.config.image_px, self.config.image_px, 3), 128, np.uint8)
         pictures, proprio, prompt_ids = self._inputs.encode(
-            dict.fromkeys(self.description.cameras, grey), np.zeros(PROPRIO_DIMENSION),
+            dict.fromkeys(self.description.spec.cameras, grey), np.zeros(PROPRIO_DIMENSION),
             instruction)
         weight = next(self._model.parameters())
         with torch_threads(self._threads), _device_of(weight):
@@ -256,7 +265,7 @@ class LocalPolicy:
                 pictures, proprio.to(weight.dtype), prompt_ids, self._action_rows)
 
     def _reuse(
-        self, pictures: Tensor, proprio: np.ndarray, clock: StageClock
+        self, pictures: Tensor, request: InferenceRequest, clock: StageClock
     ) -> tuple[np.ndarray | None, str]:
         """Actions that a method gives instead of the network, and its name; else None and ''."""
         methods = [m for m in self._methods if type(m).begin_step is not Method.begin_step]
@@ -264,7 +273,7 @@ class LocalPolicy:
             return None, ''
         step = Step(
             pictures[0].movedim(-1, -3) / 255,
-            np.asarray(proprio, float),
+            np.asarray(request.observation.proprio, float),
             self._statistics.action_low,
             self._statistics.action_high,
         )
@@ -347,7 +356,7 @@ class LocalPolicy:
             if report is not None and not reused:
                 kept = kept & report.kept
                 scores = report.scores if report.scores.size else scores
-        cameras = self.description.cameras
+        cameras = self.description.spec.cameras
         grid = (len(cameras), *self.description.grid)
         return tuple(
             TokenSelection(

@@ -6,26 +6,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
-from vla_policy_node.control.commander import Commander
-from vla_policy_node.control.session import Session
+from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker
-from vla_policy_node.policy.interface import CAMERAS, Observation
-from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.interface import Policy
+from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Story
 from vla_policy_node.replay.timeline import PacedPolicy, Timeline
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
 
-_WARMUP = 'warm up'
-
 
 def run_policy(
-    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: LocalPolicy,
+    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: Policy,
     label: str, latency_ns: int, on_inference: Callable[[int], None] = lambda stamp_ns: None,
 ) -> Trace:
     """Return what the policy says and sends; two calls return the same but for wall times.
@@ -33,17 +28,16 @@ def run_policy(
     latency_ns: part of the bag's time that an inference takes. on_inference: told each stamp.
     Raises BagError for a bag that cannot be read to its end.
     """
-    session = Session()
-    session.activate()
     spec = parameters.action_spec()
     # Commands do not move the arm of a recording, and its goals end when it says so.
     parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts()
-    commander = Commander(spec, session, parts)
+    paced = PacedPolicy(policy, latency_ns)
+    loop = ControlLoop(paced, spec, parts, parameters.period_ns)
     trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,
                   policy.description)
     by_timer = parameters.pacing == 'timer'
-    timeline = Timeline(
-        bag, topics, story, commander, parameters.period_ns, by_timer,
+    timeline = paced.timeline = Timeline(
+        bag, topics, story, loop.commander, parameters.period_ns, by_timer,
         lambda time_ns, command: trace.commands.append((time_ns, command)))
 
     def keep(result) -> None:
@@ -51,21 +45,13 @@ def run_policy(
         on_inference(result.pair.stamp_ns)
 
     worker = PolicyWorker(
-        PacedPolicy(policy, timeline, latency_ns), commander, parameters.period_ns,
-        topics.compressed, lambda: timeline.now_ns, keep,
+        loop, topics.compressed, lambda: timeline.now_ns, keep,
         (lambda pair: None) if by_timer else timeline.command_for,
         logger=logging.getLogger(__name__),
     )
-    _warm_up(policy, parameters.warmup_inferences)
+    warm_up(policy, parameters.warmup_inferences)
     while timeline.step():
         while worker.work_once(0.0):  # what came during an inference is next, at once
             pass
-    trace.counts = counters(commander, worker, timeline.counts)
+    trace.counts = counters(loop.commander, worker, timeline.counts)
     return trace
-
-
-def _warm_up(policy: LocalPolicy, inferences: int) -> None:
-    grey = np.full((256, 256, 3), 128, np.uint8)
-    for _ in range(inferences):
-        policy.infer(Observation(dict.fromkeys(CAMERAS, grey), np.zeros(8), _WARMUP))
-    policy.reset()

@@ -9,8 +9,8 @@ from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.loop.inputs import Inputs, RefusedError
-from vla_policy_node.policy.interface import ActionChunk, Observation
-from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Policy
+from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.story import Goal, Story
 from vla_policy_node.replay.topics import BagTopics
@@ -97,23 +97,23 @@ class Timeline:
             self.counts[f'{stream}.{error.why}'] += 1
 
 
-class PacedPolicy:
+class PacedPolicy(PolicyWrapper):
     """A policy whose inferences take a fixed part of the bag's time, however long they really do.
 
     latency_ns: that part. Meanwhile messages come and commands go, as beside the node's worker.
+    timeline: set before the first inference.
     """
 
-    def __init__(self, policy: LocalPolicy, timeline: Timeline, latency_ns: int):
-        self.description = policy.description
-        self.reset = policy.reset
-        self._policy = policy
-        self._timeline = timeline
+    timeline: Timeline
+
+    def __init__(self, inside: Policy, latency_ns: int):
+        super().__init__(inside)
         self._latency_ns = latency_ns
 
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(self, request: InferenceRequest) -> ActionChunk:
         """Return the policy's chunk, once its time has come."""
-        chunk = self._policy.infer(observation)
-        self._timeline.advance(self._latency_ns)
+        chunk = self.inside.infer(request)
+        self.timeline.advance(self._latency_ns)
         return chunk
 
 

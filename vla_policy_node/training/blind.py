@@ -25,7 +25,13 @@ from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.policy.interface import ActionChunk, Observation
+from vla_policy_node.policy.interface import (
+    NORMALISED_ACTIONS,
+    ActionChunk,
+    InferenceRequest,
+    PolicyDescription,
+    PolicySpec,
+)
 from vla_policy_node.training.dataset_statistics import statistics_of
 from vla_policy_node.training.demonstrations import Demonstrations, pad_chunk
 
@@ -64,6 +70,16 @@ class BlindPolicy:
         self.instructions = tuple(instructions)
         self._document = statistics
         self.statistics = read_statistics({_KEY: statistics})
+        self.description = PolicyDescription(
+            architecture='state-only baseline',
+            chunk_length=model.chunk_length,
+            spec=PolicySpec(cameras=()),
+            capabilities=(NORMALISED_ACTIONS,),
+            instructions=self.instructions,
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            action_range=tuple(tuple(end.tolist()) for end in (
+                self.statistics.action_low, self.statistics.action_high)),
+        )
 
     @classmethod
     def load(cls, path: Path) -> BlindPolicy:
@@ -89,26 +105,40 @@ class BlindPolicy:
             save_file(weights, partial, header)
 
     @torch.inference_mode()
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(self, request: InferenceRequest) -> ActionChunk:
         """Predict the next chunk; ValueError for an instruction that training did not have."""
         clock = StageClock(torch.device('cpu'))
-        if observation.instruction not in self.instructions:
-            raise ValueError(
-                f"The blind baseline does not know '{observation.instruction}'; it was trained "
-                f'on {len(self.instructions)} other instructions.')
+        observation = request.observation
+        self.check_instruction(observation.instruction)
         proprio = self.statistics.normalise_proprio(observation.proprio)
         number = self.instructions.index(observation.instruction)
         normalised = self.model(
             torch.tensor(proprio, dtype=torch.float32)[None], torch.tensor([number]))
-        actions = self.statistics.unnormalise_actions(normalised[0].double().numpy())
+        normalised = normalised[0].double().numpy()
+        actions = self.statistics.unnormalise_actions(normalised)
         clock.mark('head')
         return ActionChunk(
             actions=actions, selections=(), stage_ms=clock.stage_ms, method=_KEY,
             tokens_kept=0, tokens_total=0, flops=chain_flops(*self.model.widths),
+            normalised=normalised,
         )
+
+    def check_instruction(self, instruction: str) -> None:
+        """ValueError for an instruction that training did not have."""
+        if instruction not in self.instructions:
+            raise ValueError(
+                f"The blind baseline does not know '{instruction}'; it was trained "
+                f'on {len(self.instructions)} other instructions.')
+
+    def warm_up(self, instruction: str) -> None:
+        """Get ready: no call is slow for being the first."""
+        self.check_instruction(instruction)
 
     def reset(self) -> None:
         """Begin a new episode: nothing is remembered anyway."""
+
+    def close(self) -> None:
+        """Free nothing: the network is small."""
 
 
 def train_blind(

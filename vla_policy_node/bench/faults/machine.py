@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from vla_policy_node.bench.faults.records import Promise, Sent, Span
-from vla_policy_node.control.commander import Command, Commander
+from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacer, Pacing
 from vla_policy_node.control.session import Outcome, Session
+from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker
+from vla_policy_node.policy.interface import Policy
 
 _FRAME_S = 0.07  # between two pictures of the slowest camera
 _CLOCK_RESOLUTION_S = 0.004  # of a simulated clock
@@ -25,22 +27,22 @@ _SILENT.setLevel(logging.CRITICAL + 1)
 class Machine:
     """Inputs, worker and commander, called by one thread in the order that the trial says.
 
-    policy: what `PolicyWorker` asks. now_ns: the node's clock. parameters: those of the node.
+    now_ns: the node's clock. parameters: those of the node.
     simulated: whether the node is on simulated time.
     """
 
-    def __init__(self, parameters: Mapping[str, object], policy, now_ns: Callable[[], int],
+    def __init__(self, parameters: Mapping[str, object], policy: Policy, now_ns: Callable[[], int],
                  simulated: bool):
         self._simulated = simulated
         self._values = dict(parameters)
         self.parameters = PolicyParameters(**self._values)
         self._now_ns = now_ns
         self.session = Session()
-        self.commander = Commander(
-            self.parameters.action_spec(), self.session, self.parameters.make_parts())
+        loop = ControlLoop(policy, self.parameters.action_spec(), self.parameters.make_parts(),
+                           self.parameters.period_ns, self.session)
+        self.commander = loop.commander
         self._worker = PolicyWorker(
-            policy, self.commander, self.parameters.period_ns, self.parameters.compressed, now_ns,
-            lambda result: None, logger=_SILENT)
+            loop, self.parameters.compressed, now_ns, lambda result: None, logger=_SILENT)
         self._inputs = Inputs(self.commander, self.parameters.compressed)
 
     def activate(self) -> None:

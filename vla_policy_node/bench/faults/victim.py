@@ -21,6 +21,7 @@ from vla_policy_node.bench.faults.world import Policy as ScriptedPolicy
 from vla_policy_node.bench.faults.world import Setup
 from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.nodes import policy_node
+from vla_policy_node.policy.interface import InferenceRequest
 from vla_policy_node.policy.local import LocalPolicy
 
 CHUNK_LENGTH, LATENCY_S = 8, 0.02
@@ -66,15 +67,15 @@ class Orders:
         for line in sys.stdin:
             self._policy = _new_policy(json.loads(line))
 
-    def infer(self, policy: LocalPolicy, observation):
+    def infer(self, policy: LocalPolicy, request: InferenceRequest):
         """Stand in for `LocalPolicy.infer` (worker thread)."""
-        return self._policy.infer(observation)
+        return self._policy.infer(request)
 
 
 def main() -> None:
     """Run the policy node until a signal."""
     orders = Orders()
-    LocalPolicy.infer = lambda policy, observation: orders.infer(policy, observation)
+    LocalPolicy.infer = lambda policy, request: orders.infer(policy, request)
     policy_node.main()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_policy_node.policy.interface import ActionChunk
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, PolicyDescription
 
 SECOND = 1_000_000_000
 
@@ -99,14 +99,24 @@ class Policy:
     def __init__(self, setup: Setup, rng: np.random.Generator, think: Callable[[float], None]):
         self._setup, self._rng, self._think = setup, rng, think
         self._heading = rng.normal(size=7)
-        self.description = None
+        self.description = PolicyDescription(
+            architecture='scripted', chunk_length=setup.chunk_length)
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
         self.latency_s = setup.latency_s
 
     def reset(self) -> None:
         """Forget nothing: there is nothing."""
 
-    def infer(self, observation) -> ActionChunk:
+    def check_instruction(self, instruction: str) -> None:
+        """Know all of them."""
+
+    def warm_up(self, instruction: str) -> None:
+        """Get ready for nothing."""
+
+    def close(self) -> None:
+        """Free nothing."""
+
+    def infer(self, request: InferenceRequest) -> ActionChunk:
         """Return a chunk in the units of LIBERO, or what a fault makes of it."""
         self._think(self.latency_s)
         actions = self.answer(self._actions(self._setup.chunk_length))

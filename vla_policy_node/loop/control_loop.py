@@ -1,0 +1,51 @@
+"""A policy, and the commander that executes what it says: the wiring of the two, said once.
+
+The node, the evaluation and the replay drive the same loop: whatever is to be known of execution
+as an inference begins comes from here.
+"""
+
+from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.control.commander import Commander, CommanderParts
+from vla_policy_node.control.session import Goal, Session
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
+
+
+class ControlLoop:
+    """Asks the policy and hands its chunks to the executor.
+
+    `commander` belongs to any thread, everything else to the one that infers.
+
+    session: None for one that is active already.
+    """
+
+    def __init__(
+        self, policy: Policy, spec: ActionSpec, parts: CommanderParts, period_ns: int,
+        session: Session | None = None,
+    ):
+        if session is None:
+            session = Session()
+            session.activate()
+        self.policy = policy
+        self.commander = Commander(spec, session, parts)
+        self.period_ns = period_ns
+        self._epoch: int | None = None
+
+    def needs_inference(self, stamp_ns: int) -> bool:
+        """Return whether a chunk should be computed from an observation of this time."""
+        return self.commander.parts.executor.needs_inference(stamp_ns + self.period_ns)
+
+    def infer(
+        self, observation: Observation, stamp_ns: int, goal: Goal, execute: int = 0
+    ) -> ActionChunk:
+        """Return the policy's chunk; the executor has it already: the robot waits for no report.
+
+        execute: actions of the chunk to use, 0 for all. Raises what policy and executor raise.
+        """
+        executor = self.commander.parts.executor
+        if goal.epoch != self._epoch:
+            self.policy.reset()
+            self._epoch = goal.epoch
+        chunk = self.policy.infer(InferenceRequest(observation, executor.execution(stamp_ns)))
+        used = slice(execute or None)
+        executor.push(chunk.actions[used], stamp_ns, goal.epoch, chunk.normalised[used])
+        return chunk
