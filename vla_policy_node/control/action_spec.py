@@ -12,12 +12,12 @@ from vla_policy_node.control.rotations import euler_xyz_to_axis_angle
 ACTION_DIMENSION = 7
 MOTION = slice(0, 6)  # translation, then rotation
 GRIPPER = 6
-# What vla_msgs/ActionChunk can say of a chunk's length.
+# The longest chunk that vla_msgs/ActionChunk can describe.
 MAX_CHUNK_LENGTH = 255
-# An action beyond this is no action in any unit, and its square would soon be infinite.
+# Beyond this, a number is not an action in any unit, and its square would overflow.
 _LARGEST_ACTION = 1e6
 ROTATION_FORMS = ('axis_angle', 'euler_xyz')
-# Displacements in one control period that no arm makes, and that nobody would see.
+# Displacements per control period: larger than any arm makes, and too small to notice.
 _LARGEST_STEP_M, _LARGEST_STEP_RAD, _SMALLEST_STEP_M = 0.5, np.pi, 1e-4
 
 
@@ -96,8 +96,8 @@ class ActionSpec:
     def check_range(self, low: Sequence[float], high: Sequence[float]) -> None:
         """Raise ValueError if actions in this range cannot mean what the specification says.
 
-        low, high: [7] each, 1st and 99th percentile of the actions a policy was trained on. That
-        they fit proves nothing; that they do not means a wrong scale or another gripper rule.
+        low, high: [7] each, 1st and 99th percentile of the actions a policy was trained on.
+        A fit proves nothing; a misfit means a wrong scale or another gripper convention.
         """
         ends_low, ends_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if ends_low.shape != (ACTION_DIMENSION,) or ends_high.shape != ends_low.shape:
@@ -121,7 +121,7 @@ class ActionSpec:
                 'control period.'
             )
         ends, span = sorted((self.gripper_open, self.gripper_closed)), high[-1] - low[-1]
-        # Data in which the gripper never moved tells nothing about its ends.
+        # Data in which the gripper never moved says nothing about its end positions.
         if span > 0 and np.abs(np.array(ends) - (low[-1], high[-1])).max() > 0.25 * span:
             raise ValueError(
                 f'gripper_open {self.gripper_open:g} and gripper_closed {self.gripper_closed:g} '
@@ -149,7 +149,7 @@ class ActionSpec:
 
 
 def check_chunk_length(length: int) -> None:
-    """Raise ValueError for a chunk that is longer than its message can say."""
+    """Raise ValueError for a chunk that is too long for its message."""
     if length > MAX_CHUNK_LENGTH:
         raise ValueError(
             f'A chunk of {length} actions is too long; {MAX_CHUNK_LENGTH} are the most. '

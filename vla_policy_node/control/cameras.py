@@ -1,7 +1,7 @@
 """Camera checks: is a picture alive, of constant size, and from the right camera?
 
-A policy acts on any picture. That the picture is the one it was meant to get is looked at here,
-frame by frame, by samples of it.
+A policy acts on any picture it gets, so whether it is the right one is checked here, for every
+frame, on a sample of its pixels.
 """
 
 import threading
@@ -15,7 +15,7 @@ from vla_policy_node.control.freeze import FreezeDetector
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.views import GRID, likeness, view_of
 
-# Less is no picture; the smallest sensors have some hundred pixels a side.
+# Anything smaller is not a picture; the smallest sensors have some hundred pixels a side.
 MIN_SIDE_PX = 16
 # A covered lens (black is 16 in video) or glare: told by the mean, while neither the parts nor the
 # samples differ. Noise of 4 grey levels: samples that deviate by 4, parts that differ by 2. With a
@@ -27,7 +27,8 @@ _UNIFORM_PARTS, _UNIFORM_DEVIATION = 4.0, 8.0
 _ONE_COLOUR = 0.5
 # Frames of another size since the goal began that one may be, by a bit that flipped on the way.
 _STRAYS_FORGIVEN = 2
-# Correlation of two cameras that show one picture. The two views of LIBERO's scenes: 0.2 at most.
+# Correlation above which two cameras show the same picture. The two views of LIBERO's scenes: 0.2
+# at most.
 _SAME_VIEW = 0.98
 # Swapped: more as the other camera saw it a moment ago than as this one did.
 _OTHERS_VIEW, _OWN_BEHIND = 0.7, 0.1
@@ -39,7 +40,7 @@ _REFERENCE_VIEW = 0.5
 
 @dataclass(frozen=True)
 class Shape:
-    """What stays the same in all frames of a camera: size in px and encoding of the pixels."""
+    """What all frames of a camera share: size in px and pixel encoding."""
 
     width: int
     height: int
@@ -86,7 +87,7 @@ class CameraWatch:
         """Judge one frame by its samples [GRID, GRID, 3] uint8.
 
         Raises HoldError (INPUT_INVALID, CAMERA_CHANGED) for a frame that must not be used. A
-        frozen camera is no error of one frame; `health` tells.
+        frozen camera is not the error of one frame; `health` reports it.
         """
         with self._lock:
             state = self._cameras[camera]
@@ -112,13 +113,13 @@ class CameraWatch:
         return None
 
     def begin(self) -> None:
-        """Take what the cameras show now as what they are to show, for a goal that begins."""
+        """Take what the cameras show now as their proper views, for a goal that begins."""
         with self._lock:
             for state in self._cameras.values():
                 state.begun()
 
     def follow(self, former: 'CameraWatch') -> None:
-        """Go on where another left off, with the settings of this one."""
+        """Continue where another watch left off, with this one's settings."""
         with former._lock, self._lock:
             for name, state in self._cameras.items():
                 before = former._cameras[name]
@@ -131,7 +132,7 @@ class CameraWatch:
         state.seen_shape = shape
         if state.strays <= _STRAYS_FORGIVEN:
             state.shapes[shape] += 1
-            # What most frames have: the first one may have been the stray one.
+            # The majority decides: the first frame may have been the stray one.
             if shape == max(state.shapes, key=state.shapes.__getitem__):
                 return
             state.strays += 1
@@ -149,7 +150,7 @@ class CameraWatch:
                 as_other = view @ other.own_view
                 swapped = (as_other > _OTHERS_VIEW
                            and view @ state.own_view < as_other - _OWN_BEHIND)
-            if not swapped:  # then the other one's next frame has nothing to fear from this one
+            if not swapped:  # then the other camera's next frame is not judged by this one
                 state.seen_view = view
             same = other.seen_view is not None and view @ other.seen_view > _SAME_VIEW
             if same or swapped:

@@ -2,15 +2,15 @@
 
 from vla_policy_node.control.hold import Hold, HoldReason
 
-# A clock that moves so far against the steady one was stepped; time servers slew it by less.
+# A clock that departs this far from the steady one was stepped; time servers slew by less.
 _STEP_NS = 10_000_000
-# One that makes less than this share of the steady time stands still.
+# A clock slower than this share of the steady one stands still.
 _STANDING_SHARE = 0.1
 _SHORTEST_NS = 1_000_000
 
 
 class ClockWatch:
-    """Looks at both clocks in every control period. Not thread-safe: the commander's."""
+    """Compares both clocks every control period. Not thread-safe: only the commander uses it."""
 
     def __init__(self):
         self._last: tuple[int, int] | None = None
@@ -18,7 +18,7 @@ class ClockWatch:
         self._stands = False
 
     def look(self, now_ns: int, steady_ns: int) -> int:
-        """Return by how many ns the clock was stepped since the last step, mostly 0."""
+        """Return by how many ns the clock was stepped since the last call, usually 0."""
         if self._last is None:
             self._last, self._offset_ns = (now_ns, steady_ns), now_ns - steady_ns
             return 0

@@ -39,19 +39,19 @@ _STILL.setflags(write=False)
 _REST = EndEffectorDelta(_STILL, _STILL, math.nan)
 # The arm has come to rest after more than this many periods without a command: they expire.
 _LASTING_PERIODS = 2
-# Whatever goes wrong while deciding, there is no action that could be sent.
+# Whatever goes wrong while deciding, no action may be sent.
 _UNDECIDED = Hold(HoldReason.ACTION_INVALID)
 
 
 @dataclass(frozen=True, eq=False)
 class Command:
-    """What one control period sends.
+    """The command of one control period.
 
     delta: zero while holding; the gripper then keeps its last commanded opening, NaN before any.
     hold: its code is NONE when the policy moves the robot.
     observation_stamp_ns: capture stamp behind the action, 0 on a hold; chunk_step likewise -1.
-    detail: what is behind a hold, for the log: a sentence, or the traceback of an exception that
-        nobody expected; often empty.
+    detail: the background of a hold, for the log: a sentence, or the traceback of an unexpected
+        exception; often empty.
     """
 
     delta: EndEffectorDelta
@@ -67,7 +67,7 @@ class Command:
 
 @dataclass(frozen=True)
 class CommanderParts:
-    """What tunable parameters make; replaced as a whole, between two ticks."""
+    """The parts that tunable parameters configure; replaced as a whole, between two ticks."""
 
     pairer: ObservationPairer
     cameras: CameraWatch
@@ -79,11 +79,11 @@ class CommanderParts:
 
 
 class Commander:
-    """Decides each control period from parts that each know one thing.
+    """Decides each control period, from parts that each know one thing.
 
     Any thread may call anything, one lock covers it all. `tick` is called by the command thread,
     in lock-step by the worker.
-    The order of the checks is the order of importance: stops first, then inputs, then the plan.
+    Checks run in order of importance: stops first, then inputs, then the plan.
 
     poses: must be told every measured pose (any thread).
     """
@@ -101,11 +101,11 @@ class Commander:
         self._clock = ClockWatch()
         self._must_rest = False  # before the next action
         self._fault: Hold | None = None
-        self._gripper = math.nan  # nobody said yet; opening the hand could drop something
+        self._gripper = math.nan  # not commanded yet; opening the hand could drop something
         self._bad_since_ns: int | None = None
         self._inputs_bad_ns: int | None = None  # when they were last, during this goal
         self._last_steady_ns: int | None = None
-        self._elapsed_ns = 0  # of the goal; a clock that goes back does not give time back
+        self._elapsed_ns = 0  # of the goal; setting a clock back does not extend it
         self._counts: Counter[str] = Counter()
         self.steps = 0  # actions sent since the goal began
 
@@ -160,7 +160,7 @@ class Commander:
             parts.executor.reset(self.session.epoch, self._inputs_bad_ns)
             parts.cameras.follow(self.parts.cameras)
             if not math.isnan(self._gripper):
-                parts.latch.update(self._gripper)  # other limits are no reason to open the hand
+                parts.latch.update(self._gripper)  # other limits must not open the hand
             self.parts = parts
             # Motion under new limits begins at rest.
             self._must_rest = self._last is not _REST
@@ -178,7 +178,7 @@ class Commander:
         Never waits for an inference and never raises: trouble is a hold.
         now_ns: on the clock of the stamps, which may jump. steady_ns: on one that does not, which
             counts the time of the goal and of bad inputs; None: now_ns, where time is simulated.
-        outside: why the robot must hold, found where this commander cannot look.
+        outside: a reason to hold that was found where this commander cannot look.
         """
         steady_ns = now_ns if steady_ns is None else steady_ns
         with self._lock:
@@ -203,7 +203,7 @@ class Commander:
     def pause(self, hold: Hold, target_time_ns: int) -> Command:
         """Return a hold that changes nothing of what is planned (any thread).
 
-        For lock-step, where a pause of the world is no time; a stop has its own reason.
+        For lock-step, where no time passes while the world pauses; a stop keeps its own reason.
         """
         with self._lock:
             return self._hold_command(self.session.hold() or hold, target_time_ns)

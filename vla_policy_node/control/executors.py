@@ -2,8 +2,8 @@
 
 Element i of a chunk is for the control period that ends at
 `observation_stamp + (i + 1) * period`. A tick at time T commands the period that ends at
-T + period, its target. So elements that became late during inference are skipped by counting
-time since the observation, never by estimating a delay, and a chunk is never restarted at 0
+T + period, its target. Elements that became late during inference are therefore skipped by
+counting time since the observation, never by estimating a delay, and a chunk never restarts at 0
 (the robot would go back a few steps at every seam).
 """
 
@@ -62,7 +62,7 @@ class ChunkExecutor(ABC):
     repeats an element; a pause of more than GAP_PERIODS starts a new grid. When the clock goes
     back, call `reset`.
 
-    One lock covers everything: between looking at the chunks and changing them nothing happens.
+    One lock covers everything, so that the chunks cannot change between a look and an update.
     """
 
     mode: ClassVar[str]  # one of EXECUTION_MODES

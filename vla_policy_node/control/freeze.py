@@ -1,8 +1,8 @@
 """Detects frozen cameras: stamps that advance while the picture stays the same.
 
-Compared are samples of the decoded picture, so that what surrounds the pixels on the wire (stamps,
-`frame_id`, padding, another compression) says nothing. Samples, not means: the noise of a sensor
-is what tells a still scene from a still picture, and a mean takes it away.
+It compares samples of the decoded picture, so that nothing around the pixels on the wire (stamps,
+`frame_id`, padding, another compression) matters. Samples, not means: sensor noise is what tells a
+still scene from a frozen picture, and a mean averages it out.
 """
 
 from collections import deque
@@ -14,20 +14,20 @@ import numpy as np
 # 0.5 grey levels (the least that 8-bit cameras show in light) 87 % of raw pixels, 34 % after JPEG
 # of quality 80 or 95 read at an eighth; with 0.25 levels, 20 %. See test_control_cameras.py.
 MAX_CHANGED_SHARE = 0.05
-# A driver that hands out the same few buffers in turn shows one of the last distinct pictures.
+# A driver that cycles through the same few buffers repeats one of the last distinct pictures.
 PICTURES_REMEMBERED = 6
-# Black and white are where the noise is cut off: clipped samples are the same in every picture.
+# Noise is clipped at black and white: such samples are the same in every picture.
 _CLIPPED_LOW, _CLIPPED_HIGH = 2, 253
-# Fewer samples than that, between black and white, say nothing about noise.
+# With fewer samples than this between black and white, nothing can be said about noise.
 _LEAST_USEFUL_SHARE = 0.05
 
 
 class FreezeDetector:
-    """Tells how long one camera has not shown anything new, in its own stamps.
+    """Tracks for how long one camera has shown nothing new, by its own stamps.
 
-    Stamps that go back do not count, nor do they start the count again: that a clock jumps makes
-    no picture new.
-    `timeout_ns`: stamps that span so much without a changed picture are a frozen camera; 0 turns
+    Stamps that go back neither count nor restart the count: a clock that jumps does not make a
+    picture new.
+    `timeout_ns`: a camera is frozen after stamps span this much without a changed picture; 0 turns
     the detector off, which a noise-free simulation of a still scene needs. The verdict clears
     itself with the first picture that differs. One thread at a time.
     """
@@ -54,7 +54,7 @@ class FreezeDetector:
         return self._unchanged_ns >= self._timeout_ns
 
     def follow(self, former: 'FreezeDetector') -> None:
-        """Go on where another left off, with the timeout of this one."""
+        """Continue where another detector left off, with this one's timeout."""
         self._pictures = former._pictures.copy()
         self._stamp_ns, self._unchanged_ns = former._stamp_ns, former._unchanged_ns
 

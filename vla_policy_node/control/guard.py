@@ -1,8 +1,8 @@
 """Which commands may pass to the robot, and when it must be told to stand still instead.
 
-The last line behind a policy that may die, hang or send nonsense at any moment. It therefore
-shares nothing with what it watches but the form of a command, and trusts none of its clocks:
-silence is measured on a steady clock. Commands are displacements: none passes twice.
+The last line of defence against a policy that may die, hang or send nonsense at any moment. It
+therefore shares nothing with the policy but the format of a command, and trusts none of its
+clocks: silence is measured on a steady clock. Commands are displacements, so none may pass twice.
 """
 
 import math
@@ -16,10 +16,10 @@ from vla_policy_node.control.pacing import SILENCE_PERIODS
 STREAM = 'command'
 # An action is for the end of the period after its stamp; sender and guard may differ by as much.
 CLOCK_TOLERANCE_PERIODS = 1.0
-# What a late sender may catch up at once, and how much faster than ours its clock may run.
+# How much a late sender may catch up at once, and how much faster than ours its clock may run.
 BURST = 3.0
 PACE = 1.1
-# Two senders within this time are two at once.
+# Two senders within this time count as simultaneous.
 CONFLICT_S = 1.0
 # Sizes may exceed their ceiling by what float64 arithmetic leaves.
 _ROUNDING = 1.0 + 1e-9
@@ -27,7 +27,7 @@ _ROUNDING = 1.0 + 1e-9
 
 @dataclass(frozen=True)
 class SentCommand:
-    """A `vla_msgs/EndEffectorCommand` as it came, nothing of it believed yet.
+    """A `vla_msgs/EndEffectorCommand` as received; nothing in it is trusted yet.
 
     translation_m, rotation_rad: displacement over one control period; gripper: 0 closed, 1 open.
     """
@@ -51,26 +51,26 @@ class SentCommand:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What no action may exceed in one control period."""
+    """Bounds that no action may exceed in one control period."""
 
     max_step_translation_m: float
     max_step_rotation_rad: float
 
 
 class Verdict(Enum):
-    """What to do about a command; a Hold in its place says to stand still."""
+    """What to do with a command; a Hold in its place means to stand still."""
 
     FORWARD = 'forward'
     IGNORE = 'ignore'
 
 
 class Guard:
-    """Judges every command as it comes, and says when one is missing.
+    """Judges every command on arrival, and notices when one is missing.
 
     Times are nanoseconds of the node's clock (`clock_ns`, which stamps are compared with) and
     seconds of a steady one (`now_s`). After a step of that clock back by N s, commands look older
     than the last one and are ignored, so the robot stands still, for N s or until the next goal
-    brings a new epoch: a replay could not be told from them. Not thread-safe.
+    brings a new epoch: they cannot be told from a replay. Not thread-safe.
     """
 
     def __init__(self, period_s: float, ceilings: Ceilings):
@@ -117,7 +117,7 @@ class Guard:
         return Verdict.FORWARD
 
     def refuse(self, now_s: float) -> Verdict | Hold:
-        """Return what to do about bytes that are no command."""
+        """Return what to do about bytes that are not a command."""
         return self._refuse(Hold(HoldReason.INPUT_INVALID, STREAM), now_s)
 
     def tick(self, now_s: float) -> Hold | None:
@@ -133,7 +133,7 @@ class Guard:
         return Hold(missing, STREAM)
 
     def _meet(self, senders: frozenset, now_s: float) -> bool:
-        """Note who speaks; return whether that are several. A new one starts anew."""
+        """Note who sends; return whether there are several. A new sender starts from scratch."""
         known = {sender: heard_s for sender, heard_s in self._senders.items()
                  if now_s - heard_s < CONFLICT_S}
         if senders and senders.isdisjoint(self._senders):
@@ -180,7 +180,7 @@ class Guard:
         return hold if self._may_hold(now_s) else Verdict.IGNORE
 
     def _may_hold(self, now_s: float) -> bool:
-        """Return whether a hold says anything new; a flood of them would only fill queues."""
+        """Return whether a hold says anything new; a flood of holds would only fill queues."""
         if self._sent_hold and now_s - self._sent_s < self._period_s / 2.0:
             return False
         self._sent_s, self._sent_hold = now_s, True

@@ -1,4 +1,4 @@
-"""Why the robot is held still: the codes of `vla_msgs/HoldReason` with a sentence for each."""
+"""Hold reasons: the codes of `vla_msgs/HoldReason`, with a sentence for each."""
 
 from dataclasses import dataclass
 from enum import IntEnum

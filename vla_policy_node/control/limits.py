@@ -1,7 +1,7 @@
 """The command limiter: step, velocity, acceleration and workspace bounds on every command.
 
-Not a safety function: it bounds what a wrong action can do, it does not replace an emergency stop
-in hardware.
+This is not a safety function. It bounds what a wrong action can do; it does not replace an
+emergency stop in hardware.
 """
 
 import math
@@ -17,11 +17,11 @@ from vla_policy_node.control.robot_state import POSE
 
 # Scaling to a limit lands this far inside it, so that rounding never lands outside.
 _INSIDE = 1.0 - 1e-12
-# A bound outside of this range is a typing error.
+# A bound outside this range is a typing error.
 _SMALLEST, _LARGEST = 1e-6, 1e6
 _SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 1e-4, 100.0
 _FURTHEST_M = 1e3
-# An arm that is further outside of its workspace than this is not there: its pose is wrong.
+# A pose further outside the workspace than this is wrong: the arm cannot be there.
 _REACH_OUTSIDE_M = 1.0
 
 
@@ -107,8 +107,8 @@ class CommandLimiter:
     3. Acceleration: the result goes as far from the last sent delta as the limit allows, within
        the set that 1 and 2 left over.
 
-    Only if the measured position contradicts the commands (the arm was pushed) can 2 and 3 be
-    incompatible; then the workspace wins and the arm brakes harder.
+    2 and 3 can only conflict if the measured position contradicts the commands (the arm was
+    pushed); the workspace then wins and the arm brakes harder.
     Not thread-safe, except `counts`: the commander calls it under its lock.
     """
 
@@ -159,7 +159,7 @@ class CommandLimiter:
         return LimitedDelta(EndEffectorDelta(translation_m, rotation_rad, delta.gripper), rules)
 
     def reset(self) -> None:
-        """Take the robot to stand still; call it after every hold."""
+        """Assume that the robot stands still; call this after every hold."""
         self._linear.last = np.zeros(3)
         self._angular.last = np.zeros(3)
 

@@ -11,9 +11,9 @@ from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose, Sighting
 
-# A position, or an orientation, that is the same to the last bit so long after the arm should have
-# moved so far is no measurement. Not sooner: quantised encoders repeat themselves at rest, and an
-# arm takes some 100 ms to set off.
+# A position or orientation that is still the same to the last bit this long after the arm should
+# have moved this far is not a measurement. Not sooner: quantised encoders repeat themselves at
+# rest, and an arm takes some 100 ms to set off.
 _FREEZE_NS = 500_000_000
 _FREEZE_M, _FREEZE_RAD = 0.005, 0.05
 # 20 s of commands at the highest rate.
@@ -48,31 +48,31 @@ class _Sent:
     before: np.ndarray
 
     def left(self, time_ns: int) -> float:
-        """Return which share of it is yet to be done at a time, if it is done evenly."""
+        """Return the share that is still to be executed at a time, assuming constant speed."""
         if time_ns >= self.target_ns:
             return 0.0
         return min(1.0, (self.target_ns - time_ns) / (self.target_ns - self.sent_ns))
 
 
 class MotionRecord:
-    """The commands and the poses of the last seconds. Not thread-safe: the commander's."""
+    """Commands and poses of the last seconds. Not thread-safe: only the commander uses it."""
 
     def __init__(self):
-        self._sent: deque[_Sent] = deque(maxlen=_DEPTH)  # in the order of both times
-        self._total = np.zeros((2, 3))  # of all that was ever sent, so that no tick sums anew
+        self._sent: deque[_Sent] = deque(maxlen=_DEPTH)  # ordered by both times
+        self._total = np.zeros((2, 3))  # running sums: ticks add nothing up again
         self._measured: deque[tuple[int, np.ndarray]] = deque()
         self._located_m: np.ndarray | None = None
         self._since_ns: int | None = None  # stamp of the first pose of this goal
         self._mismatch: HoldError | None = None
 
     def begin(self) -> None:
-        """Compare anew from here on, for a goal that begins; what is under way stays known."""
+        """Restart the comparison for a goal that begins; commands under way stay known."""
         self._measured.clear()
         self._since_ns = None
         self._mismatch = None
 
     def add(self, delta: EndEffectorDelta, now_ns: int, target_ns: int) -> None:
-        """Note a command that is sent now, to be done by target_ns."""
+        """Record a command that is sent now and must be executed by target_ns."""
         if self._sent:
             target_ns = max(target_ns, self._sent[-1].target_ns)
         self._sent.append(_Sent(
@@ -82,7 +82,7 @@ class MotionRecord:
             self._located_m = self._located_m + delta.translation_m
 
     def shift(self, by_ns: int) -> None:
-        """Keep up with a clock that was stepped."""
+        """Follow a clock that was stepped."""
         self._sent = deque(
             (replace(sent, sent_ns=sent.sent_ns + by_ns, target_ns=sent.target_ns + by_ns)
              for sent in self._sent), _DEPTH)
@@ -90,9 +90,9 @@ class MotionRecord:
     def locate(self, newest: Sighting, now_ns: int, limits: MotionLimits) -> np.ndarray:
         """Return where the arm will be, [3] in m, once all that was sent is done.
 
-        That is where the commands lead, as long as the poses agree: to what was measured is added
-        what was sent since, and the sum may be off by what the arm does in tracking_delay_ns.
-        To correct the estimate for less would make it jump, and the arm brake hard at a wall.
+        This follows the commands as long as the poses agree with them: the measured position plus
+        what was sent since may be off by what the arm does in tracking_delay_ns. Correcting the
+        estimate for less would make it jump, and the arm brake hard at a wall.
         """
         self._follow_clock(now_ns)
         # A pose that repeats itself may be as old as the first one that said the same.

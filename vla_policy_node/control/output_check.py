@@ -1,7 +1,7 @@
 """Final check of a command against all limits, independent of the code that produced it.
 
-The limiter computes, this compares: a mistake, an overflow or a NaN anywhere between the policy
-and here must end as a hold.
+The limiter computes, this only compares: a mistake, an overflow or a NaN anywhere between the
+policy and this check must end as a hold.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.limits import Box, Limits
 
-# For rounding: a part of a bound, and of a position.
+# Allowance for rounding, relative to a bound and to a position.
 _SLACK = 1.0 + 1e-6
 _SLACK_M = 1e-9
 

@@ -1,7 +1,7 @@
 """Decides when a command is due: once per control period, and never later than the silence bound.
 
-A robot that hears nothing keeps doing what it did. So the gap between two commands is bounded on
-a steady clock, which no step of the system clock, stopped `/clock` or busy peer can hold up.
+A robot that hears nothing keeps doing what it did last. The gap between two commands is therefore
+bounded on a steady clock, which no step of the system clock, stopped `/clock` or busy peer delays.
 """
 
 from enum import Enum
@@ -20,7 +20,7 @@ class Beat(Enum):
 
 
 class Pacing(Enum):
-    """What brings the next control period."""
+    """Which clock starts the next control period."""
 
     STEADY = 'steady'  # the steady clock, for a robot on the system's clock
     CLOCK = 'clock'  # the node's clock, for simulated time
@@ -50,11 +50,11 @@ class Pacer:
         self.late_ns = 0  # at the last Beat.TICK: how long its period had begun
 
     def sent(self, steady_ns: int) -> None:
-        """Take note of a command that was sent, whoever sent it (any thread)."""
+        """Record that a command was sent, whoever sent it (any thread)."""
         self._sent_ns = steady_ns
 
     def poll(self, steady_ns: int, now_ns: int) -> Beat | None:
-        """Return why a command is due now, or None. What is due is due once."""
+        """Return why a command is due now, or None. Each beat is reported once."""
         if self._pacing is not Pacing.OBSERVATION and self._period_is_over(steady_ns, now_ns):
             return Beat.TICK
         if self._pacing is not Pacing.STEADY and steady_ns - self._sent_ns >= self._silence_ns:
@@ -75,7 +75,7 @@ class Pacer:
         self._seen_ns = clock_ns
         if clock_ns < self._due_ns:
             return False
-        # Missed periods are gone: two commands at once would be one displacement too many.
+        # Missed periods are dropped: two commands at once would be one displacement too many.
         self.late_ns = (clock_ns - self._due_ns) % self._period_ns
         self._due_ns = clock_ns - self.late_ns + self._period_ns
         self._sent_ns = steady_ns

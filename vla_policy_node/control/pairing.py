@@ -1,8 +1,8 @@
 """Pairs camera frames and robot states by capture stamp into one observation.
 
 Neither camera waits for the other and no callback waits for anything: subscriptions file a
-reference by its stamp, the worker takes the newest set that belongs together. Pairing by arrival
-("the latest of each topic") hides transport delay and serves a dead camera for ever.
+reference by its stamp, and the worker takes the newest set that belongs together. Pairing by
+arrival ("the latest of each topic") hides transport delay and serves a dead camera for ever.
 """
 
 import threading
@@ -123,8 +123,8 @@ class ObservationPairer:
     def refuse(self, stream: str, hold: Hold) -> None:
         """Note that the newest message of a stream cannot be used (executor thread).
 
-        `health` returns the hold until a good sample is filed. Good samples from before stay: what
-        one bad message hides is itself.
+        `health` returns the hold until a good sample is filed. Earlier good samples stay: a bad
+        message costs only itself.
         """
         with self._condition:
             self._refused[stream] = hold
