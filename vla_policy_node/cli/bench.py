@@ -19,7 +19,7 @@ def node(
         str, typer.Option(help='Checkpoint directory; empty: the shipped one.')] = '',
     config: Annotated[str, typer.Option(help='Parameter file; empty: config/bringup.yaml.')] = '',
 ) -> None:
-    """Measure what the ROS side costs: two 640x480 cameras at 30 Hz, inference all the time.
+    """Measure the cost of the ROS side: two 640x480 cameras at 30 Hz, continuous inference.
 
     `vla bench node --duration 60` is the table of docs/measured.md.
     """
@@ -54,8 +54,8 @@ def selection(
 ) -> None:
     """Ask which selection of visual tokens a policy needs; every row on the same episodes.
 
-    Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few less tokens, and
-    LightVLA trained with other noise. Interrupted, the same command goes on where it was.
+    Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few fewer tokens, and
+    LightVLA trained with other noise. After an interruption the same command resumes.
 
     `vla bench selection --demos data/object --out out/selection`
     """
@@ -109,7 +109,7 @@ def methods(
 ) -> None:
     """Compare all acceleration methods: success, tokens, FLOPs, latency, change of the actions.
 
-    Interrupted, the same command goes on where it was.
+    After an interruption the same command resumes.
 
     * `vla bench methods`: every method, on all tasks
 
@@ -180,14 +180,14 @@ def policy(
     json: Annotated[Path | None, typer.Option(help='File for all figures.')] = None,
     markdown: Annotated[Path | None, typer.Option(help='File for the tables.')] = None,
 ) -> None:
-    """Measure where the time of one inference goes, and how much of it must.
+    """Measure where the time of one inference goes, and how much of it is unavoidable.
 
     The floor of a stage is its FLOPs over the rate of matrix products, or the bytes of its weights
-    over that of memory, whichever is more; both rates are measured first. Contenders act in turn,
+    over that of memory, whichever is more; both rates are measured first. Variants run in turn,
     so that a machine that slows down slows down all of them. Batch 1, two cameras.
 
     * `vla bench policy --json out/policy.json --markdown out/policy.md`: the tables of
-      docs/measured.md, of which the README has an extract
+      docs/measured.md
 
     * `vla bench policy --size 7b --device cuda --compiled --repetitions 100`: public size on a GPU
 

@@ -68,9 +68,9 @@ def train(
     processes: Annotated[int, typer.Option(
         min=1, help='Data-parallel processes: one per GPU, or sharing the cores.')] = 1,
 ) -> None:
-    """Train one stage of a policy. Ctrl-C saves; the same command goes on.
+    """Train one stage of a policy. Ctrl-C saves; the same command resumes.
 
-    Bit for bit as without the pause, on the same processor with as many processes.
+    Resuming is bit-exact on the same processor with the same number of processes.
 
     * `vla train ground --scenes data/scenes --out runs/ground`: learn to see
 

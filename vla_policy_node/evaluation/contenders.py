@@ -26,11 +26,11 @@ BLIND = 'blind'
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy under one set of acceleration methods, or the blind baseline.
+    """A policy under one set of acceleration methods, or the state-only baseline.
 
     label: its name in tables. settings: method -> setting -> value.
     checkpoint: directory to run instead of the evaluation's, None for that one.
-    blind: file of a blind baseline; it then has nothing to do with any checkpoint.
+    blind: file of a state-only baseline, which needs no checkpoint.
     """
 
     label: str
@@ -57,9 +57,9 @@ class Contender:
 
 
 def parse_contender(text: str) -> Contender:
-    """Read 'method:setting=value,setting=value+method'; 'dense' is the absence of methods.
+    """Read 'method:setting=value,setting=value+method'; 'dense' means no methods.
 
-    Behind an '@' may follow a checkpoint. Raises ValueError for a method, setting, value or
+    A checkpoint may follow after an '@'. Raises ValueError for a method, setting, value or
     checkpoint that does not exist, and for methods that cannot run together.
     """
     settings: dict[str, dict[str, object]] = {}
@@ -85,7 +85,7 @@ def _parse_setting(entry: str, text: str) -> tuple[str, object]:
 
 
 def blind_contender(path: Path) -> Contender:
-    """Return the blind baseline of a file that `training.blind` wrote."""
+    """Return the state-only baseline of a file that `training.blind` wrote."""
     if not path.is_file():
         raise ValueError(f"There is no blind baseline '{path}'.")
     return Contender(BLIND, blind=path)

@@ -12,8 +12,8 @@ from vla_policy_node.world.libero_world import tasks
 if TYPE_CHECKING:
     from vla_policy_node.world.libero_world import LiberoWorld
 
-# 'none': nothing. 'gray': both images are gray. 'wrong-instruction': the words ask for something
-#     else, success for the original.
+# 'none': no change. 'gray': both images are gray. 'wrong-instruction': the instruction asks for
+#     something else, but success is still that of the original task.
 CONTROLS = ('none', 'gray', 'wrong-instruction')
 GRAY = 128
 
@@ -24,7 +24,7 @@ def gray_images(width_px: int, height_px: int) -> dict[str, np.ndarray]:
 
 
 def wrong_instruction(world: LiberoWorld, seed: int) -> str:
-    """Return an instruction for something else than the task; same seed, same words.
+    """Return an instruction for something other than the task; same seed, same words.
 
     In libero_object it asks for another object of the scene; elsewhere it is that of another
     task of the suite.

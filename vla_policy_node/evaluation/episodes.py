@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Inference:
     """One inference of an episode.
 
-    step: control steps made before it. phase: what the robot was busy with (`progress.PHASES`).
-    on_parts: part -> [cameras, grid_h, grid_w] bool, which tokens lie on it; empty if not asked.
+    step: control steps before it. phase: what the robot was doing (`progress.PHASES`).
+    on_parts: part -> [cameras, grid_h, grid_w] bool, which tokens lie on it; empty if not
+    requested.
     """
 
     step: int
@@ -35,7 +36,7 @@ class Inference:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeResult:
-    """How an episode went; `failure` is one of `progress.FAILURES`, '' after a success."""
+    """Outcome of an episode; `failure` is one of `progress.FAILURES`, '' after a success."""
 
     success: bool
     steps: int
@@ -53,13 +54,13 @@ def run_episode(
     horizon: int = 0,
     ground: bool = False,
 ) -> EpisodeResult:
-    """Run the policy from where the world stands to success or the end of the time.
+    """Run the policy from the current state of the world to success or the time limit.
 
     parameters: the node's; its execution mode decides when to infer.
     instruction: what the policy is told, '' for the world's own.
-    images: what the policy is shown, None for what the cameras see.
+    images: what the policy is shown, None for the camera images.
     execute: actions of each chunk to use, 0 for all. horizon: control steps, 0 for the suite's.
-    ground: also find out which tokens lie on the object, the gripper and the goal, which costs
+    ground: also determine which tokens lie on the object, the gripper and the goal; this costs
         two more pictures per inference.
     """
     instruction = instruction or world.instruction

@@ -34,13 +34,13 @@ def make_plan(
     changes: Mapping[str, object] | None = None,
     **settings: object,
 ) -> Plan:
-    """Return the plan of an evaluation from what the command line says.
+    """Return the plan of an evaluation from command-line values.
 
-    methods: as `contenders` describes; with neither methods nor a blind baseline 'dense'.
+    methods: as `contenders` describes; 'dense' if neither methods nor a baseline are given.
     arguments: 'checkpoint', 'config', 'device'. task_ids: () for all. episodes: 0 for the
         default.
-    changes: parameters of the node to set otherwise. settings: other fields of `Plan`.
-    Raises ValueError with one sentence for whatever cannot be.
+    changes: parameters of the node to override. settings: other fields of `Plan`.
+    Raises ValueError with one sentence for an impossible request.
     """
     contenders = [parse_contender(text) for text in methods]
     if blind is not None:
@@ -67,7 +67,7 @@ def evaluate(
     plan: Plan, workers: int, console: Console, file: Path | None = None,
     plots: Path | None = None,
 ) -> dict:
-    """Run what is missing, print the tables, write the files; return the document.
+    """Run the missing episodes, print the tables, write the files; return the document.
 
     file: of the document; while it is made, finished episodes are kept beside it. plots:
         directory for pictures. Raises ValueError if a file of these names is not ours.

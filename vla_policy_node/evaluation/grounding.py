@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from vla_policy_node.policy.interface import TokenSelection
     from vla_policy_node.world.libero_world import LiberoWorld
 
-# What has to be picked up, the hand, and what it belongs on or in.
+# The object to pick up, the hand, and where the object belongs.
 PARTS = ('object', 'gripper', 'goal')
-# A token counts as on a part that covers this share of its pixels.
+# A token counts as lying on a part that covers this share of its pixels.
 COVERED = 0.1
 
 
@@ -54,14 +54,14 @@ def cells_on(
     cell = rows[:, None] * grid[1] + columns
     total = np.bincount(cell.ravel(), minlength=grid[0] * grid[1])
     covered = np.bincount(cell.ravel(), window.ravel(), minlength=grid[0] * grid[1])
-    # Where tokens are finer than pixels, one without a pixel is on nothing.
+    # Where tokens are finer than pixels, a token without a pixel lies on nothing.
     return ((covered >= COVERED * total) & (covered > 0)).reshape(grid)
 
 
 def tokens_on_parts(
     world: LiberoWorld, selections: Sequence[TokenSelection]
 ) -> dict[str, np.ndarray]:
-    """Return part -> [cameras, grid_h, grid_w] bool for what the world shows now."""
+    """Return part -> [cameras, grid_h, grid_w] bool for the current view of the world."""
     masks = part_masks(world)
     return {
         part: np.stack([
@@ -81,7 +81,7 @@ def count_kept(kept: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, l
 def shares(counts: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
     """Return for each part its share of the kept tokens and its share of all tokens.
 
-    counts: sums of what `count_kept` returns.
+    counts: sums of the results of `count_kept`.
     """
     kept, total = counts['all']
     return {
@@ -94,7 +94,7 @@ def shares(counts: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
 
 
 def _cells(pixels: int, start: float, length: float, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of the pixels inside the crop, and which pixels those are, along one axis."""
+    """Return the cells of the pixels inside the crop, and these pixels, along one axis."""
     place = ((np.arange(pixels) + 0.5) / pixels - start) / length * cells
     inside = np.flatnonzero((place >= 0) & (place < cells))
     return place[inside].astype(np.intp), inside

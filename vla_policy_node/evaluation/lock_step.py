@@ -1,8 +1,8 @@
 """The policy node's control side in lock-step with a world, without ROS.
 
-The classes are the node's, and so are their parameters: executor, action specification, limits,
-gripper latch, and the commander that decides between action and hold. What is missing is the
-transport: every input is there, stamped now.
+The classes and their parameters are the node's: executor, action specification, limits, gripper
+latch, and the commander that decides between action and hold. Only the transport is missing:
+every input is always there, stamped now.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def node_parameters(
     """Return the policy node's parameters and the (width, height) of the world's images in px.
 
     arguments: 'checkpoint', 'config' and 'device' as for `vla bringup --world`; an empty one
-        means its default. changes: parameters to set otherwise.
+        means its default. changes: parameters to override.
     Raises ValueError for parameters that cannot be used.
     """
     world, policy = describe({**arguments, 'world': True, 'visualizer': False})
@@ -67,7 +67,7 @@ class LockStepControl:
         """Return the world's action [7] for this period, and go on to the next.
 
         position_m, rotation_rad: [3] each, where the end effector is, rotation vector. On a hold
-        nothing moves and the gripper stays.
+        nothing moves and the gripper keeps its state.
         """
         for stream in (*CAMERAS, POSE, GRIPPER):
             self._commander.parts.pairer.file(stream, self._now_ns, None)

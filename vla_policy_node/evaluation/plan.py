@@ -17,7 +17,7 @@ from vla_policy_node.world.layouts import HELD_OUT_SEED, HELD_OUT_STATES, LAYOUT
 from vla_policy_node.world.libero_world import tasks
 
 DEFAULT_EPISODES = 20
-# Seeds of one task are consecutive, and a task has room for so many.
+# Seeds of a task are consecutive; this many are reserved for each.
 MAX_EPISODES = 100
 _SEEDS_PER_RUN = 10_000
 
@@ -28,10 +28,10 @@ class Plan:
 
     parameters: the policy node's, with which every episode runs. image_size: (width, height) of
         the world's pictures in px.
-    checkpoint: what it was asked for as: a directory, or an id of a hub.
+    checkpoint: as given by the user: a directory, or an id of the hub.
     execute: actions of each chunk to use, 0 for all. horizon: control steps at most, 0 for the
         suite's. trace: directory for kept masks, None for none. threads: of torch, per worker.
-    Raises ValueError for what cannot be.
+    Raises ValueError for an impossible plan.
     """
 
     contenders: tuple[Contender, ...]
@@ -58,7 +58,7 @@ class Plan:
         ):
             if chosen not in choices:
                 raise ValueError(f"{name} is '{chosen}'; choose one of {', '.join(choices)}.")
-        # The world is deterministic: the same state again would be the same episode again.
+        # The world is deterministic: repeating a state would repeat the episode.
         most = HELD_OUT_STATES if self.layout == 'standard' else MAX_EPISODES
         if not 1 <= self.episodes <= most:
             raise ValueError(
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def units(self) -> tuple[tuple[int, int], ...]:
-        """All (task, episode), task by task: a worker that goes on to the next keeps its world."""
+        """All (task, episode), task by task, so that a worker can keep its world."""
         return tuple(
             (task, episode) for task in self.task_ids for episode in range(self.episodes))
 
@@ -87,9 +87,9 @@ class Plan:
             (contender.label, *unit) for contender in self.contenders for unit in self.units)
 
     def identity(self) -> dict:
-        """Return what results must share to be put together.
+        """Return what results must share to be combined.
 
-        Methods, tasks and number of episodes are not in it: an evaluation may be extended by
+        Methods, tasks and the number of episodes are left out: an evaluation may be extended by
         them.
         """
         parameters = dataclasses.asdict(self.parameters)

@@ -32,7 +32,7 @@ def write_plots(document: Mapping, directory: Path, prefix: str = '') -> list[Pa
 
 def success_figure(document: Mapping) -> Figure:
     """Draw the success rate of each method with its 95 % interval."""
-    totals = document['totals'][::-1]  # bars are drawn from the bottom to the top
+    totals = document['totals'][::-1]  # bars are drawn from bottom to top
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(totals)), layout='constrained', dpi=DPI)
     axes = figure.subplots()
     rates = np.array([100 * (total['success_rate'] or 0) for total in totals])

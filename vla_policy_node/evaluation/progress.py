@@ -1,8 +1,8 @@
 """Phases and failure classes of an episode, from the simulator's state (privileged).
 
-Heights and distances are enough: an object counts as lifted LIFTED_M above where it stood, and as
-held while it is lifted, the hand is told to close, and its distance to the hand is what it was
-when it left the ground.
+Heights and distances suffice: an object counts as lifted when it is LIFTED_M above where it stood,
+and as held while it is lifted, the hand is commanded to close, and its distance to the hand is
+the same as when it left the ground.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vla_policy_node.world.libero_world import LiberoWorld
 
 PHASES = ('reach', 'grasp', 'carry', 'place')
-# 'wrong object': lifted another one, and never the target. 'missed grasp': closed the hand, the
-#     target was never lifted. 'dropped': lifted it, and lost it outside of the goal. 'never
-#     closed': the hand was never told to close. 'time': was on the way when the time was up.
+# 'wrong object': lifted another object, never the target. 'missed grasp': closed the hand, but the
+#     target was never lifted. 'dropped': lifted it, and lost it outside the goal. 'never closed':
+#     the hand was never commanded to close. 'time': still under way when time was up.
 FAILURES = ('wrong object', 'missed grasp', 'dropped', 'never closed', 'time')
 
 LIFTED_M = 0.03
@@ -43,7 +43,7 @@ class EpisodeProgress:
         self._grip_m = np.inf  # from the hand to the target when it left the ground
 
     def update(self, action: np.ndarray) -> None:
-        """Take note of the state after the world's action [7]."""
+        """Update with the state after the world's action [7]."""
         self._closing = action[6] > 0
         self._closed |= self._closing
         lifted = {
@@ -57,7 +57,7 @@ class EpisodeProgress:
 
     @property
     def phase(self) -> str:
-        """What the robot is busy with now, one of PHASES."""
+        """What the robot is doing now, one of PHASES."""
         target = self._world.object_position(self._world.target)
         if self._world.target in self._was_lifted and self._is_at_goal(target):
             return 'place'

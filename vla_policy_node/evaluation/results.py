@@ -1,7 +1,7 @@
 """Stores finished episodes next to the result, so that an interrupted evaluation can resume.
 
-`FILE.partial.jsonl` beside `FILE`: what the results belong to in the first line, then one row
-per method and episode. It is gone once FILE is written.
+`FILE.partial.jsonl` beside `FILE` holds the identity of the evaluation in its first line, then one
+row per method and episode. It is removed once FILE is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Key = tuple[str, int, int]  # method, task, episode
 
 
 def key_of(row: Mapping) -> Key:
-    """Return which episode of which method a row is about."""
+    """Return the method and episode of a row."""
     return row['method'], row['task_id'], row['episode']
 
 
@@ -26,7 +26,8 @@ class Results:
     """Rows by episode and method, kept in a file where there is one.
 
     path: FILE, None to keep rows in memory only. identity: what rows must share, as JSON. by: the
-    command. Raises ValueError if the side file belongs to another evaluation, or is none of ours.
+    command. Raises ValueError if the side file belongs to another evaluation or was not written
+    by us.
     """
 
     def __init__(self, path: Path | None, identity: Mapping, by: str = COMMAND):
@@ -41,11 +42,11 @@ class Results:
         if lines:
             self._check(json.loads(lines[0]), json.loads(header))
             self._rows = {key_of(row): row for row in map(json.loads, lines[1:])}
-        # Written anew rather than continued: a line may have been cut off in the middle.
+        # Rewritten rather than appended to: the last line may be incomplete.
         write_text(self._side, ''.join(f'{line}\n' for line in (header, *lines[1:])))
 
     def add(self, rows: Sequence[Mapping]) -> None:
-        """Keep the rows of finished episodes."""
+        """Store the rows of finished episodes."""
         for row in rows:
             self._rows[key_of(row)] = dict(row)
         if self._side is not None:
@@ -61,7 +62,7 @@ class Results:
         return [self._rows[key] for key in sorted(self._rows.keys() & set(keys))]
 
     def discard_side_file(self) -> None:
-        """Remove the side file: what it is for has been done."""
+        """Remove the side file: the result is written."""
         if self._side is not None:
             self._side.unlink(missing_ok=True)
             seal(self._side.parent, self._by, [self._side.name])
@@ -81,5 +82,5 @@ class Results:
 
 
 def side_file(path: Path) -> Path:
-    """Return where the finished episodes of an unfinished evaluation are."""
+    """Return the path of the side file."""
     return path.with_name(f'{path.name}.partial.jsonl')

@@ -1,7 +1,7 @@
 """Runs a plan: distributes units to worker processes, collects rows, shows progress.
 
-A unit is one episode with all methods, so that every method sees the same layout in the same
-process, one after the other, and latencies are compared under the same load.
+A unit is one episode with all methods: every method sees the same layout in the same process, one
+after the other, so that latencies are compared under the same load.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run_plan(plan: Plan, results: Results, workers: int, console: Console) -> No
 
 
 def missing_units(plan: Plan, results: Results) -> list[Unit]:
-    """Return what is still to run, in order."""
+    """Return the units that are still to run, in order."""
     units = []
     for task, episode in plan.units:
         labels = tuple(
@@ -75,7 +75,7 @@ def _run_here(plan: Plan, units: Sequence[Unit]) -> Iterator[list[dict]]:
 def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list[dict]]:
     # Spawned, because a forked process would share torch's threads and the renderer's context.
     context = multiprocessing.get_context('spawn')
-    # Read when they are imported: linear algebra and the software renderer start threads.
+    # Read at import: linear algebra and the software renderer start threads.
     threads = str(plan.threads)
     with environment(
         OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, LP_NUM_THREADS='0',
@@ -90,7 +90,7 @@ def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list
                 'A worker process died, perhaps for lack of memory; run the same command again '
                 'to go on, with fewer --workers.') from error
         except BaseException:
-            # Waiting for the episodes under way would take as long as they do.
+            # Do not wait for the episodes that are under way.
             for process in multiprocessing.active_children():
                 process.terminate()
             raise

@@ -15,7 +15,7 @@ Z_95 = 1.959963984540054
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Return the 95 % interval of a success rate (Wilson 1927), (0, 1) for no episodes.
 
-    Unlike rate +- 2 standard errors it stays within [0, 1] and has a width at 0 and 100 %.
+    Unlike rate +- 2 standard errors, it stays within [0, 1] and has a width at 0 and 100 %.
     """
     if not 0 <= successes <= episodes:
         raise ValueError(f'{successes} successes in {episodes} episodes cannot be.')
@@ -24,7 +24,7 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     rate, z2 = successes / episodes, Z_95**2 / episodes
     centre = (rate + z2 / 2) / (1 + z2)
     half = math.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
-    # At 0 and n the bound is exact; rounding must not put the rate outside of its interval.
+    # At 0 and n the bound is exact; rounding must not put the rate outside its interval.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == episodes else min(1.0, centre + half)
     return low, high
@@ -32,10 +32,10 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods on the same episodes.
+    """Comparison of two methods on the same episodes.
 
-    only_first, only_second: episodes that one of them did and the other did not; the b and c of
-    McNemar's test. p_value: of its exact form, two-sided, for "both are equally good"; 1 if they
+    only_first, only_second: episodes in which only one of them succeeded; b and c of McNemar's
+    test. p_value: exact and two-sided, of the hypothesis that both are equally good; 1 if they
     never differed.
     """
 
@@ -52,7 +52,7 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Success rate of the second less that of the first; NaN without episodes."""
+        """Success rate of the second minus that of the first; NaN without episodes."""
         if not self.episodes:
             return math.nan
         return (self.only_second - self.only_first) / self.episodes
@@ -72,6 +72,6 @@ def compare(first: Mapping[Hashable, bool], second: Mapping[Hashable, bool]) -> 
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the two-sided p of discordant counts: a fair coin, tossed once for each episode."""
+    """Return the two-sided p value of discordant counts under a fair coin."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0

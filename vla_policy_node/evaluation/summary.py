@@ -24,7 +24,7 @@ _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')
 
 
 def summarise(plan: Plan, rows: Sequence[Mapping], workers: int) -> dict:
-    """Return the document; all its numbers are finite, what does not exist is None.
+    """Return the document; all its numbers are finite, missing ones are None.
 
     success_rate and episodes at the top are those of the first method. rows: one per method and
     task. totals: one per method. paired: every further method against the first. latency_ms:
@@ -139,7 +139,7 @@ def _pair(first: str, second: str, by_method: Mapping[str, Sequence[Mapping]]) -
 
 
 def describe_policy(plan: Plan) -> dict:
-    """Return what identifies the checkpoint that figures are about."""
+    """Return the identity of the checkpoint that was evaluated."""
     directory = Path(plan.parameters.checkpoint)
     config = checkpoints.read_model_config(directory)
     return {
@@ -152,7 +152,7 @@ def describe_policy(plan: Plan) -> dict:
 
 
 def describe_machine(threads: int, workers: int) -> dict:
-    """Return the processor and the versions that figures were made with."""
+    """Return the processor and the versions that were used."""
     return {
         'processor': processor_name(),
         'cores': os.cpu_count(),

@@ -11,7 +11,7 @@ from vla_policy_node.evaluation.grounding import PARTS
 
 
 def tables(document: Mapping) -> list[Table]:
-    """Return success and cost per method, success per task, failures, and where tokens lie."""
+    """Return tables: success and cost per method, success per task, failures, token positions."""
     made = [_totals(document), _by_task(document), _failures(document)]
     if any('grounding' in total for total in document['totals']):
         made.append(_grounding(document))

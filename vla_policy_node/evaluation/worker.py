@@ -18,7 +18,7 @@ from vla_policy_node.policy.interface import Policy
 from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
-# Digits behind the point that times in rows keep, ms.
+# Decimal places of times in rows, ms.
 _DIGITS = 3
 
 
@@ -93,7 +93,7 @@ class Worker:
 
 
 def _describe(result: EpisodeResult) -> dict:
-    """Return what tables and plots need of an episode, as JSON."""
+    """Return the data of an episode for tables and plots, as JSON."""
     chunks = [inference.chunk for inference in result.inferences]
     stages = dict.fromkeys(stage for chunk in chunks for stage in chunk.stage_ms)
     row = {
@@ -124,7 +124,7 @@ _worker: Worker | None = None
 
 
 def start_worker(plan: Plan) -> None:
-    """Make this process a worker; Ctrl-C is the parent's to handle."""
+    """Make this process a worker; the parent handles Ctrl-C."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(plan.threads)

@@ -21,12 +21,12 @@ from vla_policy_node.replay.storage import (
 )
 
 METADATA = 'metadata.yaml'
-_MOST_METADATA_BYTES = 4 * 2**20  # of a recording of days, in files of a minute
+_MOST_METADATA_BYTES = 4 * 2**20  # enough for days of recording in files of a minute
 _MOST_FILES = 10_000
 _STORAGES = {'mcap': McapFile, 'sqlite3': SqliteFile}
 _SUFFIXES = {'.mcap': McapFile, '.db3': SqliteFile}
 _NEWEST_VERSION = 9
-# Later times fit into no message; earlier ones are before 1970.
+# Later times do not fit into a message; earlier ones are before 1970.
 _LATEST_NS = 2**62
 
 
@@ -37,12 +37,12 @@ class BagError(ValueError):
 class Bag:
     """One rosbag2 recording: sqlite3 or mcap, plain or compressed with zstd (mcap: also lz4).
 
-    A context manager. Messages come one at a time, undecoded; however long the bag is, nothing of
-    it is kept. Whatever is in it, memory stays within the bounds of `storage`, and nothing outside
-    of its folder is read. Not thread-safe.
+    A context manager. Messages come one at a time, undecoded, and none is kept, however long the
+    bag is. Memory stays within the bounds of `storage` whatever the bag contains, and nothing
+    outside its folder is read. Not thread-safe.
 
     path: the folder with metadata.yaml, or one .mcap or .db3 file.
-    timeless: messages by topic that were left out because their time is none.
+    timeless: number of messages by topic that were skipped because their time is invalid.
     Raises BagError, here and while reading.
     """
 
@@ -90,7 +90,7 @@ class Bag:
                 raise StorageError(f'{topic} has two message types')
 
     def _read_metadata(self) -> tuple[type, list[Path]]:
-        """Return what reads the files of the folder, and the files, unpacked."""
+        """Return the reader for the files of the folder, and the files, unpacked."""
         document = read_plain_yaml(self.path / METADATA, _MOST_METADATA_BYTES)
         try:
             about = document['rosbag2_bagfile_information']
@@ -156,7 +156,7 @@ class Bag:
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Yield topic, time of recording (ns) and serialised message of the topics named.
 
-        A message whose time no clock can show is left out and counted in `timeless`.
+        A message with an invalid time is skipped and counted in `timeless`.
         """
         for topic in topics:
             self.timeless.pop(topic, None)

@@ -36,7 +36,7 @@ class PairedInference:
 
 
 def pair_inferences(a: Trace, b: Trace) -> list[PairedInference]:
-    """Return what both inferred from, in order of time."""
+    """Return the observations that both inferred from, in order of time."""
     others = {(i.epoch, i.stamp_ns): i for i in b.inferences}
     pairs = []
     for first in a.inferences:
@@ -61,7 +61,7 @@ def most_different(pairs: list[PairedInference]) -> list[PairedInference]:
 def compare(a: Trace, b: Trace, pairs: list[PairedInference]) -> dict:
     """Return the paired difference of everything that does not depend on the machine's speed.
 
-    Signed differences are second less first (against less config).
+    Signed differences are second minus first (`against` minus `config`).
     """
     firsts, seconds, gripper_a, gripper_b = [], [], [], []
     for pair in pairs:
@@ -119,7 +119,7 @@ def _paired(
 
 
 def compare_latency(pairs: list[PairedInference]) -> dict:
-    """Return the paired differences of wall time (ms), total and per stage; second less first."""
+    """Return the paired differences of wall time (ms), total and per stage; second minus first."""
     stages = list(dict.fromkeys(s for p in pairs for s in p.second.stage_ms))
     return {
         'total': spread_of([sum(p.second.stage_ms.values()) - sum(p.first.stage_ms.values())
@@ -148,7 +148,7 @@ def _age_s(sent: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _sent_by_both(a: Trace, b: Trace) -> tuple[dict, dict]:
-    """Return what each sent, of the control periods in which both moved."""
+    """Return what each sent in those control periods in which both moved."""
     first, second = sent_actions(a), sent_actions(b)
     _, in_a, in_b = np.intersect1d(
         first['target_ns'], second['target_ns'], return_indices=True)

@@ -27,16 +27,16 @@ from vla_policy_node.replay.story import Story, read_story
 from vla_policy_node.replay.topics import BagTopics, find_topics
 from vla_policy_node.replay.trace import Trace
 
-# Told: what is being done, and how far it is (0 to 1).
+# Called with what is being done, and its progress (0 to 1).
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one bag gave.
+    """The result of one bag.
 
     report: without wall times, the same in every run on one kind of processor with as many
-    threads. latency: the wall times. verdicts: of the limits that were asked for.
+    threads. latency: the wall times. verdicts: of the requested limits.
     """
 
     bag: Path
@@ -65,9 +65,9 @@ def evaluate_bag(
 ) -> Evaluation:
     """Replay one bag and write its report into the folder `out`, whole or not at all.
 
-    Raises ValueError with one sentence for what cannot be done.
+    Raises ValueError with one sentence for a request that cannot be met.
     """
-    from vla_policy_node.replay.write import write_report  # draws; a worker that fails needs none
+    from vla_policy_node.replay.write import write_report  # plots; a worker that fails needs none
 
     check_target(out, COMMAND)
     evaluation = replay_bag(path, settings, on_progress)
@@ -126,7 +126,7 @@ def _run(
 
 
 def _latency_ns(settings: ReplaySettings, story: Story, parameters: PolicyParameters) -> int:
-    """Return the part of the bag's time that an inference takes, whole control periods."""
+    """Return how much of the bag's time an inference takes, in whole control periods."""
     period_ns = parameters.period_ns
     if settings.latency_periods != AS_RECORDED:
         return settings.latency_periods * period_ns

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# unit -> kind of dimension, and how much of its SI unit one is
+# unit -> kind of dimension, and its size in SI units
 _UNITS = {'m': ('translation', 1.0), 'mm': ('translation', 1e-3),
           'rad': ('rotation', 1.0), 'mrad': ('rotation', 1e-3),
           'deg': ('rotation', math.pi / 180)}
@@ -24,7 +24,7 @@ class ErrorLimit:
 
 @dataclass(frozen=True)
 class Limits:
-    """What `--max-error`, `--max-p95-ms` and `--min-agreement` ask for; None: not asked."""
+    """Limits of `--max-error`, `--max-p95-ms` and `--min-agreement`; None: not given."""
 
     errors: tuple[ErrorLimit, ...] = ()
     p95_ms: float | None = None
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit and how it came out; measured is NaN where the bag gave nothing to compare."""
+    """One limit and its outcome; measured is NaN where the bag has nothing to compare."""
 
     what: str
     measured: float
@@ -64,7 +64,7 @@ def parse_error_limit(text: str) -> ErrorLimit:
 
 
 def judge(limits: Limits, report: Mapping, latency: Mapping) -> list[Verdict]:
-    """Hold figures against limits.
+    """Compare figures with limits.
 
     Errors and agreement are those between the two policies where there are two, else those to the
     bag's actions; the error is the 95th percentile of the worst axis. p95 is that of config A.

@@ -27,8 +27,8 @@ def replay_bags(
     """Replay bags and write one report each, and one over all if there are several.
 
     Returns whether every bag was replayed and kept the limits. A bag that fails is reported and
-    skipped. Interrupted, the same call goes on with the bags that are not done. Raises ValueError
-    for what cannot begin.
+    skipped. After an interruption the same call continues with the remaining bags. Raises
+    ValueError if nothing can be started.
     """
     check_target(out, COMMAND)
     if len(bags) == 1 and not ray_address:
@@ -57,7 +57,7 @@ def replay_bags(
 
 
 def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -> Outcome:
-    """Replay one bag, in whatever process this is; never raises for what one sentence can say."""
+    """Replay one bag in the current process; an expected failure is returned as a sentence."""
     from vla_policy_node.replay.evaluate import evaluate_bag
 
     try:
@@ -73,7 +73,7 @@ def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -
 
 
 def _runner(settings: ReplaySettings, workers: int, ray_address: str) -> Runner:
-    """Return what runs jobs; a cluster is looked for at once. Raises ValueError."""
+    """Return a function that runs jobs; a cluster is contacted at once. Raises ValueError."""
     if ray_address:
         from vla_policy_node.replay.ray_cluster import connect
 

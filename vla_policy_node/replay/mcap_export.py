@@ -1,6 +1,6 @@
 """Exports overlays, commands, chunks and differences as an MCAP file for Foxglove.
 
-The layout that goes with it is config/foxglove_layout.json.
+config/foxglove_layout.json is the matching layout.
 """
 
 from __future__ import annotations

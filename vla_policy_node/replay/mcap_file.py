@@ -61,7 +61,7 @@ class Fields:
         return self.numbers(struct.Struct(f'<{letter}'))[0]
 
     def sized(self) -> bytes:
-        """Return bytes that begin with their number."""
+        """Return bytes that are preceded by their length."""
         return self.take(self.number('I'))
 
     def text(self) -> str:
@@ -69,7 +69,7 @@ class Fields:
         return self.sized().decode('utf-8', 'replace')
 
     def rest(self) -> bytes:
-        """Return what is left."""
+        """Return the remaining bytes."""
         return self._body[self._at:]
 
 
@@ -84,7 +84,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Channel:
-    """A topic, as messages name it."""
+    """A channel: the topic that messages refer to."""
 
     topic: str
     schema: int
@@ -93,7 +93,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Where a chunk lies, and from when to when its messages are."""
+    """Position of a chunk, and the time span of its messages."""
 
     start_ns: int
     end_ns: int
@@ -103,13 +103,13 @@ class Chunk:
 
 @dataclass
 class Definitions:
-    """Schemas and channels met so far."""
+    """Schemas and channels read so far."""
 
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
 
     def learn(self, opcode: int, body: bytes) -> None:
-        """Read a record of either kind; others are left alone."""
+        """Read a schema or channel record; others are ignored."""
         if opcode not in (SCHEMA, CHANNEL):
             return
         fields = Fields(body)
@@ -125,14 +125,14 @@ class Definitions:
             raise BoundsError(f'it has more than {MOST_TOPICS} topics')
 
     def kind(self, channel: Channel) -> str:
-        """Return the message type of a channel, with its encoding where that is not CDR."""
+        """Return the message type of a channel, with its encoding if that is not CDR."""
         schema = self.schemas.get(channel.schema)
         name = schema.name if schema else 'no type'
         return name if channel.encoding == 'cdr' else f'{name} as {channel.encoding}'
 
 
 class McapFile:
-    """An MCAP file as a `storage.Storage`. Chunks with an index are read in the order of time."""
+    """An MCAP file as a `storage.Storage`. Indexed chunks are read in time order."""
 
     def __init__(self, path: Path):
         self.topics: dict[str, Topic] = {}
@@ -174,7 +174,7 @@ class McapFile:
                 raise StorageError(f'{channel.topic} has two message types')
 
     def _read_summary(self, start: int) -> dict[int, int] | None:
-        """Return the number of messages of each channel; None if the summary does not tell."""
+        """Return the number of messages of each channel; None if the summary lacks it."""
         if not len(MAGIC) <= start <= self._end:
             raise StorageError('its summary lies outside of it')
         if self._end - start > _MOST_SUMMARY_BYTES:
@@ -196,7 +196,7 @@ class McapFile:
         return counts if complete and self._definitions.channels else None
 
     def _count(self) -> dict[int, int]:
-        """Go through all messages, for what no summary tells."""
+        """Go through all messages, for what the summary lacks."""
         counts: dict[int, int] = {}
         times = []
         for channel, time_ns, _ in self._in_file_order(None):
@@ -265,9 +265,9 @@ class McapFile:
 def records(
     stream: BinaryIO, start: int, end: int, most: int = 2**62
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield opcode and body of the records between two places; bodies that nobody reads are empty.
+    """Yield opcode and body of the records between two positions; unused bodies are empty.
 
-    Another reader may move the stream meanwhile.
+    Another reader may move the stream in between.
     """
     at = start
     while at < end and most:
@@ -287,7 +287,7 @@ def records(
 
 
 def unpack_chunk(body: bytes, said_bytes: int | None = None) -> bytes:
-    """Return the records of a chunk; said_bytes: what the index says of its size."""
+    """Return the records of a chunk; said_bytes: its size according to the index."""
     fields = Fields(body)
     _, _, size, crc = fields.numbers(_CHUNK_HEAD)
     compression = fields.text()
@@ -317,7 +317,7 @@ def messages_of(
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yield channel, time and message of a chunk's records; wanted: channels, None for all.
 
-    definitions: learns what it defines.
+    definitions: receives the schemas and channels that the chunk defines.
     """
     at = 0
     while at < len(chunk):

@@ -15,14 +15,14 @@ from vla_policy_node.outputs.folder import claim, clear, seal
 from vla_policy_node.replay.page import document, number, table
 from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
-# What the folder was asked to hold; lets an interrupted run go on.
+# The plan of the folder, so that an interrupted run can resume.
 PLAN = 'plan.json'
 REPORT, TIMES, PAGE = 'report.json', 'latency.json', 'report.html'
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one bag: its figures, or the sentence that says why there are none."""
+    """The outcome of one bag: its figures, or the sentence that says why there are none."""
 
     bag: str
     folder: str
@@ -33,14 +33,14 @@ class Outcome:
 
     @property
     def gate(self) -> list[dict]:
-        """The limits that were asked for, and how each came out."""
+        """The requested limits and their outcomes."""
         return self.latency['gate'] if self.latency else []
 
 
 def prepare(
     out: Path, jobs: Sequence[tuple[str, str]], settings: ReplaySettings
 ) -> dict[tuple[str, str], Outcome]:
-    """Make the folder ready; return what an interrupted run of the same plan has done already.
+    """Prepare the folder; return what an interrupted run of the same plan has already done.
 
     jobs: bag and the folder of its report. The results of another plan are removed. Raises
     OutputError.
@@ -49,7 +49,7 @@ def prepare(
     plan = json.loads(json.dumps(plan))
     if _read(out / PLAN) != plan:
         clear(out, COMMAND)
-    # Not known to be whole until it is sealed; report.json is written last.
+    # Not known to be complete until it is sealed; report.json is written last.
     claim(out, [PLAN, TIMES, PAGE, REPORT], COMMAND, [Path(folder).name for _, folder in jobs])
     (out / REPORT).unlink(missing_ok=True)
     write_json(out / PLAN, plan)
@@ -63,7 +63,7 @@ def prepare(
 
 
 def _identity(bag: Path) -> list:
-    """Return what changes when a bag does: its files, their sizes and times."""
+    """Return a fingerprint of a bag: its files, their sizes and times."""
     files = sorted(bag.rglob('*')) if bag.is_dir() else [bag]  # which may not exist
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns]
             for file in files if file.is_file()]
@@ -77,9 +77,9 @@ def _read(path: Path) -> Mapping | None:
 
 
 def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write latency.json, report.html and report.json over the reports in the folder's folders.
+    """Write latency.json, report.html and report.json over the reports in the subfolders.
 
-    Each takes its name when it is whole, report.json last.
+    Each file is written atomically, report.json last.
     """
     done = [outcome for outcome in outcomes if outcome.report]
     write_json(folder / TIMES, {Path(o.folder).name: o.latency for o in done})
@@ -92,7 +92,7 @@ def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:
-    """Return the figures of one bag that the table over all of them shows."""
+    """Return those figures of one bag that the summary table shows."""
     report = outcome.report
     compared = report['difference'] or report['a']['actions'] or {}
     figures = {}
@@ -109,7 +109,7 @@ def _figures(outcome: Outcome) -> dict[str, float | None]:
 
 
 def _means(done: Sequence[Outcome]) -> dict[str, float | None]:
-    """Return the mean of each figure over bags, each bag counting as much as its inferences."""
+    """Return the mean of each figure over bags, weighted by their number of inferences."""
     weights = np.array([outcome.report['a']['inferences'] for outcome in done], float)
     rows = [_figures(outcome) for outcome in done]
     result = {}

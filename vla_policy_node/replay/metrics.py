@@ -20,7 +20,7 @@ AXES = (('x', 'translation', 'm'), ('y', 'translation', 'm'), ('z', 'translation
 # A picture of a 30 Hz camera is used before the next one comes.
 FRAME_INTERVAL_MS = 1e3 / 30
 _OPEN = 0.5
-# A gripper that switches further apart than this did something else.
+# Switches further apart than this do not belong together.
 _SWITCH_WINDOW_NS = 1_000_000_000
 
 
@@ -50,7 +50,7 @@ def gripper_agreement(
 
     Agreement is the share of periods in which both say open or both say closed. Timing is, for
     each switch of the second, the time to the nearest switch of the first in the same direction,
-    positive where the first is late. epoch: [N], a switch between two goals is none.
+    positive where the first is late. epoch: [N]; a change between two goals is not a switch.
     """
     (time_ns, a), (_, b) = first, second
     known = np.isfinite(a) & np.isfinite(b)
@@ -80,7 +80,7 @@ def _switches(time_ns, is_open, epoch) -> list[tuple[int, bool]]:
 
 
 def against_actions(trace: Trace, actions: Actions) -> dict | None:
-    """Compare every element of every chunk, and what was sent, with the bag's actions.
+    """Compare every element of every chunk, and every sent command, with the bag's actions.
 
     None if no element falls on a control period of which the bag has an action.
     """
@@ -210,7 +210,7 @@ def summarise(trace: Trace, actions: Actions) -> dict:
 
 
 def latency(trace: Trace) -> dict:
-    """Return what the inferences took on this machine, ms; wall time, different in each run."""
+    """Return the wall times of the inferences on this machine, ms; they differ in each run."""
     stages = list(dict.fromkeys(s for i in trace.inferences for s in i.stage_ms))
     totals = np.array([sum(i.stage_ms.values()) for i in trace.inferences])
     return {

@@ -98,7 +98,7 @@ def _subtitle(report: Mapping) -> str:
 
 
 def _verdict(report: Mapping, latency: Mapping) -> str:
-    """Return in one sentence what an engineer wants to know first."""
+    """Return the verdict: in one sentence, what an engineer wants to know first."""
     a, b, difference = report['a'], report['b'], report['difference']
     if not b:
         return ''

@@ -58,7 +58,7 @@ def _decode(raw: bytes, compressed: bool) -> np.ndarray:
 def draw_moment(
     images: Images, traces: Sequence[Trace], inferences: Sequence[Inference], remark: str
 ) -> np.ndarray:
-    """Return the cameras side by side, a row for each policy, with what it kept."""
+    """Return the cameras side by side, one row per policy, with the tokens that it kept."""
     rows = []
     for trace, inference in zip(traces, inferences, strict=True):
         pictures = []
@@ -78,7 +78,7 @@ def _padded(picture: np.ndarray, height: int) -> np.ndarray:
 
 
 def describe(seconds: float, inference: Inference, pair: PairedInference | None) -> str:
-    """Return the line under a picture; without wall times, so that it is the same every time."""
+    """Return the line under a picture; without wall times, so that it is reproducible."""
     apart = ''
     if pair is not None:
         apart = (f'differ by {pair.translation_m * 1e3:.1f} mm, '
@@ -87,7 +87,7 @@ def describe(seconds: float, inference: Inference, pair: PairedInference | None)
 
 
 def write_still(path: Path, picture: np.ndarray, policies: int) -> None:
-    """Write what `draw_moment` drew of so many policies as JPEG, the policies side by side."""
+    """Write a picture of `draw_moment` as JPEG, with the policies side by side."""
     picture = np.hstack(np.split(picture, policies))
     if picture.shape[1] > _STILL_WIDTH_PX:
         factor = _STILL_WIDTH_PX / picture.shape[1]

@@ -22,7 +22,7 @@ from vla_policy_node.replay.trace import Trace
 DPI = 110
 _COLOURS = ('#0b7a75', '#d1495b')
 _BAG = '#8a8f98'
-# More points than a plot has pixels only make it slow.
+# More points than pixels only make a plot slow.
 _MOST_POINTS = 4000
 
 

@@ -41,7 +41,7 @@ def connect(
 
 
 def _knock(address: str) -> None:
-    """Raise OSError at once where nobody listens; Ray would try for a minute."""
+    """Raise OSError at once if nobody listens; Ray would try for a minute."""
     host, _, port = address.rpartition(':')
     if port.isdigit():
         socket.create_connection((host.rpartition('/')[2], int(port)), _KNOCK_S).close()

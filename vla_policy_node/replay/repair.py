@@ -40,9 +40,9 @@ _UNKNOWN_HASH = f'RIHS01_{0:064x}'
 
 
 def repair_bag(path: Path) -> tuple[Path, int]:
-    """Copy every whole message of an .mcap recording to PATH-repaired; return it and their number.
+    """Copy the intact messages of an .mcap recording to PATH-repaired; return it and the count.
 
-    The original stays as it is. Types need not be installed: the file has their definitions.
+    The original is not changed. Types need not be installed: the file has their definitions.
     Raises BagError.
     """
     files = [path] if path.is_file() else sorted(path.glob('*.mcap'))
@@ -92,7 +92,7 @@ def _hash(definitions: MessageDefinitions, kind: str) -> str:
 
 
 def _remove(target: Path) -> None:
-    """Remove the unfinished copy, and nothing that somebody else put beside it."""
+    """Remove the unfinished copy, and nothing that others put next to it."""
     for name in (f'{target.name}.mcap', METADATA):
         (target / name).unlink(missing_ok=True)
     with suppress(OSError):  # not ours, or not empty
@@ -100,7 +100,7 @@ def _remove(target: Path) -> None:
 
 
 def _whole_messages(file: Path) -> Iterator[tuple[Channel, Schema, int, bytes]]:
-    """Yield messages up to where the file was cut off, and what is whole of damaged chunks."""
+    """Yield messages up to where the file is truncated, and the intact part of damaged chunks."""
     definitions, size = Definitions(), regular_size(file)
     left = most_unpacked(size)
     with file.open('rb') as stream:
@@ -115,7 +115,7 @@ def _whole_messages(file: Path) -> Iterator[tuple[Channel, Schema, int, bytes]]:
                 chunk = unpack_chunk(body) if opcode == CHUNK else _alone(opcode, body)
             except StopIteration:
                 return
-            except StorageError:  # here it was cut off, or this chunk is damaged
+            except StorageError:  # the file is truncated here, or this chunk is damaged
                 if not found.gi_frame:
                     return
                 continue
@@ -137,7 +137,7 @@ def _whole_of(chunk: bytes, definitions: Definitions) -> Iterator:
 
 
 def _alone(opcode: int, body: bytes) -> bytes:
-    """Return a record outside of chunks as if it were one."""
+    """Return a record outside of chunks as a chunk of its own."""
     if opcode not in (SCHEMA, CHANNEL, MESSAGE):
         return b''
     return bytes([opcode]) + len(body).to_bytes(8, 'little') + body

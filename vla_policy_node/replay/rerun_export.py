@@ -41,7 +41,7 @@ class RerunExport:
 
     def add(self, inferences: Sequence[Inference], pair: PairedInference | None,
             images: Mapping[str, np.ndarray], picture: np.ndarray) -> None:
-        """Log one moment; `picture` is the same for people who want no viewer."""
+        """Log one moment; `picture` is its rendering without a viewer."""
         stream = self._stream
         stream.set_time(TIMELINE, duration=(inferences[0].stamp_ns - self._start_ns) / 1e9)
         for camera, image in images.items():

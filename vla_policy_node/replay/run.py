@@ -23,13 +23,13 @@ def run_policy(
     bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: Policy,
     label: str, latency_ns: int, on_inference: Callable[[int], None] = lambda stamp_ns: None,
 ) -> Trace:
-    """Return what the policy says and sends; two calls return the same but for wall times.
+    """Return the trace of the run; two calls differ in wall times only.
 
-    latency_ns: part of the bag's time that an inference takes. on_inference: told each stamp.
-    Raises BagError for a bag that cannot be read to its end.
+    latency_ns: how much of the bag's time an inference takes. on_inference: called with each
+    stamp. Raises BagError for a bag that cannot be read to its end.
     """
     spec = parameters.action_spec()
-    # Commands do not move the arm of a recording, and its goals end when it says so.
+    # Commands do not move the arm of a recording, and the bag says when its goals end.
     parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts()
     paced = PacedPolicy(policy, latency_ns)
     loop = ControlLoop(paced, spec, parts, parameters.period_ns)

@@ -34,7 +34,7 @@ AS_RECORDED = -1
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """Everything that `vla replay` was asked for, the same for every bag; can be sent to workers.
+    """The options of `vla replay`, the same for every bag; can be sent to workers.
 
     config, against: a parameter file, or methods as `vla eval` writes them; '' for the methods
         that the bag was recorded with, and for no comparison.
@@ -103,7 +103,7 @@ def parameters_of(
 
 
 def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]:
-    """Return the parameters that the bag was recorded with, as far as it tells."""
+    """Return the parameters that the bag was recorded with, as far as they are known."""
     values = read_config(default_config())['policy']
     recorded = read_recorded(bag.path)
     if recorded is not None:
@@ -124,7 +124,7 @@ def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]
         'method_settings': list(info.method_settings) or [''], 'dtype': info.dtype,
         'statistics_key': info.statistics_key, 'execution_mode': info.execution_mode,
         'third_person_transform': third_person, 'wrist_transform': wrist,
-        # Older recordings do not tell.
+        # Older recordings lack this.
         'optimisation': info.optimisation or values['optimisation'],
         'preprocessing': info.preprocessing or values['preprocessing'],
         'control_rate_hz': 1.0 / info.control_period_s, 'frame_id': action.frame_id,
@@ -137,7 +137,7 @@ def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]
 
 
 def untrusted(bags: Sequence[Path], settings: ReplaySettings) -> list[UntrustedBagError]:
-    """Return what would have to be agreed to before the bags are replayed."""
+    """Return the question to ask before the bags are replayed, '' for none."""
     found = []
     choices = [settings.config, *([settings.against] if settings.against else [])]
     for path in bags:

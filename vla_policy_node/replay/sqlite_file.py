@@ -18,11 +18,11 @@ from vla_policy_node.replay.storage import (
     regular_size,
 )
 
-# Steps of SQLite's machine that a statement may take: some twenty a row, and no row is smaller
-# than ten bytes. A file whose pages lead back to themselves would go on for ever.
+# Steps of SQLite's virtual machine per statement: about twenty per row, and no row is smaller
+# than ten bytes. A file whose pages form a cycle would never end.
 _ALWAYS_STEPS, _STEPS_PER_BYTE = 20_000_000, 10
 _STEPS_BETWEEN_LOOKS = 10_000
-# Columns that are computed make a small file large; rosbag2 has none.
+# Computed columns can make a small file large; rosbag2 has none.
 _COMPUTED = re.compile(r'generated|virtual|\bas\s*\(', re.IGNORECASE)
 
 
@@ -65,7 +65,7 @@ class SqliteFile:
         self._count()
 
     def _check_tables(self) -> None:
-        """Refuse whatever computes what it gives out."""
+        """Refuse schemas that compute their contents."""
         found = self._rows('SELECT type, name, sql FROM sqlite_master LIMIT 100')
         tables = {name: str(sql) for kind, name, sql in found if kind == 'table'}
         if not {'topics', 'messages'} <= tables.keys():

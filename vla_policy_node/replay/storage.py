@@ -1,7 +1,7 @@
 """Bounds and helpers that all bag readers share.
 
-A bag may come from anybody: what it claims is compared with its own size before anything is
-allocated, and what is compressed is unpacked no further than a limit.
+A bag may come from anybody: its claims are compared with its own size before anything is
+allocated, and compressed data is unpacked no further than a limit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import zstandard
 _MB = 2**20
 MOST_MESSAGE_BYTES = 128 * _MB  # a picture of 8000 x 5000 pixels
 MOST_CHUNK_BYTES = 256 * _MB
-MOST_HELD_BYTES = 512 * _MB  # of messages that wait for their turn
+MOST_HELD_BYTES = 512 * _MB  # of messages waiting for their turn
 MOST_TOPICS = 4096
 LONGEST_NAME_BYTES = 512
-# Unpacked, a file may be this many times as large as it is; zstd reaches 30 000 on nothing.
+# Largest allowed ratio of unpacked to packed size; zstd reaches 30 000 on zeros.
 MOST_RATIO, ALWAYS_BYTES = 1000, 64 * _MB
 _DISK_LEFT_BYTES = 256 * _MB
 _BLOCK_BYTES = 4 * _MB
@@ -39,7 +39,7 @@ class BoundsError(StorageError):
 
 @dataclass
 class Topic:
-    """What a file says of a topic."""
+    """A topic as a file describes it."""
 
     kind: str
     count: int = 0
@@ -63,7 +63,7 @@ class Storage(Protocol):
 
 
 def regular_size(path: Path) -> int:
-    """Return the size of a file. StorageError if it is none that can be read to an end."""
+    """Return the size of a file. StorageError if it is not a regular file."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise BoundsError(f'{path.name} is no regular file')
@@ -71,12 +71,12 @@ def regular_size(path: Path) -> int:
 
 
 def most_unpacked(size_bytes: int) -> int:
-    """Return how large a file of this size may become when it is unpacked."""
+    """Return how large a file of this size may be when unpacked."""
     return ALWAYS_BYTES + MOST_RATIO * size_bytes
 
 
 def checked_name(name: str, what: str) -> str:
-    """Return a name that is not too long to be one."""
+    """Return a name, shortened if necessary."""
     if len(name) > LONGEST_NAME_BYTES:
         raise BoundsError(f'the name of a {what} has {len(name)} letters')
     return name

@@ -14,9 +14,9 @@ from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopic
 from vla_policy_node.wire.build import to_ns
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
-# Recording times and stamps this far apart at the median are times of different clocks.
+# If recording times and stamps are this far apart (median), they come from different clocks.
 _OTHER_CLOCK_S = 10.0
-# No robot moves that far (m, rad) in a control period; such a number is none.
+# No robot moves this far (m, rad) in a control period; larger numbers are invalid.
 _LARGEST_DELTA = 1e3
 
 
@@ -34,7 +34,7 @@ class Actions:
     """Actions that the bag holds, one per control period, sorted by the period's end.
 
     target_ns: [N]. delta: [N, 6], m and rad per control period. gripper: [N], 1 open, 0 closed,
-    NaN where it was not told. Holds are not in it.
+    NaN where unknown. Holds are left out.
     """
 
     target_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -42,7 +42,7 @@ class Actions:
     gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def at(self, target_ns: np.ndarray, tolerance_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each target the index of the nearest action and whether it is that near."""
+        """Return for each target the index of the nearest action and whether it is near enough."""
         target_ns = np.asarray(target_ns, np.int64)
         if not len(self.target_ns):
             return np.zeros(len(target_ns), int), np.zeros(len(target_ns), bool)
@@ -94,10 +94,10 @@ class _Teller:
         self._info: Any | None = None
         self._goals: list[Goal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
-        self._delays_ns: list[int] = []  # recording less stamp
+        self._delays_ns: list[int] = []  # recording time minus stamp
         self._inference_ns: list[int] = []
         self._actions: list[tuple[int, np.ndarray, float]] = []
-        self._no_actions = 0  # messages of actions that hold no numbers
+        self._no_actions = 0  # action messages without usable numbers
         self._first_ns = self._last_ns = 0
 
     def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
@@ -123,7 +123,7 @@ class _Teller:
             self._hear_chunk(message, time_ns)
 
     def _hear_status(self, status: Any) -> None:
-        # By its own stamp: the recorder may have heard of it later.
+        # By its own stamp: the recorder may have received it later.
         time_ns = to_ns(status.header.stamp)
         running = (status.epoch, status.instruction) if status.goal_active else None
         if self._running and running != self._running[:2]:

@@ -16,16 +16,16 @@ from vla_policy_node.replay.story import Goal, Story
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
-# The goals of a bag end when it says so.
+# The bag itself says when its goals end.
 FOR_EVER_NS = 10**18
 # After so long without a message every input is older than any max_age_s allows.
 SILENCE_NS = 11_000_000_000
 
 
 class Timeline:
-    """Files messages when they came, begins and ends goals, ticks the commander each period.
+    """Files messages at their times, begins and ends goals, ticks the commander each period.
 
-    Time is counted in what the bag holds and in control periods; no clock is ever looked at.
+    Time is counted in the bag's own stamps and in control periods; no clock is ever read.
     on_command: called with the time (ns) and each command.
     """
 
@@ -41,11 +41,11 @@ class Timeline:
         self._on_command = on_command
         self.now_ns = self._next[0] if self._next else 0
         self._tick_ns = self.now_ns + period_ns if paced_by_timer else None
-        self._heard_ns = self.now_ns  # the last that happened
+        self._heard_ns = self.now_ns  # of the last event
         self.counts: Counter[str] = Counter()
 
     def step(self) -> bool:
-        """Let the next thing happen; False at the end of the bag."""
+        """Process the next event; False at the end of the bag."""
         if self._next is None:
             return False
         self.now_ns = max(self.now_ns, self._next[0])
@@ -61,13 +61,13 @@ class Timeline:
             self._file(event, raw)
         elif event is None:
             self._commander.end(Outcome.CANCELLED)
-            self._command(self.now_ns + self._period_ns)  # as the node: stopped here and now
+            self._command(self.now_ns + self._period_ns)  # as in the node: stopped at once
         else:
             self._commander.begin(event.instruction, FOR_EVER_NS)
         return True
 
     def advance(self, duration_ns: int) -> None:
-        """Let everything of this span happen, as it does while the node's worker thinks."""
+        """Process all events of this span, as the node does while its worker infers."""
         until_ns = self.now_ns + duration_ns
         while self._next is not None and min(
                 self._next[0], self._next[0] if self._tick_ns is None else self._tick_ns
@@ -80,7 +80,7 @@ class Timeline:
         self._command(pair.stamp_ns + self._period_ns)
 
     def _skip_silence(self) -> None:
-        """Leave out periods of a long gap in the bag: all inputs are stale, nothing can happen."""
+        """Skip periods of a long gap in the bag: all inputs are stale, so nothing can happen."""
         if self._tick_ns > self._heard_ns + SILENCE_NS:
             periods = (self._next[0] - self._tick_ns) // self._period_ns
             self._tick_ns += periods * self._period_ns
@@ -98,9 +98,9 @@ class Timeline:
 
 
 class PacedPolicy(PolicyWrapper):
-    """A policy whose inferences take a fixed part of the bag's time, however long they really do.
+    """A policy whose inferences take a fixed amount of the bag's time, whatever they really take.
 
-    latency_ns: that part. Meanwhile messages come and commands go, as beside the node's worker.
+    latency_ns: that amount. Messages arrive and commands go out meanwhile, as in the node.
     timeline: set before the first inference.
     """
 
@@ -111,7 +111,7 @@ class PacedPolicy(PolicyWrapper):
         self._latency_ns = latency_ns
 
     def infer(self, request: InferenceRequest) -> ActionChunk:
-        """Return the policy's chunk, once its time has come."""
+        """Return the policy's chunk once its latency has passed."""
         chunk = self.inside.infer(request)
         self.timeline.advance(self._latency_ns)
         return chunk

@@ -18,14 +18,14 @@ RECORDS = {STATUS: 'vla_msgs/msg/PolicyStatus', INFO: POLICY_INFO,
            CHUNK: 'vla_msgs/msg/ActionChunk'}
 _SHOWN = 8  # topics in a sentence
 ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
-# Two empty strings, for bags from before `optimisation` and `preprocessing` were appended. What
-# follows a complete message is not read.
+# Two empty strings, for bags that lack `optimisation` and `preprocessing`. Bytes after a complete
+# message are not read.
 APPENDED = {POLICY_INFO: bytes(8)}
 
 
 @dataclass(frozen=True)
 class BagTopics:
-    """What is read of a bag.
+    """The topics that are read from a bag.
 
     inputs: topic -> stream, see `wire.streams.input_streams`. compressed: as the node's
     parameter. actions: topic of the executed or expert actions, '' if there are none;
@@ -41,9 +41,9 @@ class BagTopics:
 def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTopics:
     """Return the topics to read; raises BagError for one that is missing or of another type.
 
-    chosen: stream -> topic, where it is not the node's own name. Compressed images are taken where
-    there are no raw ones. actions: topic of the actions to compare with; '' for '/command', if
-    that is there and of such a type.
+    chosen: stream -> topic, where that is not the node's own name. Compressed images are used
+    where there are no raw ones. actions: topic of the actions to compare with; '' for '/command',
+    if that is there and of such a type.
     """
     types = bag.types
     names = {stream: chosen.get(stream) or f'/{topic}'
@@ -71,7 +71,7 @@ def decode(raw: bytes, kind: str, topic: str) -> Any:
     """
     try:
         return _definitions().read(raw + APPENDED.get(kind, b''), kind)
-    except Exception as error:  # whatever the library throws at bytes that do not fit
+    except Exception as error:  # the library may raise anything for bytes that do not fit
         raise BagError(
             f"A message on '{topic}' is not the {kind} that is installed here; replay "
             'with the version of the messages that it was recorded with.') from error

@@ -15,11 +15,11 @@ from vla_policy_node.policy.interface import CAMERAS, PolicyDescription, TokenSe
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """One chunk without the pictures that it was made from: about one kilobyte.
+    """One chunk without its pictures: about one kilobyte.
 
     stamp_ns: of the observation. camera_stamps_ns: of each picture. age_ns: stamp to start of
     work. epoch: counts goals. actions: [K, 7], action units. kept: camera -> bits of the grid.
-    stage_ms: wall time, the only thing here that differs between two runs.
+    stage_ms: wall time, the only field that differs between two runs.
     """
 
     stamp_ns: int
@@ -49,7 +49,7 @@ class Trace:
     """Everything of one run; grows by about a kilobyte per inference, never by a picture.
 
     label: what the report calls it. commands: time (ns) and what was sent. counts: everything
-    dropped, stale, limited, held, by name, as in the node's status.
+    dropped, stale, limited or held, by name, as in the node's status.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Trace:
     method: str = ''
 
     def add(self, result: Result) -> None:
-        """Keep one inference."""
+        """Store one inference."""
         chunk, pair = result.chunk, result.pair
         for selection in chunk.selections:
             self.grids[selection.camera] = Grid(

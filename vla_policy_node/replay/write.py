@@ -18,7 +18,7 @@ from vla_policy_node.replay.settings import ReplaySettings
 def write_report(
     evaluation: Evaluation, settings: ReplaySettings, folder: Path, on_progress: Progress
 ) -> None:
-    """Write everything that a person looks at into an existing folder."""
+    """Write everything meant for people into an existing folder."""
     on_progress('drawing', 0.0)
     plots = write_plots(evaluation.traces, evaluation.story.actions, evaluation.pairs,
                         evaluation.report, folder)
