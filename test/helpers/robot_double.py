@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from functools import partial
 
 import cv2
@@ -63,6 +64,10 @@ class RobotDouble(Node):
             },
         }
 
+    def destroy_node(self):
+        self.action.destroy()  # which rclpy would leave to the garbage collector, and the node
+        super().destroy_node()
+
     def _record(self, message_type, topic, profile):
         messages = []
 
@@ -80,13 +85,13 @@ class RobotDouble(Node):
             self.changed.notify_all()
 
     def wait(self, predicate, what):
+        deadline_s = time.monotonic() + TIMEOUT_S
         with self.changed:
-            # The interval is for predicates that look at more than messages, as discovery.
-            for _ in range(int(TIMEOUT_S / 0.05)):
-                if value := predicate():
-                    return value
+            while not (value := predicate()):
+                assert time.monotonic() < deadline_s, f'waited in vain for {what}'
+                # The interval is for predicates that look at more than messages, as discovery.
                 self.changed.wait(0.05)
-        raise AssertionError(f'waited in vain for {what}')
+        return value
 
     def finish(self, future):
         """Result of a future that the robot's executor will complete."""

@@ -8,39 +8,58 @@ A test module imports the fixture by name and asks for it once:
 
 import os
 import time
+from contextlib import contextmanager
 
 import pytest
 import rclpy
 
 from vla_policy_node.system.domain import free_domain, own_domain
 
-# One domain per process, on this machine only: two test runs, or a robot on the same network,
-# must not hear each other.
+TIMEOUT_S = 30.0  # a busy machine is slow; nothing passes because it waited
+
+# On this machine only: two test runs, or a robot on the same network, must not hear each other.
 os.environ['ROS_DOMAIN_ID'] = str(free_domain())
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 
+@contextmanager
+def alone():
+    """Lend a domain of its own, to this process and to those that it starts meanwhile.
+
+    In its graph is nobody whom an earlier test left there: a process that was killed stays until
+    its lease is over, and what rclpy leaves to the garbage collector until that comes.
+    """
+    with own_domain() as domain, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(domain))
+        yield
+
+
+@contextmanager
+def context_alone():
+    """The same with rclpy's default context, without the arguments of pytest."""
+    with alone():
+        rclpy.init(args=[])
+        try:
+            yield rclpy.get_default_context()
+        finally:
+            rclpy.try_shutdown()
+
+
+@pytest.fixture
+def domain():
+    """For tests whose contexts are made elsewhere."""
+    with alone():
+        yield
+
+
 @pytest.fixture
 def ros():
-    """Initialise rclpy's default context for one test, without the arguments of pytest."""
-    rclpy.init(args=[])
-    yield rclpy.get_default_context()
-    rclpy.try_shutdown()
+    """For tests that make nodes in the default context."""
+    with context_alone() as context:
+        yield context
 
 
-@pytest.fixture
-def ros_alone():
-    """The same in a domain of its own: in its graph is nobody that an earlier test left there.
-
-    A process that was killed stays in the graph for as long as its lease says.
-    """
-    with own_domain() as domain:
-        rclpy.init(args=[], domain_id=domain)
-        yield rclpy.get_default_context()
-        rclpy.try_shutdown()
-
-
-def spin_until(executor, predicate, timeout_s=5.0):
+def spin_until(executor, predicate, timeout_s=TIMEOUT_S):
     """Serve callbacks until `predicate()` is true; return whether it became true in time.
 
     The predicate is looked at after every callback, and at least every 20 ms, as other threads

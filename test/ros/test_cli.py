@@ -12,7 +12,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.context import Context
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
-from ros_testing import ros  # noqa: F401  (sets the domain)
+from ros_testing import domain  # noqa: F401
 from typer.testing import CliRunner
 
 from vla_msgs.action import ExecuteInstruction
@@ -166,6 +166,7 @@ class PolicyDouble:
         self._thread.join()
 
 
+@pytest.mark.usefixtures('domain')
 class TestInstruct:
     @pytest.fixture
     def policy(self):

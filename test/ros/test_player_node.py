@@ -80,12 +80,13 @@ class Live:
             self.cancelled.set()
 
     def close(self):
-        shut_down(self.policy)
-        self.player.destroy_node()
+        # First of all: what another thread destroys while it is served makes rclpy raise.
         for executor in self._executors:
             executor.shutdown()
         for thread in self._threads:
             thread.join()
+        shut_down(self.policy)
+        self.player.destroy_node()
         self.policy.destroy_node()
         self.listener.destroy_node()
 

@@ -22,7 +22,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from robot_double import TIMEOUT_S, stamp
-from ros_testing import ros, ros_alone, spin_until
+from ros_testing import ros, spin_until
 
 from vla_msgs.msg import HoldReason, PolicyInfo, TokenSelection
 from vla_policy_node.nodes import commands, qos
@@ -213,7 +213,7 @@ def test_cleanup_frees_the_model_and_the_node_can_be_configured_again(bench):
     bench.infer()
 
 
-@pytest.mark.usefixtures('ros_alone')
+@pytest.mark.usefixtures('ros')
 def test_a_destroyed_node_leaves_the_graph_though_somebody_still_knows_it():
     observer, executor = Node('observer'), SingleThreadedExecutor()
     executor.add_node(observer)

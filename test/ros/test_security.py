@@ -20,7 +20,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from replay_bag import make_bag
-from ros_testing import ros_alone, spin_until
+from ros_testing import ros, spin_until
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
@@ -231,7 +231,7 @@ def variants(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize('name', NODES)
-@pytest.mark.usefixtures('ros_alone')
+@pytest.mark.usefixtures('ros')
 def test_a_node_is_allowed_what_it_uses_and_nothing_else(name, variants):
     used = defaultdict(set)
     for variant in variants[name]:
@@ -243,7 +243,7 @@ def test_a_node_is_allowed_what_it_uses_and_nothing_else(name, variants):
     assert used == allowed
 
 
-@pytest.mark.usefixtures('ros_alone')
+@pytest.mark.usefixtures('ros')
 def test_instruct_needs_no_more_than_an_operator_may():
     node = Node('vla_instruct')
     client = ActionClient(node, ExecuteInstruction, 'execute_instruction')

@@ -9,12 +9,11 @@ import threading
 
 import numpy as np
 import pytest
-import rclpy
 from geometry_msgs.msg import PoseStamped, Vector3
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from ros_testing import ros, spin_until  # noqa: F401
+from ros_testing import context_alone, ros, spin_until  # noqa: F401
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
@@ -106,11 +105,10 @@ class Bench:
 
 
 def serve(**parameters):
-    rclpy.init(args=[])
-    bench = Bench(**parameters)
-    yield bench
-    bench.close()
-    rclpy.try_shutdown()
+    with context_alone():
+        bench = Bench(**parameters)
+        yield bench
+        bench.close()
 
 
 @pytest.fixture(scope='class')

@@ -159,6 +159,7 @@ BROKEN = {
     'a robot that never moves again': (
         lambda t: setattr(t, 'recovers_from_s', 1.5), 'never_recovers'),
     'a process that ended': (lambda t: t.ends.append('exit code 139'), 'ended'),
+    'a guard that said nothing': (lambda t: t.silences.append('no command'), 'gap'),
     'a call that never returned': (lambda t: t.stuck.append('deactivate'), 'stuck'),
 }
 CATEGORIES = {'no_answer': HANG, 'late_answer': HANG, 'never_recovers': HANG, 'stuck': HANG,

@@ -41,6 +41,7 @@ def judge(trial: Trial) -> list[Finding]:
     """Return every broken promise of a trial, none if all were kept."""
     findings = [Finding(CRASH, 'ended', math.nan, text) for text in trial.ends]
     findings += [Finding(HANG, 'stuck', math.nan, text) for text in trial.stuck]
+    findings += [Finding(UNSAFE, 'gap', math.nan, text) for text in trial.silences]
     for rule in (_goals, _finite, _limits, _workspace, _plan, _inputs, _observations, _gaps,
                  _answers, _recovery):
         findings += rule(trial)

@@ -150,6 +150,7 @@ class Trial:
     recovers_from_s: from then on all is well again and a goal runs; None if that is not asked.
     recovers_within_s: how long after that the first action may take.
     ends: what ended by itself, or a traceback, one text each. stuck: what never returned.
+    silences: what else than the node said nothing for too long.
     """
 
     sent: list[Sent] = field(default_factory=list)
@@ -167,3 +168,4 @@ class Trial:
     recovers_within_s: float = 1.0
     ends: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    silences: list[str] = field(default_factory=list)

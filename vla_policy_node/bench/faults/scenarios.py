@@ -122,8 +122,10 @@ def _guarded(number: signal.Signals) -> Scenario:
             # What passes is the node's own; here it counts that and when it stops.
             guarded.promises = [p.but(gap_periods=GUARD_PERIODS) for p in live.trial.promises]
             guarded.starved = list(live.starvation.samples)
-            live.trial.ends += [f'guard: {f.rule}: {f.text}' for f in judge(guarded)
-                                if f.rule in ('gap', 'stopped', 'no_goal', 'hold_moves')]
+            findings = judge(guarded)
+            live.trial.ends += [f'guard: {f.rule}: {f.text}' for f in findings
+                                if f.rule in ('stopped', 'no_goal', 'hold_moves')]
+            live.trial.silences += [f'guard: {f.text}' for f in findings if f.rule == 'gap']
         finally:
             live.node.destroy_subscription(subscription)
 

@@ -32,6 +32,14 @@ class Verdict:
         return f'vla bench faults --layer {self.layer} --case {self.case} --seed {self.seed}'
 
     @property
+    def only_silent(self) -> bool:
+        """Whether all that was broken is that nothing was said for too long.
+
+        A machine that stands still for a moment looks like that, and does so seldom.
+        """
+        return bool(self.findings) and all(finding.rule == 'gap' for finding in self.findings)
+
+    @property
     def text(self) -> str:
         """One line: what was broken first, and how to see it again."""
         first = self.findings[0]
