@@ -18,8 +18,8 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration import deer
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.training.lessons import EarlyExits
 
 EARLIEST, NEVER = 1e9, -1.0

@@ -256,14 +256,20 @@ def states_of(steps, actions=None):
     ]
 
 
+def denoised(method, cognition=None):
+    """The actions of a pass of their own."""
+    method.begin_pass()
+    return cogact_model().denoise(COGNITION if cognition is None else cognition, [method])
+
+
 @pytest.mark.parametrize(('interval', 'full'), [(1, 10), (5, 2), (10, 1), (3, 4)])
 def test_blocks_run_in_every_interval_th_step(interval, full):
     method = prepared('efficientvla_cache', 'CogACT', interval=interval)
     with BlockCounter() as counter:
-        first = cogact_model().denoise(COGNITION, [method])
+        first = denoised(method)
     assert counter.count == full * len(cogact_model().action_head.blocks)
     assert method.report().denoising_reused == 10 - full
-    assert torch.equal(cogact_model().denoise(COGNITION, [method]), first)
+    assert torch.equal(denoised(method), first)
     assert torch.equal(first, cogact_model().denoise(COGNITION)) == (interval == 1)
     method.reset()
     assert method.report() is None
@@ -271,9 +277,9 @@ def test_blocks_run_in_every_interval_th_step(interval, full):
 
 def test_what_is_kept_does_not_reach_the_next_inference():
     method = prepared('efficientvla_cache', 'CogACT')
-    expected = cogact_model().denoise(COGNITION, [method])
-    cogact_model().denoise(-3 * COGNITION, [method])
-    assert torch.equal(cogact_model().denoise(COGNITION, [method]), expected)
+    expected = denoised(method)
+    denoised(method, -3 * COGNITION)
+    assert torch.equal(denoised(method), expected)
 
 
 def test_a_reuse_step_adds_what_attention_and_mlp_of_every_block_added():
@@ -338,7 +344,14 @@ def test_the_parts_work_together():
     model, sequence = model_and_sequence('CogACT')
     tokens = prepared('efficientvla_tokens', 'CogACT', count=7)
     cache = prepared('efficientvla_cache', 'CogACT')
+
+    def begun():
+        for method in (tokens, cache):
+            method.begin_pass()
+
+    begun()
     together = model.act(model.decode(sequence, [tokens, cache]), [tokens, cache])
+    begun()
     apart = model.act(model.decode(sequence, [tokens]), [cache])
     assert torch.equal(together, apart)
     assert isinstance(tokens, EfficientVlaTokens)

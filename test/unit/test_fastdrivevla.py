@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration import create
 from vla_policy_node.acceleration.fastdrivevla import FILE_NAME, ForegroundScorer
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.models.config import LanguageModelConfig
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.training.foreground import (
     PatchPainter,
     reconstruction_loss,

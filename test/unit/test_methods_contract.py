@@ -24,9 +24,9 @@ from tiny_model import (
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import check_together, create
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
@@ -96,7 +96,6 @@ def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
     for inputs in (shared_inputs(1), shared_inputs(0)):
         for method in methods:
             method.begin_step(step_of(inputs))
-        rows.reset()
         actions = model(*inputs, methods=[*methods, rows])
         for method in methods:
             method.end_step(actions[0].double().numpy(), reused=False)

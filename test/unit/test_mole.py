@@ -16,7 +16,8 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration import create, mole
-from vla_policy_node.acceleration.row_recorder import RowRecorder
+from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.training.lessons import Routing
 
 LAYERS, WIDTH = CONFIG.language_model.layers, CONFIG.language_model.width
@@ -62,8 +63,6 @@ def test_as_many_run_as_trained_in_order_and_the_last_always(checkpoint):
 
 
 def test_without_layers_the_embeddings_pass():
-    from vla_policy_node.models.language_model import LayerHooks
-
     class Nothing(LayerHooks):
         def select_layers(self, sequence, layers):
             return ()

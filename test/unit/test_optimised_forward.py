@@ -22,8 +22,9 @@ from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.models import compiling, static_forward
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.language_model import LanguageModel, LayerHooks
+from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
+from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
 
 

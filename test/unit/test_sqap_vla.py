@@ -5,7 +5,6 @@ import torch
 from tiny_model import load_model, prepared, run_step, shared_inputs, torchs_flops
 from torch import nn
 
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.acceleration.sqap_vla import (
     FourBitLinear,
     block_of,
@@ -15,6 +14,7 @@ from vla_policy_node.acceleration.sqap_vla import (
     spread,
 )
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.local import LocalPolicy
 

@@ -13,6 +13,7 @@ def second_frame(frames=(0, 1), relevance=None, **settings):
     for number, frame in enumerate(frames):
         method.begin_step(step_of(shared_inputs(frame)))
         method._relevance = relevance
+        method.begin_pass()
         features = method.visual_features(FEATURES[number])
     return features, method
 
@@ -43,6 +44,7 @@ def test_fused_features_are_what_the_next_step_goes_on_from_until_a_key_frame():
     seen = []
     for number in range(4):
         method.begin_step(step_of(shared_inputs(number % 2)))
+        method.begin_pass()
         features = method.visual_features(torch.full((1, 32, WIDTH), float(number)))
         seen.append(features[0, 0, 0].item())
     assert seen == [0, 0, 0, 3]
@@ -53,6 +55,7 @@ def test_what_changed_while_another_method_answered_is_taken_anew():
     for number, frame in enumerate((0, 1, 1)):
         method.begin_step(step_of(shared_inputs(frame)))
         if number != 1:  # in which the network did not run
+            method.begin_pass()
             features = method.visual_features(FEATURES[min(number, 1)])
     changed = torch.from_numpy(method.report().scores) > method.threshold
     assert changed.any()
@@ -73,6 +76,7 @@ def test_each_tower_decides_by_its_own_normalised_pixels():
     method = prepared('ttf_vla', count=0)
     for number, frame in enumerate(normalised):
         method.begin_step(step_of((frame[None],)))
+        method.begin_pass()
         features = method.visual_features(FEATURES[number])
     fresh = (features == FEATURES[1])[0]
     for tower, columns in ((slice(0, 3), slice(0, DINO)), (slice(3, 6), slice(DINO, None))):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_model import (
     CONFIG,
-    assemble,
     plain_actions,
     prepared,
     run_step,
@@ -21,10 +20,10 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration import Step, create
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
 
 EAGER = {'relevant': 4, 'static': 12}
 
@@ -133,7 +132,10 @@ def causal_method():
 
 def feature(method, images, sequence, *others):
     method.begin_step(Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
-    return causal_model().decode(sequence, [method, *others])
+    hooks = [method, *others]
+    for hook in hooks:
+        hook.begin_pass()
+    return causal_model().decode(sequence, hooks)
 
 
 @pytest.mark.parametrize('row', [LAST_VISUAL, PROPRIO, WORD])
@@ -162,7 +164,6 @@ def test_of_an_identical_frame_a_causal_model_computes_less_and_says_the_same():
     method, rows = causal_method(), RowRecorder()
     first = feature(method, *causal_inputs())
     for _ in range(2):
-        rows.reset()
         torch.testing.assert_close(feature(method, *causal_inputs(), rows), first, **EXACT)
         reused = int((~method.report().kept).sum())
         assert reused > 0
@@ -186,5 +187,4 @@ def test_of_equally_static_patches_and_relevant_tokens_the_first_are_taken():
     method = prepared('vla_cache', static=5, relevant=2)
     method._similarity, method._relevance = torch.ones(32), torch.zeros(32)
     method._cache = {0: ()}
-    reusable = method._find_reusable(assemble(shared_model(), shared_inputs(0)))
-    assert reusable.tolist() == [2, 3, 4, 18, 19, 20]
+    assert method._find_reusable().tolist() == [2, 3, 4, 18, 19, 20]

@@ -94,7 +94,7 @@ def check_together(methods: Sequence[Method]) -> None:
         for second in methods:
             if first is second:
                 continue
-            if _overrides(first, 'keys_values') and _overrides(second, 'stops_before'):
+            if _overrides(first, 'keys_values') and _overrides(second, 'should_exit'):
                 raise ValueError(
                     f'{first.name} reuses keys and values of the last step, which are missing '
                     f'where {second.name} left out layers; choose one of the two.'

@@ -88,7 +88,6 @@ class Adp(Selection):
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the tokens far from the prompt, if the gate is open."""
-        self._begin_pass()
         if not self.gate.open:
             return self._keep(sequence, torch.arange(sequence.visual_rows))
         scores = importance(self._layer0, sequence.visual[0], self._asking(sequence))

@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Method, Report
-from vla_policy_node.acceleration.learnt import read_learnt, save_learnt
+from vla_policy_node.acceleration.method_weights import read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import head_flops
-from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--deer.safetensors'
 POSE = slice(0, 6)
@@ -66,13 +65,12 @@ class Deer(Method):
         else:
             self._thresholds = load_thresholds(checkpoint, config.language_model.layers)
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass; no token is dropped."""
+    def begin_pass(self) -> None:
+        """Forget the answers of the last pass."""
         self._previous: Tensor | None = None
         self._asked = 0
-        return sequence
 
-    def stops_before(self, index: int, answer: Callable[[], Tensor]) -> bool:
+    def should_exit(self, index: int, answer: Callable[[], Tensor]) -> bool:
         """Compare the answer of this exit with that of the one before it."""
         if index in self._thresholds or index + 1 == min(self._thresholds, default=0):
             now = answer()
@@ -129,7 +127,7 @@ def calibrate(deltas: np.ndarray, ratio: float) -> np.ndarray:
 
 def save_thresholds(checkpoint: Path, exits: Sequence[int], thresholds: np.ndarray) -> None:
     """Write what `calibrate` found into the directory of the checkpoint it is for."""
-    save_learnt(checkpoint / FILE_NAME, {
+    save_weights(checkpoint / FILE_NAME, {
         'exits': torch.tensor(exits, dtype=torch.int64),
         'thresholds': torch.as_tensor(thresholds, dtype=torch.float64),
     })
@@ -138,7 +136,7 @@ def save_thresholds(checkpoint: Path, exits: Sequence[int], thresholds: np.ndarr
 def load_thresholds(checkpoint: Path, layers: int) -> dict[int, float]:
     """Read what `save_thresholds` wrote; ValueError if it is missing or does not fit."""
     path = checkpoint / FILE_NAME
-    tensors = read_learnt(
+    tensors = read_weights(
         path, 'it was not trained for early exits; train it with `vla train deer`, or give a '
         'threshold')
     exits, thresholds = (

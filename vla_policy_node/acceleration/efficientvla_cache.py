@@ -46,13 +46,15 @@ class EfficientVlaCache(Method):
                 f'{config.architecture}.')
         self._visual_tokens = config.visual_tokens
 
+    def begin_pass(self) -> None:
+        """Count from 0; nothing is kept from one inference to the next."""
+        self._added, self._reused = None, 0
+
     def denoise(self, state: DenoisingStep) -> Tensor | None:
-        """Run the head, or reuse; nothing is kept from one inference to the next."""
+        """Run the head, or reuse what it did last."""
         if state.index % self.interval:
             self._reused += 1
             return state.reuse(self._added)
-        if state.index == 0:
-            self._reused = 0
         noise, self._added = state.run()
         return noise
 

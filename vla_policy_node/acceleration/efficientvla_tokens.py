@@ -77,11 +77,6 @@ class EfficientVlaTokens(Selection):
                 "sees the prompt; use 'words'.")
         self._config = config
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
-        return sequence
-
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Weigh the tokens one layer before the drop: mean over heads, sum over the prompt."""
         if index != self.layer - 1:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.acceleration.learnt import fill, read_learnt, save_learnt
+from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.acceleration.selection import Selection, top
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
 from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
@@ -52,13 +52,13 @@ class ForegroundScorer(nn.Module):
 
     def save(self, checkpoint: Path) -> None:
         """Write the scorer into the directory of the checkpoint it was trained with."""
-        save_learnt(checkpoint / FILE_NAME, self.state_dict())
+        save_weights(checkpoint / FILE_NAME, self.state_dict())
 
     @classmethod
     def load(cls, checkpoint: Path, config: ModelConfig) -> ForegroundScorer:
         """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
         path = checkpoint / FILE_NAME
-        tensors = read_learnt(
+        tensors = read_weights(
             path, 'no scorer was trained for it; train one with `vla train foreground`')
         scorer = cls(config.language_model)
         fill(scorer, tensors, path, config)
@@ -86,7 +86,6 @@ class FastDriveVla(Selection):
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the background."""
-        self._begin_pass()
         rows = sequence.visual_rows
         scorer = self.scorer.to(sequence.states.device, sequence.states.dtype)
         scores = scorer(sequence.visual, sequence.positions[:, sequence.span('visual')])[0]

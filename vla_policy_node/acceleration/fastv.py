@@ -65,11 +65,6 @@ class FastV(Selection):
         self._check_layer(self.layer, config)
         self._config = config
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
-        return sequence
-
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:

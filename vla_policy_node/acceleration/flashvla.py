@@ -92,11 +92,6 @@ class FlashVla(Selection):
             self._actions.append(actions)
             self._sets.append(self._kept.cpu().numpy())
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
-        return sequence
-
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
         """Rank the tokens one layer before the drop."""
         if index == self.layer - 1:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Choice, Method, Report
+from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
 NORM_EPS = 1e-6
@@ -61,7 +62,7 @@ class LightVla(Method):
         choice = self._vote(sequence)
         kept = self._ablate(choice.kept.nonzero().flatten(), (~choice.kept).nonzero().flatten())
         tokens, total = sequence.visual_tokens, sequence.visual_total
-        votes = choice.votes
+        votes = choice.scores
         self._report = (
             votes.new_zeros(total, dtype=torch.bool).index_fill(0, tokens[kept], True),
             votes.new_zeros(total).index_copy(0, tokens, votes),
@@ -69,13 +70,13 @@ class LightVla(Method):
         )
         return sequence.keep_visual(kept, None if choice.bias is None else choice.bias[kept])
 
-    def choose(self, sequence: TokenSequence) -> Choice | None:
+    def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose the visual tokens somebody voted for; the ablation draws, and cannot."""
         return None if self.extra_random or self.drop_fraction else self._vote(sequence)
 
-    def note(self, choice: Choice) -> None:
+    def record_selection(self, choice: Choice) -> None:
         """Take a choice among all visual tokens for that of the last pass."""
-        self._report = choice.kept, choice.votes, choice.flops
+        self._report = choice.kept, choice.scores, choice.flops
 
     def _vote(self, sequence: TokenSequence) -> Choice:
         hidden = sequence.context_hidden
@@ -86,7 +87,7 @@ class LightVla(Method):
         votes = votes.index_add(0, winners, torch.ones_like(votes))
         return Choice(
             kept=self._most_voted(votes) if self.count else votes > 0,
-            votes=votes,
+            scores=votes,
             bias=votes.clamp(min=1).float().log() if self.multiplicity_bias else None,
             flops=score_flops(sequence.visual, sequence.context),
         )

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
-from vla_policy_node.acceleration.learnt import fill, read_learnt, save_learnt
+from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import chain_flops
 from vla_policy_node.nn.sequence import TokenSequence
@@ -90,13 +90,13 @@ class LayerRouter(nn.Module):
 
     def save(self, checkpoint: Path, run: int) -> None:
         """Write the router and how many layers run into the checkpoint's directory."""
-        save_learnt(checkpoint / FILE_NAME, {**self.state_dict(), 'run': torch.tensor(run)})
+        save_weights(checkpoint / FILE_NAME, {**self.state_dict(), 'run': torch.tensor(run)})
 
     @classmethod
     def load(cls, checkpoint: Path, config: ModelConfig) -> tuple[LayerRouter, int]:
         """Read what `save` wrote; ValueError if it is missing, damaged or of another size."""
         path = checkpoint / FILE_NAME
-        tensors = read_learnt(
+        tensors = read_weights(
             path, 'it was not trained to skip layers; train it with `vla train mole`')
         run = tensors.pop('run', torch.tensor(0))
         if run.numel() != 1 or not 0 <= run <= config.language_model.layers:

@@ -77,14 +77,14 @@ class Selection(Method):
                 f'{self.name} cannot drop tokens before layer {layer}: the last one is '
                 f'{layers - 1}.')
 
-    def _begin_pass(self) -> None:
-        """Forget the last pass; call it first in `select_tokens`."""
+    def begin_pass(self) -> None:
+        """Forget the last pass."""
         self._kept = self._scores = None
         self._layer = self._flops = 0
 
     def reset(self) -> None:
         """Forget the last report."""
-        self._begin_pass()
+        Selection.begin_pass(self)
 
     def report(self) -> Report | None:
         """Kept tokens and what they were ranked by."""

@@ -136,11 +136,6 @@ class SpVla(Selection):
             return 1.0
         return max(self.min_keep, 1 - (speed - self.slow) / (self.fast - self.slow))
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
-        return sequence
-
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
         if index == self.layer - 1 and self.retention(self._speed()) < 1:

@@ -134,13 +134,12 @@ class SpecPrune(Selection):
         self._back = max(1, round(control_steps_back(moved) / len(actions)))
         self.motion.follow(actions)
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
+    def begin_pass(self) -> None:
+        """Forget the last pass, except what mattered in it."""
+        super().begin_pass()
         self._mattered = torch.stack(self._seen).mean(dim=0) if self._seen else None
         self._local, self._seen = {}, []
-        self._running = sequence.states.new_zeros(sequence.visual_total, dtype=torch.float32)
-        return sequence
+        self._running = None
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank the tokens where that is needed; the last layer decides nothing."""
@@ -162,6 +161,8 @@ class SpecPrune(Selection):
         """Move the running scores towards the weights of the present ranks."""
         asking = sequence.behind_visual
         received = attention_received(attention(asking), sequence)
+        if self._running is None:
+            self._running = received.new_zeros(sequence.visual_total, dtype=torch.float32)
         self._flops += attention.flops(sequence.states.shape[1] - asking.start)
         tokens = sequence.visual_tokens
         camera = tokens // (sequence.visual_total // self._config.cameras)

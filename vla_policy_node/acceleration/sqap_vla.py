@@ -119,12 +119,11 @@ class SqapVla(Selection):
             self._protected = ring(seeds[moved[seeds] > 0].cpu(), self._config.grid)
         self._pixels = pixels
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Begin a pass."""
-        self._begin_pass()
+    def begin_pass(self) -> None:
+        """Forget the last pass, and count its rotations from 0."""
+        super().begin_pass()
         for linear in self._quantised:
             linear.rows = 0
-        return sequence
 
     def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
         """Rank by what the prompt attends to, one layer before the drop."""

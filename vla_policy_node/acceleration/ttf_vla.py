@@ -66,11 +66,13 @@ class TtfVla(Method):
         self._change = None if self._gray is None else (gray - self._gray).abs().mean(dim=1)
         self._now = gray
 
+    def begin_pass(self) -> None:
+        """The network looks at this frame; of one that another method answers nothing is taken."""
+        self._flops = 0
+        self._gray = self._now
+
     def visual_features(self, features: Tensor) -> Tensor:
         """Put the last frame's features where nothing happened."""
-        self._flops = 0
-        # Not earlier: another method may answer a step, and the network look at nothing.
-        self._gray = self._now
         if self._features is not None and self._change is not None and self._step % self.keyframe:
             dino = self._config.dino.width
             features = torch.cat([

@@ -86,31 +86,29 @@ class VlaCache(Method):
         )
         self._pixels = pixels
 
-    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Decide what can be reused; nothing is dropped before layer 0."""
-        self._reusable = self._find_reusable(sequence)
+    def begin_pass(self) -> None:
+        """Decide what can be reused."""
+        self._reusable = self._find_reusable()
         self._rates = damp(reuse_rates(self._entropies), self.growth)
         self._dropped = self._reusable[:0]
         self._entropies = {}
         self._flops = 0
-        return sequence
 
-    def _find_reusable(self, sequence: TokenSequence) -> Tensor:
+    def _find_reusable(self) -> Tensor:
         """Visual tokens, ascending."""
-        nothing = sequence.visual_tokens[:0]
         if self._similarity is None or self._relevance is None or not self._cache:
-            return nothing
+            return torch.empty(0, dtype=torch.int64)
         chosen = []
         for camera, (similar, relevance) in enumerate(zip(
             self._similarity.chunk(self._config.cameras),
-            self._relevance.chunk(self._config.cameras), strict=True,
+            self._relevance.to(self._similarity.device).chunk(self._config.cameras), strict=True,
         )):
             static = top(similar, self.static)
             static = static[similar[static] >= self.similarity]
             matters = top(relevance, self.relevant)
             static = static[~torch.isin(static, matters)]
             chosen.append(static + camera * len(similar))
-        return torch.cat(chosen).sort().values.to(nothing.device)
+        return torch.cat(chosen).sort().values.to(self._relevance.device)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop some more of what can be reused."""
@@ -158,7 +156,7 @@ class VlaCache(Method):
         if index == self._relevance_layer:
             received = maps[sequence.span('prompt')].mean(dim=0)
             visual = torch.cat([received[sequence.span('visual')], received[rows:]])
-            tokens = torch.cat([sequence.visual_tokens, self._dropped])
+            tokens = torch.cat([sequence.visual_tokens, self._dropped.to(visual.device)])
             self._relevance = visual.new_zeros(sequence.visual_total).index_copy(0, tokens, visual)
 
     def reset(self) -> None:

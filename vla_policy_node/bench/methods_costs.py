@@ -15,26 +15,22 @@ import numpy as np
 import torch
 
 from vla_policy_node.acceleration import Method
+from vla_policy_node.acceleration.hooks import StepHooks
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.models.cogact import DenoisingStep
+from vla_policy_node.nn.hooks import PassHooks, hooks_of
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
-# The calls of a method in which an inference may spend time ...
-TIMED = (
-    'begin_step', 'visual_features', 'select_tokens', 'select_layers', 'before_layer',
-    'stops_before', 'keys_values', 'appended_positions', 'watch_attention', 'watch_output',
-    'denoise', 'end_step',
-)
-# ... and the others: before it, after it, or in a pass that a device replays as a whole
-# (`models.static_forward`), of which no part can be timed.
-NOT_TIMED = ('changed_config', 'prepare', 'change_model', 'reset', 'report', 'choose', 'note')
+# The calls of a method in which an inference may spend time, except those in a pass that a device
+# replays as a whole (`models.static_forward`), of which no part can be timed.
+TIMED = frozenset(hooks_of(StepHooks, PassHooks)) - {'select_static', 'record_selection'}
 
 
 class Stopwatch:

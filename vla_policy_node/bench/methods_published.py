@@ -24,7 +24,6 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Step
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.mole import LayerRouter
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.bench.policy_run import PUBLIC_COUNT
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.models import small
@@ -32,6 +31,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.variants import create_model
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
@@ -131,7 +131,6 @@ def _row(published: Published, model: OpenVlaOft, contender: Contender, learnt: 
             answers = [method.begin_step(step) for method in methods]
             if any(answer is not None for answer in answers):
                 continue  # counted is what the network costs when it runs
-            recorder.reset()
             pixels = torch.cat([images, images], dim=1)[None]
             actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))
             for method in methods:

@@ -48,6 +48,8 @@ class PublicStructure(nn.Module):
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
         """As `OpenVlaOft.forward`."""
+        for method in methods:
+            method.begin_pass()
         images = [self._features(image[None]) for image in pixels[0]]
         visual = self.model.projector(torch.cat(images, dim=1))
         mark('vision')

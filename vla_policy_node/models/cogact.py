@@ -21,7 +21,7 @@ from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 
 if TYPE_CHECKING:
-    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.nn.hooks import PassHooks
 
 GRIPPER = ACTION_DIMENSION - 1
 CONDITION_DROPOUT = 0.1  # share of training samples without condition, for guidance
@@ -77,7 +77,7 @@ class DenoisingStep:
 class CogAct(OpenVlaOft):
     """Towers, projector and decoder of `OpenVlaOft`, causal, with a diffusion transformer."""
 
-    def act(self, states: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+    def act(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
         """Cognition feature [B, 1, width] -> normalised actions [B, K, 7] float32."""
         return self.finish(self.denoise(states, methods))
 
@@ -91,7 +91,7 @@ class CogAct(OpenVlaOft):
         finished[..., GRIPPER] = (actions[..., GRIPPER] >= 0.5).to(actions.dtype)
         return torch.where(actions.isfinite(), finished, actions)
 
-    def denoise(self, cognition: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+    def denoise(self, cognition: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
         """Sample actions for a cognition feature, [B, 1, width] -> [B, K, 7] float32.
 
         The noise is the same in every inference. Sums run in float32, whatever the head
@@ -143,7 +143,7 @@ class CogAct(OpenVlaOft):
         return slice(-1, None)
 
 
-def _predict_noise(state: DenoisingStep, methods: Sequence[Method]) -> Tensor:
+def _predict_noise(state: DenoisingStep, methods: Sequence[PassHooks]) -> Tensor:
     for method in methods:
         noise = method.denoise(state)
         if noise is not None:

@@ -16,7 +16,7 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.nn.hooks import PassHooks
 
 
 class DiffusionOft(OpenVlaOft):
@@ -31,11 +31,13 @@ class DiffusionOft(OpenVlaOft):
         pixels: Tensor,
         proprio: Tensor,
         prompt_ids: Tensor,
-        methods: Sequence[Method] = (),
+        methods: Sequence[PassHooks] = (),
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """As in the base class; the methods see every denoising step as a pass of its own."""
+        """As in the base class; the methods see the layers once per denoising step."""
+        for method in methods:
+            method.begin_pass()
         visual = self.visual(pixels, prompt_ids, methods)
         mark('vision')
         shape = (len(pixels), self.config.chunk_length, ACTION_DIMENSION)

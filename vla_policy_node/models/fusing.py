@@ -16,9 +16,7 @@ from torch.nn import functional
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.heads import L1ActionHead
 from vla_policy_node.models.language_model import (
-    NO_HOOKS,
     DecoderLayer,
-    LayerHooks,
     RmsNorm,
     Rope,
     SelfAttention,
@@ -26,6 +24,7 @@ from vla_policy_node.models.language_model import (
 )
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Attention, Block, LayerScale, PatchEmbedding, Tower
+from vla_policy_node.nn.hooks import NO_HOOKS, LayerHooks
 
 try:
     from vla_policy_node.models import kernels

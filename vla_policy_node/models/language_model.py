@@ -7,7 +7,7 @@ robot, hence the head of the checkpoint decides and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,46 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.models.config import LanguageModelConfig
+from vla_policy_node.nn.hooks import NO_HOOKS, LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
-
-
-class LayerHooks:
-    """What can be done between and inside the layers; this one does nothing.
-
-    index counts layers from 0; sequence is the layer's input. `acceleration.base.Method` explains
-    each of them, except where it differs.
-    """
-
-    def select_layers(self, sequence: TokenSequence, layers: Sequence[int]) -> Sequence[int]:
-        """Layers to run, in order."""
-        return layers
-
-    def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
-        """Change the input of a layer that is not the first."""
-        return sequence
-
-    def stops_before(self, index: int, states: Callable[[], Tensor]) -> bool:
-        """Whether to leave out this layer and all behind it; states: what would be returned."""
-        return False
-
-    def keys_values(
-        self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Change keys and values, [B, heads, T, head width]; more may follow the first T."""
-        return key, value
-
-    def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor | None:
-        """Say where the keys that follow the first T belong, [B or 1, N] int64."""
-        return None
-
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
-        """See attention of any rows to all keys."""
-
-    def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
-        """See what attention adds to the rows that ask, [B, rows, width]."""
-
-
-NO_HOOKS = LayerHooks()
 
 
 class RmsNorm(nn.Module):
@@ -293,7 +255,7 @@ class LanguageModel(nn.Module):
         asked = slice(None)
         for index in layers:
             states = sequence.states
-            if index and hooks.stops_before(index, lambda x=states: self.norm(x[:, rows])):
+            if index and hooks.should_exit(index, lambda x=states: self.norm(x[:, rows])):
                 break
             changed = hooks.before_layer(index, sequence) if index else sequence
             if changed is not sequence:

@@ -20,7 +20,7 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.nn.hooks import PassHooks
 
 
 class OpenVla(OpenVlaOft):
@@ -31,7 +31,7 @@ class OpenVla(OpenVlaOft):
         pixels: Tensor,
         proprio: Tensor,
         prompt_ids: Tensor,
-        methods: Sequence[Method] = (),
+        methods: Sequence[PassHooks] = (),
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:

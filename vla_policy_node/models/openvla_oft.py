@@ -13,13 +13,13 @@ from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, VocabularyHead
 from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
-from vla_policy_node.models.turns import Turns
+from vla_policy_node.nn.hooks import HookChain
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.nn.hooks import PassHooks
 
 # Rows the head reads, as the number of rows between them and the end of the sequence.
 # 'oft': each slot is predicted by the row before it, as training does: the last prompt row and
@@ -57,7 +57,7 @@ class OpenVlaOft(nn.Module):
         pixels: Tensor,
         proprio: Tensor,
         prompt_ids: Tensor,
-        methods: Sequence[Method] = (),
+        methods: Sequence[PassHooks] = (),
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
@@ -68,16 +68,20 @@ class OpenVlaOft(nn.Module):
         its batch. mark: called with the name of each stage as it ends.
         Returns normalised actions, [B, K, 7].
         """
+        for method in methods:
+            method.begin_pass()
         visual = self.visual(pixels, prompt_ids, methods)
         mark('vision')
         sequence = self.assemble(visual, proprio, prompt_ids)
         return self.act(self.decode(sequence, methods, action_rows, mark), methods)
 
-    def act(self, states: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+    def act(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
         """Hidden states of the action rows -> normalised actions [B, K, 7]."""
         return self.action_head(states)
 
-    def visual(self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[Method] = ()) -> Tensor:
+    def visual(
+        self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[PassHooks] = ()
+    ) -> Tensor:
         """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""
         features = self.visual_features(pixels, prompt_ids)
         for method in methods:
@@ -87,7 +91,7 @@ class OpenVlaOft(nn.Module):
     def decode(
         self,
         sequence: TokenSequence,
-        methods: Sequence[Method] = (),
+        methods: Sequence[PassHooks] = (),
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
@@ -96,7 +100,7 @@ class OpenVlaOft(nn.Module):
             sequence = method.select_tokens(sequence)
         mark('select')
 
-        hooks = Turns(methods, self.act)
+        hooks = HookChain(methods, self.act)
         states = self.language_model(sequence, self.action_rows(action_rows), hooks)
         mark('language_model')
         return states

@@ -24,7 +24,8 @@ from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
-    from vla_policy_node.acceleration.base import Choice, Method
+    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.nn.hooks import Choice
 
 # Rows. Together they are a multiple of 8, which matrix units and attention want.
 VISUAL_BUCKET = 16
@@ -156,7 +157,7 @@ class StaticForward:
         """Visual rows of the bucket; waits for the device if something was chosen."""
         if choice is None:
             return visual
-        self._method.note(choice)
+        self._method.record_selection(choice)
         return min(-(-int(kept) // VISUAL_BUCKET) * VISUAL_BUCKET, visual)
 
     # --- the stages: tensors in, tensors out, the same work whatever the values ---
@@ -175,13 +176,13 @@ class StaticForward:
         sequence = self._model.assemble(visual, proprio, prompt_ids, padded=True)
         if self._method is None:
             return sequence, torch.arange(visual.shape[1], device=visual.device), None, None
-        choice = self._method.choose(sequence)
+        choice = self._method.select_static(sequence)
         if choice is None:
             raise ValueError(
                 f'{self._method.name}, as it is set, cannot run in fixed shapes; choose '
                 "optimisation 'fused'."
             )
-        bias = torch.zeros_like(choice.votes, dtype=torch.float32)
+        bias = torch.zeros_like(choice.scores, dtype=torch.float32)
         bias = (bias if choice.bias is None else choice.bias).masked_fill(
             ~choice.kept, -torch.inf)
         key_bias = sequence.key_bias.clone()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
-from vla_policy_node.acceleration.row_recorder import RowRecorder
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
@@ -27,6 +26,7 @@ from vla_policy_node.models.layout import published_action_rows, read_normalisat
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.prompt import TEMPLATE
+from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.stage_clock import StageClock
 from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
@@ -287,7 +287,6 @@ class LocalPolicy:
         inputs = pixels, proprio, prompt_ids
         if self._static is not None:
             return self._static(*inputs, self._action_rows, mark)
-        self._rows.reset()
         return self._model(*inputs, (*self._methods, self._rows), self._action_rows, mark)
 
     @property

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.acceleration import Method
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.training.batches import Batch
 
@@ -46,7 +46,7 @@ class GroundingHeads(nn.Module):
         self.readout = _linear_reader(width, 6)
 
 
-class AttentionRecorder(Method):
+class AttentionRecorder(PassHooks):
     """Records how the action rows divide their attention in layer ATTEND_LAYER, or the last."""
 
     def __init__(self, model: OpenVlaOft):

@@ -87,6 +87,7 @@ class EarlyExits(Lesson):
             visual = model.visual(batch.pixels.to(weight), batch.prompt_ids.to(weight.device))
             sequence = model.assemble(
                 visual, batch.proprio.to(weight), batch.prompt_ids.to(weight.device))
+            self.begin_pass()
             model.decode(sequence, [self])
             answers = self._answers(model)
             before = [self._exits[0] - 1, *self._exits[:-1]]

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration import Method
 from vla_policy_node.models.cogact import CogAct
 from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch
 from vla_policy_node.training.config import TrainingConfig
@@ -28,7 +28,7 @@ def compute_losses(
     heads: GroundingHeads,
     batch: Batch | CognitionBatch,
     config: TrainingConfig,
-    selection: Method | None,
+    selection: PassHooks | None,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Return the losses that `config` weighs, and errors for the log, as scalars.
@@ -65,8 +65,11 @@ def compute_losses(
     if sample is not None:
         sequence = sample.place(sequence)
     recorder = AttentionRecorder(model)
-    methods = [recorder] if config.losses.get('attend') else []
-    states = model.decode(sequence, methods if selection is None else [*methods, selection])
+    hooks: list[PassHooks] = [recorder] if config.losses.get('attend') else []
+    hooks += [] if selection is None else [selection]
+    for hook in hooks:
+        hook.begin_pass()
+    states = model.decode(sequence, hooks)
     if config.losses.get('attend'):
         losses['attend'] = attend_loss(recorder.attention, coverage, batch)
     if config.losses.get('readout'):

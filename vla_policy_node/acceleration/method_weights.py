@@ -1,4 +1,4 @@
-"""Weights of a method's own, in a file of the checkpoint that they were learnt with."""
+"""Load and save a method's own weights, stored with the checkpoint they were learnt with."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vla_policy_node.models.reading import plain
 from vla_policy_node.models.tensor_files import open_safetensors
 
 
-def save_learnt(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, from whatever device they are on."""
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
-def read_learnt(path: Path, remedy: str) -> dict[str, Tensor]:
-    """Read what `save_learnt` wrote; ValueError if it is damaged, or missing: with the remedy.
+def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Read what `save_weights` wrote; ValueError if it is damaged, or missing: with the remedy.
 
     What is in it is finite; whether it has the right sizes is for the method to say.
     """

@@ -1,23 +1,27 @@
-"""Notes what each layer works on: what `models.flops` counts, and how many layers ran."""
+"""Records what each layer works on: what `models.flops` counts, and how many layers ran."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method
 from vla_policy_node.models.flops import LayerRows
+from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 
 
-class RowRecorder(Method):
-    """Changes nothing; comes last among the methods, so it sees what the others left.
+class RowRecorder(PassHooks):
+    """Changes nothing; comes last in the pass, so it sees what the methods left.
 
-    layer_rows: of each layer that ran since the last `reset`, in order.
+    layer_rows: of each layer that ran in the last pass, in order.
     """
 
     def __init__(self):
         self.layer_rows: list[LayerRows] = []
         self._new = self._seen = 0
+
+    def begin_pass(self) -> None:
+        """Forget the last pass."""
+        self.layer_rows = []
 
     def keys_values(
         self, index: int, sequence: TokenSequence, key: Tensor, value: Tensor
@@ -29,7 +33,3 @@ class RowRecorder(Method):
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
         """Count the rows that asked."""
         self.layer_rows.append(LayerRows(output.shape[1], self._new, self._seen))
-
-    def reset(self) -> None:
-        """Begin a new pass."""
-        self.layer_rows = []
