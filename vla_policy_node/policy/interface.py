@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -217,7 +217,7 @@ class PolicyDescription:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> PolicyDescription:
+    def from_dict(cls, values: Mapping[str, Any]) -> PolicyDescription:
         """Return what `to_dict` described, also after a way through JSON."""
         spec = values['spec']
         quantities = {
@@ -225,11 +225,12 @@ class PolicyDescription:
             for name in ('state', 'actions')}
         low, high = values['action_range']
         names = ('capabilities', 'execution_modes', 'instructions', 'methods', 'grid')
-        return cls(**{
+        fields: dict[str, Any] = {
             **values, **{name: tuple(values[name]) for name in names},
             'spec': PolicySpec(tuple(spec['cameras']), **quantities),
             'action_range': (tuple(low), tuple(high)),
-        })
+        }
+        return cls(**fields)
 
 
 @runtime_checkable
