@@ -9,11 +9,11 @@ from replay_bag import INSTRUCTION, PERIOD_NS, START_NS, make_bag
 
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.outputs.listing import LIST
+from vla_policy_node.replay.bag_summary import Actions
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.gate import Limits, parse_error_limit
 from vla_policy_node.replay.metrics import gripper_agreement, sent_actions, smoothness
 from vla_policy_node.replay.settings import ReplaySettings
-from vla_policy_node.replay.story import Actions
 
 # Files that hold wall times, or sums of them, so differ from run to run.
 WALL_TIME = {'latency.json', 'latency.png', 'report.html', LIST}

@@ -25,10 +25,10 @@ from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.replay import evaluate, write
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, read_info
-from vla_policy_node.replay.story import read_story
 from vla_policy_node.system.files import default_config
 
 SHORT = {'seconds': 0.6}
@@ -228,7 +228,7 @@ def test_the_twists_of_an_expert_are_displacements_per_period(tmp_path):
 
     with Bag(make_bag(tmp_path / 'bag', **SHORT, alter={'/command': twist})) as bag:
         topics = evaluate.find_topics(bag, {}, '/command')
-        actions = read_story(bag, topics, '', PERIOD_NS).actions
+        actions = summarise_bag(bag, topics, '', PERIOD_NS).actions
     assert actions.target_ns[0] == START_NS + PERIOD_NS
     np.testing.assert_allclose(actions.delta[0], [0.005, 0, 0, 0, 0, -0.01])
     assert np.isnan(actions.gripper).all()
@@ -292,7 +292,7 @@ import sys
 from pathlib import Path
 from vla_policy_node.replay.evaluate import evaluate_bag
 from vla_policy_node.replay.settings import ReplaySettings
-from vla_policy_node.replay.story import read_story
+from vla_policy_node.replay.bag_summary import summarise_bag
 
 def resident_mb():
     return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20

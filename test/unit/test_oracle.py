@@ -13,13 +13,13 @@ from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, judge, stop
 from vla_policy_node.bench.faults.records import (
     STREAMS,
     Answer,
-    Goal,
     Promise,
     Sample,
     Sent,
     Span,
     Stop,
     Trial,
+    TrialGoal,
     Verdict,
 )
 
@@ -60,7 +60,7 @@ def good():
         sent=[hold(0), *(action(i) for i in moving),
               *(hold(i, epoch=EPOCH + 1) for i in range(30, 41))],
         samples=samples(),
-        goals=[Goal(EPOCH, 0.0, 1.47)],
+        goals=[TrialGoal(EPOCH, 0.0, 1.47)],
         stops=[Stop('estop', 1.46, 1.47)],
         answers=[Answer('estop', 1.46, 1.47, 0.5)],
         active=[Span(0.0, END_S)],
@@ -100,9 +100,9 @@ def shift_stamps(trial, stream, by_s):
 BROKEN = {
     'an action without a goal': (lambda t: t.goals.clear(), 'no_goal'),
     'an action before its goal': (
-        lambda t: t.goals.__setitem__(0, Goal(EPOCH, 0.2, 1.47)), 'no_goal'),
+        lambda t: t.goals.__setitem__(0, TrialGoal(EPOCH, 0.2, 1.47)), 'no_goal'),
     'an action after an acknowledged stop': (
-        lambda t: t.goals.__setitem__(0, Goal(EPOCH, 0.0, 1.3)), 'stopped'),
+        lambda t: t.goals.__setitem__(0, TrialGoal(EPOCH, 0.0, 1.3)), 'stopped'),
     'an action of an ended goal that overtook the hold': (
         lambda t: t.sent.__setitem__(31, action(29, at_s=1.46)), 'stopped'),
     'an action of another goal': (lambda t: change(t, 9, epoch=EPOCH + 7), 'no_goal'),

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from vla_policy_node.bench.contenders import Contender, Garage
+from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant
 from vla_policy_node.bench.public_structure import wasted_flops
 from vla_policy_node.bench.random_policy import stored_bytes
 from vla_policy_node.bench.rates import Rates
@@ -26,14 +26,14 @@ STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
 
 @dataclass
 class Row:
-    """One contender and what it did. stage_ms: of each timed inference.
+    """One variant and what it did. stage_ms: of each timed inference.
 
     flops, stored: by stage, FLOPs of the last inference and bytes of weights it read.
     actions: one chunk per observation, [K, 7] each. slowest_ms: of the inferences before the
         timed ones, with whatever is captured or compiled at first.
     """
 
-    contender: Contender
+    variant: PolicyVariant
     policy: LocalPolicy
     flops: dict[str, int]
     stored: dict[str, int]
@@ -53,20 +53,20 @@ class Row:
 
 
 def load_rows(
-    garage: Garage, contenders: Sequence[Contender], console: Console
+    cache: PolicyCache, variants: Sequence[PolicyVariant], console: Console
 ) -> list[Row]:
-    """Load every contender that fits; say which do not."""
+    """Load every variant that fits; say which do not."""
     rows = []
-    for contender in contenders:
+    for variant in variants:
         try:
-            policy = garage.policy(contender)
+            policy = cache.policy(variant)
         except (ValueError, torch.OutOfMemoryError) as error:
-            _leave_out(contender, error, console)
+            _leave_out(variant, error, console)
             continue
-        stored = _stored(garage.network(contender))
-        if contender.imitates_int4:
+        stored = _stored(cache.network(variant))
+        if variant.imitates_int4:
             stored['all'] -= round((1 - INT4_SHARE) * stored['language_model'])
-        rows.append(Row(contender, policy, {}, stored))
+        rows.append(Row(variant, policy, {}, stored))
     return rows
 
 
@@ -84,10 +84,10 @@ def run_rows(
             try:
                 _warm_up(row, observations, warm_up)
             except torch.OutOfMemoryError as error:
-                _leave_out(row.contender, error, console)
+                _leave_out(row.variant, error, console)
             else:
                 done.append(row)
-        timed = [row for row in done if row.contender.timed]
+        timed = [row for row in done if row.variant.timed]
         for repetition in progress.track(range(repetitions), description='measuring'):
             observation = observations[repetition % len(observations)]
             for row in timed:
@@ -107,9 +107,9 @@ def _warm_up(row: Row, observations: Sequence[Observation], repetitions: int) ->
     row.flops = _flops(row, chunk, observations[-1])
 
 
-def _leave_out(contender: Contender, error: Exception, console: Console) -> None:
+def _leave_out(variant: PolicyVariant, error: Exception, console: Console) -> None:
     reason = str(error).splitlines()[0]
-    console.print(f'Left out: {contender.name}, {contender.dtype}: {reason}')
+    console.print(f'Left out: {variant.name}, {variant.dtype}: {reason}')
 
 
 def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
@@ -123,14 +123,14 @@ def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
 def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The plain network with the same method in the dtype of the bench, if it took part."""
     dtype = 'bfloat16' if _on_cuda(row) else 'float32'
-    wanted = row.contender.method, 'plain', dtype
+    wanted = row.variant.method, 'plain', dtype
     return next((other for other in rows if wanted == (
-        other.contender.method, other.contender.way, other.contender.dtype)), None)
+        other.variant.method, other.variant.way, other.variant.dtype)), None)
 
 
 def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
     """The floor of each stage that has one; work of the baseline that is wasted is in none."""
-    dtype = row.contender.dtype
+    dtype = row.variant.dtype
     return {
         stage: rates.floor_ms(
             row.flops[stage], row.stored[stage],
@@ -141,10 +141,11 @@ def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
 
 
 def measure_cameras(
-    garage: Garage, contender: Contender, observations: Sequence[Observation], repetitions: int
+    cache: PolicyCache, variant: PolicyVariant, observations: Sequence[Observation],
+    repetitions: int,
 ) -> dict[str, dict]:
     """Time both kinds of preprocessing on camera pictures, and what `fast` changes."""
-    policies = {kind: garage.policy(contender, kind) for kind in PREPROCESSING}
+    policies = {kind: cache.policy(variant, kind) for kind in PREPROCESSING}
     times: dict[str, list[float]] = {kind: [] for kind in PREPROCESSING}
     actions: dict[str, list[np.ndarray]] = {kind: [] for kind in PREPROCESSING}
     for repetition in range(max(repetitions, len(observations))):
@@ -202,7 +203,7 @@ def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, 
     flops = count_flops(config, [length] * config.language_model.layers)
     network = count_flops(config, row.policy.layer_rows)
     flops['select'] = chunk.flops - sum(network.values())
-    if row.contender.public:
+    if row.variant.public:
         for stage, count in wasted_flops(config, length).items():
             flops[f'{stage} wasted'] = count
     return flops

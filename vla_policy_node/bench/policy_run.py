@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vla_policy_node.bench.contenders import Contender, Garage, list_contenders
 from vla_policy_node.bench.pictures import observe_demonstrations, observe_world
 from vla_policy_node.bench.policy import (
     load_rows,
@@ -24,12 +23,13 @@ from vla_policy_node.bench.policy import (
 from vla_policy_node.bench.policy_tables import (
     Lines,
     camera_table,
-    contender_table,
     describe_rates,
     markdown,
     stage_table,
     summarise,
+    variant_table,
 )
+from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant, list_variants
 from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.common.machine import processor_name
@@ -113,11 +113,11 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
         write_files(folder, SIZES[options.size]) if options.size
         else find_checkpoint(options.checkpoint or default_checkpoint()))
     read_model_config(directory)  # before anything that takes long
-    garage = Garage(
+    cache = PolicyCache(
         directory,
         options.device, options.threads, load_random if options.size else load_model,
         {'lightvla': {'count': count}}, read_s)
-    contenders = [c for c in list_contenders(options.device, options.compiled)
+    variants = [c for c in list_variants(options.device, options.compiled)
                   if _wanted(c, options.only)]
     with console.status('Looking for pictures ...'):
         observations = (
@@ -125,7 +125,7 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
             if options.demonstrations else observe_world(options.pictures))
     with console.status('Measuring what this device can do ...'):
         rates = measure_rates(options.device, read_s)
-    rows = load_rows(garage, contenders, console)
+    rows = load_rows(cache, variants, console)
     if not rows:
         raise ValueError(f'There is no contender like {", ".join(options.only)} here.')
     notes = [rows[0].policy.description.architecture, _machine(options), describe_rates(rates)]
@@ -134,16 +134,16 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
     small = shrink(observations, rows[0].policy.config.image_px)
     rows = run_rows(rows, small, options.repetitions, options.warm_up, console)
     entries = [summarise(row, rows, rates) for row in rows]
-    plainest = min((row.contender for row in rows), key=lambda c: (
+    plainest = min((row.variant for row in rows), key=lambda c: (
         c.public, c.optimisation != 'none'))
-    cameras = measure_cameras(garage, plainest, observations, options.repetitions)
+    cameras = measure_cameras(cache, plainest, observations, options.repetitions)
     figures = {
         'notes': notes, 'repetitions': options.repetitions,
         'rates': {'flop_s': rates.flop_s, 'byte_s': rates.byte_s},
         'contenders': entries, 'cameras': cameras,
     }
     return figures, [
-        contender_table(entries, 'From 224-px pictures on the host to actions on the host'),
+        variant_table(entries, 'From 224-px pictures on the host to actions on the host'),
         stage_table(entries, 'The same by stage'),
         camera_table(
             cameras, f'Two {_size(observations[0])} pictures to what the towers take, one core'),
@@ -155,8 +155,8 @@ def _size(observation: Observation) -> str:
     return f'{width}x{height}'
 
 
-def _wanted(contender: Contender, only: Sequence[str]) -> bool:
-    name = f'{contender.name}, {contender.dtype}'
+def _wanted(variant: PolicyVariant, only: Sequence[str]) -> bool:
+    name = f'{variant.name}, {variant.dtype}'
     return not only or any(part in name for part in only)
 
 

@@ -47,10 +47,10 @@ def summarise(row: Row, rows: Sequence[Row], rates: Rates) -> dict:
     floors = floors_ms(row, rates)
     reference = reference_of(row, rows)
     entry = {
-        'method': row.contender.method,
-        'way': row.contender.way,
-        'dtype': row.contender.dtype,
-        'optimisation': row.contender.optimisation,
+        'method': row.variant.method,
+        'way': row.variant.way,
+        'dtype': row.variant.dtype,
+        'optimisation': row.variant.optimisation,
         'visual_tokens': sum(row.tokens) / len(row.tokens),
         'flops': row.flops,
         'weight_bytes': row.stored['all'],
@@ -65,8 +65,8 @@ def summarise(row: Row, rows: Sequence[Row], rates: Rates) -> dict:
     return entry
 
 
-def contender_table(entries: Sequence[Mapping], title: str) -> Lines:
-    """One line per contender; ratios to the floor and to the first line, the baseline."""
+def variant_table(entries: Sequence[Mapping], title: str) -> Lines:
+    """One line per variant; ratios to the floor and to the first line, the baseline."""
     baseline = next((e['total_ms']['p50'] for e in entries if 'total_ms' in e), None)
     cuda = any(entry['peak_device_bytes'] for entry in entries)
     body = []
@@ -94,7 +94,7 @@ def contender_table(entries: Sequence[Mapping], title: str) -> Lines:
 
 
 def stage_table(entries: Sequence[Mapping], title: str) -> Lines:
-    """One line per stage of each contender."""
+    """One line per stage of each variant."""
     body = []
     for entry in entries:
         for stage in STAGES if 'stage_ms' in entry else ():

@@ -15,7 +15,7 @@ from rich.table import Table
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.demo.recorder import Episode, Frame
-from vla_policy_node.drawing.filmstrip import Moment, Step, filmstrip, pick_moments
+from vla_policy_node.drawing.filmstrip import Moment, ObservedStep, filmstrip, pick_moments
 from vla_policy_node.drawing.overlay import draw_overlay
 from vla_policy_node.drawing.video import OverlayVideo
 from vla_policy_node.policy.interface import CAMERAS
@@ -150,10 +150,12 @@ def _write_videos(overlays: Sequence[dict[str, np.ndarray]], out: Path) -> list[
 
 
 def _filmstrip(episode: Episode) -> np.ndarray:
-    trace = [Step(time_s=frame.stamp_ns / 1e9, position_m=frame.position_m,
-                  gripper_opening_m=frame.gripper_opening_m,
-                  gripper_closing=frame.gripper_closing, success=frame.success)
-             for frame in episode.frames]
+    trace = [
+        ObservedStep(
+            time_s=frame.stamp_ns / 1e9, position_m=frame.position_m,
+            gripper_opening_m=frame.gripper_opening_m, gripper_closing=frame.gripper_closing,
+            success=frame.success)
+        for frame in episode.frames]
     trace[-1]['success'] = episode.success
     moments = [Moment(label, episode.frames[index].images, episode.frames[index].selections)
                for label, index in pick_moments(trace)]

@@ -19,7 +19,7 @@ _FINGERS_MOVED_M = 0.002  # less than this is the play of a gripper, not a closi
 _PAPER, _INK, _MUTED_INK = (255, 255, 255), (28, 32, 38), (112, 120, 132)
 
 
-class Step(TypedDict):
+class ObservedStep(TypedDict):
     """What `pick_moments` needs to know of one control step."""
 
     time_s: float
@@ -38,7 +38,7 @@ class Moment:
     selections: Sequence[TokenSelection]  # of the same images; a camera without one stays clear
 
 
-def pick_moments(trace: Sequence[Step]) -> list[tuple[str, int]]:
+def pick_moments(trace: Sequence[ObservedStep]) -> list[tuple[str, int]]:
     """Return four labels with their step indices, in the order of time.
 
     With a closing of the gripper: the lowest point before it, the fingers closed, the highest
@@ -90,7 +90,7 @@ def filmstrip(moments: Sequence[Moment], tile_px: int = 200, title: str = '') ->
     return np.vstack([band, strip])
 
 
-def _longest_closing(trace: Sequence[Step]) -> tuple[int, int]:
+def _longest_closing(trace: Sequence[ObservedStep]) -> tuple[int, int]:
     """Return the first step and the one after the last of the longest closing; (0, 1) if none."""
     begin, end, index = 0, 1, 0
     longest = 0

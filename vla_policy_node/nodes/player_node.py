@@ -33,7 +33,7 @@ from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, par
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
 from vla_policy_node.nodes.running import run
 from vla_policy_node.replay.bag import Bag, BagError
-from vla_policy_node.replay.story import read_story
+from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import find_topics
 from vla_policy_node.wire.streams import input_streams
@@ -144,12 +144,12 @@ class PlayerNode(Node):
 
     def _play(self) -> None:
         parameters = self._read_parameters()
-        story = read_story(
+        summary = summarise_bag(
             self._bag, self._topics, self._settings.instruction, parameters.period_ns)
         play = LockStep(self, parameters) if self._settings.lock_step else RealTime(self)
         self.get_logger().info(f'Playing {self._bag.path}: {self._bag.duration_s:.1f} s')
         first = True
-        for time_ns, event, raw in events(self._bag, self._topics, story):
+        for time_ns, event, raw in events(self._bag, self._topics, summary):
             if self._stop:
                 return
             if first:

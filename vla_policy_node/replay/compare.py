@@ -15,7 +15,7 @@ from vla_policy_node.replay.metrics import (
     smoothness,
     spread_of,
 )
-from vla_policy_node.replay.trace import Inference, Trace
+from vla_policy_node.replay.trace import Trace, TracedInference
 
 MOST_DIFFERENT = 10
 
@@ -28,8 +28,8 @@ class PairedInference:
     translation_m, rotation_rad: largest difference of a displacement, over the elements.
     """
 
-    first: Inference
-    second: Inference
+    first: TracedInference
+    second: TracedInference
     distance: float
     translation_m: float
     rotation_rad: float
@@ -139,7 +139,7 @@ def compare_errors(first: Mapping, second: Mapping) -> list[dict]:
                                     strict=True)]
 
 
-def _count(inference: Inference, camera: str) -> int:
+def _count(inference: TracedInference, camera: str) -> int:
     return int(np.unpackbits(inference.kept[camera]).sum())
 
 

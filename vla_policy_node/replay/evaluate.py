@@ -14,6 +14,7 @@ from vla_policy_node.outputs.files import write_json
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
 from vla_policy_node.replay.gate import Verdict, judge
 from vla_policy_node.replay.run import run_policy
 from vla_policy_node.replay.settings import (
@@ -23,7 +24,6 @@ from vla_policy_node.replay.settings import (
     parameters_of,
     read_info,
 )
-from vla_policy_node.replay.story import Story, read_story
 from vla_policy_node.replay.topics import BagTopics, find_topics
 from vla_policy_node.replay.trace import Trace
 
@@ -41,7 +41,7 @@ class Evaluation:
 
     bag: Path
     topics: BagTopics
-    story: Story
+    summary: BagSummary
     traces: tuple[Trace, ...]
     pairs: tuple[compare.PairedInference, ...]
     report: dict
@@ -90,30 +90,30 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             raise ValueError('The two configurations have different control rates; actions of '
                              'different periods cannot be compared.')
         on_progress('reading the bag', 0.0)
-        story = read_story(bag, topics, settings.instruction, parameters[0].period_ns)
-        latency_ns = _latency_ns(settings, story, parameters[0])
+        summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)
+        latency_ns = _latency_ns(settings, summary, parameters[0])
         traces = [
-            _run(bag, topics, story, p, label, latency_ns, settings.threads, on_progress)
+            _run(bag, topics, summary, p, label, latency_ns, settings.threads, on_progress)
             for p, label in zip(parameters, _labels(choices, parameters), strict=True)]
-        described = _describe_bag(bag, topics, story)
+        described = _describe_bag(bag, topics, summary)
         timeless = [f'{count} messages on {topic} have times of no clock and were left out.'
                     for topic, count in sorted(bag.timeless.items())]
-    notes = list(dict.fromkeys([*story.notes, *(n for _, found in chosen for n in found)]))
-    notes += timeless + _remarks(traces, story)
-    return _evaluation(path, topics, story, traces, settings, {
+    notes = list(dict.fromkeys([*summary.notes, *(n for _, found in chosen for n in found)]))
+    notes += timeless + _remarks(traces, summary)
+    return _evaluation(path, topics, summary, traces, settings, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})
 
 
 def _run(
-    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, label: str,
+    bag: Bag, topics: BagTopics, summary: BagSummary, parameters: PolicyParameters, label: str,
     latency_ns: int, threads: int, on_progress: Progress,
 ) -> Trace:
-    first_ns, last_ns = story.goals[0].start_ns, story.goals[-1].end_ns
+    first_ns, last_ns = summary.goals[0].start_ns, summary.goals[-1].end_ns
     policy = parameters.load_policy(threads)
     try:
         trace = run_policy(
-            bag, topics, story, parameters, policy, label, latency_ns,
+            bag, topics, summary, parameters, policy, label, latency_ns,
             lambda stamp_ns: on_progress(
                 label, min(1.0, (stamp_ns - first_ns) / max(1, last_ns - first_ns))))
     finally:
@@ -125,7 +125,9 @@ def _run(
     return trace
 
 
-def _latency_ns(settings: ReplaySettings, story: Story, parameters: PolicyParameters) -> int:
+def _latency_ns(
+    settings: ReplaySettings, summary: BagSummary, parameters: PolicyParameters
+) -> int:
     """Return how much of the bag's time an inference takes, in whole control periods."""
     period_ns = parameters.period_ns
     if settings.latency_periods != AS_RECORDED:
@@ -133,7 +135,7 @@ def _latency_ns(settings: ReplaySettings, story: Story, parameters: PolicyParame
     if parameters.pacing == 'observation':
         return 0  # in lock-step time stands still meanwhile
     # Rounded up: an action is late as soon as its period has begun.
-    return -(-(story.inference_ns or 0) // period_ns) * period_ns
+    return -(-(summary.inference_ns or 0) // period_ns) * period_ns
 
 
 def _labels(choices: list[str], parameters: list[PolicyParameters]) -> list[str]:
@@ -150,25 +152,25 @@ def _labels(choices: list[str], parameters: list[PolicyParameters]) -> list[str]
     return labels
 
 
-def _describe_bag(bag: Bag, topics: BagTopics, story: Story) -> dict:
+def _describe_bag(bag: Bag, topics: BagTopics, summary: BagSummary) -> dict:
     counts = bag.counts
     read = [*topics.inputs, *([topics.actions] if topics.actions else [])]
     return {
         'name': '/'.join(bag.path.resolve().parts[-2:]), 'duration_s': bag.duration_s,
         'messages': {topic: counts[topic] for topic in read},
         'goals': [{'instruction': g.instruction, 'duration_s': (g.end_ns - g.start_ns) / 1e9}
-                  for g in story.goals],
-        'actions': {'topic': topics.actions, 'count': len(story.actions.target_ns)},
-        'recorded_policy': None if story.info is None else {
-            'checkpoint_sha256': story.info.checkpoint_sha256,
-            'methods': list(story.info.methods), 'trained': story.info.trained,
-            'execution_mode': story.info.execution_mode,
-            'optimisation': story.info.optimisation,
-            'preprocessing': story.info.preprocessing},
+                  for g in summary.goals],
+        'actions': {'topic': topics.actions, 'count': len(summary.actions.target_ns)},
+        'recorded_policy': None if summary.info is None else {
+            'checkpoint_sha256': summary.info.checkpoint_sha256,
+            'methods': list(summary.info.methods), 'trained': summary.info.trained,
+            'execution_mode': summary.info.execution_mode,
+            'optimisation': summary.info.optimisation,
+            'preprocessing': summary.info.preprocessing},
     }
 
 
-def _remarks(traces: list[Trace], story: Story) -> list[str]:
+def _remarks(traces: list[Trace], summary: BagSummary) -> list[str]:
     remarks = []
     for stream in dict.fromkeys(
             name.removeprefix('input.').removesuffix('.backward') for trace in traces
@@ -182,21 +184,21 @@ def _remarks(traces: list[Trace], story: Story) -> list[str]:
     if len(set(rows)) > 1:
         remarks.append(f'The two read different rows of the language model ({", ".join(rows)}); '
                        'set action_rows in parameter files to compare the tokens alone.')
-    recorded = story.info.checkpoint_sha256 if story.info else ''
+    recorded = summary.info.checkpoint_sha256 if summary.info else ''
     if recorded and recorded != traces[0].description.sha256:
         remarks.append('The checkpoint is another one than in the recording (sha256 differs).')
     for name in ('optimisation', 'preprocessing'):
-        then, now = getattr(story.info, name, ''), getattr(traces[0].description, name)
+        then, now = getattr(summary.info, name, ''), getattr(traces[0].description, name)
         if then and then != now:
             remarks.append(f'Recorded with {name} {then}, replayed with {now}: the actions may '
                            'differ a little for that alone.')
-    if not len(story.actions.target_ns):
+    if not len(summary.actions.target_ns):
         remarks.append('The bag holds no actions to compare with.')
     return remarks
 
 
-def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dict) -> Evaluation:
-    report = {**head, 'a': metrics.summarise(traces[0], story.actions), 'b': None,
+def _evaluation(path, topics, summary, traces, settings: ReplaySettings, head: dict) -> Evaluation:
+    report = {**head, 'a': metrics.summarise(traces[0], summary.actions), 'b': None,
               'difference': None, 'most_different': []}
     latency = {'a': metrics.latency(traces[0]), 'b': None, 'difference': None,
                'processor': processor_name(), 'threads': settings.threads,
@@ -208,7 +210,7 @@ def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dic
             raise BagError(f'{traces[0].label} and {traces[1].label} never inferred from the same '
                            'observation, so there is nothing to compare.')
         report |= {
-            'b': metrics.summarise(traces[1], story.actions),
+            'b': metrics.summarise(traces[1], summary.actions),
             'difference': compare.compare(*traces, pairs),
             'most_different': [
                 {'stamp_ns': p.first.stamp_ns, 'instruction': p.first.instruction,
@@ -223,5 +225,5 @@ def _evaluation(path, topics, story, traces, settings: ReplaySettings, head: dic
     latency['gate'] = [
         asdict(v) | {'measured': None if math.isnan(v.measured) else v.measured, 'text': v.text}
         for v in verdicts]
-    return Evaluation(path, topics, story, tuple(traces), tuple(pairs), report, latency,
+    return Evaluation(path, topics, summary, tuple(traces), tuple(pairs), report, latency,
                       tuple(verdicts))

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import check_target
-from vla_policy_node.replay.merged import Outcome, prepare, write_merged
+from vla_policy_node.replay.merged import BagOutcome, prepare, write_merged
 from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
 Job = tuple[str, str]  # bag, folder of its report
-Runner = Callable[[Sequence[Job]], Iterator[Outcome]]
+Runner = Callable[[Sequence[Job]], Iterator[BagOutcome]]
 
 
 def replay_bags(
@@ -56,7 +56,7 @@ def replay_bags(
     return all(outcome.passed for outcome in outcomes)
 
 
-def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -> Outcome:
+def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -> BagOutcome:
     """Replay one bag in the current process; an expected failure is returned as a sentence."""
     from vla_policy_node.replay.evaluate import evaluate_bag
 
@@ -66,8 +66,8 @@ def run_one(bag: str, folder: str, settings: ReplaySettings, on_progress=None) -
     except OutputError:
         raise
     except ValueError as error:
-        return Outcome(bag, folder, problem=str(error))
-    return Outcome(
+        return BagOutcome(bag, folder, problem=str(error))
+    return BagOutcome(
         bag, folder, evaluation.report, evaluation.latency,
         evaluation.passed)
 
@@ -83,7 +83,7 @@ def _runner(settings: ReplaySettings, workers: int, ray_address: str) -> Runner:
     return lambda jobs: _run_apart(jobs, settings, workers)
 
 
-def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[Outcome]:
+def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[BagOutcome]:
     # Spawned, because a forked process would share torch's threads.
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(max(1, min(workers, len(jobs))), context) as pool:
@@ -92,12 +92,12 @@ def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[Outcome
             try:
                 yield future.result()
             except BrokenProcessPool:
-                yield Outcome(*futures[future], problem=f"The process that replayed "
+                yield BagOutcome(*futures[future], problem=f"The process that replayed "
                               f"'{futures[future][0]}' died, perhaps for lack of memory; try "
                               'fewer --workers.')
 
 
-def _with_bar(bag: Path, settings: ReplaySettings, out: Path, console: Console) -> Outcome:
+def _with_bar(bag: Path, settings: ReplaySettings, out: Path, console: Console) -> BagOutcome:
     with _bar(console) as progress:
         bars: dict[str, object] = {}
 
@@ -117,7 +117,7 @@ def _bar(console: Console) -> Progress:
                     console=console)
 
 
-def _say(outcome: Outcome, page: Path, console: Console) -> None:
+def _say(outcome: BagOutcome, page: Path, console: Console) -> None:
     if outcome.problem:
         console.print(f'[red]{outcome.problem}[/]', soft_wrap=True)
         return

@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from vla_policy_node.policy.interface import ActionChunk
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.evaluate import Evaluation
-from vla_policy_node.replay.trace import Inference, Trace
+from vla_policy_node.replay.trace import Trace, TracedInference
 from vla_policy_node.wire.build import MessageBuilder
 from vla_policy_node.wire.definitions import MessageDefinitions
 
@@ -52,7 +52,7 @@ class McapExport:
         else:
             self._writer.abort()
 
-    def add(self, inferences: Sequence[Inference], pair: PairedInference | None,
+    def add(self, inferences: Sequence[TracedInference], pair: PairedInference | None,
             images: Mapping[str, np.ndarray], picture: np.ndarray) -> None:
         """Write one moment."""
         stamp_ns = inferences[0].stamp_ns
@@ -78,7 +78,7 @@ class McapExport:
                 topic, kind, typestore=self._definitions.learn(kind))
         self._writer.write(self._connections[topic], time_ns, self._definitions.write(message))
 
-    def _chunk(self, trace: Trace, inference: Inference, header: Any, sequence: int) -> Any:
+    def _chunk(self, trace: Trace, inference: TracedInference, header: Any, sequence: int) -> Any:
         chunk = ActionChunk(
             inference.actions, (), dict(inference.stage_ms), trace.method, inference.tokens_kept,
             trace.tokens_total, inference.flops)

@@ -21,7 +21,7 @@ REPORT, TIMES, PAGE = 'report.json', 'latency.json', 'report.html'
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BagOutcome:
     """The outcome of one bag: its figures, or the sentence that says why there are none."""
 
     bag: str
@@ -39,7 +39,7 @@ class Outcome:
 
 def prepare(
     out: Path, jobs: Sequence[tuple[str, str]], settings: ReplaySettings
-) -> dict[tuple[str, str], Outcome]:
+) -> dict[tuple[str, str], BagOutcome]:
     """Prepare the folder; return what an interrupted run of the same plan has already done.
 
     jobs: bag and the folder of its report. The results of another plan are removed. Raises
@@ -58,7 +58,7 @@ def prepare(
         report, latency = (_read(Path(folder) / name) for name in (REPORT, TIMES))
         if report and latency:
             passed = all(verdict['passed'] for verdict in latency['gate'])
-            done[bag, folder] = Outcome(bag, folder, report, latency, passed)
+            done[bag, folder] = BagOutcome(bag, folder, report, latency, passed)
     return done
 
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> Mapping | None:
         return None
 
 
-def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
+def write_merged(outcomes: Sequence[BagOutcome], folder: Path) -> None:
     """Write latency.json, report.html and report.json over the reports in the subfolders.
 
     Each file is written atomically, report.json last.
@@ -91,7 +91,7 @@ def write_merged(outcomes: Sequence[Outcome], folder: Path) -> None:
     seal(folder, COMMAND)
 
 
-def _figures(outcome: Outcome) -> dict[str, float | None]:
+def _figures(outcome: BagOutcome) -> dict[str, float | None]:
     """Return those figures of one bag that the summary table shows."""
     report = outcome.report
     compared = report['difference'] or report['a']['actions'] or {}
@@ -108,7 +108,7 @@ def _figures(outcome: Outcome) -> dict[str, float | None]:
     return figures
 
 
-def _means(done: Sequence[Outcome]) -> dict[str, float | None]:
+def _means(done: Sequence[BagOutcome]) -> dict[str, float | None]:
     """Return the mean of each figure over bags, weighted by their number of inferences."""
     weights = np.array([outcome.report['a']['inferences'] for outcome in done], float)
     rows = [_figures(outcome) for outcome in done]
@@ -121,7 +121,7 @@ def _means(done: Sequence[Outcome]) -> dict[str, float | None]:
     return result
 
 
-def _page(outcomes: Sequence[Outcome], done: Sequence[Outcome]) -> str:
+def _page(outcomes: Sequence[BagOutcome], done: Sequence[BagOutcome]) -> str:
     failed = [outcome for outcome in outcomes if outcome.problem]
     parts = [f'<h1>{len(done)} of {len(outcomes)} bags</h1>']
     if failed:
@@ -140,7 +140,7 @@ def _page(outcomes: Sequence[Outcome], done: Sequence[Outcome]) -> str:
     return document('Replay of many bags', parts)
 
 
-def _row(name: str, figures: dict, outcome: Outcome | None) -> list[str]:
+def _row(name: str, figures: dict, outcome: BagOutcome | None) -> list[str]:
     def both(key: str, digits: int) -> str:
         return ' → '.join(number(figures[f'{key}_{run}'], 1, digits) for run in 'ab'
                           if f'{key}_{run}' in figures)

@@ -13,7 +13,7 @@ from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.topics import BagTopics
-from vla_policy_node.replay.trace import Inference, Trace
+from vla_policy_node.replay.trace import Trace, TracedInference
 from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import decode_compressed, decode_image
 
@@ -24,7 +24,7 @@ Images = Mapping[str, np.ndarray]
 
 
 def moments(
-    bag: Bag, topics: BagTopics, inferences: Sequence[Inference]
+    bag: Bag, topics: BagTopics, inferences: Sequence[TracedInference]
 ) -> Iterator[tuple[int, Images]]:
     """Yield index and decoded pictures of each inference, in the order of the bag.
 
@@ -56,7 +56,7 @@ def _decode(raw: bytes, compressed: bool) -> np.ndarray:
 
 
 def draw_moment(
-    images: Images, traces: Sequence[Trace], inferences: Sequence[Inference], remark: str
+    images: Images, traces: Sequence[Trace], inferences: Sequence[TracedInference], remark: str
 ) -> np.ndarray:
     """Return the cameras side by side, one row per policy, with the tokens that it kept."""
     rows = []
@@ -77,7 +77,7 @@ def _padded(picture: np.ndarray, height: int) -> np.ndarray:
     return np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
 
 
-def describe(seconds: float, inference: Inference, pair: PairedInference | None) -> str:
+def describe(seconds: float, inference: TracedInference, pair: PairedInference | None) -> str:
     """Return the line under a picture; without wall times, so that it is reproducible."""
     apart = ''
     if pair is not None:

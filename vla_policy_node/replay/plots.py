@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vla_policy_node.replay.bag_summary import Actions
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.metrics import (
     AXES,
@@ -16,7 +17,6 @@ from vla_policy_node.replay.metrics import (
     chunk_disagreement,
     sent_actions,
 )
-from vla_policy_node.replay.story import Actions
 from vla_policy_node.replay.trace import Trace
 
 DPI = 110

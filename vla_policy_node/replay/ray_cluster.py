@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from vla_policy_node.replay.many import run_one
-from vla_policy_node.replay.merged import Outcome
+from vla_policy_node.replay.merged import BagOutcome
 from vla_policy_node.replay.settings import ReplaySettings
 
 _KNOCK_S = 5.0
@@ -18,7 +18,7 @@ class RayError(ValueError):
 
 def connect(
     address: str, settings: ReplaySettings
-) -> Callable[[Sequence[tuple[str, str]]], Iterator[Outcome]]:
+) -> Callable[[Sequence[tuple[str, str]]], Iterator[BagOutcome]]:
     """Return a function that runs jobs on a cluster and yields their outcomes as they come.
 
     address: of a running cluster, for instance 'auto' or 'ray://head:10001'. This package must be
@@ -47,7 +47,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.rpartition('/')[2], int(port)), _KNOCK_S).close()
 
 
-def _run(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:
+def _run(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[BagOutcome]:
     try:
         remote = ray.remote(num_cpus=settings.threads)(run_one)
         waiting = {remote.remote(*job, settings): job for job in jobs}
@@ -58,7 +58,7 @@ def _run(ray, jobs, settings: ReplaySettings, mine: bool) -> Iterator[Outcome]:
                 yield ray.get(ready)
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().split('\n')[-1]
-                yield Outcome(*job, problem=f"The worker for '{job[0]}' failed: {reason}")
+                yield BagOutcome(*job, problem=f"The worker for '{job[0]}' failed: {reason}")
     finally:
         if mine:
             ray.shutdown()

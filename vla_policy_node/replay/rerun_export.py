@@ -13,7 +13,7 @@ from vla_policy_node.drawing.overlay import token_mask
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.evaluate import Evaluation
 from vla_policy_node.replay.metrics import AXES, sent_actions
-from vla_policy_node.replay.trace import Inference, Trace
+from vla_policy_node.replay.trace import Trace, TracedInference
 
 TIMELINE = 'bag_time'
 _JPEG_QUALITY = 85
@@ -29,7 +29,7 @@ class RerunExport:
         self._stream.save(str(path), default_blueprint=_blueprint(self._traces))
         for trace in self._traces:
             self._log_commands(trace)
-        actions = evaluation.story.actions
+        actions = evaluation.summary.actions
         self._log_motion('actions/bag', actions.target_ns, actions.delta, actions.gripper)
 
     def __enter__(self) -> RerunExport:
@@ -39,7 +39,7 @@ class RerunExport:
         self._stream.flush()
         self._stream.disconnect()
 
-    def add(self, inferences: Sequence[Inference], pair: PairedInference | None,
+    def add(self, inferences: Sequence[TracedInference], pair: PairedInference | None,
             images: Mapping[str, np.ndarray], picture: np.ndarray) -> None:
         """Log one moment; `picture` is its rendering without a viewer."""
         stream = self._stream

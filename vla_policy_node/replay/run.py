@@ -13,14 +13,14 @@ from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.policy.interface import Policy
 from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.replay.bag import Bag
-from vla_policy_node.replay.story import Story
+from vla_policy_node.replay.bag_summary import BagSummary
 from vla_policy_node.replay.timeline import PacedPolicy, Timeline
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
 
 
 def run_policy(
-    bag: Bag, topics: BagTopics, story: Story, parameters: PolicyParameters, policy: Policy,
+    bag: Bag, topics: BagTopics, summary: BagSummary, parameters: PolicyParameters, policy: Policy,
     label: str, latency_ns: int, on_inference: Callable[[int], None] = lambda stamp_ns: None,
 ) -> Trace:
     """Return the trace of the run; two calls differ in wall times only.
@@ -37,7 +37,7 @@ def run_policy(
                   policy.description)
     by_timer = parameters.pacing == 'timer'
     timeline = paced.timeline = Timeline(
-        bag, topics, story, loop.commander, parameters.period_ns, by_timer,
+        bag, topics, summary, loop.commander, parameters.period_ns, by_timer,
         lambda time_ns, command: trace.commands.append((time_ns, command)))
 
     def keep(result) -> None:

@@ -12,7 +12,7 @@ from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Policy
 from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.replay.bag import Bag
-from vla_policy_node.replay.story import Goal, Story
+from vla_policy_node.replay.bag_summary import BagSummary, RecordedGoal
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
@@ -30,10 +30,10 @@ class Timeline:
     """
 
     def __init__(
-        self, bag: Bag, topics: BagTopics, story: Story, commander: Commander, period_ns: int,
-        paced_by_timer: bool, on_command: Callable[[int, Command], None],
+        self, bag: Bag, topics: BagTopics, summary: BagSummary, commander: Commander,
+        period_ns: int, paced_by_timer: bool, on_command: Callable[[int, Command], None],
     ):
-        self._events = events(bag, topics, story)
+        self._events = events(bag, topics, summary)
         self._next = next(self._events, None)
         self._commander = commander
         self._inputs = Inputs(commander, topics.compressed)
@@ -117,16 +117,16 @@ class PacedPolicy(PolicyWrapper):
         return chunk
 
 
-Event = tuple[int, str | Goal | None, bytes]  # time ns, stream or goal or its end, message
+Event = tuple[int, str | RecordedGoal | None, bytes]  # time ns, stream or goal or its end, message
 
 
-def events(bag: Bag, topics: BagTopics, story: Story) -> Iterator[Event]:
+def events(bag: Bag, topics: BagTopics, summary: BagSummary) -> Iterator[Event]:
     """Yield everything in order of time; a goal begins and ends after the messages of its time."""
-    goals = [turn for goal in story.goals
+    goals = [turn for goal in summary.goals
              for turn in ((goal.start_ns, goal, b''), (goal.end_ns, None, b''))]
     for topic, recorded_ns, raw in bag.messages(topics.inputs):
         stream, time_ns = topics.inputs[topic], recorded_ns
-        if story.on_stamps:
+        if summary.on_stamps:
             try:
                 time_ns = stamp_of(raw)
             except MessageError:

@@ -14,7 +14,7 @@ from vla_policy_node.policy.interface import CAMERAS, PolicyDescription, TokenSe
 
 
 @dataclass(frozen=True, eq=False)
-class Inference:
+class TracedInference:
     """One chunk without its pictures: about one kilobyte.
 
     stamp_ns: of the observation. camera_stamps_ns: of each picture. age_ns: stamp to start of
@@ -57,7 +57,7 @@ class Trace:
     period_ns: int
     execution_mode: str
     description: PolicyDescription
-    inferences: list[Inference] = field(default_factory=list)
+    inferences: list[TracedInference] = field(default_factory=list)
     commands: list[tuple[int, Command]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Trace:
             self.grids[selection.camera] = Grid(
                 selection.kept.shape, selection.crop, selection.camera_transform)
         self.tokens_total, self.method = chunk.tokens_total, chunk.method
-        self.inferences.append(Inference(
+        self.inferences.append(TracedInference(
             pair.stamp_ns, tuple(pair.stamps_ns[camera] for camera in CAMERAS),
             result.observation_age_ns, pair.spread_ns, result.goal.epoch,
             result.goal.instruction, chunk.actions,
@@ -79,7 +79,7 @@ class Trace:
             chunk.tokens_kept, chunk.flops, chunk.stage_ms,
         ))
 
-    def selections(self, inference: Inference) -> dict[str, TokenSelection]:
+    def selections(self, inference: TracedInference) -> dict[str, TokenSelection]:
         """Return the kept tokens of one inference by camera; the scores were not kept."""
         result = {}
         for camera, bits in inference.kept.items():

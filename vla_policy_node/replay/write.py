@@ -20,7 +20,7 @@ def write_report(
 ) -> None:
     """Write everything meant for people into an existing folder."""
     on_progress('drawing', 0.0)
-    plots = write_plots(evaluation.traces, evaluation.story.actions, evaluation.pairs,
+    plots = write_plots(evaluation.traces, evaluation.summary.actions, evaluation.pairs,
                         evaluation.report, folder)
     stills = _write_moments(evaluation, settings, folder, on_progress)
     page = render(evaluation, plots, stills, folder)

@@ -18,7 +18,7 @@ from vla_policy_node.bench.faults.machine import promise_of
 from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
-from vla_policy_node.bench.faults.records import Answer, Goal, Sample, Sent, Span, Stop, Trial
+from vla_policy_node.bench.faults.records import Answer, Sample, Sent, Span, Stop, Trial, TrialGoal
 from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault, Views
 from vla_policy_node.bench.faults.verdicts import Verdict
@@ -180,7 +180,7 @@ class Live:
             return False
         self._end_goals(asked_s)
         self.views.begin(self.trial, asked_s)
-        self.trial.goals.append(Goal(response.epoch, asked_s))
+        self.trial.goals.append(TrialGoal(response.epoch, asked_s))
         return True
 
     def stop(self, kind: str) -> None:
@@ -345,8 +345,9 @@ class Live:
                 **{'workspace_slack_m': MISTIMED_M, **self._changes}))
 
     def _end_goals(self, at_s: float) -> None:
-        self.trial.goals = [goal if goal.until_s < at_s else Goal(goal.epoch, goal.from_s, at_s)
-                            for goal in self.trial.goals]
+        self.trial.goals = [
+            goal if goal.until_s < at_s else TrialGoal(goal.epoch, goal.from_s, at_s)
+            for goal in self.trial.goals]
 
     def _on_sent(self, sent: Sent) -> None:
         self.feeder.obey(sent)

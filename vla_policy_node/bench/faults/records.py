@@ -58,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Goal:
+class TrialGoal:
     """When something may move: from the request of a goal until its end was acknowledged."""
 
     epoch: int
@@ -155,7 +155,7 @@ class Trial:
 
     sent: list[Sent] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    goals: list[Goal] = field(default_factory=list)
+    goals: list[TrialGoal] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     active: list[Span] = field(default_factory=list)

@@ -27,7 +27,7 @@ from vla_policy_node.bench.faults.processes import (
     scenario,
 )
 from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_sent
-from vla_policy_node.bench.faults.records import Answer, Goal, Span, Trial
+from vla_policy_node.bench.faults.records import Answer, Span, Trial, TrialGoal
 from vla_policy_node.bench.faults.trial import INSTRUCTION
 from vla_policy_node.nodes import qos
 from vla_policy_node.system.processes import SUPERVISOR
@@ -115,7 +115,7 @@ def _guarded(number: signal.Signals) -> Scenario:
                     live.child.signal(signal.SIGCONT)
                     live.trial.active.append(Span(live.now_s + RECEIVE_SLACK_S))
             periods_s = GUARD_PERIODS / live.parameters.control_rate_hz
-            guarded.goals = [Goal(goal.epoch, goal.from_s, silent_s + periods_s)
+            guarded.goals = [TrialGoal(goal.epoch, goal.from_s, silent_s + periods_s)
                              for goal in live.trial.goals]
             guarded.sent = [sent for sent in guarded.sent
                             if sent.at_s <= guarded.active[0].until_s]
@@ -324,7 +324,7 @@ rclpy.spin(node)
         if not moving:
             live.trial.stuck.append('nothing moved for the goal of the client')
             return
-        live.trial.goals.append(Goal(moving.epoch, asked_s))
+        live.trial.goals.append(TrialGoal(moving.epoch, asked_s))
         client.send_signal(pick(rng, (signal.SIGKILL, signal.SIGTERM)))
         client.wait()
         left_s = live.now_s

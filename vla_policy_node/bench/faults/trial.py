@@ -14,12 +14,12 @@ from vla_policy_node.bench.faults.messages import Message
 from vla_policy_node.bench.faults.records import (
     CAMERA_STREAMS,
     STREAMS,
-    Goal,
     Promise,
     Sample,
     Span,
     Stop,
     Trial,
+    TrialGoal,
     Verdict,
 )
 from vla_policy_node.bench.faults.world import SECOND, Clock, Policy, Robot, Setup
@@ -112,7 +112,7 @@ class Simulation:
         self._end_goals()
         self.views.begin(self.trial, self.now_s)
         until_s = self.now_s + duration_s + self.period_s if self._clock_is_honest() else inf
-        self.trial.goals.append(Goal(epoch, self.now_s, until_s))
+        self.trial.goals.append(TrialGoal(epoch, self.now_s, until_s))
         return True
 
     def stop(self, kind: str) -> None:
@@ -228,7 +228,7 @@ class Simulation:
 
     def _end_goals(self) -> None:
         self.trial.goals = [
-            goal if goal.until_s < self.now_s else Goal(goal.epoch, goal.from_s, self.now_s)
+            goal if goal.until_s < self.now_s else TrialGoal(goal.epoch, goal.from_s, self.now_s)
             for goal in self.trial.goals]
 
     def _promise(self) -> None:

@@ -21,7 +21,7 @@ _LARGEST_DELTA = 1e3
 
 
 @dataclass(frozen=True)
-class Goal:
+class RecordedGoal:
     """One instruction, from when to when on the clock of the replay (ns)."""
 
     instruction: str
@@ -55,7 +55,7 @@ class Actions:
 
 
 @dataclass(frozen=True, eq=False)
-class Story:
+class BagSummary:
     """The bag in a few numbers.
 
     on_stamps: the recording times belong to another clock than the stamps, so the stamps alone
@@ -64,7 +64,7 @@ class Story:
         lock-step. notes: sentences for the report.
     """
 
-    goals: tuple[Goal, ...]
+    goals: tuple[RecordedGoal, ...]
     info: Any | None  # vla_msgs/PolicyInfo
     actions: Actions
     inference_ns: int | None
@@ -72,7 +72,7 @@ class Story:
     notes: tuple[str, ...] = ()
 
 
-def read_story(bag: Bag, topics: BagTopics, instruction: str, period_ns: int) -> Story:
+def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int) -> BagSummary:
     """Read through a bag once; raises BagError if nobody says what the robot should do.
 
     instruction: what to follow from the first to the last message; '' for what the bag says.
@@ -92,7 +92,7 @@ class _Teller:
         self._topics = topics
         self._period_ns = period_ns
         self._info: Any | None = None
-        self._goals: list[Goal] = []
+        self._goals: list[RecordedGoal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
         self._delays_ns: list[int] = []  # recording time minus stamp
         self._inference_ns: list[int] = []
@@ -133,7 +133,7 @@ class _Teller:
 
     def _end_goal(self, time_ns: int) -> None:
         _, instruction, start_ns = self._running
-        self._goals.append(Goal(instruction, start_ns, time_ns))
+        self._goals.append(RecordedGoal(instruction, start_ns, time_ns))
         self._running = None
 
     def _hear_chunk(self, chunk: Any, time_ns: int) -> None:
@@ -159,7 +159,7 @@ class _Teller:
         gripper = gripper if 0.0 <= gripper <= 1.0 else np.nan
         self._actions.append((target_ns, delta, gripper))
 
-    def tell(self, bag: Bag, instruction: str) -> Story:
+    def tell(self, bag: Bag, instruction: str) -> BagSummary:
         notes = []
         delay_s = np.median(self._delays_ns) / 1e9 if self._delays_ns else 0.0
         on_stamps = abs(delay_s) > _OTHER_CLOCK_S
@@ -170,7 +170,7 @@ class _Teller:
             self._end_goal(self._last_ns)
         goals = self._goals
         if instruction:
-            goals = [Goal(instruction, self._first_ns, self._last_ns)]
+            goals = [RecordedGoal(instruction, self._first_ns, self._last_ns)]
         if self._no_actions:
             notes.append(f'{self._no_actions} messages on {self._topics.actions} hold no usable '
                          'numbers and were left out.')
@@ -185,8 +185,9 @@ class _Teller:
         inference_ns = None
         if self._inference_ns and not on_stamps:
             inference_ns = max(0, round(float(np.median(self._inference_ns))))
-        return Story(tuple(goals), self._info, self._sorted_actions(), inference_ns, on_stamps,
-                     tuple(notes))
+        return BagSummary(
+            tuple(goals), self._info, self._sorted_actions(), inference_ns, on_stamps,
+            tuple(notes))
 
     def _sorted_actions(self) -> Actions:
         if not self._actions:

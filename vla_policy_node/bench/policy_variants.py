@@ -45,7 +45,7 @@ METHODS = {'dense': (), 'lightvla': ('lightvla',)}
 
 
 @dataclass(frozen=True)
-class Contender:
+class PolicyVariant:
     """One row. timed: False where the arithmetic is only imitated, to see its error."""
 
     method: str
@@ -66,11 +66,11 @@ class Contender:
         return f'{self.method}, {self.way}'
 
 
-def list_contenders(device: str, compiled: bool) -> list[Contender]:
+def list_variants(device: str, compiled: bool) -> list[PolicyVariant]:
     """Every method in every way that this device can run it."""
     cuda = device.startswith('cuda')
     return [
-        Contender(method, *way, timed=cuda or way[1] not in _IMITATED)
+        PolicyVariant(method, *way, timed=cuda or way[1] not in _IMITATED)
         for method in METHODS
         for way in (_CUDA if cuda else _CPU)
         if compiled or way[2] != 'compiled'
@@ -78,7 +78,7 @@ def list_contenders(device: str, compiled: bool) -> list[Contender]:
 
 
 @dataclass
-class Garage:
+class PolicyCache:
     """Loads policies of one checkpoint; networks of the same dtype and form are loaded once.
 
     load_model: with the arguments of `models.checkpoint.load_model`. settings: of the methods.
@@ -93,42 +93,42 @@ class Garage:
     read_s: Callable[[], float] = time.perf_counter
     _models: dict[tuple, nn.Module] = field(default_factory=dict)
 
-    def policy(self, contender: Contender, preprocessing: str = 'exact') -> LocalPolicy:
+    def policy(self, variant: PolicyVariant, preprocessing: str = 'exact') -> LocalPolicy:
         """Load one row. ValueError with one sentence for what cannot run here."""
-        methods = METHODS[contender.method]
+        methods = METHODS[variant.method]
         policy = LocalPolicy.load(
             self.directory,
             methods=methods,
             device=self.device,
-            dtype=contender.dtype,
+            dtype=variant.dtype,
             threads=self.threads,
             method_settings={name: self.settings.get(name, {}) for name in methods},
             preprocessing=preprocessing,
-            optimisation=contender.optimisation,
-            load_model=lambda *arguments, fused: self._model(contender, *arguments, fused=fused),
+            optimisation=variant.optimisation,
+            load_model=lambda *arguments, fused: self._model(variant, *arguments, fused=fused),
         )
         policy.read_s = self.read_s
         return policy
 
-    def network(self, contender: Contender) -> OpenVlaOft:
+    def network(self, variant: PolicyVariant) -> OpenVlaOft:
         """Return the network of a row that was loaded, without what the baseline adds."""
-        return self._models[contender.dtype, _is_fused(contender)]
+        return self._models[variant.dtype, _is_fused(variant)]
 
     def _model(
-        self, contender: Contender, directory: Path, config: ModelConfig, device: str, dtype: str,
-        fused: bool,
+        self, variant: PolicyVariant, directory: Path, config: ModelConfig, device: str,
+        dtype: str, fused: bool,
     ) -> nn.Module:
-        key = dtype, _is_fused(contender)
+        key = dtype, _is_fused(variant)
         if key not in self._models:
-            kept_as = 'int8' if contender.imitates_int4 else dtype
+            kept_as = 'int8' if variant.imitates_int4 else dtype
             model = self.load_model(directory, config, device, kept_as, fused=fused)
-            if contender.imitates_int4:
+            if variant.imitates_int4:
                 imitate_int4(
                     model, self.load_model(directory, config, device, 'bfloat16', fused=False))
             self._models[key] = model
         model = self._models[key]
-        return PublicStructure(model) if contender.public else model
+        return PublicStructure(model) if variant.public else model
 
 
-def _is_fused(contender: Contender) -> bool:
-    return contender.optimisation != 'none' and contender.dtype not in BITS
+def _is_fused(variant: PolicyVariant) -> bool:
+    return variant.optimisation != 'none' and variant.dtype not in BITS
