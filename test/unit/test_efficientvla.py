@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_model import CONFIG, hide_all_but, shared, shared_model, shared_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vla_policy_node.acceleration import Method, create
+from vla_policy_node.acceleration import Method, create, prepare
 from vla_policy_node.acceleration.efficientvla_cache import EfficientVlaCache
 from vla_policy_node.acceleration.efficientvla_layers import (
     channel_norms,
@@ -60,7 +60,7 @@ def model_and_sequence(name):
 
 def prepared(name, model_name, **settings):
     method = create(name, **settings)
-    method.prepare(Path(), CONFIGS[model_name])
+    prepare([method], Path(), CONFIGS[model_name])
     return method
 
 

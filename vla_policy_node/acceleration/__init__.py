@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vla_policy_node.acceleration.base import Method, Report, Step
+from vla_policy_node.acceleration.declarations import (
+    Capability,
+    Effect,
+    check_policy,
+    check_together,
+)
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.policy.interface import EXECUTION_MODES
 
@@ -23,8 +29,9 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-    'Method', 'Report', 'Step', 'available', 'check_execution', 'check_together', 'create',
-    'execution_modes', 'open_settings', 'prepare', 'settings']
+    'Capability', 'Effect', 'Method', 'Report', 'Step', 'available', 'check_execution',
+    'check_policy', 'check_together', 'create', 'execution_modes', 'open_settings', 'prepare',
+    'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -83,48 +90,13 @@ def create(name: str, **chosen: object) -> Method:
     return _METHODS[name](**chosen)
 
 
-def check_together(methods: Sequence[Method]) -> None:
-    """Raise ValueError with one sentence for methods that cannot run together.
-
-    A cross-frame cache of keys and values would have holes where tokens were dropped or layers
-    left out, and a method that relies on one layer must not find it skipped. Which stages a
-    method overrides tells what it does.
-    """
-    for first in methods:
-        for second in methods:
-            if first is second:
-                continue
-            if _overrides(first, 'keys_values') and _overrides(second, 'should_exit'):
-                raise ValueError(
-                    f'{first.name} reuses keys and values of the last step, which are missing '
-                    f'where {second.name} left out layers; choose one of the two.'
-                )
-            if _overrides(first, 'keys_values') and _overrides(
-                second, 'select_tokens', 'before_layer', 'keys_values'
-            ):
-                raise ValueError(
-                    f'{first.name} reuses keys and values of the last step, among which those of '
-                    f'the tokens that {second.name} drops are missing; choose one of the two.'
-                )
-            if _overrides(first, 'select_layers') and _overrides(
-                second, 'before_layer', 'keys_values', 'watch_attention', 'watch_output'
-            ):
-                raise ValueError(
-                    f'{first.name} skips layers that {second.name} looks at; choose one of the '
-                    'two.'
-                )
-
-
 def prepare(methods: Sequence[Method], checkpoint: Path, config: ModelConfig) -> None:
     """Prepare methods that will run together, each for what the others make of the model.
 
     config: of the checkpoint. ValueError with one sentence for a method that cannot run on it.
     """
+    check_policy(methods, config)
     for method in methods:
         config = method.changed_config(config)
     for method in methods:
         method.prepare(checkpoint, config)
-
-
-def _overrides(method: Method, *stages: str) -> bool:
-    return any(getattr(type(method), name) is not getattr(Method, name) for name in stages)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import Selection, top_of_cameras
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import DecoderLayer
@@ -46,6 +46,8 @@ class Adp(Selection):
     """
 
     name = 'adp'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES})
 
     def __init__(
         self,

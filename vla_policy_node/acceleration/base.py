@@ -26,11 +26,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from vla_policy_node.acceleration.declarations import Effect
 from vla_policy_node.acceleration.hooks import Step, StepHooks, WeightHooks
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.hooks import PassHooks
 
-__all__ = ['Method', 'Report', 'Step']
+__all__ = ['Capability', 'Effect', 'Method', 'Report', 'Step']
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
     needs_sync: whether it takes it that a chunk is executed to its end before the next inference,
         as in execution mode 'sync'; it is then refused in the others.
-    changes_weights: whether `change_model` leaves another network than that of the checkpoint.
+    needs: what the policy must offer. does: what the method may do to it, as it is set.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
     """
@@ -68,7 +70,8 @@ class Method(WeightHooks, StepHooks, PassHooks):
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
     needs_sync: ClassVar[bool] = False
-    changes_weights: bool = False
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    does: frozenset[Effect] = frozenset()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:

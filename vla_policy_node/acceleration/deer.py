@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import head_flops
@@ -42,6 +42,8 @@ class Deer(Method):
     """
 
     name = 'deer'
+    needs = frozenset({Capability.LAYERS, Capability.EARLY_ANSWERS})
+    does = frozenset({Effect.EXITS_EARLY, Effect.COST_VARIES})
 
     def __init__(self, *, every: int = 2, threshold: float = 0.0):
         if every < 1:
@@ -53,11 +55,7 @@ class Deer(Method):
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Read the thresholds, if they are not given; refuse a head that answers slowly."""
-        if config.head == 'cogact':
-            raise ValueError(
-                'deer asks the action head at every exit, which for the diffusion transformer of '
-                'CogACT costs more than the layers it saves; choose an OpenVLA-OFT policy.')
+        """Read the thresholds, if they are not given."""
         self._config = config
         if self.threshold:
             exits = exits_of(config.language_model.layers, self.every)

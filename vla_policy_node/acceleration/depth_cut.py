@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from vla_policy_node.acceleration.base import Method
+from vla_policy_node.acceleration.base import Capability, Effect, Method
 from vla_policy_node.models.config import ModelConfig
 
 
@@ -26,7 +26,8 @@ class DepthCut(Method):
     """
 
     name = 'depth_cut'
-    changes_weights = True
+    needs = frozenset({Capability.LAYERS})
+    does = frozenset({Effect.CHANGES_WEIGHTS})
 
     def __init__(self, *, keep: float = 0.5, spread: bool = False):
         if not 0 < keep <= 1:

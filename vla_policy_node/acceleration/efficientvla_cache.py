@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.models.config import ModelConfig
 
@@ -27,6 +27,8 @@ class EfficientVlaCache(Method):
     """
 
     name = 'efficientvla_cache'
+    needs = frozenset({Capability.DENOISING})
+    does = frozenset({Effect.REUSES_DENOISING})
     open_settings: ClassVar = {'interval': (2, 10)}
 
     def __init__(self, *, interval: int = 5):
@@ -39,11 +41,7 @@ class EfficientVlaCache(Method):
         self._reused: int | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Refuse a policy whose actions are not denoised by a head of their own."""
-        if config.head != 'cogact':
-            raise ValueError(
-                'efficientvla_cache needs a policy with the action head of CogACT; this one is '
-                f'{config.architecture}.')
+        """Remember how many visual tokens there are."""
         self._visual_tokens = config.visual_tokens
 
     def begin_pass(self) -> None:

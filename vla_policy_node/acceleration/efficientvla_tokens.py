@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
@@ -40,6 +41,8 @@ class EfficientVlaTokens(Selection):
     """
 
     name = 'efficientvla_tokens'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION})
     open_settings: ClassVar = {
         'attention_from': ('tokens',), 'layer': (1, 3), 'alpha': (0.0, 1.0), 'key': (16,),
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.acceleration.selection import Selection, top
 from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
@@ -72,6 +73,8 @@ class FastDriveVla(Selection):
     """
 
     name = 'fastdrivevla'
+    needs = frozenset({Capability.VISUAL_TOKENS})
+    does = frozenset({Effect.DROPS_TOKENS})
 
     def __init__(self, *, prune: float = 0.5):
         super().__init__()

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import (
     Budget,
     Selection,
@@ -44,6 +45,8 @@ class FastV(Selection):
     """
 
     name = 'fastv'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION})
     open_settings: ClassVar = {'layer': (1, 3), 'rows': ('prefill', 'behind')}
 
     def __init__(

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
@@ -42,6 +42,10 @@ class FlashVla(Selection):
     """
 
     name = 'flashvla'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({
+        Effect.DROPS_TOKENS_LATER, Effect.READS_OUTPUTS, Effect.ANSWERS_STEPS,
+        Effect.COST_VARIES})
     needs_sync = True
     open_settings: ClassVar = {
         'keep': (0.25, 0.75), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
@@ -32,6 +32,8 @@ class LightVla(Method):
     """
 
     name = 'lightvla'
+    needs = frozenset({Capability.VISUAL_TOKENS})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES})
     action_rows = 'last56'
 
     def __init__(
@@ -54,6 +56,8 @@ class LightVla(Method):
         self.extra_random = extra_random
         self.drop_fraction = drop_fraction
         self.count = count
+        if count:
+            self.does = self.does - {Effect.COST_VARIES}
         self._generator = torch.Generator().manual_seed(seed)
         self._report: tuple[Tensor, Tensor, int] | None = None
 

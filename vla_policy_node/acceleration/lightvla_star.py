@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.lightvla import find_winners, norm
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.tensor_files import open_safetensors
@@ -89,6 +89,8 @@ class LightVlaStar(Method):
     """Keeps the union of the tokens that the checkpoint's learnt queries choose."""
 
     name = 'lightvla_star'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER, Effect.COST_VARIES})
 
     def __init__(self):
         self.queries: LearnedQueries | None = None

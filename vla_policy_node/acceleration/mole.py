@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Method, Report
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import chain_flops
@@ -114,6 +114,8 @@ class Mole(Method):
     """
 
     name = 'mole'
+    needs = frozenset({Capability.LAYERS})
+    does = frozenset({Effect.SKIPS_LAYERS})
 
     def __init__(self, *, run: int = 0):
         if run < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -18,6 +19,8 @@ class RandomTokens(Selection):
     """
 
     name = 'random_tokens'
+    needs = frozenset({Capability.VISUAL_TOKENS})
+    does = frozenset({Effect.DROPS_TOKENS})
 
     def __init__(self, *, keep: float = 0.152, count: int = 0, seed: int = 0):
         super().__init__()

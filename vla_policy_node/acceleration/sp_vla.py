@@ -27,7 +27,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
@@ -54,6 +54,10 @@ class SpVla(Selection):
     """
 
     name = 'sp_vla'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({
+        Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.ANSWERS_STEPS,
+        Effect.COST_VARIES})
     needs_sync = True
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     at_depth,
@@ -77,6 +77,8 @@ class SpecPrune(Selection):
     """
 
     name = 'specprune'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.COST_VARIES})
     open_settings: ClassVar = {
         'similarity': (0.95, 0.996), 'local_share': (0.5,), 'global_count': (100,),
         'layer_share': (0.8,),

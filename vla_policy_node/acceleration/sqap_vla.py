@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Step
+from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import (
     Budget,
     Selection,
@@ -44,6 +44,7 @@ from vla_policy_node.nn.sequence import TokenSequence
 
 LARGEST_BLOCK = 128  # of the rotation; larger ones spread more and cost more
 LEVELS = 7
+RING = 9  # patches of one that moved and its neighbours
 
 
 class SqapVla(Selection):
@@ -58,6 +59,8 @@ class SqapVla(Selection):
     """
 
     name = 'sqap_vla'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.CHANGES_WEIGHTS})
     open_settings: ClassVar = {
         'keep': (0.5,), 'attended': (0.125, 0.875), 'robot': (0, 16), 'layer': (2, 3),
         'four_bits': (False,),
@@ -83,7 +86,9 @@ class SqapVla(Selection):
         self.attended = attended
         self.robot = robot
         self.layer = layer
-        self.four_bits = self.changes_weights = four_bits
+        self.four_bits = four_bits
+        if not four_bits:
+            self.does = self.does - {Effect.CHANGES_WEIGHTS}
         self._config: ModelConfig | None = None
         self._quantised: list[FourBitLinear] = []
         self._pixels: Tensor | None = None
@@ -94,6 +99,9 @@ class SqapVla(Selection):
         """Refuse a layer that the model does not have."""
         self._check_layer(self.layer, config)
         self._config = config
+        budget = self.budget.of(config.visual_tokens)
+        if round(self.attended * budget) + RING * self.robot > budget:  # the robot may exceed it
+            self.does = self.does | {Effect.COST_VARIES}
 
     def change_model(self, model: nn.Module) -> None:
         """Quantise the linear layers of the decoder."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method, Report, Step
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, by_token, patches, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
@@ -42,6 +42,8 @@ class TtfVla(Method):
     """
 
     name = 'ttf_vla'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
+    does = frozenset({Effect.REUSES_FEATURES, Effect.READS_ATTENTION})
 
     def __init__(self, *, threshold: float = 0.0225, count: int = 120, keyframe: int = 5):
         if keyframe < 1 or count < 0:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.acceleration.base import Method, Report, Step
+from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, patches, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.language_model import Attention
@@ -49,6 +49,8 @@ class VlaCache(Method):
     """
 
     name = 'vla_cache'
+    needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV})
+    does = frozenset({Effect.REUSES_KEYS_VALUES, Effect.READS_ATTENTION, Effect.COST_VARIES})
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vla_policy_node import acceleration
-from vla_policy_node.acceleration import Step
+from vla_policy_node.acceleration import Effect, Step
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.bench.policy_run import PUBLIC_COUNT
@@ -38,7 +38,6 @@ FRAMES = 3  # the last of which is counted, so that caches are warm
 # LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
 LIGHTVLA_SHARE = PUBLIC_COUNT / 512
 MOLE_LAYERS = 18
-DEPENDS_ON_INPUT = frozenset({'sp_vla', 'flashvla', 'adp', 'vla_cache', 'specprune', 'deer'})
 
 NOTES = f'''\
 FLOPs of the rows that each layer works on and of the action head, without what choosing costs.
@@ -150,5 +149,5 @@ def _row(published: Published, model: OpenVlaOft, contender: Contender, learnt: 
         'flops': float(sum(flops.values())),
         'flops_by_stage': {stage: float(count) for stage, count in flops.items()},
         'latency_ms': None,
-        'depends_on_input': bool(DEPENDS_ON_INPUT & set(contender.methods)),
+        'depends_on_input': any(Effect.COST_VARIES in method.does for method in methods),
     }

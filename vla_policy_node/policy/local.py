@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node import acceleration
-from vla_policy_node.acceleration import Method, Step
+from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
@@ -320,7 +320,7 @@ class LocalPolicy:
         method has changed the weights.
         """
         for method in self._methods:
-            if method.changes_weights:
+            if Effect.CHANGES_WEIGHTS in method.does:
                 raise ValueError(
                     f'{method.name} changes the weights, so there is no plain network beside it; '
                     'set shadow_every to 0.')

@@ -1,0 +1,235 @@
+"""What a method does in a run is what it declares, for every method."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from checkpoint_variants import COGACT, random_model
+from checkpoint_variants import CONFIG as VARIANT
+from tiny_model import CONFIG, load_model, shared_inputs, step_of
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Capability, Effect, create, deer
+from vla_policy_node.acceleration.declarations import capabilities_of, check_policy
+from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
+from vla_policy_node.acceleration.lightvla_star import LearnedQueries
+from vla_policy_node.acceleration.mole import LayerRouter
+from vla_policy_node.models.config_file import read_config
+from vla_policy_node.models.language_model import Attention
+from vla_policy_node.models.row_recorder import RowRecorder
+
+SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
+# Settings under which a method shows all that it can do, in one run after the other.
+RUNS = {
+    'adp': [{'keep': 0.5, 'windows': 3}],
+    'deer': [{'threshold': 0.4}],
+    'flashvla': [{'count': 10, 'max_angle': 4.0, 'min_overlap': -1.0}],
+    'lightvla': [{}, {'count': 5}],
+    'lightvla_star': [{}, {}],
+    'sp_vla': [{'slow': -1.0, 'fast': 0.5, 'min_keep': 0.3}, SIMPLE_MOTION],
+    'specprune': [{'static': 14, 'static_fine': 14, 'similarity': -1.0, 'local_share': 0.1}],
+    'sqap_vla': [{'robot': 1}, {'four_bits': False}],
+    'ttf_vla': [{'threshold': 10.0, 'count': 0}],
+    'vla_cache': [{'static': 10, 'relevant': 2, 'similarity': -1.0}],
+}
+
+
+@dataclass
+class Witness:
+    """Sees what a method does, by standing around its hooks."""
+
+    method: acceleration.Method
+    seen: set[Effect] = field(default_factory=set)
+
+    def __post_init__(self):
+        for name in ('visual_features', 'select_tokens', 'select_layers', 'before_layer',
+                     'should_exit', 'keys_values', 'watch_attention', 'watch_output', 'denoise'):
+            setattr(self.method, name, self._around(name, getattr(self.method, name)))
+
+    def _around(self, name, hook):
+        def watched(*arguments):
+            spied = list(arguments)
+            if name == 'watch_attention':
+                spied[-1] = SpiedAttention(arguments[-1], self.seen)
+            if name == 'watch_output':
+                spied[-1] = Spied(arguments[-1].clone(), self.seen)
+            if name == 'denoise':
+                object.__setattr__(arguments[-1], 'run', self._runs_head(arguments[-1].run))
+                self._ran_head = False
+            result = hook(*spied)
+            if getattr(self, f'_sees_{name}', lambda *_: False)(result, *arguments):
+                self.seen.add(EFFECT_OF[name])
+            return result
+
+        return watched
+
+    def _runs_head(self, run):
+        def ran():
+            self._ran_head = True
+            return run()
+
+        return ran
+
+    def _sees_visual_features(self, result, features):
+        return not torch.equal(result, features)
+
+    def _sees_select_tokens(self, result, sequence):
+        return result.visual_rows < sequence.visual_rows
+
+    def _sees_before_layer(self, result, index, sequence):
+        # Rows whose keys and values stay are reused, not dropped.
+        return result.visual_rows < sequence.visual_rows and index not in getattr(
+            self.method, '_drop_layers', ())
+
+    def _sees_select_layers(self, result, sequence, layers):
+        return len(result) < len(layers)
+
+    def _sees_should_exit(self, result, index, answer):
+        return result
+
+    def _sees_keys_values(self, result, index, sequence, key, value):
+        return result[0].shape[2] > sequence.states.shape[1]
+
+    def _sees_denoise(self, result, state):
+        return result is not None and not self._ran_head
+
+
+EFFECT_OF = {
+    'visual_features': Effect.REUSES_FEATURES,
+    'select_tokens': Effect.DROPS_TOKENS,
+    'before_layer': Effect.DROPS_TOKENS_LATER,
+    'select_layers': Effect.SKIPS_LAYERS,
+    'should_exit': Effect.EXITS_EARLY,
+    'keys_values': Effect.REUSES_KEYS_VALUES,
+    'denoise': Effect.REUSES_DENOISING,
+}
+
+
+class SpiedAttention(Attention):
+    """Attention that tells when somebody computes it."""
+
+    def __init__(self, attention, seen):
+        self.__dict__.update(vars(attention))
+        self._seen = seen
+
+    def __call__(self, asking):
+        self._seen.add(Effect.READS_ATTENTION)
+        return super().__call__(asking)
+
+
+class Spied(torch.Tensor):
+    """A tensor that tells when somebody computes with it."""
+
+    def __new__(cls, tensor, seen):
+        spied = tensor.as_subclass(cls)
+        spied._seen = seen
+        return spied
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        for argument in arguments:
+            if isinstance(argument, cls) and function.__name__ != '__get__':
+                vars(argument).get('_seen', set()).add(Effect.READS_OUTPUTS)
+        return super().__torch_function__(function, types, arguments, named or {})
+
+
+@pytest.fixture(scope='module')
+def learnt(tmp_path_factory):
+    """What learnt methods read, with random weights."""
+    folder = tmp_path_factory.mktemp('learnt')
+    decoder = CONFIG.language_model
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        LayerRouter(decoder.width, decoder.layers).save(folder, 2)
+        ForegroundScorer(decoder).save(folder)
+        LearnedQueries(decoder.width, 4, layer=0).save(folder)
+        for layer in (0, 2):
+            (folder / str(layer)).mkdir()
+            LearnedQueries(decoder.width, 4, layer).save(folder / str(layer))
+    deer.save_thresholds(folder, [2, 3], [0.1, 0.1])
+    return folder
+
+
+def world_of(name):
+    """Config, network and inputs of a policy on which the method runs."""
+    if name == 'efficientvla_cache':
+        config = read_config({**VARIANT, **COGACT, 'head': 'cogact'})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            generator = torch.Generator().manual_seed(0)
+            side = config.image_px
+            pictures = [torch.rand(1, config.cameras, 6, side, side, generator=generator)
+                        for _ in range(4)]
+            prompt = torch.tensor([[1, 40, 41, 42, 2]])
+            return config, random_model(config), [
+                (picture, torch.zeros(1, 8), prompt) for picture in pictures]
+    proprio, prompt = shared_inputs(0)[1:]
+    pictures = [shared_inputs(index)[0] for index in range(4)]
+    return CONFIG, load_model(), [(picture, proprio, prompt) for picture in pictures]
+
+
+@torch.inference_mode()
+def observed(name, settings, checkpoint):
+    """Effects of a run of eight steps, and what the method declared."""
+    config, model, inputs = world_of(name)
+    method, seen = create(name, **settings), set()
+    acceleration.prepare([method], checkpoint, config)
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    method.change_model(model)
+    after = model.state_dict()
+    if before.keys() != after.keys() or any(
+            not torch.equal(before[key], after[key]) for key in before):
+        seen.add(Effect.CHANGES_WEIGHTS)
+    witness, rows, costs = Witness(method, seen), RowRecorder(), []
+    for number in range(8):
+        picture = inputs[number % len(inputs)]
+        position = (0.01 * number**2 * (-1) ** (number // 3), 0.0, 0.0)
+        step = step_of(picture, position) if name != 'efficientvla_cache' else None
+        answer = None if step is None else method.begin_step(step)
+        if answer is None:
+            actions = model(*picture, methods=[method, rows])[0].double().numpy()
+            costs.append(tuple(rows.layer_rows))
+        else:
+            seen.add(Effect.ANSWERS_STEPS)
+            costs.append(())
+            actions = answer
+        method.end_step(actions, answer is not None)
+    if len(set(costs[1:])) > 1:  # nobody remembers anything in the first step
+        seen.add(Effect.COST_VARIES)
+    return witness.seen, method.does
+
+
+@pytest.mark.parametrize('name', acceleration.available())
+def test_it_does_what_it_declares_and_nothing_else(name, learnt):
+    runs = RUNS.get(name, [{}])
+    everything, promised = set(), set()
+    for number, settings in enumerate(runs):
+        checkpoint = learnt
+        if name == 'lightvla_star':
+            checkpoint = learnt / str((0, 2)[number])
+        seen, declared = observed(name, settings, checkpoint)
+        assert seen <= declared, settings
+        everything |= seen
+        promised |= declared
+    assert everything == promised >= create(name).does
+
+
+@pytest.mark.parametrize('name', acceleration.available())
+def test_a_policy_that_offers_less_than_it_needs_is_refused_with_a_sentence(name, monkeypatch):
+    method = create(name)
+    assert method.needs <= frozenset(Capability)
+    for need in method.needs:
+        monkeypatch.setattr(
+            'vla_policy_node.acceleration.declarations.capabilities_of',
+            lambda config, need=need: frozenset(Capability) - {need})
+        with pytest.raises(ValueError, match=f'^{name} .*[.]$'):
+            check_policy([method], CONFIG)
+
+
+def test_what_a_method_needs_its_policies_offer():
+    cogact = read_config({**VARIANT, **COGACT, 'head': 'cogact'})
+    offered = capabilities_of(CONFIG) | capabilities_of(cogact)
+    assert offered == frozenset(Capability)
+    assert not capabilities_of(CONFIG) >= {Capability.DENOISING}
+    for name in acceleration.available():
+        assert create(name).needs, name

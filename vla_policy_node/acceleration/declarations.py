@@ -1,0 +1,96 @@
+"""What methods do to a policy, and which of them fit together, and to which policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from vla_policy_node.nn.capabilities import Capability
+
+if TYPE_CHECKING:
+    from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.models.config import ModelConfig
+
+
+class Effect(Enum):
+    """Something that a method may do, as it is set; `test_methods_declare.py` holds it to that.
+
+    COST_VARIES: how much is left to compute depends on what the policy sees or does.
+    """
+
+    CHANGES_WEIGHTS = auto()
+    ANSWERS_STEPS = auto()
+    REUSES_FEATURES = auto()
+    DROPS_TOKENS = auto()
+    DROPS_TOKENS_LATER = auto()  # before another layer than the first
+    READS_ATTENTION = auto()
+    READS_OUTPUTS = auto()  # what attention adds to the rows
+    REUSES_KEYS_VALUES = auto()
+    SKIPS_LAYERS = auto()
+    EXITS_EARLY = auto()
+    REUSES_DENOISING = auto()
+    COST_VARIES = auto()
+
+
+DROPS = {Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER}
+# What happens in a layer of its own, which must then run.
+IN_LAYERS = {
+    Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.READS_OUTPUTS,
+    Effect.REUSES_KEYS_VALUES}
+REFUSALS = {
+    Capability.DENOISING:
+        '{name} needs a policy with the action head of CogACT; this one is {architecture}.',
+    Capability.EARLY_ANSWERS:
+        '{name} asks the action head at every exit, which for the diffusion transformer of CogACT '
+        'costs more than the layers it saves; choose an OpenVLA-OFT policy.',
+}
+REFUSAL = '{name} needs a policy whose {need}; this one is {architecture}.'
+
+
+def check_together(methods: Sequence[Method]) -> None:
+    """Raise ValueError with one sentence for methods that cannot run together.
+
+    A cross-frame cache of keys and values would have holes where tokens were dropped or layers
+    left out, and a method that relies on one layer must not find it skipped.
+    """
+    for first in methods:
+        for second in methods:
+            if first is second:
+                continue
+            if Effect.REUSES_KEYS_VALUES in first.does:
+                if Effect.EXITS_EARLY in second.does:
+                    raise ValueError(
+                        f'{first.name} reuses keys and values of the last step, which are missing '
+                        f'where {second.name} left out layers; choose one of the two.'
+                    )
+                if second.does & {*DROPS, Effect.REUSES_KEYS_VALUES}:
+                    raise ValueError(
+                        f'{first.name} reuses keys and values of the last step, among which those '
+                        f'of the tokens that {second.name} drops are missing; choose one of the '
+                        'two.'
+                    )
+            if Effect.SKIPS_LAYERS in first.does and second.does & IN_LAYERS:
+                raise ValueError(
+                    f'{first.name} skips layers that {second.name} looks at; choose one of the '
+                    'two.'
+                )
+
+
+def check_policy(methods: Sequence[Method], config: ModelConfig) -> None:
+    """Raise ValueError with one sentence for a method that needs what a policy does not offer."""
+    offered = capabilities_of(config)
+    for method in methods:
+        for need in Capability:
+            if need in method.needs - offered:
+                raise ValueError(REFUSALS.get(need, REFUSAL).format(
+                    name=method.name, need=need.value, architecture=config.architecture))
+
+
+def capabilities_of(config: ModelConfig) -> frozenset[Capability]:
+    """Return what a policy of these sizes offers to methods."""
+    if config.head in ('diffusion', 'autoregressive'):
+        return frozenset()
+    head = Capability.DENOISING if config.head == 'cogact' else Capability.EARLY_ANSWERS
+    return frozenset({
+        Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV, head})

@@ -1,0 +1,15 @@
+"""What a policy's network lets others do: what a family offers, and what a method may need."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Capability(Enum):
+    """Continues the sentence 'This needs a policy whose ...'."""
+
+    VISUAL_TOKENS = 'visual tokens are rows that may be dropped'
+    LAYERS = 'layers may be looked into and left out'
+    PREFIX_KV = 'keys and values of visual tokens may outlive a step'
+    EARLY_ANSWERS = 'action head may be asked behind any layer'
+    DENOISING = 'action head denoises step by step'
