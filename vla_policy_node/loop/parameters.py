@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -223,9 +223,7 @@ class PolicyParameters:
         instead: arguments of `LocalPolicy.load` that are not to be those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
-        from vla_policy_node import acceleration  # needs torch, which parameters alone do not
-
-        arguments: dict[str, Any] = {
+        policy = load_policy(**{
             'checkpoint': self.checkpoint,
             'methods': self.method_names,
             'device': self.device,
@@ -238,10 +236,9 @@ class PolicyParameters:
             'chunk_length': self.chunk_length,
             'preprocessing': self.preprocessing,
             'optimisation': self.optimisation,
+            'execution_mode': self.execution_mode,
             **instead,
-        }
-        acceleration.check_execution(arguments['methods'], self.execution_mode)
-        policy = load_policy(**arguments)
+        })
         check_chunk_length(policy.description.chunk_length)
         return policy
 

@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     from vla_policy_node.policy.local import LocalPolicy
 
 
-def load_policy(checkpoint: Path | str, **options: Any) -> LocalPolicy:
-    """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details."""
+def load_policy(
+    checkpoint: Path | str, execution_mode: str = '', **options: Any
+) -> LocalPolicy:
+    """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details.
+
+    execution_mode: methods that it does not suit are refused before anything is read; '' for any.
+    """
+    from vla_policy_node import acceleration
     from vla_policy_node.policy.local import LocalPolicy
 
+    if execution_mode:
+        acceleration.check_execution(options.get('methods', ()), execution_mode)
     return LocalPolicy.load(checkpoint, **options)
