@@ -18,7 +18,7 @@ from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
-# Changes of normalised actions below this are taken for none.
+# Changes of normalised actions below this count as none.
 NO_CHANGE = 1e-5
 
 
@@ -80,9 +80,9 @@ def check_behaviour(directory: Path, config: ModelConfig, model: OpenVlaOft) -> 
 
 @torch.inference_mode()
 def check_attention(trial: Trial) -> Finding:
-    """Every row sees every other: a change of the last one reaches the first.
+    """Attention is bidirectional: a change of the last row reaches the first.
 
-    In a causal model it does not, and one of the first row reaches the last.
+    In a causal model it does not, but a change of the first row reaches the last.
     """
     name = 'attention'
     if trial.config.head == 'autoregressive':
@@ -117,7 +117,7 @@ def check_action_rows(trial: Trial, directory: Path) -> Finding:
     sequence = trial.sequence()
     total, slots = sequence.states.shape[1], config.action_slots
     states = trial.model.language_model(sequence)
-    # The same numbers by another way, as exactly as the arithmetic is.
+    # The same numbers computed another way, up to the precision of the arithmetic.
     near = (1e-4 if states.dtype is torch.float32 else 5e-2) * float(states.abs().max())
     if config.head == 'cogact':
         read = trial.model.decode(sequence)

@@ -90,7 +90,7 @@ def check_files(directory: Path, config: ModelConfig) -> Finding:
 
 
 def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str) -> Finding:
-    """The data set that was asked for is there, and its numbers can be used."""
+    """The requested data set exists, and its numbers are usable."""
     document = read_statistics_document(directory)
     known = listed(document)
     if suite and not key:
@@ -150,7 +150,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
 def check_dtypes(
     directory: Path, config: ModelConfig, model: torch.nn.Module, dtype: str
 ) -> Finding:
-    """All weights arrived in the dtype that was asked for, and all are numbers."""
+    """All weights have the requested dtype, and all are finite."""
     stored = {'model': _kinds(tensor.dtype for tensor in read_headers(directory).values())}
     for part in PARTS:
         for path in part_files(directory, part):

@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far one stage of one recorded case is from the reference.
+    """Deviation of one stage of one recorded case from the reference.
 
     error, tolerance: in the same unit. error is inf if the two cannot be compared, text says why.
     case: name of the recording.
@@ -91,7 +91,7 @@ def compare(stage: str, rule: Rule, value: object, reference: object, case: str)
 
 
 def worst_by_stage(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Of each stage the comparison that is furthest off, in the order in which stages come."""
+    """Return the worst comparison of each stage, in the order of the stages."""
     worst: dict[str, Comparison] = {}
     for comparison in comparisons:
         known = worst.get(comparison.stage)

@@ -1,8 +1,8 @@
 """Compares a checkpoint with recordings of the reference implementation, stage by stage.
 
-A pack is a directory of `.npz` files, in one of three forms that are told apart by what the
-files hold. Everything in them is either an input or compared; sizes, seeds and instructions are
-the pack's. The model runs in float32, whatever it will run in later.
+A pack is a directory of `.npz` files in one of three forms, which are told apart by their
+contents. Everything in them is either an input or compared; sizes, seeds and instructions come
+from the pack. The model runs in float32, whatever it will run in later.
 
 | form | recording | see |
 |---|---|---|

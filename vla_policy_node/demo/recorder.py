@@ -32,7 +32,7 @@ FRAME_HISTORY = 60
 
 @dataclass
 class Frame:
-    """One inference: both pictures, what was kept of them, and the robot at that time."""
+    """One inference: the pictures, their kept tokens, and the robot at that time."""
 
     stamp_ns: int
     images: dict[str, np.ndarray]
@@ -63,7 +63,7 @@ class Episode:
 
 
 class DemoRecorder(Node):
-    """Subscribes everything a spectator could and sorts it into episodes.
+    """Subscribes everything a spectator can see and sorts it into episodes.
 
     Callbacks run on the one thread that spins this node; `begin` and `end` on the main thread.
     """
@@ -106,7 +106,7 @@ class DemoRecorder(Node):
                    lambda msg, c=camera: self._on_overlay(c, msg), qos.overlay_output())
         listen(PoseStamped, 'ee_pose', self._on_pose, qos.state_input())
         listen(JointState, 'gripper_state', self._on_gripper, qos.state_input())
-        # Each counts, not only the newest: a recorder on a busy machine is late.
+        # Every message counts, not only the newest: a recorder on a busy machine is late.
         listen(EndEffectorCommand, 'command', self._on_command, qos.event_output())
         listen(ActionChunk, 'action_chunk', self._on_chunk, qos.event_output())
         listen(TokenSelection, 'token_selection', self._on_selection, qos.event_output())

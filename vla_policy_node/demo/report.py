@@ -63,7 +63,7 @@ def summarise(
 
 
 def problems(summary: dict) -> list[str]:
-    """Return why the system did not really run; empty if it did."""
+    """Return why the run does not count, '' if it does."""
     found = []
     if not summary['inferences']:
         found.append('No inference finished.')

@@ -203,7 +203,7 @@ def _record(
     with console.status('building the world and the policy (once per machine) ...'):
         overrides = {'visualizer': {'max_rate_hz': float(report.OVERLAY_RATE_HZ)}}
         if lock_step:
-            # Time stands still while the policy thinks, so each chunk is played to its end.
+            # Time stands still during an inference, so each chunk is played to its end.
             overrides['policy'] = {'execution_mode': 'sync'}
         _make_way(bag)
         nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,

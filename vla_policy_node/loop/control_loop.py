@@ -1,7 +1,7 @@
-"""A policy, and the commander that executes what it says: the wiring of the two, said once.
+"""The control loop: a policy, and the commander that executes its chunks, wired together once.
 
-The node, the evaluation and the replay drive the same loop: whatever is to be known of execution
-as an inference begins comes from here.
+The node, the evaluation and the replay drive the same loop, which also tells each inference what
+is known about execution.
 """
 
 from vla_policy_node.control.action_spec import ActionSpec
@@ -37,7 +37,7 @@ class ControlLoop:
     def infer(
         self, observation: Observation, stamp_ns: int, goal: Goal, execute: int = 0
     ) -> ActionChunk:
-        """Return the policy's chunk; the executor has it already: the robot waits for no report.
+        """Return the policy's chunk, handed to the executor first: the robot waits for no report.
 
         execute: actions of the chunk to use, 0 for all. Raises what policy and executor raise.
         """

@@ -7,9 +7,9 @@ from vla_policy_node.wire.images import sample_compressed, sample_image
 from vla_policy_node.wire.states import decode_gripper, decode_pose
 from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
-# 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: half a gigabyte at the most.
+# 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: at most half a gigabyte.
 MAX_IMAGE_BYTES = 33_554_432
-# A pose has some 100 bytes and two fingers 200; of states the pairer keeps hundreds.
+# A pose has some 100 bytes and two fingers 200; the pairer keeps hundreds of states.
 MAX_STATE_BYTES = 4096
 
 
@@ -22,10 +22,11 @@ class RefusedError(HoldError):
 
 
 class Inputs:
-    """Files what the subscriptions hear, and refuses what must not be used (executor thread).
+    """Files what the subscriptions receive, and refuses what must not be used (executor thread).
 
-    Every message is looked at, not only those that an inference will use: a camera that freezes
-    during a long inference, or a state source that jumps, is seen at once. Pictures are judged by
+    Every message is checked, not only those that an inference will use: a camera that freezes
+    during a long inference, or a state source that jumps, is noticed at once. Pictures are judged
+    by
     samples: 0.1 ms for a raw one, 1 to 2 ms for 1280x720 in JPEG, 13 ms in PNG.
     """
 
@@ -48,7 +49,7 @@ class Inputs:
             refused = RefusedError(error.hold, str(error), error.hold.code.name.lower())
         except MessageError as error:
             refused = _refused(stream, str(error), 'unreadable')
-        except Exception as error:  # the bytes are anybody's, and must not end the process
+        except Exception as error:  # the bytes may come from anybody, and must not end the process
             refused = _refused(stream, f'A message cannot be read: {error!r}.', 'unreadable')
         self._commander.parts.pairer.refuse(stream, refused.hold)
         if stream == POSE:

@@ -1,4 +1,4 @@
-"""Every parameter of the policy node, and the parts that are made from them. Knows no ROS."""
+"""All parameters of the policy node, and the parts that are built from them. Knows no ROS."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class PolicyParameters:
         'say in /diagnostics what they change; 0: never.', '', 0, 100000)
 
     def __post_init__(self) -> None:
-        """Make what tunable parameters make, so that a bad combination is refused here."""
+        """Build the tunable parts once, so that a bad combination is refused here."""
         self.make_parts(references={})
         self.action_spec()
         self.settings_by_method()
@@ -220,7 +220,7 @@ class PolicyParameters:
     def load_policy(self, threads: int, **instead: object) -> LocalPolicy:
         """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
 
-        instead: arguments of `LocalPolicy.load` that are not to be those of the parameters.
+        instead: arguments of `LocalPolicy.load` that override those of the parameters.
         Raises ValueError with one sentence if anything does not fit.
         """
         policy = load_policy(**{
@@ -273,7 +273,7 @@ class PolicyParameters:
         return settings
 
     def read_references(self) -> dict[str, np.ndarray]:
-        """Return what cameras must show, as `CameraWatch` takes it. Raises ValueError."""
+        """Return the reference views, as `CameraWatch` takes them. Raises ValueError."""
         path = self.third_person_reference
         return {CAMERAS[0]: read_reference(path)} if path else {}
 
@@ -298,9 +298,9 @@ class PolicyParameters:
         )
 
     def make_parts(self, references: Mapping[str, np.ndarray] | None = None) -> CommanderParts:
-        """Make everything the tunable parameters decide. Raises ValueError.
+        """Build everything that tunable parameters determine. Raises ValueError.
 
-        references: what `read_references` returned before, so that no file is read again.
+        references: the result of `read_references`, so that no file is read again.
         """
         if references is None:
             references = self.read_references()

@@ -20,9 +20,9 @@ from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
 from vla_policy_node.wire.cdr import MessageHeader
 
-# How long the worker may sleep before it looks whether it should stop.
+# How long the worker may sleep before it checks whether it should stop.
 WAIT_S = 0.1
-# How long a stop waits for an inference to end; one that hangs must not keep the node from it.
+# How long a stop waits for an inference to end; a hung one must not block the node.
 JOIN_S = 2.0
 
 
@@ -42,11 +42,11 @@ class PolicyWorker:
     """Takes pairs, decodes, infers, hands the chunk to the executor, then publishes the result.
 
     One observation is in flight at a time and the newest wins. The chunk goes to the executor
-    before anything is published: the robot must not wait for the paperwork.
+    before anything is published: the robot must not wait for reports.
 
     now_ns: the node's clock. publish: called with each Result (worker thread).
-    on_pair: called after each pair was dealt with; paces the robot in lock-step (worker thread).
-    on_observation: given what was inferred from, last of all; must not wait (worker thread).
+    on_pair: called after each pair was processed; paces the robot in lock-step (worker thread).
+    on_observation: called last, with the observation and its chunk; must not wait (worker thread).
     inference_timeout_s: of the steady clock; an inference that takes longer is `trouble`.
     """
 
@@ -83,7 +83,7 @@ class PolicyWorker:
         self.description = loop.policy.description
 
     def start(self) -> None:
-        """Begin to work, and to count from zero (executor thread)."""
+        """Start, and count from zero (executor thread)."""
         self._stop.clear()
         self._sequence = 0
         self._counts.clear()
@@ -110,7 +110,7 @@ class PolicyWorker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an observation is being dealt with (any thread)."""
+        """Whether an observation is being processed (any thread)."""
         return self._busy_since_s is not None
 
     def trouble(self) -> Hold | None:
@@ -123,7 +123,7 @@ class PolicyWorker:
         return None
 
     def counts(self) -> dict[str, int]:
-        """Return inferences and what came to nothing, by name (any thread)."""
+        """Return the number of inferences and of failures, by name (any thread)."""
         return dict(self._counts)
 
     def _run(self) -> None:
@@ -131,7 +131,7 @@ class PolicyWorker:
             self.work_once(WAIT_S)
 
     def work_once(self, timeout_s: float) -> bool:
-        """Wait for a pair and deal with it (worker thread; a replay, which has no other one).
+        """Wait for a pair and process it (worker thread, or the only thread of a replay).
 
         Returns whether there was one.
         """
@@ -146,7 +146,7 @@ class PolicyWorker:
             self._follow(goal, pair)
         try:
             self._on_pair(pair)
-        except Exception:  # the thread must live: nobody else could infer
+        except Exception:  # this thread must survive: nothing else infers
             self._logger.error(traceback.format_exc())
         return True
 
@@ -160,7 +160,7 @@ class PolicyWorker:
             self._report(Hold(HoldReason.ACTION_INVALID), str(error), goal)
         except KeyboardInterrupt:  # of a replay, which has no other thread
             raise
-        except BaseException:  # SystemExit too: whatever the policy calls must not end the thread
+        except BaseException:  # SystemExit too: nothing that the policy calls may end the thread
             self._report(Hold(HoldReason.INFERENCE_FAILED), traceback.format_exc(), goal)
             self._commander.end(Outcome.INFERENCE_FAILED, goal.epoch)
         finally:

@@ -1,1 +1,1 @@
-"""Thin ROS nodes: they translate messages and own threads; what to do is decided elsewhere."""
+"""Thin ROS nodes: they translate messages and own threads; decisions are made elsewhere."""

@@ -1,4 +1,4 @@
-"""Writes a bag beside what is being recorded: a queue, a thread, and a count of what was lost."""
+"""Writes a bag without blocking its callers: a queue, a thread, and a count of what was lost."""
 
 import logging
 import queue
@@ -12,7 +12,7 @@ from rosbags.rosbag2.errors import WriterError
 from vla_policy_node.wire.definitions import MessageDefinitions
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
-# Chunks of mcap are compressed as they are; sqlite3 compresses message by message.
+# mcap compresses whole chunks, sqlite3 each message.
 _MODES = {'mcap': CompressionMode.STORAGE, 'sqlite3': CompressionMode.MESSAGE}
 _BAG_VERSION = 8  # the newest that Jazzy reads
 
@@ -22,11 +22,11 @@ class RecordingError(ValueError):
 
 
 class BagWriter:
-    """A rosbag2 recording that its callers never wait for.
+    """A rosbag2 recording that never makes its callers wait.
 
-    What comes while `queue_mb` are waiting for the disk is dropped and counted. When writing
-    fails (a full disk) everything that follows is counted as lost and `problem` says why; the
-    part that was written can be repaired.
+    Messages that arrive while `queue_mb` wait for the disk are dropped and counted. After a write
+    fails (a full disk), all further messages count as lost and `problem` says why; what was
+    written can be repaired.
 
     Raises RecordingError if the folder exists or cannot be made.
     """
@@ -68,7 +68,7 @@ class BagWriter:
         self._queue.put((topic, type_name, time_ns, raw))
 
     def close(self) -> None:
-        """Write what is waiting and finish the bag (the recorder's thread)."""
+        """Write the queue and finish the bag (the recorder's thread)."""
         self._queue.put(None)
         self._thread.join()
 
@@ -77,7 +77,7 @@ class BagWriter:
             while (item := self._queue.get()) is not None:
                 self._write(*item)
             self._writer.close()
-        except Exception as error:  # whatever it is, the robot must not notice
+        except Exception as error:  # no failure here may affect the robot
             reason = getattr(error, 'strerror', None) or str(error)
             with self._lock:
                 self.problem = (

@@ -1,4 +1,4 @@
-"""The thread that commands, on a steady clock and beside everything else."""
+"""The command thread: ticks on a steady clock, independent of everything else."""
 
 import os
 import select
@@ -12,15 +12,15 @@ from rclpy.duration import Duration
 from vla_policy_node.control.pacing import Beat, Pacer, Pacing
 from vla_policy_node.nodes.failures import FailureLog
 
-# How long a tick that is going on may take when the loop is told to stop.
+# How long a running tick may take when the loop is told to stop.
 STOP_S = 2.0
 
 
 class CommandLoop:
-    """Calls `tick` whenever a command is due; nothing that others do can hold it up.
+    """Calls `tick` whenever a command is due; nothing else in the process can delay it.
 
-    clock: the node's. tick: told why a command is due and how late it is, in ns (the thread of
-    this loop); what it raises is given to `log`, and the next tick comes all the same.
+    clock: the node's. tick: called with the reason and the delay in ns (on this loop's thread);
+    what it raises is passed to `log`, and the next tick comes all the same.
     silence_s: see `control.pacing.Pacer`.
     """
 
@@ -45,7 +45,7 @@ class CommandLoop:
         self._thread.start()
 
     def sent(self) -> None:
-        """Take note of a command that somebody else sent (any thread)."""
+        """Record a command that somebody else sent (any thread)."""
         self._pacer.sent(time.monotonic_ns())
 
     def stop(self) -> None:
@@ -55,7 +55,7 @@ class CommandLoop:
             self._jumps.unregister()
         self._poke()
         self._thread.join(STOP_S)
-        if self._thread.is_alive():  # and still uses what wakes it
+        if self._thread.is_alive():  # and still uses its wake-up descriptor
             self._log('The thread that commands hangs; restart the process.')
             return
         os.close(self._wake)

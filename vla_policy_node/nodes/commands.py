@@ -1,4 +1,4 @@
-"""What is sent to the robot: one command per control period, and a hold at once at every stop."""
+"""Publishes one command per control period, and a hold at once on every stop."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes import messages
 from vla_policy_node.nodes.command_loop import CommandLoop
 
-# In place of SILENCE_PERIODS in lock-step, where the world waits for the policy and nobody else is
-# in a hurry.
+# Replaces SILENCE_PERIODS in lock-step, where the world waits for the policy.
 LOCK_STEP_SILENCE_S = 2.0
 
 
 class Commands:
-    """Has the commander decide, and publishes what it decided, stops as well as actions.
+    """Lets the commander decide and publishes the decision, stops as well as actions.
 
-    Any thread may call anything: from deciding to publishing one lock is held, as an action must
-    not overtake the hold that follows it. The lock is held for no longer than that takes.
+    Any thread may call anything: one lock is held from decision to publication, because an action
+    must not overtake the hold that follows it. It is held no longer than that.
 
     now_ns: the node's clock. twists: publisher of the same as velocities, or None.
-    hold_changed: called after a command whose hold is another than the last one's.
+    hold_changed: called after a command whose hold differs from the last one's.
     """
 
     def __init__(
@@ -67,14 +66,14 @@ class Commands:
         self.conflict: Hold | None = None  # a topic with more than one publisher; set by the node
 
     def start(self, worker: PolicyWorker) -> None:
-        """Begin to send a command per period (executor thread)."""
+        """Start sending a command per period (executor thread)."""
         self._worker = worker
         self._loop = CommandLoop(
             self._clock, self._pacing, self._period_ns, self._silence_s(), self._on_beat,
             self._logger.fatal)
 
     def stop(self) -> None:
-        """End that (executor thread)."""
+        """Stop sending (executor thread)."""
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
@@ -82,8 +81,8 @@ class Commands:
     def send(self, outside: Hold | None = None, late_ns: int = 0) -> None:
         """Send what is due now.
 
-        outside: a reason to hold that the commander cannot see. late_ns: how long the period has
-        begun; its action is the one to send, or the next one would be sent twice as early.
+        outside: a reason to hold that the commander cannot see. late_ns: how long ago the
+        period began; its action is still the one to send, or the next would come too early.
         """
         self._send_for(lambda now_ns: now_ns - late_ns + self._period_ns, outside)
 
@@ -110,7 +109,7 @@ class Commands:
     def _endure_silence(self) -> None:
         """Hold while simulated time stands still; after the time for bad inputs end the goal."""
         parts = self._commander.parts
-        # How old a picture is that came before, nobody knows when the clock goes on.
+        # Once the clock moves on, nobody can tell how old earlier pictures are.
         parts.pairer.reset()
         self._silent_since_s = self._silent_since_s or time.monotonic()
         silent_ns = (time.monotonic() - self._silent_since_s) * 1e9
@@ -128,7 +127,7 @@ class Commands:
             if pause:
                 command = self._commander.pause(Hold(HoldReason.CLOCK_STOPPED), target(now_ns))
             else:
-                # On simulated time a goal lasts as long as the simulation says.
+                # On simulated time, the simulation determines how long a goal lasts.
                 steady_ns = time.monotonic_ns() if self._pacing is Pacing.STEADY else None
                 command = self._commander.tick(
                     now_ns, target(now_ns), steady_ns, outside or self.conflict)
@@ -147,7 +146,7 @@ class Commands:
             loop.sent()
 
     def _report(self, command: Command) -> None:
-        """Tell people. Without the lock, and whatever happens: the robot has been told already."""
+        """Log the change. Without the lock, and never raising: the robot has been told already."""
         try:
             self._log(command)
             self._hold_changed()
@@ -156,7 +155,7 @@ class Commands:
 
     def _log(self, command: Command) -> None:
         hold = command.hold
-        # Between chunks a hold comes and goes many times a second; the counters tell.
+        # Between chunks a hold may come and go many times a second; the counters show that.
         if hold.code in (HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED):
             return
         if hold != self._logged:

@@ -1,8 +1,8 @@
-"""The end of a node's process: what asks for it, that the robot stands still first, that it comes.
+"""Orderly end of a node's process: the robot stands still first, and the process surely ends.
 
-Three things ask: SIGINT, SIGTERM or SIGHUP; the death of the process that started the system and
-named itself in the environment (a node started by hand has none); the node itself. Whatever hangs
-then, the process is gone before `ros2 launch` loses its patience.
+Three things end a node: SIGINT, SIGTERM or SIGHUP; the death of the process that started the
+system and named itself in the environment (not for a node started by hand); the node itself.
+Whatever hangs then, the process is gone before `ros2 launch` runs out of patience.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from typing import NoReturn
 from vla_policy_node.system.processes import SUPERVISOR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# From the wish to the end, at the latest; `ros2 launch` waits 5 s before it sends SIGTERM.
+# Longest time from request to end; `ros2 launch` waits 5 s before it sends SIGTERM.
 EXIT_S = 4.0
-# How long everything waits for the hold; what hangs then, hangs with the lock on the commands.
+# How long everything waits for the hold; longer means that the lock on the commands is stuck.
 HOLD_S = 1.0
-# A signal counts as a second one after this time: a terminal that closes sends several at once.
+# A later signal counts as a second one: a closing terminal sends several at once.
 REPEAT_S = 1.0
 
 
 class Ending:
-    """Watches for the wish to end, from a thread that nothing else can hold up.
+    """Waits for a request to end, on a thread that nothing else can delay.
 
-    Python runs signal handlers in the main thread, between two of its instructions, and the main
-    thread may hang in a callback; but the interpreter at once writes the number of the signal to
-    a descriptor, which this thread reads. Make it in the main thread, once in a process.
+    Python runs signal handlers on the main thread between two instructions, and the main thread
+    may hang in a callback. The interpreter, however, writes the signal number to a descriptor at
+    once, and this thread reads it. Create it on the main thread, once per process.
 
-    exit_s: the process is gone so long after the wish; None for a node that moves nothing and has
-        files to finish.
+    exit_s: the process is gone this long after the request; None for a node that moves nothing
+        and has files to finish.
     """
 
     def __init__(self, exit_s: float | None = EXIT_S):
@@ -54,11 +54,11 @@ class Ending:
         threading.Thread(target=self._watch, name='ending', daemon=True).start()
 
     def first(self, hold: Callable[[], None]) -> None:
-        """Say what tells the robot to stand still; called once, from a thread of its own."""
+        """Set what makes the robot stand still; called once, on a thread of its own."""
         self._hold = hold
 
     def begin(self) -> None:
-        """Begin to end, if that has not begun, and wait until the robot is told (any thread)."""
+        """Start the shutdown if it has not begun; wait until the robot is told (any thread)."""
         os.write(self._writer, b'\0')
         self._held.wait(HOLD_S)
 
@@ -107,7 +107,7 @@ class Ending:
 def _open_supervisor() -> int | None:
     """Return a descriptor that is readable when the supervisor has died.
 
-    Raises SystemExit if it is dead already: nobody is left to stop what would start now.
+    Raises SystemExit if it is dead already: nobody would be left to stop this node.
     """
     pid = os.environ.get(SUPERVISOR)
     if not pid:
@@ -125,7 +125,7 @@ def _open_supervisor() -> int | None:
 def leave(code: int = 0) -> NoReturn:
     """End the process, in which nothing is left to do.
 
-    To take an interpreter apart that has loaded torch takes seconds on a busy machine, longer than
+    Tearing down an interpreter with torch takes seconds on a busy machine, longer than
     `ros2 launch` waits.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Exceptions of callbacks that must not end anything: each is logged, none fills the disk."""
+"""Logs exceptions of callbacks that must not end anything, without filling the disk."""
 
 import traceback
 from collections import Counter
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 
 class FailureLog:
-    """Logs an exception whole when it is the 1st, 2nd, 4th, 8th ... of its kind and place.
+    """Logs the full exception if it is the 1st, 2nd, 4th, 8th ... of its kind and place.
 
-    log: what takes the text. Not thread-safe.
+    log: receives the text. Not thread-safe.
     """
 
     def __init__(self, log: Callable[[str], None]):

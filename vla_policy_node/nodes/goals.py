@@ -1,4 +1,4 @@
-"""How a client starts and stops the robot: the action, and the same as plain services."""
+"""Starts and stops the robot for clients: the action, and the same as plain services."""
 
 import threading
 import time
@@ -28,10 +28,10 @@ from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
 
 FEEDBACK_PERIOD_S = 0.1
-# A goal goes on so long when nobody listens to its feedback any more: the graph takes a while to
-# tell of a client that replaces another.
+# A goal survives this long without a listener to its feedback: the graph is slow to report a
+# client that replaces another.
 LEASE_S = 1.0
-# So long the graph may take to tell of the client that sent it.
+# How long the graph may take to report the client that sent it.
 DISCOVERY_S = 5.0
 
 
@@ -52,13 +52,13 @@ class _Run:
 class GoalServer:
     """Action `execute_instruction` and services `~/start`, `~/cancel`, `~/estop`, `~/reset_estop`.
 
-    They live on a node of their own, `<name>_goals`, served by a thread that nothing else uses:
-    a stop is obeyed whatever keeps the policy node's executor busy. Nothing in that thread waits:
-    a goal executes as a coroutine, so that its cancel is served, and its instruction is tokenised
-    in another thread. A goal is claimed where it is accepted: two that arrive together must not
-    both pass.
+    They live on a node of their own, `<name>_goals`, served by a thread that nothing else uses,
+    so that a stop is obeyed whatever keeps the policy node's executor busy. Nothing on that thread
+    waits: a goal executes as a coroutine, so that its cancellation is served, and its instruction
+    is tokenised on another thread. A goal is claimed on acceptance: two that arrive together must
+    not both pass.
 
-    check: raises ValueError for an instruction that the policy cannot take (a thread for it).
+    check: raises ValueError for an instruction that the policy cannot take (on its own thread).
     refuse: raises ValueError if no goal can begin now (goals thread).
     stopped: called after each stop and before it is acknowledged; sends the hold (goals thread).
     """
@@ -82,14 +82,14 @@ class GoalServer:
         self._fill_feedback = fill_feedback
         self._count_inferences = count_inferences
         self._logger = node.get_logger()
-        # By identity of the request, the only thing that `_accept` and the goal handle share.
+        # By identity of the request: the only thing that `_accept` and the goal handle share.
         self._runs: dict[int, _Run] = {}
         self._settling = threading.Lock()
-        # Names are resolved on the policy node: remappings by node name are for that one.
+        # Names are resolved on the policy node, where remappings by node name apply.
         self._node = Node(
             f'{node.get_name()}_goals', context=node.context, namespace=node.get_namespace(),
             use_global_arguments=False, start_parameter_services=False)
-        # A stop must not wait for the coroutine that has an instruction tokenised.
+        # A stop must not wait for the coroutine that awaits the tokeniser.
         group = ReentrantCallbackGroup()
         self._feedback_topic = f"{node.resolve_topic_name('execute_instruction')}/_action/feedback"
         self._action = ActionServer(
@@ -103,7 +103,8 @@ class GoalServer:
         ):
             self._node.create_service(service_type, node.resolve_service_name(name), callback,
                                       callback_group=group)
-        # Steady: a client must hear of the end of its goal also when simulated time stands still.
+        # Steady: a client must learn of the end of its goal even while simulated time stands
+        # still.
         self._node.create_timer(
             FEEDBACK_PERIOD_S, self._look_after_runs,
             callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME),
@@ -119,7 +120,7 @@ class GoalServer:
         self._node.destroy_node()
 
     def settle(self) -> None:
-        """Give goals that have ended their result, before anything counts for the next one.
+        """Deliver the results of goals that have ended, before the next goal starts counting.
 
         Any thread.
         """
@@ -178,7 +179,7 @@ class GoalServer:
         return GoalResponse.ACCEPT
 
     def _cancel_goal(self, handle: ServerGoalHandle) -> CancelResponse:
-        # Stops the robot here and now; the result follows.
+        # Stops the robot at once; the result follows.
         run = self._runs.get(id(handle.request))
         if run is None or not self._commander.end(Outcome.CANCELLED, run.goal.epoch):
             return CancelResponse.REJECT
@@ -210,8 +211,8 @@ class GoalServer:
     def _end_orphans(self) -> None:
         """End goals whose client has left the graph: nobody is there to stop the robot.
 
-        A client listens to feedback as long as it lives. Which listener sent the goal is in no
-        message, so the goal goes on while anybody listens.
+        A client listens to feedback as long as it lives. No message tells which listener sent the
+        goal, so it continues while anybody listens.
         """
         runs = [run for run in self._runs.values() if not run.result.done()]
         listened = runs and self._node.count_subscribers(self._feedback_topic) > 0

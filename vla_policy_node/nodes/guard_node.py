@@ -1,9 +1,8 @@
-"""The guard: commands in, the same commands or a stop out, so that a robot never hears silence.
+"""The guard node: passes commands on or sends a hold, so that a robot never hears silence.
 
-A process of its own, next to the robot's driver, which subscribes `guarded_command`. Whatever
-becomes of the policy node (killed, hung, cut off, two of them), the driver is told to stand still
-within two control periods, and again in every period after. What may pass is decided in
-`control.guard`.
+It is a process of its own next to the robot's driver, which subscribes `guarded_command`. Whatever
+happens to the policy node (killed, hung, cut off, two of them), the driver is told to stand still
+within two control periods, and in every period after that. `control.guard` decides what passes.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
 from vla_policy_node.wire.cdr import MessageError, read_command
 
-# How often it is looked whether a command is missing: four times a period, but no more than this.
+# Shortest interval between checks for a missing command, otherwise four times a period.
 FASTEST_LOOK_S = 0.002
 PRIORITY = -10
 
@@ -62,7 +61,7 @@ class GuardNode(Node):
             self._settings.max_step_translation_m, self._settings.max_step_rotation_rad))
         self._hold = Hold(HoldReason.NONE)
         self._ended = False
-        self._lock = threading.Lock()  # nothing must follow the hold of stand_still
+        self._lock = threading.Lock()  # nothing may follow the hold of stand_still
         profile = qos.guarded_output(self._period_s)
         self._output = self.create_publisher(EndEffectorCommand, 'guarded_command', profile)
         self._twists = self.create_publisher(
@@ -102,7 +101,7 @@ class GuardNode(Node):
                 self._obey(hold, None)
 
     def _obey(self, verdict: Verdict | Hold, command: SentCommand | None) -> None:
-        # Sent first: a full disk may keep a line of the log waiting.
+        # Sent first: logging may block on a full disk.
         if isinstance(verdict, Hold):
             self._send_hold(verdict)
             self._tell(verdict)
@@ -113,7 +112,7 @@ class GuardNode(Node):
     def _senders(self, info: dict) -> frozenset:
         """Return who may have sent a message.
 
-        rclpy before Kilted does not tell; there all publishers on the topic count.
+        rclpy before Kilted cannot tell; all publishers on the topic count there.
         """
         if sender := info.get('publisher_gid'):
             return frozenset([bytes(sender['data'])])
@@ -168,7 +167,7 @@ def _to_message(command: SentCommand) -> EndEffectorCommand:
 
 
 def main(args=None):
-    """Run the node until something ends it; the last it says is a hold."""
+    """Run the node until something ends it; its last message is a hold."""
     # Before others on a busy machine, where the user may (`nice` in /etc/security/limits.conf);
     # threads made later inherit it.
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What rclpy's lifecycle leaves out: logged exceptions, the present state, a whole destruction."""
+"""Additions to rclpy's lifecycle: logged exceptions, the current state, complete destruction."""
 
 import functools
 import time
@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 
-# The states that a node can be shut down from; in the others a transition is under way.
+# States that a node can be shut down from; in all others a transition is under way.
 _RESTING = ('unconfigured', 'inactive', 'active')
 
 
 def transition(method: Callable) -> Callable:
-    """Log what a transition raises, whole, and fail it.
+    """Log the full exception of a transition, and fail it.
 
-    rclpy turns every exception into ERROR and drops the traceback. A ValueError in
-    configure is the user's to mend: it fails with its sentence, and the node stays unconfigured.
+    rclpy turns every exception into ERROR and drops the traceback. A ValueError in configure is
+    for the user to fix: it fails with its sentence, and the node stays unconfigured.
     """
 
     @functools.wraps(method)
@@ -34,14 +34,14 @@ def transition(method: Callable) -> Callable:
 
 
 def state_label(node: LifecycleNode) -> str:
-    """Return the name of the present state, during a transition for instance 'deactivating'."""
-    # rclpy has no public access to the present state.
+    """Return the name of the current state, for instance 'deactivating' during a transition."""
+    # rclpy has no public access to the current state.
     machine = node._state_machine
     return 'finalized' if machine is None else machine.current_state[1]
 
 
 def shut_down(node: LifecycleNode, timeout_s: float = 5.0) -> None:
-    """Finalize a node, from any state; first let a transition in another thread end.
+    """Finalize a node from any state, after a transition on another thread has ended.
 
     After the timeout (a large model that is still being loaded) it stays as it is.
     """
@@ -56,8 +56,8 @@ def shut_down(node: LifecycleNode, timeout_s: float = 5.0) -> None:
 def release_state_machine(node: LifecycleNode) -> None:
     """Complete the destruction of a node, which is in the graph until then.
 
-    rclpy's `destroy_node` leaves the state machine, which holds the node, to the collector. So
-    does this where threads of the node may still ask for its state: whoever reads that of a
+    rclpy's `destroy_node` leaves the state machine, which holds the node, to the garbage
+    collector. So does this if threads of the node may still ask for its state: reading it from a
     destroyed machine ends the process.
     """
     if state_label(node) in ('finalized', 'unconfigured'):

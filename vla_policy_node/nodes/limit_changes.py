@@ -1,4 +1,4 @@
-"""How the limits of motion may change while the node is configured. Knows no ROS."""
+"""Rules for changing motion limits while the node is configured. Knows no ROS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAXIMA = (
 def loosened(old: PolicyParameters, new: PolicyParameters) -> str:
     """Return the name of a limit that allows something in `new` that it forbids in `old`, or ''.
 
-    Setting a workspace, or unsetting it, is loosening: the default one lies elsewhere.
+    Setting or unsetting a workspace counts as loosening: the default one lies elsewhere.
     """
     for name in _MAXIMA:
         if getattr(new, name) > getattr(old, name):

@@ -1,4 +1,4 @@
-"""Message classes of rclpy by the names that bags and the graph use."""
+"""Looks up rclpy's message classes by the names that bags and the graph use."""
 
 from functools import cache
 from importlib import import_module
@@ -8,7 +8,7 @@ from importlib import import_module
 def message_class(type_name: str) -> type:
     """Return the class of 'sensor_msgs/msg/Image'. ImportError or AttributeError if there is none.
 
-    The name is imported: it must not be anybody's who sends one.
+    The name is imported, so it must not come from an untrusted sender.
     """
     package, _, name = type_name.partition('/msg/')
     return getattr(import_module(f'{package}.msg'), name)

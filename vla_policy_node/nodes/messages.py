@@ -1,4 +1,4 @@
-"""Dataclasses of the core to messages. Pure functions, any thread."""
+"""Converts dataclasses of the core to messages. Pure functions, any thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vla_policy_node.wire.build import to_ns as to_ns
 from vla_policy_node.wire.cdr import MessageHeader
 
 _NS = 1_000_000_000
-# How the name of the shadow's entry in /diagnostics ends, after the node's.
+# Suffix of the shadow's entry in /diagnostics, after the node's name.
 SHADOW_ENTRY = ': shadow'
 
 _builder = MessageBuilder(message_class, np.ndarray.tolist)
@@ -110,5 +110,5 @@ def to_info(
 
 
 def finite_or_zero(value: float) -> float:
-    """Return the value, or 0.0 for NaN: an empty statistic in a status message."""
+    """Return the value, or 0.0 for NaN, which an empty statistic is in a status message."""
     return float(value) if math.isfinite(value) else 0.0

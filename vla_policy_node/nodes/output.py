@@ -1,4 +1,4 @@
-"""What a node prints must not hold it up."""
+"""Non-blocking stdout and stderr: a stalled reader of the log must not stall the node."""
 
 import os
 import stat
@@ -6,13 +6,13 @@ from contextlib import suppress
 
 
 def never_wait_for_readers() -> None:
-    """Have stdout and stderr lose what their reader does not take, instead of waiting for it.
+    """Make stdout and stderr drop what their reader does not take, instead of waiting for it.
 
-    A terminal that was stopped with Ctrl-S, `| less` or a stopped `ros2 launch` takes nothing, and
-    rclpy logs with the interpreter's lock held: one line in one thread would stop all, commands
-    and stops too. Each is opened anew, as the mode of the description that we were given is that
-    of everybody who shares it. Files and sockets stay as they are, and what another user owns.
-    Call it before the first line is logged.
+    A terminal paused with Ctrl-S, `| less` or a stopped `ros2 launch` reads nothing, and rclpy
+    logs with the interpreter's lock held: one line on one thread would block everything, commands
+    and stops included. Both are reopened, because the mode of the inherited file description is
+    shared with other processes. Files, sockets and what another user owns stay as they are. Call
+    it before the first line is logged.
     """
     for descriptor in (1, 2):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Reading the parameters of another node, without asking for the right to set them.
+"""Reads parameters of another node without needing permission to set them.
 
 rclpy's AsyncParameterClient also makes clients of the services that set parameters; under SROS2 a
 node that only reads would need permission for those.
@@ -14,7 +14,7 @@ from rclpy.task import Future
 class ParameterReader:
     """Asks for names and values. All methods return at once, from any thread.
 
-    node: who asks; remote: name of the node that is asked.
+    node: the asking node; remote: name of the node that is asked.
     """
 
     def __init__(self, node: Node, remote: str):

@@ -8,7 +8,7 @@
     store.checked()        # MyParameters, or ParameterError with one sentence per problem
 
 A bad value in a file must neither crash the node nor be ignored: it is declared with its default,
-remembered as a problem, and `checked` refuses until somebody sets it right.
+remembered as a problem, and `checked` refuses until it is corrected.
 """
 
 import difflib
@@ -111,7 +111,7 @@ class ParameterStore:
         """Refuse what cannot be used; changes nothing (executor thread)."""
         changes = {}
         for new in parameters:
-            # Before rclpy hears of it: another clock in the middle of a motion.
+            # Before rclpy sees it: this would be another clock in the middle of a motion.
             if new.name == 'use_sim_time' and self._is_configured():
                 return SetParametersResult(successful=False, reason=(
                     'use_sim_time cannot change while the node is configured; clean up first.'))
@@ -134,7 +134,7 @@ class ParameterStore:
         return SetParametersResult(successful=True)
 
     def _on_changed(self, parameters: Sequence[Parameter]) -> None:
-        """Apply what `_validate` let pass (executor thread)."""
+        """Apply changes that `_validate` accepted (executor thread)."""
         names = {new.name for new in parameters} & self._fields.keys()
         for name in names:
             self._problems.pop(name, None)

@@ -1,4 +1,4 @@
-"""The two paces of a played bag: that of the recording, and that of the policy node.
+"""Two ways to pace a played bag: as recorded, or by the policy node's answers.
 
 Both are for the playing thread of `player_node`.
 """
@@ -36,7 +36,7 @@ class RealTime:
         self._due_s = 0.0
 
     def reach(self, time_ns: int) -> None:
-        """Let time go on to this; /clock tells it in small steps."""
+        """Advance time to this; /clock announces it in small steps."""
         if self._now_ns is None:
             self._now_ns, self._due_s = time_ns, time.monotonic()
         step_ns = round(CLOCK_PERIOD_S * 1e9)
@@ -59,9 +59,9 @@ class RealTime:
 
 
 class LockStep:
-    """Goes on when the node has filed each sample and has answered each observation.
+    """Continues once the node has filed each sample and answered each observation.
 
-    Which observations there are it knows from inputs of its own, made from the node's parameters
+    It learns which observations there are from inputs of its own, built from the node's parameters
     and fed with the same samples in the same order.
     """
 
@@ -84,7 +84,7 @@ class LockStep:
                               'the policy node to follow /clock')
 
     def send(self, stream: str, raw: bytes) -> None:
-        """Publish one sample, and wait for what comes of it."""
+        """Publish one sample, and wait for its consequences."""
         player = self._player
         try:
             stamp_ns = stamp_of(raw)

@@ -1,9 +1,8 @@
-"""The player: a recorded bag in the place of cameras and robot, for the live policy node.
+"""The player node: a recorded bag in place of cameras and robot, for the live policy node.
 
-It publishes the inputs of the policy and /clock, and asks for what the bag says was asked for. In
-lock-step it goes on only when the policy node has filed what it sent and has answered every
-observation, so that nothing depends on how fast anything runs and the node sends exactly what
-`vla replay` computes.
+It publishes the inputs of the policy and /clock, and requests the goals of the bag. In lock-step
+it continues only when the policy node has filed what was sent and has answered every observation,
+so that nothing depends on speed and the node sends exactly what `vla replay` computes.
 """
 
 import signal
@@ -58,7 +57,7 @@ class PlayerParameters:
 
 
 class PlayerNode(Node):
-    """Node `player`. One thread plays; callbacks, on the thread that spins, only tell it.
+    """Node `player`. One thread plays; callbacks, on the spinning thread, only notify it.
 
     on_end: called once when the bag has ended (playing thread); `failed` says whether well.
     Raises ParameterError for a bag or a parameter that cannot be used.
@@ -66,7 +65,7 @@ class PlayerNode(Node):
 
     def __init__(self, on_end: Callable[[], None] = lambda: None, **options):
         super().__init__('player', **options)
-        # First of all: whatever fails below, the node must be destroyable.
+        # First: the node must be destroyable whatever fails below.
         self._changed = threading.Condition()
         self._stop = False
         self._stack = ExitStack()
@@ -88,7 +87,7 @@ class PlayerNode(Node):
         self._thread.start()
 
     def destroy_node(self):
-        """Stop to play, then the node."""
+        """Stop playing, then destroy the node."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
@@ -125,7 +124,7 @@ class PlayerNode(Node):
 
     def _on_status(self, msg: PolicyStatus) -> None:
         with self._changed:
-            # The status bears the time that the node has; 0 before it has heard of any.
+            # The status carries the node's time; 0 before it has received any.
             self._active = msg.lifecycle_state == 'active' and to_ns(msg.header.stamp) > 0
             self._changed.notify_all()
 
@@ -182,7 +181,7 @@ class PlayerNode(Node):
         return PolicyParameters.from_values(values)
 
     def _wait_for_policy(self, time_ns: int) -> None:
-        """Wait until the node is active, listens and knows the time."""
+        """Wait until the node is active, is subscribed and knows the time."""
         before_ns = time_ns - 10_000_000_000
 
         def ready() -> bool:
@@ -199,7 +198,7 @@ class PlayerNode(Node):
         self._outputs[stream].publish(raw)
 
     def set_clock(self, time_ns: int) -> None:
-        """Tell everybody the time."""
+        """Publish the time."""
         self._clock.publish(Clock(clock=to_time(time_ns)))
 
     def filed(self, stream: str) -> int | None:
@@ -208,12 +207,12 @@ class PlayerNode(Node):
 
     @property
     def commands(self) -> int:
-        """Number of commands heard."""
+        """Number of commands received."""
         return self._commands
 
     @property
     def rate(self) -> float:
-        """Times as fast as recorded."""
+        """Playback speed relative to the recording."""
         return self._settings.rate
 
     def call(self, client, request):

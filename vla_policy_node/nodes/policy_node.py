@@ -1,9 +1,9 @@
-"""The policy node: two cameras and the robot's state in, bounded 7-DoF commands out.
+"""The policy node: camera pictures and robot state in, bounded commands out.
 
-Four threads. The executor's: subscription callbacks only file bytes by stamp. The commands': pops
-the action whose time is now, on a steady clock, and waits for nobody. The goals': goals and stops,
-see `goals`. The worker's: decodes, infers, publishes results. What to send is decided in
-`control.commander`, this file only connects it to ROS.
+It has four threads. The executor thread: subscription callbacks only file bytes by stamp. The
+command thread pops the action whose time is now, on a steady clock, and waits for nothing. The
+goals thread serves goals and stops (`goals`). The worker thread decodes, infers and publishes
+results. `control.commander` decides what to send; this file only connects it to ROS.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from vla_policy_node.wire.streams import input_streams
 if TYPE_CHECKING:
     pass
 
-# In `filed`, beside the names of the streams: the clock has reached the stamp.
+# In `filed`, besides the names of streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
 GRAPH_PERIOD_S = 0.5
 
@@ -88,7 +88,7 @@ class PolicyNode(LifecycleNode):
 
     @transition
     def on_configure(self, state: State):
-        """Validate, load, warm up, create everything that talks."""
+        """Validate, load, warm up, create all endpoints."""
         self._refuse_if_hung()
         try:
             self._configure()
@@ -102,7 +102,7 @@ class PolicyNode(LifecycleNode):
         if lock_step and not self.get_parameter('use_sim_time').value:
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "
                              "use_sim_time, or pacing to 'timer'.")
-        # Once: a file that vanishes or changes must not stand in the way of tighter limits.
+        # Once: a file that vanishes or changes must not prevent tighter limits.
         self._references = parameters.read_references()
         self._load(parameters)
         self._create_command_publishers()
@@ -137,7 +137,7 @@ class PolicyNode(LifecycleNode):
             self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
         )
         self._publish_info()
-        # Steady: that simulated time stands still must be reported, too.
+        # Steady: it must also be reported that simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timers = [
             self.create_timer(period_s, callback, clock=steady) for period_s, callback in (
@@ -148,13 +148,13 @@ class PolicyNode(LifecycleNode):
 
     @transition
     def on_activate(self, state: State):
-        """Start to listen, to infer and to command."""
+        """Start subscriptions, inference and commands."""
         self._refuse_if_hung()
         self._active = True
         self._commander.parts.pairer.reset()
         self._watch_graph()
         self._session.activate()
-        if self._ended:  # the process was told to end meanwhile
+        if self._ended:  # the process was told to end in the meantime
             self._session.deactivate()
         if self._shadow is not None:
             self._shadow.start()
@@ -168,7 +168,7 @@ class PolicyNode(LifecycleNode):
 
     @transition
     def on_cleanup(self, state: State):
-        """Free the model and everything that talks."""
+        """Free the model and all endpoints."""
         self._release()
 
     @transition
@@ -205,7 +205,7 @@ class PolicyNode(LifecycleNode):
         self._active = False
         self._session.deactivate()
         try:
-            self._commands.send()  # at once, and on while the worker ends its inference
+            self._commands.send()  # at once, and for as long as the worker finishes its inference
             self._hung = not self._worker.stop()
             if self._hung:
                 self.get_logger().fatal('An inference does not end; restart the process.')
@@ -234,7 +234,7 @@ class PolicyNode(LifecycleNode):
             self._clock_watch = None
         if self._commands is not None:
             self._commands.stop()
-        if self._policy is not None and not self._hung:  # one that hangs still uses it
+        if self._policy is not None and not self._hung:  # a hung inference still uses it
             self._policy.close()
         self._policy = self._worker = self._commands = self._shadow = None
         gc.collect()
@@ -264,8 +264,8 @@ class PolicyNode(LifecycleNode):
         return warm_up(policy, inferences, instructions)
 
     def _create_command_publishers(self) -> None:
-        """Create those of the commands, anew if they promise another period than is configured."""
-        # In lock-step a command comes when the inference is done.
+        """Create the command publishers, again if they promise another period."""
+        # In lock-step a command follows each inference.
         lock_step = self.get_parameter('pacing').value == 'observation'
         period_s = None if lock_step else 1.0 / self.get_parameter('control_rate_hz').value
         if self._promised_s == period_s:
@@ -351,7 +351,7 @@ class PolicyNode(LifecycleNode):
             self._commands.hold, self._counts, self._now_ns())
 
     def _publish_status(self) -> None:
-        if worker := self._worker:  # none: this timer fired while the node was cleaned up
+        if worker := self._worker:  # None if this timer fired while the node was cleaned up
             self._status_publisher.publish(self._make_status(worker))
 
     def _publish_diagnostics(self) -> None:
@@ -383,7 +383,7 @@ class PolicyNode(LifecycleNode):
     # --- who else is there: executor thread ---
 
     def _watch_graph(self) -> None:
-        """Hold while two write what one should: nobody could tell whose word counts."""
+        """Hold while two publishers write one input: neither can be trusted."""
         if not self._commands:  # this timer fired while the node was cleaned up
             return
         topics = [subscription.topic_name for subscription in self._input_subscriptions]

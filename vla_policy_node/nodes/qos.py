@@ -1,4 +1,4 @@
-"""Quality of service, by purpose: every endpoint of this package takes its profile from here.
+"""Quality-of-service profiles by purpose; every endpoint of this package uses one of them.
 
 A best-effort reader matches every writer, a reliable reader only reliable writers; a volatile
 writer never matches a transient-local reader. No profile asks for a deadline: a camera driver
@@ -15,14 +15,14 @@ from rclpy.qos import (
     ReliabilityPolicy,
 )
 
-# A new command comes within so many control periods, or the sender is not alive.
+# A sender is alive if it sends a new command within this many control periods.
 DEADLINE_PERIODS = 2.0
-# Later, a command is not delivered any more. The driver of a robot must get nothing old after a
-# stall; a recorder on a busy machine is late, and wants every one. Cyclone DDS goes by the
-# lifespan of the sender, Fast DDS by that of the reader: a driver asks for one, too.
+# After this a command is no longer delivered. A robot's driver must not get anything old after a
+# stall, while a recorder on a busy machine is late and wants every command. Cyclone DDS goes by
+# the sender's lifespan, Fast DDS by the reader's, so a driver must ask for one, too.
 GUARDED_LIFESPAN_PERIODS = 2.0
 LIFESPAN_PERIODS = 20.0
-# How long the last hold waits to arrive at readers that do not answer.
+# How long to wait for readers to acknowledge the last hold.
 HOLD_DELIVERY_S = 0.5
 
 
@@ -32,14 +32,14 @@ def camera_input() -> QoSProfile:
 
 
 def state_input() -> QoSProfile:
-    """Robot state we read: as for cameras; an old state is worth nothing, so none is resent."""
+    """Robot state we read: as for cameras; an old state is worthless, so none is resent."""
     return _profile(2, ReliabilityPolicy.BEST_EFFORT)
 
 
 def command_output(period_s: float | None) -> QoSProfile:
     """Commands: sent again if lost, until the next one replaces them; none queues.
 
-    period_s: control period; None in lock-step, where a command comes when it comes.
+    period_s: control period; None in lock-step, where commands have no fixed rate.
     """
     if period_s is None:
         return _profile(1, ReliabilityPolicy.RELIABLE)
@@ -47,12 +47,12 @@ def command_output(period_s: float | None) -> QoSProfile:
 
 
 def guarded_output(period_s: float) -> QoSProfile:
-    """Commands for the driver of a robot: as above, and gone when they have expired."""
+    """Commands for the driver of a robot: as above, but dropped when expired."""
     return _stream(period_s, GUARDED_LIFESPAN_PERIODS)
 
 
 def command_input() -> QoSProfile:
-    """Commands we obey, in the simulated world: the newest one, and every one is asked for."""
+    """Commands that the simulated world obeys: reliable, newest only."""
     return _profile(1, ReliabilityPolicy.RELIABLE)
 
 
@@ -67,7 +67,7 @@ def clock_output() -> QoSProfile:
 
 
 def latched() -> QoSProfile:
-    """Descriptions and instructions: whoever joins late still gets the last one.
+    """Descriptions and instructions: late joiners still get the last one.
 
     A publisher on the command line must ask for the same durability:
     `ros2 topic pub --qos-durability transient_local`.
@@ -91,7 +91,7 @@ def event_output() -> QoSProfile:
 def _stream(period_s: float, lifespan_periods: float) -> QoSProfile:
     """Return the profile of commands that never cease while the sender is alive.
 
-    Alive is who publishes: the middleware's own threads go on when ours hang.
+    Liveliness is tied to publishing, because the middleware's threads go on when ours hang.
     """
     profile = _profile(1, ReliabilityPolicy.RELIABLE)
     profile.deadline = _periods(DEADLINE_PERIODS, period_s)

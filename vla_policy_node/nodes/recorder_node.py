@@ -1,8 +1,8 @@
-"""The recorder: everything of a run that a replay needs, in a bag that explains itself.
+"""The recorder node: records everything that a replay needs into a self-describing bag.
 
 There is no rosbag2_py outside a ROS 2 installation, so this is a node with raw subscriptions.
-Beside the messages the folder gets `policy.yaml`, the policy node's parameters, ready to be used
-as a parameter file.
+Besides the messages, the folder gets `policy.yaml`, the policy node's parameters as a parameter
+file.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from vla_policy_node.wire.streams import input_streams
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock
-# What a replay or a person looking at the bag may want, beside the inputs of the policy.
+# What a replay or a person may want, besides the inputs of the policy.
 _OUTPUTS = (
     (EndEffectorCommand, 'command'), (TwistStamped, 'twist_command'),
     (ActionChunk, 'action_chunk'), (TokenSelection, 'token_selection'),
@@ -77,7 +77,7 @@ class RecorderNode(Node):
 
     def __init__(self, **options):
         super().__init__('recorder', **options)
-        # First of all: whatever fails below, the node must be destroyable.
+        # First: the node must be destroyable whatever fails below.
         self._writer: BagWriter | None = None
         self._settings: RecorderParameters = ParameterStore(
             self, RecorderParameters, lambda: True).checked()
@@ -138,17 +138,17 @@ class RecorderNode(Node):
         now_ns = self.get_clock().now().nanoseconds
         if topic == self._info_topic:
             self._ask_for_parameters()
-        if now_ns == 0:  # simulated time is not known yet; only what is latched is not lost
+        if now_ns == 0:  # simulated time is not known yet; only latched messages are kept
             self._early = [*self._early, (topic, type_name, raw)][-_EARLY:]
             return
-        # A bag is read in the order of its times; a clock that went back must not mix it up.
+        # A bag is read in the order of its times; a clock that goes back must not disturb it.
         self._last_ns = max(self._last_ns, now_ns)
         early, self._early = self._early, []
         for message in (*early, (topic, type_name, raw)):
             self._writer.add(*message[:2], self._last_ns, message[2])
 
     def _ask_for_parameters(self) -> None:
-        """Ask the policy node, once it answers; again whenever it describes itself anew."""
+        """Ask the policy node once it is available, and again whenever it describes itself."""
         if not self._parameters.is_ready():
             self._asking = self._asking or self.create_timer(
                 0.5, self._ask_for_parameters, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -192,7 +192,7 @@ class RecorderNode(Node):
 
 
 def _deep(reliability: ReliabilityPolicy) -> QoSProfile:
-    """Return a profile with room for a callback that comes late; a recording wants every one."""
+    """Return a profile with room for late callbacks; a recording wants every message."""
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=reliability,
                       durability=DurabilityPolicy.VOLATILE)
 

@@ -1,4 +1,4 @@
-"""Status and diagnostics of the policy node, from what its parts count."""
+"""Builds status and diagnostics of the policy node from the counters of its parts."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold
 from vla_policy_node.nodes.shadow import ShadowSummary
 from vla_policy_node.wire.streams import GRIPPER, POSE
 
-# Standing still for these reasons is as it should be.
+# Holds that are normal operation.
 _CALM = frozenset({
     HoldReason.NONE, HoldReason.INACTIVE, HoldReason.NO_INSTRUCTION, HoldReason.GOAL_FINISHED,
     HoldReason.AWAITING_INFERENCE, HoldReason.CHUNK_EXHAUSTED,

@@ -1,4 +1,4 @@
-"""Running one node as a process."""
+"""Runs one node as a process."""
 
 import sys
 import time
@@ -17,10 +17,10 @@ from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.sim_time import guard_clock
 from vla_policy_node.nodes.spinning import serve
 
-# How long a stop lets goals that it ended tell their clients so.
+# How long a shutdown waits for ended goals to inform their clients.
 FAREWELL_S = 0.5
-# Python hands the interpreter lock over after this time; its default of 5 ms would be most of the
-# jitter of the commands.
+# Switch interval of the interpreter lock; the default of 5 ms would dominate the jitter of the
+# commands.
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -32,7 +32,7 @@ def run(
     """Run a node until something ends it (see `Ending`), then shut it down in order.
 
     An exception in a callback does not end it (see `serve`); a callback that exits does. rclpy's
-    own signal handlers would close the context at once, and the last hold command could not be
+    own signal handlers would close the context at once, before the last hold could be
     published. A lifecycle node with `autostart` is configured and activated first. A node that
     refuses its parameters ends the process with its sentence. A node that moves a robot has a
     method `stand_still`, which any thread may call at any time: it sends a hold, and nothing else
@@ -48,8 +48,8 @@ def run(
         raise SystemExit(str(error)) from None
     ending.first(getattr(node, 'stand_still', lambda: None))
     guard_clock(node)
-    # One thread: no callback of ours waits, and rclpy's multi-threaded executor pays several times
-    # the processor time per message, which the policy and the command thread lack.
+    # One thread: none of our callbacks waits, and rclpy's multi-threaded executor costs several
+    # times the processor time per message, which the policy and the command thread need.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     if isinstance(node, LifecycleNode) and node.get_parameter('autostart').value:
@@ -58,7 +58,7 @@ def run(
         serve(executor, node.get_logger().fatal, lambda: not ending.begun.is_set())
         ending.begin()
         _say_goodbye(node, executor)
-    finally:  # also when a callback exits: the robot must be told to stand still
+    finally:  # even when a callback exits, the robot must be told to stand still
         ending.begin()
         if isinstance(node, LifecycleNode):
             shut_down(node)

@@ -1,4 +1,4 @@
-"""The plain model beside the accelerated one: what the methods save, and what they change."""
+"""Runs the plain model beside the accelerated one: what methods save, and what they change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.latency import LatencyStats
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 
-# Added to the priority of the thread: it gets what the robot's work leaves over.
+# Niceness of the thread: it gets the processor time that the robot's work leaves.
 NICENESS = 10
 JOIN_S = 2.0
 
@@ -25,7 +25,7 @@ JOIN_S = 2.0
 class ShadowSummary:
     """What the comparisons of the last window say; medians, NaN before the first.
 
-    saved_ms: plain less accelerated. translation_mm, rotation_mrad: largest change of a
+    saved_ms: plain minus accelerated. translation_mm, rotation_mrad: largest change of a
     displacement over the elements of a chunk. gripper_differs: chunks of all compared in which an
     element says open instead of closed. skipped: due while the one before was still running.
     """
@@ -66,9 +66,9 @@ class ShadowSummary:
 class Shadow:
     """Runs the plain model on every n-th observation, in a thread of low priority.
 
-    It never delays a command: `offer` does not wait, and what is due while the thread is busy is
-    skipped and counted. On a processor it still takes part of the time that others could have had,
-    so `every` should be large; the plain time is that of a model that ran beside another one.
+    It never delays a command: `offer` does not wait, and comparisons that are due while the thread
+    is busy are skipped and counted. It still competes for the processor, so `every` should be
+    large; the plain time is that of a model running beside another one.
     """
 
     def __init__(self, plain: Policy, spec: ActionSpec, every: int, window: int,
@@ -104,7 +104,7 @@ class Shadow:
             self._thread = None
 
     def offer(self, observation: Observation, chunk: ActionChunk) -> None:
-        """Compare this one, if it is its turn and nothing is under way (worker thread)."""
+        """Compare this inference, if it is due and no comparison is running (worker thread)."""
         self._offered += 1
         if (self._offered - 1) % self._every:
             return
@@ -130,7 +130,7 @@ class Shadow:
         while (item := self._inbox.get()) is not None:
             try:
                 self._compare(*item)
-            except Exception:  # a comparison must not cost anybody anything
+            except Exception:  # a failed comparison must not affect anything else
                 self._failed += 1
                 self._logger.error(traceback.format_exc())
             self._idle.set()

@@ -1,4 +1,4 @@
-"""Simulated time from somebody else: what `/clock` may say to a node that lives on it."""
+"""Makes a node ignore invalid times on `/clock`."""
 
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock

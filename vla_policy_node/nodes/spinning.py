@@ -1,4 +1,4 @@
-"""Serving the callbacks of nodes, whatever they raise."""
+"""Serves the callbacks of nodes, whatever they raise."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from vla_policy_node.nodes.failures import FailureLog
 
-# How long a thread that is told to stop may take; one that hangs is left behind.
+# How long a thread may take to stop; one that hangs is abandoned.
 STOP_S = 2.0
 
 
@@ -23,14 +23,14 @@ def serve(
     going: Callable[[], bool],
     survives: type[BaseException] = Exception,
 ) -> None:
-    """Serve callbacks while `going()`, which is looked at after each and at least every 0.2 s.
+    """Serve callbacks while `going()`, which is checked after each and at least every 0.2 s.
 
-    What a callback raises is logged whole and the next is served: it may be rclpy's own, which a
-    request of anybody can make raise, and a robot whose node has ended for a broken report
-    cannot be stopped by it any more. Commands come from elsewhere, and know by themselves when
-    what they need is missing.
+    What a callback raises is logged in full and the next one is served: it may be rclpy's own,
+    which anybody's request can make raise, and a robot whose node has died of a broken report
+    cannot be stopped through it any more. Commands come from elsewhere, and notice by themselves
+    when an input is missing.
 
-    survives: what is logged; anything else, as a wish to exit, comes out.
+    survives: exceptions that are logged; all others, such as a request to exit, propagate.
     """
     failures = FailureLog(log)
     while going() and executor.context.ok():

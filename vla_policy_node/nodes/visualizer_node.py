@@ -1,6 +1,6 @@
-"""The visualizer node: which visual tokens the policy kept, drawn on the very image it used.
+"""The visualizer node: draws the kept visual tokens on the very image that the policy used.
 
-It costs next to nothing until somebody looks: images are filed undecoded, by stamp, and one is
+It costs next to nothing until somebody looks: images are filed undecoded by stamp, and one is
 decoded only when a token selection names it and its overlay has a subscriber.
 """
 
@@ -27,7 +27,7 @@ from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import decode_compressed, decode_image
 from vla_policy_node.wire.streams import CAMERAS
 
-# What the shadow said longer ago is not shown any more; diagnostics come once a second.
+# Older reports of the shadow are not shown; diagnostics come once a second.
 SHADOW_AGE_S = 5.0
 
 
@@ -104,7 +104,7 @@ class VisualizerNode(Node):
         self._settings = settings
 
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
-        """Remember what the policy's shadow found."""
+        """Store the latest comparison of the policy's shadow."""
         for status in msg.status:
             if status.name.endswith(SHADOW_ENTRY):
                 self._shadow, self._shadow_at_s = status.message, monotonic()

@@ -1,4 +1,4 @@
-"""The clocks a simulated world may live on; the simulated ones only ever grow."""
+"""Clocks of a simulated world: wall time, simulated real time, and lock-step."""
 
 import time
 
@@ -15,10 +15,10 @@ class SystemClock:
         return time.time_ns()
 
     def step(self, ns: int) -> None:
-        """Let a control step pass (world thread); here time passes by itself."""
+        """Let a control step pass (world thread); time passes by itself here."""
 
     def jump(self, ns: int) -> None:
-        """Leap ahead, to make all that was before old (world thread); here impossible."""
+        """Leap ahead, so that everything before is old (world thread); impossible here."""
 
 
 class PacedClock(SystemClock):

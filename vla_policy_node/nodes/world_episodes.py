@@ -1,10 +1,10 @@
-"""One episode after the other, on whatever task is asked for."""
+"""Starts one episode after another, on whatever task is requested."""
 
 from dataclasses import dataclass
 
 from vla_policy_node.world.libero_world import LiberoWorld, Task, tasks
 
-# What a request may say instead of an index (vla_msgs/srv/ResetWorld).
+# Values that a request may use instead of an index (vla_msgs/srv/ResetWorld).
 KEEP_TASK, NEXT_TASK = -1, -2
 NEXT_STATE = -1
 STANDARD = 'standard'
@@ -12,7 +12,7 @@ STANDARD = 'standard'
 
 @dataclass(frozen=True)
 class Episode:
-    """Which task is being done, and from where."""
+    """The current task and its start."""
 
     task: Task
     layout: str
@@ -41,7 +41,7 @@ class Episodes:
     def begin(self, suite: str, task_id: int, layout: str, initial_state: int) -> Episode:
         """Start an episode; negative numbers and empty strings as in ResetWorld.
 
-        Raises ValueError for something that does not exist; the present episode then goes on.
+        Raises ValueError for something that does not exist; the current episode then continues.
         """
         task = self._choose_task(suite, task_id)
         layout = layout or self.present.layout

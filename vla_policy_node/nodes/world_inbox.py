@@ -1,4 +1,4 @@
-"""What ROS threads leave for the world thread: the newest command, resets, the wish to stop."""
+"""Hands commands, resets and the request to stop from ROS threads to the world thread."""
 
 import threading
 import time
@@ -11,10 +11,10 @@ from vla_policy_node.nodes.messages import to_ns
 
 
 class Inbox:
-    """A letter box with one reader, the world thread.
+    """A mailbox with one reader, the world thread.
 
-    A command is handed out at most once: the commands are displacements, and one that is applied
-    twice moves the arm twice.
+    A command is handed out at most once: commands are displacements, and applying one twice would
+    move the arm twice.
     """
 
     def __init__(self):
@@ -30,7 +30,7 @@ class Inbox:
             self._changed.notify_all()
 
     def request(self, request: Any) -> Future:
-        """Leave a request; the world thread answers it through the future (executor thread)."""
+        """Queue a request; the world thread answers it through the future (executor thread)."""
         future = Future()
         with self._changed:
             if self._closed:
@@ -53,7 +53,7 @@ class Inbox:
 
     @property
     def closed(self) -> bool:
-        """Whether the world thread should end."""
+        """Return whether the world thread should end."""
         return self._closed
 
     def next_request(self) -> tuple[Any, Future] | None:
@@ -62,7 +62,7 @@ class Inbox:
             return self._requests.popleft() if self._requests else None
 
     def forget_command(self) -> None:
-        """Drop the newest command: it was meant for the episode before."""
+        """Drop the newest command: it was meant for the previous episode."""
         with self._changed:
             self._command = None
 
@@ -75,7 +75,7 @@ class Inbox:
             return command
 
     def wait_until(self, deadline_s: float) -> bool:
-        """Sleep to a time of `time.monotonic`; return False if called away before."""
+        """Sleep until a time of `time.monotonic`; return False if interrupted."""
         with self._changed:
             return not self._changed.wait_for(
                 lambda: self._called_away, max(0.0, deadline_s - time.monotonic())
@@ -84,7 +84,7 @@ class Inbox:
     def wait_command(self, target_time_ns: int, timeout_s: float) -> EndEffectorCommand | None:
         """Wait for the action for one control period; holds and other periods do not count.
 
-        Returns None at the timeout, or when called away.
+        Returns None at the timeout, or when interrupted.
         """
 
         def is_there() -> bool:
@@ -104,7 +104,7 @@ class Inbox:
 
     @property
     def called_away(self) -> bool:
-        """Whether a request or the end waits."""
+        """Return whether a request or the end is waiting."""
         with self._changed:
             return self._called_away
 

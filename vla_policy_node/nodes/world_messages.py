@@ -1,4 +1,4 @@
-"""What the world says and obeys, as messages. Pure functions, any thread."""
+"""Converts between the world and messages. Pure functions, any thread."""
 
 import math
 

@@ -1,10 +1,10 @@
-"""The world node: a LIBERO task on MuJoCo as if it were a robot with two cameras.
+"""The world node: a LIBERO task on MuJoCo that behaves like a robot with two cameras.
 
 One thread, the world thread, owns the simulation: it steps, renders and publishes, because a
-rendering context belongs to the thread that made it. ROS callbacks only leave things in the
+rendering context belongs to the thread that made it. ROS callbacks only fill the
 inbox. In real time a step comes every 50 ms, with the newest command or none; in lock-step the
-world waits for the very command that belongs to its last observation, so that an episode does
-not depend on how fast anything runs.
+world waits for the command that belongs to its last observation, so that an episode does not
+depend on speed.
 """
 
 import signal
@@ -43,12 +43,12 @@ from vla_policy_node.world.libero_world import CAMERAS, LiberoWorld
 FRAME_ID = 'world'
 PERIOD_NS = 1_000_000_000 // LiberoWorld.CONTROL_HZ
 CLOCK_PERIOD_S = 0.004
-# In real time the command for a step may come a little late: two timers of 20 Hz whose beats fall
-# together would otherwise give a step two commands and the next one none.
+# In real time the command for a step may be a little late: two 20 Hz timers that fire together
+# would otherwise give one step two commands and the next one none.
 PATIENCE_S = 0.01
-# A reset makes all that was stamped before it too old for anybody.
+# A reset makes everything stamped before it too old to use.
 RESET_JUMP_NS = 1_000_000_000
-# Readers must have heard of the leap before they see a stamp from after it.
+# Readers must learn of the leap before they see a later stamp.
 JUMP_PAUSE_S = 0.05
 
 
@@ -95,7 +95,7 @@ class WorldNode(Node):
 
     def __init__(self, on_failure: Callable[[], None] = lambda: None, **options):
         super().__init__('world', **options)
-        # First of all: whatever fails below, the node must be destroyable.
+        # First: the node must be destroyable whatever fails below.
         self._inbox = Inbox()
         self._stop_clock = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -155,7 +155,7 @@ class WorldNode(Node):
         self._settings = parameters
 
     def _reset_world(self, request: ResetWorld.Request, response: ResetWorld.Response):
-        # Waits for the world thread; commands that come meanwhile belong to no episode.
+        # Waits for the world thread; commands that arrive meanwhile belong to no episode.
         try:
             episode: Episode = self._inbox.request(request).result()
         except ValueError as error:

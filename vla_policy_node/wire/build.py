@@ -18,8 +18,8 @@ _NS = 1_000_000_000
 class MessageBuilder:
     """Makes messages. Pure, any thread.
 
-    kind: 'vla_msgs/msg/ActionChunk' -> its class, which takes every field by name; asked once for
-        each. numbers: an array to what the library takes for a list of numbers.
+    kind: 'vla_msgs/msg/ActionChunk' -> its class, which takes every field by name; called once
+        each. numbers: converts an array to the library's list of numbers.
     """
 
     def __init__(self, kind: Callable[[str], Any], numbers: Callable[[np.ndarray], Any]):

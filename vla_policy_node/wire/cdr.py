@@ -1,8 +1,8 @@
 """Bounds-checked reader of the input messages in CDR, without copies.
 
-The bytes come from anybody on the network, and a raw subscription hands them over unseen. What is
-wrong with them is a MessageError here, never another exception, a crash or a large allocation.
-Written for XCDR version 1, which every ROS 2 middleware sends: 4 bytes of encapsulation, then the
+The bytes may come from anybody on the network, and a raw subscription hands them over unchecked.
+Any defect is a MessageError here, never another exception, a crash or a large allocation. It reads
+XCDR version 1, which every ROS 2 middleware sends: 4 bytes of encapsulation, then the
 fields in order, each number aligned to its size (DDSI-RTPS 2.5, section 10; DDS-XTypes 1.3, 7.4).
 
 All functions are pure and may be called from any thread.
@@ -17,7 +17,7 @@ from vla_policy_node.control.guard import SentCommand
 _BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
 _ENCAPSULATION_BYTES = 4
 _NS = 1_000_000_000
-# Names of frames, joints and encodings; a longer one is no name.
+# Longest name of a frame, joint or encoding.
 _LONGEST_STRING_BYTES = 1024
 # A gripper has two fingers; a humanoid's state has some eighty joints.
 _MOST_NAMES = 1024
@@ -63,14 +63,14 @@ class SerialisedCompressedImage:
 def stamp_of(raw: Bytes) -> int:
     """Return the capture stamp [ns] of a message that begins with a Header; microseconds.
 
-    Raises MessageError if there is none, or if it is no time: negative, or with a second or more
-    of nanoseconds.
+    Raises MessageError if there is none or it is invalid: negative, or with a second or more of
+    nanoseconds.
     """
     return _Reader(raw).stamp_ns()
 
 
 def read_image(raw: Bytes) -> SerialisedImage:
-    """Return a sensor_msgs/Image. Whether the pixels fit the size is not looked at here."""
+    """Return a sensor_msgs/Image. Does not check whether the pixels fit the size."""
     reader = _Reader(raw)
     stamp_ns, frame_id = reader.stamp_ns(), reader.string()
     height, width = reader.uint32(), reader.uint32()
@@ -132,7 +132,7 @@ def read_command(raw: Bytes) -> SentCommand:
 
 
 class _Reader:
-    """Reads field after field; whatever is not there is a MessageError."""
+    """Reads field after field; a missing one is a MessageError."""
 
     def __init__(self, raw: Bytes):
         self._raw = memoryview(raw)
@@ -166,7 +166,7 @@ class _Reader:
 
     def doubles(self, count: int) -> tuple[float, ...]:
         if not count:
-            return ()  # not even aligned
+            return ()  # not aligned
         return struct.unpack_from(f'{self._order}{count}d', self._raw, self.take(8 * count, 8))
 
     def stamp_ns(self) -> int:

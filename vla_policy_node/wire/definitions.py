@@ -16,16 +16,16 @@ class UnknownTypeError(ValueError):
 
 
 class MessageDefinitions:
-    """A typestore that learns types from the packages that are installed. One thread.
+    """A typestore that learns types from installed packages. One thread.
 
-    ROS's own types are those of the library; vla_msgs is found in the source tree, too.
+    ROS's own types come from the library; vla_msgs is also found in the source tree.
     """
 
     def __init__(self):
         self.store: Typestore = get_typestore(Stores.ROS2_KILTED)
 
     def learn(self, type_name: str) -> Typestore:
-        """Return the store, knowing 'package/msg/Type' and what it is made of.
+        """Return the store after registering 'package/msg/Type' and its parts.
 
         Raises UnknownTypeError.
         """
@@ -52,9 +52,9 @@ class MessageDefinitions:
         return self.learn(type_name).types[type_name]
 
     def read(self, raw: bytes, type_name: str) -> Any:
-        """Return a message from its bytes; what follows a complete one is not looked at.
+        """Return a message from its bytes; trailing bytes are ignored.
 
-        Raises whatever the library raises at bytes that are none of this type.
+        Raises whatever the library raises for bytes of another type.
         """
         definition = self.learn(type_name).get_msgdef(type_name)
         if bytes(raw[:2]) not in (b'\0\0', b'\0\1'):
@@ -77,8 +77,8 @@ class MessageDefinitions:
 def _share(package: str) -> Path:
     """Return a package's share folder, which lies in the prefix that its Python module is in.
 
-    Not by the ament index: a virtual environment works without being sourced. Where a package is
-    not installed, its sources beside ours will do.
+    Not through the ament index: a virtual environment works without being sourced. If a package is
+    not installed, its sources next to ours are used.
     """
     try:
         spec = importlib.util.find_spec(package)

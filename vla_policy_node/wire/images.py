@@ -1,7 +1,7 @@
 """Converts image messages to RGB arrays, and samples them to tell pictures apart.
 
 All functions are pure and may be called from any thread. Images of rclpy have the same fields as
-the serialised ones, and will do.
+the serialised ones and work as well.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _ENCODINGS = {
     'bgra8': (4, cv2.COLOR_BGRA2RGB),
     'mono8': (1, cv2.COLOR_GRAY2RGB),
 }
-# 3840 x 2160 and a little more: what one camera may show, and what decoding may allocate.
+# Slightly more than 3840 x 2160: the largest picture, and so the largest allocation.
 MAX_PIXELS = 8_400_000
 
 
@@ -68,7 +68,7 @@ def _pixels(msg: SerialisedImage) -> np.ndarray:
             f'The {msg.encoding} image has step {step}, but a row of {width} pixels needs '
             f'{width * channels} bytes.'
         )
-    # The padding of the last row may be missing: nothing in it is ever read.
+    # The padding of the last row may be missing: it is never read.
     needed = (height - 1) * step + width * channels
     if len(msg.data) < needed:
         raise ImageError(
@@ -88,8 +88,8 @@ def _sample(pixels: np.ndarray) -> np.ndarray:
 def decode_compressed(msg: SerialisedCompressedImage) -> np.ndarray:
     """Return a JPEG or PNG image as [H, W, 3] uint8 RGB; grey images are expanded.
 
-    Raises ImageError if the bytes are no image that OpenCV can read, or claim more than
-    MAX_PIXELS; nothing is allocated before the claim is checked.
+    Raises ImageError if OpenCV cannot read the bytes or they claim more than MAX_PIXELS; nothing
+    is allocated before the claim is checked.
     """
     compressed_size(msg.data, MAX_PIXELS)
     return cv2.cvtColor(_decode(msg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

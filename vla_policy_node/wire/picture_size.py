@@ -1,7 +1,7 @@
 """Reads the size of a JPEG or PNG from its first bytes, before anything is decoded.
 
-A few kB of PNG can claim, and fill, gigabytes; a JPEG that ends early is decoded to half a picture
-of grey. Both are found here.
+A few kB of PNG can claim, and fill, gigabytes; a truncated JPEG decodes to a half-grey picture.
+Both are detected here.
 """
 
 import struct
