@@ -7,8 +7,8 @@ from tiny_model import CASES, assert_close, inputs_of, shared_fused_model, share
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.fusing import LongProduct
-from vla_policy_node.models.language_model import Rope
 from vla_policy_node.models.static_forward import StaticForward
+from vla_policy_node.nn.transformer import Rope
 
 
 @torch.inference_mode()

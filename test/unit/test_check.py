@@ -138,7 +138,7 @@ def test_the_index_promises_bytes_and_places(l1):
 def test_public_sizes_have_public_totals(made, monkeypatch):
     """A checkpoint of the public size has to have 982 tensors and 7,541,237,184 parameters."""
     config = checkpoint.read_model_config(made['l1'])
-    monkeypatch.setattr(files, 'LanguageModelConfig', lambda: config.language_model)
+    monkeypatch.setattr(files, 'DecoderConfig', lambda: config.language_model)
     monkeypatch.setattr(type(config), 'image_px', 224)
     assert 'public checkpoints 982 of 7,541,237,184' in files.check_files(
         made['l1'], config).text
@@ -215,7 +215,7 @@ def test_weights_that_are_no_numbers_are_found(made):
 def test_a_causal_mask_is_found(trial, monkeypatch):
     attend = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        'vla_policy_node.models.language_model.functional.scaled_dot_product_attention',
+        'vla_policy_node.nn.transformer.functional.scaled_dot_product_attention',
         lambda query, key, value, attn_mask=None: attend(query, key, value, is_causal=True))
     finding = behaviour.check_attention(trial)
     assert finding.verdict == FAIL

@@ -201,7 +201,7 @@ def causal(monkeypatch):
         return attend(query, key, value, is_causal=query.shape[-2] == key.shape[-2])
 
     monkeypatch.setattr(
-        'vla_policy_node.models.language_model.functional.scaled_dot_product_attention',
+        'vla_policy_node.nn.transformer.functional.scaled_dot_product_attention',
         attend_causally)
 
 

@@ -15,6 +15,7 @@ from vla_policy_node.models import checkpoint, layout
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -255,7 +256,8 @@ def test_action_tokens_count_down_from_the_end_of_the_vocabulary():
 def test_seven_tokens_with_a_cache_are_those_of_seven_full_causal_passes(made):
     model = variants.load(made['autoregressive'])
     rows = torch.randn(1, 9, 32)
-    ids = model.generate(rows)[0].tolist()
+    spans = lay_out({'bos': 1, 'visual': 6, 'prompt': 2})
+    ids = model.generate(TokenSequence(rows, torch.arange(9)[None], spans))[0].tolist()
     for expected in ids:
         states = causal_states(model.language_model, rows)
         assert int(model.action_head.token_ids(states[0, -1])) == expected
@@ -266,7 +268,7 @@ def test_seven_tokens_with_a_cache_are_those_of_seven_full_causal_passes(made):
 
 def causal_states(model, rows):
     """The textbook decoder: every row at once, a triangular mask."""
-    from vla_policy_node.models.language_model import Rope
+    from vla_policy_node.nn.transformer import Rope
 
     total, heads = rows.shape[1], model.config.heads
     width = model.config.width // heads

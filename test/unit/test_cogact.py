@@ -15,8 +15,9 @@ from vla_policy_node.models import checkpoint, small
 from vla_policy_node.models.config import DitConfig
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.dit import DiffusionTransformer
-from vla_policy_node.models.openvla import CausalDecoder
 from vla_policy_node.models.variants import create_model
+from vla_policy_node.nn.kv_cache import KvCache
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -153,9 +154,13 @@ def test_a_row_sees_itself_and_what_is_before_it(made):
 def test_the_cognition_token_reads_what_token_by_token_decoding_reads(made):
     model = variants.load(made['two cameras'])
     sequence = sequence_of(model)
-    decoder = CausalDecoder(model.language_model, sequence.states.shape[1])
-    torch.testing.assert_close(
-        model.decode(sequence), decoder(sequence.states)[:, -1:], rtol=0, atol=2e-5)
+    cache = KvCache(room=sequence.states.shape[1])
+    for row in range(sequence.states.shape[1]):
+        rows = slice(row, row + 1)
+        states = model.language_model(
+            TokenSequence(sequence.states[:, rows], sequence.positions[:, rows],
+                          lay_out({'prompt': 1})), cache=cache)
+    torch.testing.assert_close(model.decode(sequence), states, rtol=0, atol=2e-5)
 
 
 def test_filled_up_prompts_of_a_batch_change_nothing(made):

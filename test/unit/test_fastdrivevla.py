@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration import create
 from vla_policy_node.acceleration.fastdrivevla import FILE_NAME, ForegroundScorer
-from vla_policy_node.models.config import LanguageModelConfig
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.transformer import DecoderConfig
 from vla_policy_node.training.foreground import (
     PatchPainter,
     reconstruction_loss,
@@ -78,7 +78,7 @@ def test_equal_pictures_are_similar():
     assert ssim(picture, 1 - picture) < 0.5
 
 
-SMALL = LanguageModelConfig(width=32, layers=1, heads=2, mlp_width=48)
+SMALL = DecoderConfig(width=32, layers=1, heads=2, mlp_width=48)
 
 
 def lesson():

@@ -15,8 +15,8 @@ from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.language_model import Attention
 from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.lazy_attention import LazyAttention
 
 SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
 # Settings under which a method shows all that it can do, in one run after the other.
@@ -105,7 +105,7 @@ EFFECT_OF = {
 }
 
 
-class SpiedAttention(Attention):
+class SpiedAttention(LazyAttention):
     """Attention that tells when somebody computes it."""
 
     def __init__(self, attention, seen):

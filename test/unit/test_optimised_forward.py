@@ -22,10 +22,10 @@ from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.models import compiling, static_forward
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.nn.transformer import Decoder
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
@@ -160,13 +160,13 @@ def test_prompts_that_fill_up_a_bucket_change_nothing(inputs):
 
 @torch.inference_mode()
 def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatch):
-    shapes, run = [], LanguageModel.forward
+    shapes, run = [], Decoder.forward
 
     def record(self, sequence: TokenSequence, *arguments, **options):
         shapes.append((sequence.states.shape[1], sequence.visual_rows))
         return run(self, sequence, *arguments, **options)
 
-    monkeypatch.setattr(LanguageModel, 'forward', record)
+    monkeypatch.setattr(Decoder, 'forward', record)
     method = LightVla()
     forward = StaticForward(shared_model(), [method])
     for case in CASES:

@@ -23,8 +23,8 @@ from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.fastv import FastV
 from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.acceleration.selection import Budget, top_of_cameras
-from vla_policy_node.models.language_model import Rope
 from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.nn.transformer import Rope
 from vla_policy_node.policy.local import LocalPolicy
 
 

@@ -19,7 +19,7 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import Method, specprune
 from vla_policy_node.acceleration.specprune import Motion, control_steps_back, rank_weights
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 
 ALL_STATIC = {'static': 16, 'static_fine': 16, 'similarity': -1.0}
 
@@ -187,7 +187,7 @@ def test_of_constant_attention_the_running_score_goes_to_the_weight_of_its_rank(
     method = prepared('specprune', layer_share=0.5)
     shape, generator = (1, 4, sequence.states.shape[1], 8), torch.Generator().manual_seed(0)
     query, key = (torch.randn(shape, generator=generator) for _ in range(2))
-    attention = Attention(lambda rows: query[:, :, rows], key, None, last=False)
+    attention = LazyAttention(lambda rows: query[:, :, rows], key, None, last=False, width=32)
     method.select_tokens(sequence)
     received = attention(slice(33, None))[0].mean(dim=(0, 1))[1:33]
     goal = torch.cat([rank_weights(received[:16]), rank_weights(received[16:])])

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import Selection, top_of_cameras
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.nn.transformer import DecoderLayer
 
 RULES = ('extrema', 'average', 'always', 'never')
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.language_model import LanguageModel, SwiGlu
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.nn.transformer import Decoder, GatedMlp
 
 
 @torch.inference_mode()
 def layer_importance(
-    model: LanguageModel, samples: Iterable[TokenSequence]
+    model: Decoder, samples: Iterable[TokenSequence]
 ) -> Tensor:
     """1 - mean cosine between input and output of each layer, over all rows; [layers] float64.
 
@@ -75,7 +75,7 @@ def narrow_mlps(model: OpenVlaOft, share: float) -> None:
     _describe(model, mlp_width=width)
 
 
-def channel_norms(mlp: SwiGlu) -> Tensor:
+def channel_norms(mlp: GatedMlp) -> Tensor:
     """|gate| |up| |down| of each channel, [mlp width] float32."""
     return (
         mlp.gate_proj.weight.float().norm(dim=1)
@@ -84,7 +84,7 @@ def channel_norms(mlp: SwiGlu) -> Tensor:
     )
 
 
-def _keep_channels(mlp: SwiGlu, kept: Tensor) -> None:
+def _keep_channels(mlp: GatedMlp, kept: Tensor) -> None:
     for linear, select in (
         (mlp.gate_proj, lambda weight: weight[kept]),
         (mlp.up_proj, lambda weight: weight[kept]),
@@ -101,7 +101,7 @@ def _describe(model: OpenVlaOft, **changes: int) -> None:
     model.config = replace(model.config, language_model=decoder.config)
 
 
-def _states(model: LanguageModel, sequence: TokenSequence) -> list[tuple[Tensor, Tensor]]:
+def _states(model: Decoder, sequence: TokenSequence) -> list[tuple[Tensor, Tensor]]:
     """Input and output of every layer."""
     seen: list[tuple[Tensor, Tensor]] = []
 

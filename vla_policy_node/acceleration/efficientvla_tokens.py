@@ -22,7 +22,7 @@ from torch.nn import functional
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 DIRECTIONS = ('words', 'tokens')
@@ -80,7 +80,9 @@ class EfficientVlaTokens(Selection):
                 "sees the prompt; use 'words'.")
         self._config = config
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """Weigh the tokens one layer before the drop: mean over heads, sum over the prompt."""
         if index != self.layer - 1:
             return

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.acceleration.selection import Selection, top
-from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
-from vla_policy_node.models.language_model import DecoderLayer, Rope
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
 
 FILE_NAME = 'method--fastdrivevla.safetensors'
 
@@ -30,7 +30,7 @@ FILE_NAME = 'method--fastdrivevla.safetensors'
 class ForegroundScorer(nn.Module):
     """Scores visual tokens; positive means foreground."""
 
-    def __init__(self, config: LanguageModelConfig):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         self._config = config
         self.query = nn.Parameter(torch.randn(config.width))
@@ -42,7 +42,7 @@ class ForegroundScorer(nn.Module):
         query = self.query.expand(len(visual), 1, -1)
         places = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
         config = self._config
-        rope = Rope(places, config.width // config.heads, config.rope_theta, visual.dtype)
+        rope = Rope.of(config, places, visual.dtype)
         rows = self.layer(torch.cat([query, visual], dim=1), rope, None, slice(None))
         return self.score(rows[:, 1:] * rows[:, :1]).squeeze(-1)
 

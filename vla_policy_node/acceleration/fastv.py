@@ -27,7 +27,7 @@ from vla_policy_node.acceleration.selection import (
     top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 ROWS = ('prompt_end', 'prefill', 'behind')
@@ -68,7 +68,9 @@ class FastV(Selection):
         self._check_layer(self.layer, config)
         self._config = config
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:
             return

@@ -36,7 +36,7 @@ from vla_policy_node.acceleration.selection import (
     union,
 )
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 RANGE_SLACK = 1e-6
@@ -140,7 +140,9 @@ class SpVla(Selection):
             return 1.0
         return max(self.min_keep, 1 - (speed - self.slow) / (self.fast - self.slow))
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
         if index == self.layer - 1 and self.retention(self._speed()) < 1:
             received = attention_received(attention(slice(None)), sequence)

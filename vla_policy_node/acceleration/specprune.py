@@ -53,7 +53,7 @@ from vla_policy_node.acceleration.selection import (
     top_of_cameras,
 )
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 TEMPLATE = 9  # tokens of 'In: What action should the robot take to'
@@ -143,7 +143,9 @@ class SpecPrune(Selection):
         self._local, self._seen = {}, []
         self._running = None
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """Rank the tokens where that is needed; the last layer decides nothing."""
         if attention.last:
             return
@@ -159,7 +161,7 @@ class SpecPrune(Selection):
         if self.layer_share < 1 and index in self._scored:
             self._score(sequence, attention)
 
-    def _score(self, sequence: TokenSequence, attention: Attention) -> None:
+    def _score(self, sequence: TokenSequence, attention: LazyAttention) -> None:
         """Move the running scores towards the weights of the present ranks."""
         asking = sequence.behind_visual
         received = attention_received(attention(asking), sequence)

@@ -39,7 +39,7 @@ from vla_policy_node.acceleration.selection import (
     union,
 )
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 LARGEST_BLOCK = 128  # of the rotation; larger ones spread more and cost more
@@ -133,7 +133,9 @@ class SqapVla(Selection):
         for linear in self._quantised:
             linear.rows = 0
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """Rank by what the prompt attends to, one layer before the drop."""
         if index == self.layer - 1:
             asking = sequence.span('prompt')

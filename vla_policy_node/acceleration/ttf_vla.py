@@ -24,7 +24,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, by_token, patches, top
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 GRAY = (0.299, 0.587, 0.114)
@@ -99,7 +99,9 @@ class TtfVla(Method):
                 for camera, relevance in enumerate(by_camera)]
         return fresh.index_fill(0, torch.cat(best), True)
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """See what the prompt attends to, for the next step."""
         layers = self._config.language_model.layers
         if index != min(at_depth(ATTENTION_LAYER, layers), layers - 1):

@@ -30,7 +30,7 @@ from torch.nn import functional
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, patches, top
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import Attention
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 DROP_LAYERS = (2, 6, 9, 11)
@@ -147,7 +147,9 @@ class VlaCache(Method):
         """A visual token has the same position in every step."""
         return sequence.first('visual') + self._dropped[None]
 
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """See, for the next step, how each layer spreads its attention, and on which tokens."""
         if not self.static or (attention.last and index != self._relevance_layer):
             return

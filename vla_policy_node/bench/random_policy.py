@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from vla_policy_node.models import checkpoint, small
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.language_model import RmsNorm
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, make_quantiser
 from vla_policy_node.models.variants import create_model
+from vla_policy_node.nn.norms import RmsNorm
 
 # Sizes as in the public config.json of OpenVLA-OFT and LightVLA.
 SIZES: Mapping[str, Mapping] = {

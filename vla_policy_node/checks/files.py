@@ -15,7 +15,7 @@ from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
 from vla_policy_node.models import cogact_release
 from vla_policy_node.models.checkpoint import DTYPES
-from vla_policy_node.models.config import LanguageModelConfig, ModelConfig
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.layout import (
     PARTS,
@@ -31,6 +31,7 @@ from vla_policy_node.models.reading import listed, plain
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.variants import create_model
 from vla_policy_node.models.weights import INDEX, MODEL, locate, open_tensors
+from vla_policy_node.nn.transformer import DecoderConfig
 
 # The vision-language model of every public checkpoint; 2 bytes each in bfloat16.
 PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184
@@ -70,7 +71,7 @@ def check_files(directory: Path, config: ModelConfig) -> Finding:
     stored = read_headers(directory)
     problems = [*_missing(directory, config, stored), *_index_problems(directory, stored)]
     total = sum(tensor.parameters for tensor in stored.values())
-    if config.language_model == LanguageModelConfig() and config.image_px == 224:
+    if config.language_model == DecoderConfig() and config.image_px == 224:
         counted = len(stored), total
         if not config.film and counted != (PUBLIC_TENSORS, PUBLIC_PARAMETERS):
             problems.append(

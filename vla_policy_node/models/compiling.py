@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vla_policy_node.models.fusing import PatchProduct
 from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Block
+from vla_policy_node.nn.transformer import DecoderLayer
 
 # The compiler would fill up operands to sizes that matrix units do not need, with copies.
 OPTIONS = {

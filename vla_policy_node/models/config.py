@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vla_policy_node.nn.transformer import DecoderConfig
+
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
 STEP_WAVES = 256  # cosines and sines that tell a diffusion transformer its step
@@ -41,20 +43,6 @@ class TowerConfig:
         """Rows and columns of patches in one image."""
         side = self.image_px // self.patch_px
         return side, side
-
-
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """A Llama decoder; the defaults are those of Llama-2-7B in the transformers library."""
-
-    width: int = 4096
-    layers: int = 32
-    heads: int = 32
-    mlp_width: int = 11008
-    vocabulary: int = 32064
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    context_length: int = 2048
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ class ModelConfig:
 
     dino: TowerConfig
     siglip: TowerConfig
-    language_model: LanguageModelConfig
+    language_model: DecoderConfig
     token_ids: TokenIds
     chunk_length: int = 8
     center_crop: bool = True
@@ -176,7 +164,8 @@ class ModelConfig:
             for tower in (self.dino, self.siglip)
         )
         text = self.language_model
-        layer = text.width * (4 * text.width + 3 * text.mlp_width)
+        layer = text.width * (
+            2 * text.query_width + 2 * text.key_width + 3 * text.mlp_width)
         return towers + text.layers * layer + text.vocabulary * text.width
 
     @property

@@ -7,8 +7,8 @@ from dataclasses import fields
 
 from vla_policy_node.models.config import (
     HEADS,
+    DecoderConfig,
     DitConfig,
-    LanguageModelConfig,
     ModelConfig,
     TokenIds,
     TowerConfig,
@@ -136,8 +136,8 @@ def _tower(sizes: Entries) -> TowerConfig:
     )
 
 
-def _language_model(entries: Entries) -> LanguageModelConfig:
-    text, default = entries.inside('text_config', {}), LanguageModelConfig()
+def _language_model(entries: Entries) -> DecoderConfig:
+    text, default = entries.inside('text_config', {}), DecoderConfig()
     width, heads = _width_and_heads(
         text, 'hidden_size', 'num_attention_heads', default.width, default.heads)
     if text.value('num_key_value_heads', heads) != heads or text.value('rope_scaling', None):
@@ -149,7 +149,7 @@ def _language_model(entries: Entries) -> LanguageModelConfig:
         raise text.error(
             'num_attention_heads', f'a number that divides {width} into even widths', heads)
     context = entries if 'llm_max_length' in entries else text
-    return LanguageModelConfig(
+    return DecoderConfig(
         width=width,
         layers=text.integer('num_hidden_layers', 1, MAX_LAYERS, default.layers),
         heads=heads,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.language_model import DecoderLayer
 from vla_policy_node.models.towers import Block
+from vla_policy_node.nn.transformer import DecoderLayer
 
 DTYPE = torch.float8_e4m3fn
 _LARGEST = torch.finfo(DTYPE).max

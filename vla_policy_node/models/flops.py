@@ -16,7 +16,7 @@ from vla_policy_node.models.config import (
     ACTION_DIMENSION,
     PROPRIO_DIMENSION,
     STEP_WAVES,
-    LanguageModelConfig,
+    DecoderConfig,
     ModelConfig,
     TowerConfig,
 )
@@ -40,8 +40,8 @@ def count_flops(
     layer_rows: of each layer of the language model that runs, one after the other; a diffusion
         head runs all layers once per denoising step. Numbers are the rows of the sequence where
         all layers run and all rows are seen, and only the rows that the head reads ask in the
-        last one. Token by token, the first pass of `sequence_rows` decides, and may be all that
-        is given.
+        last one. Token by token, they are those of the pass over the prompt; the tokens that
+        follow run the same layers and see what was seen there.
     denoising_reused: steps of a CogACT head that reused what its blocks did in another one.
     Stages are 'vision' (towers, projector), 'language_model' (with what makes its rows) and
     'head'. What an acceleration method computes itself is in its `Report`.
@@ -51,7 +51,7 @@ def count_flops(
     vision = config.cameras * (_tower(config.dino) + _tower(config.siglip))
     vision += config.visual_tokens * _chain(features, 4 * features, width, width)
     if config.head == 'autoregressive':
-        decoder = _token_by_token(config.language_model, layer_rows[0])
+        decoder = _token_by_token(config.language_model, layer_rows)
         passes = 1
     else:
         decoder = _decoder(config.language_model, layer_rows, config.rows_read)
@@ -81,7 +81,7 @@ def chain_flops(*widths: int) -> int:
     return 2 * _chain(*widths)
 
 
-def layer_flops(model: LanguageModelConfig, rows: LayerRows) -> int:
+def layer_flops(model: DecoderConfig, rows: LayerRows) -> int:
     """Return the FLOPs of one layer of the language model."""
     return 2 * _layer(model, *rows)
 
@@ -107,7 +107,7 @@ def _block(rows: int, width: int, mlp_width: int) -> int:
 
 
 def _decoder(
-    model: LanguageModelConfig, layer_rows: Sequence[int] | Sequence[LayerRows], read: int
+    model: DecoderConfig, layer_rows: Sequence[int] | Sequence[LayerRows], read: int
 ) -> int:
     """Multiply-accumulates of the decoder layers; queries and MLP only for rows that ask."""
     full = [
@@ -118,17 +118,22 @@ def _decoder(
     return sum(_layer(model, *rows) for rows in full)
 
 
-def _token_by_token(model: LanguageModelConfig, rows: int) -> int:
-    """The same with kept keys and values: all rows once, then one after the other."""
-    steps = [_layer(model, 1, 1, rows + step) for step in range(1, ACTION_DIMENSION)]
-    return model.layers * (_layer(model, rows, rows, rows) + sum(steps))
+def _token_by_token(
+    model: DecoderConfig, layer_rows: Sequence[int] | Sequence[LayerRows]
+) -> int:
+    """The same with kept keys and values: the prompt, then one row after the other."""
+    kept = [rows.seen if isinstance(rows, LayerRows) else rows for rows in layer_rows]
+    steps = sum(
+        _layer(model, 1, 1, rows + step)
+        for rows in kept for step in range(1, ACTION_DIMENSION))
+    return _decoder(model, layer_rows, 1) + steps
 
 
-def _layer(model: LanguageModelConfig, asking: int, new: int, seen: int) -> int:
+def _layer(model: DecoderConfig, asking: int, new: int, seen: int) -> int:
     """One layer: `asking` rows look at `seen` ones, of which `new` have no keys and values yet."""
-    width = model.width
-    linear = 2 * (asking + new) * width**2 + 3 * asking * width * model.mlp_width
-    return linear + 2 * asking * seen * width
+    width, queries, keys = model.width, model.query_width, model.key_width
+    linear = 2 * width * (asking * queries + new * keys) + 3 * asking * width * model.mlp_width
+    return linear + 2 * asking * seen * queries
 
 
 def _head(config: ModelConfig, denoising_reused: int) -> int:

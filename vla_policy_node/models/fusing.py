@@ -15,16 +15,18 @@ from torch.nn import functional
 
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.language_model import (
-    DecoderLayer,
-    RmsNorm,
-    Rope,
-    SelfAttention,
-    SwiGlu,
-)
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Attention, Block, LayerScale, PatchEmbedding, Tower
-from vla_policy_node.nn.hooks import NO_HOOKS, LayerHooks
+from vla_policy_node.nn.norms import RmsNorm
+from vla_policy_node.nn.transformer import (
+    ALL_ROWS,
+    DecoderLayer,
+    GatedMlp,
+    Place,
+    Rope,
+    SelfAttention,
+    activate,
+)
 
 try:
     from vla_policy_node.models import kernels
@@ -40,7 +42,7 @@ class KernelRmsNorm(nn.Module):
 
     def __init__(self, norm: RmsNorm, folded: bool):
         super().__init__()
-        self.weight = None if folded else norm.weight
+        self.weight = None if folded else nn.Parameter(norm.gain, requires_grad=False)
         self.width, self.eps = norm.weight.shape, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,18 +59,21 @@ class FusedSelfAttention(SelfAttention):
 
     def __init__(self, attention: SelfAttention, gain: Tensor, some_ask: bool):
         nn.Module.__init__(self)
-        self.heads = attention.heads
+        self.heads, self.head_width = attention.heads, attention.head_width
+        self._widths = attention.q_proj.out_features, attention.k_proj.out_features
         self.o_proj = LongProduct(attention.o_proj)
         first, second = attention.q_proj, (attention.k_proj, attention.v_proj)
         self.q_proj = _stack([first], gain) if some_ask else None
         self.kv_proj = _stack(second if some_ask else (first, *second), gain)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice,
-                hooks: LayerHooks = NO_HOOKS, *place: object) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice, place: Place | None = None
+    ) -> Tensor:
         """As in the base class; few rows, which all ask and nobody watches, take one kernel."""
-        if (place or self.q_proj is not None or rows != slice(None)
+        queries, keys = self._widths
+        if (place is not None or self.q_proj is not None or rows != ALL_ROWS or queries != keys
                 or x.shape[1] > _FEW_ROWS or not _kernel_fits(x, mask)):
-            return super().forward(x, rope, mask, rows, hooks, *place)
+            return super().forward(x, rope, mask, rows, place)
         return self.o_proj(kernels.attend(
             self.kv_proj(x), self.heads, (rope.cos, rope.sin), mask, _factor(self.o_proj)))
 
@@ -77,23 +82,24 @@ class FusedSelfAttention(SelfAttention):
         if self.q_proj is not None:
             key, value = map(self._heads, self.kv_proj(x).chunk(2, dim=-1))
             return self.queries(x, rope, rows), rope(key), value
-        query, key, value = map(self._heads, self.kv_proj(x).chunk(3, dim=-1))
+        queries, keys = self._widths
+        query, key, value = map(self._heads, self.kv_proj(x).split([queries, keys, keys], dim=-1))
         return rope(query[:, :, rows], rows), rope(key), value
 
     def bare_queries(self, x: Tensor) -> Tensor:
         """As in the base class."""
-        return self._part(x, -3) if self.q_proj is None else self.q_proj(x)
+        return self._part(x, slice(self._widths[0])) if self.q_proj is None else self.q_proj(x)
 
     def bare_keys(self, x: Tensor) -> Tensor:
         """Likewise."""
-        return self._part(x, -2)
+        keys = self._widths[1]
+        return self._part(x, slice(-2 * keys, -keys))
 
-    def _part(self, x: Tensor, index: int) -> Tensor:
-        """One of the stacked products: queries -3, keys -2, values -1. In 8 bits all are made."""
-        width = x.shape[-1]
+    def _part(self, x: Tensor, columns: slice) -> Tensor:
+        """Some of what the stacked product makes. In 8 bits all is made."""
         if isinstance(self.kv_proj, nn.Linear):
-            return functional.linear(x, self.kv_proj.weight.unflatten(0, (-1, width))[index])
-        return self.kv_proj(x).unflatten(-1, (-1, width))[..., index, :]
+            return functional.linear(x, self.kv_proj.weight[columns])
+        return self.kv_proj(x)[..., columns]
 
 
 class KernelAttention(Attention):
@@ -111,21 +117,23 @@ class KernelAttention(Attention):
             kernels.attend(self.qkv(x), self.heads, None, mask, _factor(self.proj)))
 
 
-class FusedSwiGlu(nn.Module):
-    """`SwiGlu` with gate and up in one product; gain: weight of the norm before it."""
+class FusedGatedMlp(nn.Module):
+    """`GatedMlp` with gate and up in one product; gain: weight of the norm before it."""
 
-    def __init__(self, mlp: SwiGlu, gain: Tensor):
+    def __init__(self, mlp: GatedMlp, gain: Tensor):
         super().__init__()
+        self.activation = mlp.activation
         self.gate_up_proj = _stack([mlp.gate_proj, mlp.up_proj], gain)
         self.down_proj = LongProduct(mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
         gate_up = self.gate_up_proj(x)
-        if _kernel_fits(x) and isinstance(self.down_proj, Float8Linear):
+        if (_kernel_fits(x) and isinstance(self.down_proj, Float8Linear)
+                and self.activation == 'silu'):
             return self.down_proj.multiply(*kernels.gate_rows(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate) * up)
+        return self.down_proj(activate(gate, self.activation) * up)
 
 
 class PatchProduct(nn.Module):
@@ -191,7 +199,7 @@ class WholeWords(nn.Module):
 def fuse(model: OpenVlaOft) -> OpenVlaOft:
     """Put the weights of `model` together, in place, and return it.
 
-    For models that run `LanguageModel.forward`. The result cannot be saved as a checkpoint.
+    For models that run `Decoder.forward`. The result cannot be saved as a checkpoint.
     """
     decoder = model.language_model
     for layer in decoder.layers:
@@ -207,8 +215,8 @@ def fuse(model: OpenVlaOft) -> OpenVlaOft:
 
 def _fuse_layer(layer: DecoderLayer, some_ask: bool) -> None:
     before, between = layer.input_layernorm, layer.post_attention_layernorm
-    layer.self_attn = FusedSelfAttention(layer.self_attn, before.weight, some_ask)
-    layer.mlp = FusedSwiGlu(layer.mlp, between.weight)
+    layer.self_attn = FusedSelfAttention(layer.self_attn, before.gain, some_ask)
+    layer.mlp = FusedGatedMlp(layer.mlp, between.gain)
     layer.input_layernorm = KernelRmsNorm(before, folded=True)
     layer.post_attention_layernorm = KernelRmsNorm(between, folded=True)
 

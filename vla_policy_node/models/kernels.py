@@ -28,7 +28,7 @@ def attend(
 
     FlashAttention's algorithm (Dao et al. 2022), a tile of queries per program. qkv: contiguous,
     queries, keys and values of all heads, as one product wrote them. rotation: cosines and sines
-    of `language_model.Rope`, [B or 1, 1, T, head width]. bias: [B or 1, 1, 1, T] on the logits of
+    of `nn.transformer.Rope`, [B or 1, 1, T, head width]. bias: [B or 1, 1, 1, T] on the logits of
     each key; -inf hides one, but never all of the first tile. factor: a number; the result times
     this is rounded to 8 bits.
     """

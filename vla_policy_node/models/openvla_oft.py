@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
 from vla_policy_node.models.dit import DiffusionTransformer
 from vla_policy_node.models.heads import L1ActionHead, ProprioProjector, VocabularyHead
-from vla_policy_node.models.language_model import LanguageModel
 from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
 from vla_policy_node.nn.hooks import HookChain
+from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.nn.transformer import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,8 @@ class OpenVlaOft(nn.Module):
         width = config.language_model.width
         self.vision_backbone = VisionBackbone(config.dino, config.siglip)
         self.projector = Projector(config.dino.width + config.siglip.width, width)
-        self.language_model = LanguageModel(config.language_model, config.causal)
+        self.language_model = Decoder(
+            config.language_model, CAUSAL if config.causal else BIDIRECTIONAL)
         if config.proprio:
             self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
         if config.head in ('discrete', 'autoregressive'):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from vla_policy_node.models.cogact import DenoisingStep
-    from vla_policy_node.models.language_model import Attention
+    from vla_policy_node.nn.lazy_attention import LazyAttention
     from vla_policy_node.nn.sequence import TokenSequence
 
 Hook = Callable[..., Any]
@@ -150,7 +150,9 @@ class LayerHooks:
         return None
 
     @combined(everyone)
-    def watch_attention(self, index: int, sequence: TokenSequence, attention: Attention) -> None:
+    def watch_attention(
+        self, index: int, sequence: TokenSequence, attention: LazyAttention
+    ) -> None:
         """See what layer `index` (0, 1, ...) attends to; comes after `keys_values`.
 
         attention: rows of the sequence that ask -> [B, heads, rows, keys] float32, each row sums

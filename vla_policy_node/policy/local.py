@@ -19,7 +19,7 @@ from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.flops import LayerRows, count_flops, sequence_rows
+from vla_policy_node.models.flops import LayerRows, count_flops
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
 from vla_policy_node.models.layout import published_action_rows, read_normalisation
@@ -237,7 +237,7 @@ class LocalPolicy:
             method=self.description.method,
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
-            flops=0 if reused_by else self._flops(prompt_ids.shape[1]),
+            flops=0 if reused_by else self._flops(),
             layers_run=0 if reused_by else len(self._rows.layer_rows),
             layers_total=self._model.config.language_model.layers,
             reused_by=reused_by,
@@ -335,14 +335,11 @@ class LocalPolicy:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _flops(self, prompt_ids: int) -> int:
+    def _flops(self) -> int:
         reports = [r for r in (method.report() for method in self._methods) if r is not None]
         choosing = sum(report.flops for report in reports)
         reused = sum(report.denoising_reused for report in reports)
-        config = self._model.config
-        # Models that take no methods do not tell.
-        layer_rows = self.layer_rows or [sequence_rows(config, prompt_ids)]
-        return choosing + sum(count_flops(config, layer_rows, reused).values())
+        return choosing + sum(count_flops(self._model.config, self.layer_rows, reused).values())
 
     def _selections(self, reused: bool) -> tuple[TokenSelection, ...]:
         """Combine the methods' reports: kept is what all kept, scores are the last ones given.

@@ -11,8 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.config import LanguageModelConfig
-from vla_policy_node.models.language_model import DecoderLayer, Rope
+from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
 
 LAYERS = 2  # six in the paper, whose tokens are of a model of 3 billion parameters
 SSIM_SHARE = 0.2
@@ -26,7 +25,7 @@ class PatchPainter(nn.Module):
     values: of a patch, channels times pixels.
     """
 
-    def __init__(self, config: LanguageModelConfig, values: int):
+    def __init__(self, config: DecoderConfig, values: int):
         super().__init__()
         self._config = config
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(LAYERS))
@@ -35,7 +34,7 @@ class PatchPainter(nn.Module):
     def forward(self, visual: Tensor, positions: Tensor) -> Tensor:
         """[B, V, width] at positions [B, V] -> [B, V, values]."""
         config = self._config
-        rope = Rope(positions, config.width // config.heads, config.rope_theta, visual.dtype)
+        rope = Rope.of(config, positions, visual.dtype)
         for layer in self.layers:
             visual = layer(visual, rope, None, slice(None))
         return self.paint(visual)
