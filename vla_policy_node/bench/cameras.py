@@ -28,14 +28,14 @@ class CameraParameters:
 
 
 class CamerasNode(Node):
-    """Publishes noise pictures and a robot that stands still."""
+    """Publishes noise pictures and the state of a robot that stands still."""
 
     def __init__(self, **node_options):
         super().__init__('cameras', **node_options)
         parameters = ParameterStore(self, CameraParameters).checked()
         noise = np.random.default_rng(0)
         shape = (parameters.height, parameters.width, 3)
-        # Each camera has pictures of its own: two that show the same would be one camera twice.
+        # Each camera has its own pictures: identical ones would count as the same camera twice.
         self._cameras = [
             (self.create_publisher(Image, f'{camera}/image_raw', qos.camera_input()),
              [to_image_message(noise.integers(0, 256, shape, np.uint8), Header())

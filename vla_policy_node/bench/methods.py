@@ -22,8 +22,8 @@ from vla_policy_node.evaluation.summary import describe_machine, describe_policy
 from vla_policy_node.outputs.folder import claim, clear, seal
 
 COMMAND = 'vla bench methods'  # whose files they are
-# In the output directory, while a run is not finished: what it need not do again, in a folder
-# for each checkpoint.
+# In the output directory while a run is unfinished: its intermediate results, in a folder per
+# checkpoint.
 UNFINISHED = 'methods.unfinished'
 
 
@@ -47,8 +47,9 @@ def bench_methods(
     `evaluation.contenders` writes them, () for all; also: more of them. sweep: vary the constants
     of the methods, see `methods_rows.swept`. success: run closed loop, too. frames_episodes:
     episodes of each task whose frames the costs are measured on. command: what the user typed,
-    for the report. arguments, options: those of `evaluation.evaluate.make_plan`. Interrupted, the
-    same call goes on where it was. Raises ValueError with one sentence for what cannot be.
+    for the report. arguments, options: those of `evaluation.evaluate.make_plan`. After an
+    interruption the same call resumes. Raises ValueError with one sentence for an impossible
+    request.
     """
     plans = [
         make_plan(methods=['dense'], arguments={**(arguments or {}), 'checkpoint': checkpoint},
@@ -94,7 +95,7 @@ def bench_methods(
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """What rows and folders call each checkpoint: `vla train` leaves all of them `checkpoint`."""
+    """Names of the checkpoints in rows and folders: `vla train` calls all of them `checkpoint`."""
     names = [directory.name for directory in directories]
     if len(set(names)) < len(names):
         names = [f'{directory.parent.name}-{directory.name}' for directory in directories]
@@ -108,7 +109,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 def _measure_costs(
     plan: Plan, episodes: int, out: Path, console: Console
 ) -> dict[str, list[dict]]:
-    """Rows of costs by method; those that are there are not measured again."""
+    """Rows of costs by method; existing ones are not measured again."""
     results = Results(out / 'costs.json', plan.identity(), COMMAND)
     units = [(task, episode) for task, episode in plan.units if episode < episodes]
     labels = [contender.label for contender in plan.contenders]
@@ -128,7 +129,7 @@ def _measure_costs(
 
 
 def _evaluate(plan: Plan, workers: int, out: Path, console: Console) -> dict:
-    """As `vla eval` does, but what is there stays until all checkpoints are done."""
+    """Like `vla eval`, but results are kept until all checkpoints are done."""
     results = Results(out / 'success.json', plan.identity(), COMMAND)
     run_plan(plan, results, workers, console)
     return summarise(plan, results.rows(plan.keys), workers)

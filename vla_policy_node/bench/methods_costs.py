@@ -1,8 +1,8 @@
 """Cost of a method and its effect on the actions, on the same frames in the same order for all.
 
-The frames are those that the plain model meets in episodes of its own. Every method then answers
-each of them, open loop: actions are compared with the plain model's on the same picture, and
-caches and gates see the succession they would see on a robot.
+The frames come from episodes of the plain model. Every method then answers each of them, open
+loop: actions are compared with the plain model's on the same picture, and caches and gates see
+frames in the order of a robot's run.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
-# The calls of a method in which an inference may spend time, except those in a pass that a device
-# replays as a whole (`models.static_forward`), of which no part can be timed.
+# Calls of a method in which an inference may spend time, except those within a pass that a device
+# replays as a whole (`models.static_forward`), whose parts cannot be timed.
 TIMED = frozenset(hooks_of(StepHooks, PassHooks)) - {'select_static', 'record_selection'}
 
 
 class Stopwatch:
     """Counts the time spent inside of methods, ms; with a device it waits for at every call.
 
-    What a method asks for beyond the network's own pass is its own: attention maps, and answers
-    of the head at early exits. Blocks of a CogACT head that run or are reused in `denoise` are
-    not: they are there without a method, too.
+    Whatever a method requests beyond the network's own pass counts: attention maps, and answers of
+    the head at early exits. Blocks of a CogACT head that run or are reused in `denoise` do not
+    count: they exist without a method, too.
     """
 
     def __init__(self, methods: Sequence[Method], device: str):
@@ -79,14 +79,14 @@ class Stopwatch:
 
 
 class Recording(PolicyWrapper):
-    """A policy that also keeps what it was shown."""
+    """A policy that also records its observations."""
 
     def __init__(self, inside: Policy):
         super().__init__(inside)
         self.observations: list[Observation] = []
 
     def infer(self, request: InferenceRequest) -> ActionChunk:
-        """Answer, and keep the observation."""
+        """Answer, and record the observation."""
         self.observations.append(request.observation)
         return self.inside.infer(request)
 
@@ -94,7 +94,7 @@ class Recording(PolicyWrapper):
 def record_frames(
     plan: Plan, policy: LocalPolicy, world: LiberoWorld, task: int, episode: int
 ) -> list[Observation]:
-    """Return what the policy is shown in one episode of a plan."""
+    """Return the observations of one episode of a plan."""
     world.reset_layout(plan.layout, plan.layout_seed(task, episode))
     recording = Recording(policy)
     run_episode(world, recording, plan.parameters, horizon=plan.horizon)
@@ -113,8 +113,8 @@ class Costs:
     def measure(self, task: int, episode: int, labels: Sequence[str]) -> list[dict]:
         """Return a row for each of `labels` that says how its policy answers the frames.
 
-        All of them answer one frame before the next one comes, so that what else the machine
-        does slows down all alike.
+        All of them answer a frame before the next one comes, so that other load on the machine
+        slows all of them down alike.
         """
         if self._world is None or self._world.task.task_id != task:
             self.close()
@@ -151,7 +151,7 @@ class Costs:
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """What a method made of a frame, the plain model's actions [K, 7], and time inside of it."""
+    """A method's answer to a frame, the plain model's actions [K, 7], and the method's time."""
 
     chunk: ActionChunk
     wanted: np.ndarray
@@ -189,7 +189,7 @@ def _describe(answers: Sequence[_Answer]) -> dict:
 
 
 def summarise_costs(rows: Sequence[Mapping]) -> dict:
-    """Put the rows of one method together: means, and percentiles over all frames."""
+    """Combine the rows of one method: means, and percentiles over all frames."""
     def joined(name: str) -> list:
         return [value for row in rows for value in row[name]]
 

@@ -2,11 +2,11 @@
 
 The rows that each layer works on come from stand-ins: 32 layers and as many visual tokens as in
 the public checkpoints, but narrow, with random weights. For methods that keep a fixed number of
-tokens or layers that is their schedule. LightVLA is counted at the share of tokens that it is
-published to keep, and what learns (MoLE, FastDriveVLA) at its published number with random
-weights; for the others that look at the picture first (gates, caches) it is the schedule of random
-weights on noise, and says so. What choosing itself costs is left out: it depends on widths the
-stand-ins do not have.
+tokens or layers, this is their true schedule. LightVLA is counted at its published share of
+tokens, and learnt methods (MoLE, FastDriveVLA) at their published number with random weights. For
+methods that depend on the picture (gates, caches), it is the schedule of random weights on noise,
+and rows are marked so. The cost of choosing is left out: it depends on widths that the stand-ins
+lack.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ MODELS = (
 def published_rows(contenders: Sequence[Contender]) -> list[dict]:
     """Return a row for each model and each contender that can be counted on it.
 
-    Which checkpoint a contender learnt in does not matter here, only what it computes.
+    Which checkpoint a contender learnt in does not matter here, only its computation.
     """
     chosen = {contender.label.partition('@')[0]: contender for contender in contenders}
     rows = []
@@ -104,7 +104,7 @@ def published_rows(contenders: Sequence[Contender]) -> list[dict]:
                 try:
                     row = _row(published, copy.deepcopy(model), contender, Path(folder))
                 except ValueError:
-                    continue  # not for this model, or its schedule itself has to be learnt
+                    continue  # not for this model, or its schedule itself is learnt
                 rows.append({'method': label, **row})
     return rows
 

@@ -40,7 +40,7 @@ def write_report(document: Mapping, out: Path) -> list[Path]:
 
 
 def flat_rows(document: Mapping) -> list[dict]:
-    """Return all rows in one list, so that other tools need to know nothing about the rest.
+    """Return all rows in one list, for tools that need nothing else.
 
     The rest is the 'context' of each model's first row.
     """
@@ -92,7 +92,7 @@ def _model_sections(model: Mapping) -> list[str]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the places of the points (cost, value) that no other beats in both, by cost."""
+    """Return the indices of the Pareto-optimal points (cost, value), by cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []
     for index in order:
@@ -161,7 +161,7 @@ def _stages(rows: Sequence[Mapping]) -> dict:
 
         return cell
 
-    # In the order of a step; only some methods have a decision to make.
+    # In the order of a step; only some methods have a stage of decision.
     order = ('preprocess', 'upload', 'reuse', 'vision', 'select', 'language_model', 'head')
     stages = {stage for row in rows for stage in row['latency_by_stage_ms']}
     shown = [stage for stage in order if stage in stages] + sorted(stages - set(order))

@@ -70,7 +70,7 @@ def measure(
     duration_s: float, arguments: dict[str, str | bool], out: Path, console: Console
 ) -> dict:
     """Run cameras and policy for duration_s and return the figures."""
-    # The arm of the stand-in never moves, whatever it is told.
+    # The stand-in's arm never moves, whatever the commands.
     nodes = describe({**arguments, 'guard': 'false', 'visualizer': False, 'autostart': True},
                      {'policy': {'max_tracking_error_m': 0.0}})
     with ((out / LOG).open('w') as log, private_domain(), _cameras(),
@@ -136,8 +136,8 @@ def _wait(system: System, condition) -> None:
 def _callback_share(system: System, raw: bool, seconds: float) -> float:
     """Return the share of one core that a thread spends on receiving both cameras.
 
-    That thread holds the interpreter lock for nearly all of its processor time, so this bounds
-    what the worker loses to the callbacks. Most of it is the executor's own work per message.
+    That thread holds the interpreter lock for nearly all of its processor time, so this bounds the
+    time that the worker loses to callbacks. Most of it is the executor's own work per message.
     """
     node = rclpy.create_node('receiver')
     seen = set()

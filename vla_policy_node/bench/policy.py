@@ -26,11 +26,11 @@ STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
 
 @dataclass
 class Row:
-    """One variant and what it did. stage_ms: of each timed inference.
+    """One variant and its measurements. stage_ms: of each timed inference.
 
     flops, stored: by stage, FLOPs of the last inference and bytes of weights it read.
-    actions: one chunk per observation, [K, 7] each. slowest_ms: of the inferences before the
-        timed ones, with whatever is captured or compiled at first.
+    actions: one chunk per observation, [K, 7] each. slowest_ms: of the warm-up inferences,
+        including capture and compilation.
     """
 
     variant: PolicyVariant
@@ -55,7 +55,7 @@ class Row:
 def load_rows(
     cache: PolicyCache, variants: Sequence[PolicyVariant], console: Console
 ) -> list[Row]:
-    """Load every variant that fits; say which do not."""
+    """Load every variant that fits; report those that do not."""
     rows = []
     for variant in variants:
         try:
@@ -74,9 +74,9 @@ def run_rows(
     rows: Sequence[Row], observations: Sequence[Observation], repetitions: int, warm_up: int,
     console: Console,
 ) -> list[Row]:
-    """Let all rows act in turn, so that a machine that slows down slows down all of them.
+    """Run all rows in turn, so that a machine that slows down affects all of them.
 
-    Returns the rows that ran; one that needs more memory than there is does not.
+    Returns the rows that ran; a row that needs too much memory is left out.
     """
     done = []
     with Progress(console=console, transient=True) as progress:
@@ -96,7 +96,7 @@ def run_rows(
 
 
 def _warm_up(row: Row, observations: Sequence[Observation], repetitions: int) -> None:
-    """Look at everything, and note what does not depend on time."""
+    """Infer from every observation, and record what does not depend on time."""
     for observation in observations:
         for _ in range(repetitions):  # each observation may be the first of its bucket
             chunk = row.policy.infer(InferenceRequest(observation))
@@ -121,7 +121,7 @@ def action_error(actions: Sequence[np.ndarray], reference: Sequence[np.ndarray],
 
 
 def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The plain network with the same method in the dtype of the bench, if it took part."""
+    """The row of the plain network with the same method in the bench's dtype, if there is one."""
     dtype = 'bfloat16' if _on_cuda(row) else 'float32'
     wanted = row.variant.method, 'plain', dtype
     return next((other for other in rows if wanted == (
@@ -129,12 +129,13 @@ def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def floors_ms(row: Row, rates: Rates) -> dict[str, float]:
-    """The floor of each stage that has one; work of the baseline that is wasted is in none."""
+    """The floor of each stage that has one; the baseline's wasted work is not included."""
     dtype = row.variant.dtype
     return {
         stage: rates.floor_ms(
             row.flops[stage], row.stored[stage],
-            # Towers and language model have 8-bit products; the projector, 9 % of vision, has not.
+            # Vision encoders and language model have 8-bit products; the projector, 9 % of vision,
+            # does not.
             dtype if dtype != 'float8' or stage in ('vision', 'language_model') else 'bfloat16')
         for stage in ('vision', 'select', 'language_model', 'head')
     }
@@ -180,7 +181,7 @@ def shrink(observations: Sequence[Observation], side: int) -> list[Observation]:
 
 
 def _infer(row: Row, observation: Observation) -> ActionChunk:
-    """One inference, with the device memory that it and its weights need at most."""
+    """One inference, with the peak device memory of it and its weights."""
     if not _on_cuda(row):
         return row.policy.infer(InferenceRequest(observation))
     torch.cuda.reset_peak_memory_stats()
@@ -195,7 +196,7 @@ def _on_cuda(row: Row) -> bool:
 
 
 def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, int]:
-    """By stage, for the rows that are needed: those that only fill up a bucket are overhead."""
+    """FLOPs by stage for the rows that are needed: padding rows of a bucket are overhead."""
     config = row.policy.config
     dropped = chunk.tokens_total - chunk.tokens_kept
     prompt_ids = row.policy.inputs.encode_prompt(observation.instruction)

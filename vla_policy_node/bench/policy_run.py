@@ -43,7 +43,7 @@ from vla_policy_node.system.files import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are
 PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
-# Processor time is that of the process: what an idle machine would take, on one that is shared.
+# Processor time of the process approximates an idle machine on a shared one.
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 _WIDTH = 160  # of lines where output is not a terminal
 
@@ -69,7 +69,7 @@ class Options:
 def run(
     options: Options, json_file: Path | None, markdown_file: Path | None, console: Console
 ) -> None:
-    """Measure, print, write. ValueError with one sentence for what cannot be measured here."""
+    """Measure, print, write. ValueError with one sentence for what this machine cannot measure."""
     if not console.is_terminal:
         console.width = _WIDTH
     _check(options)

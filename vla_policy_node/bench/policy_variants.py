@@ -46,7 +46,7 @@ METHODS = {'dense': (), 'lightvla': ('lightvla',)}
 
 @dataclass(frozen=True)
 class PolicyVariant:
-    """One row. timed: False where the arithmetic is only imitated, to see its error."""
+    """One row. timed: False if the arithmetic is only imitated, to measure its error."""
 
     method: str
     way: str
@@ -62,12 +62,12 @@ class PolicyVariant:
 
     @property
     def name(self) -> str:
-        """What the tables call it."""
+        """Its name in tables."""
         return f'{self.method}, {self.way}'
 
 
 def list_variants(device: str, compiled: bool) -> list[PolicyVariant]:
-    """Every method in every way that this device can run it."""
+    """Return every method in every way that this device can run it."""
     cuda = device.startswith('cuda')
     return [
         PolicyVariant(method, *way, timed=cuda or way[1] not in _IMITATED)

@@ -1,8 +1,8 @@
 """Baseline: the same network, operator by operator as in the public implementation.
 
-What openvla-oft and its fork of transformers 4.40 do and this package does not: each image goes
-through each tower on its own; the towers' last blocks run although their output is not used;
-every decoder layer computes its rotary embedding anew; the last layer computes all its rows; all
+It does what openvla-oft and its fork of transformers 4.40 do and this package avoids: each image
+passes each vision encoder separately; the encoders' last blocks run although their output is
+unused; every decoder layer recomputes its rotary embedding; the last layer computes all rows; all
 hidden states are kept; the vocabulary head runs on every row, and its result is cast to float32
 and dropped. Results are those of `OpenVlaOft`.
 """
@@ -23,7 +23,7 @@ from vla_policy_node.models.towers import Block, Tower
 class PublicStructure(nn.Module):
     """Runs a plain `OpenVlaOft` with an L1 head the public way; batch 1.
 
-    The weights of what is computed for nothing are uninitialised.
+    Weights whose results are dropped stay uninitialised.
     """
 
     def __init__(self, model: OpenVlaOft):

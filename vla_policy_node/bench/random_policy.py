@@ -1,7 +1,7 @@
 """Policies of public size with random weights, made on the device without any download.
 
-Speed does not depend on the values of weights. What does are action errors and how many tokens
-LightVLA keeps; those of random weights say nothing about a trained policy.
+Speed does not depend on the values of weights. Action errors and the number of tokens that
+LightVLA keeps do; with random weights they say nothing about a trained policy.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Rates:
     byte_s: float
 
     def floor_ms(self, flops: float, stored_bytes: float, dtype: str) -> float:
-        """No implementation can be faster: it computes `flops` and reads the weights once.
+        """Return the time that no implementation can beat: `flops`, or reading the weights once.
 
         dtype: of the arithmetic, see `models.checkpoint.DTYPES`; int8 and int4 compute in
         bfloat16, and float8 too where this device has no products of it.

@@ -1,8 +1,8 @@
 """`vla bench selection`: the questions of the LightVLA paper, for one policy on the same episodes.
 
-Does it matter which tokens stay, or only how many? Are there tokens it should have kept, or too
-many? Does noise in training help? Variants that take a training of their own are made here where
-they do not exist yet, all from the same dense checkpoint with the same demonstrations.
+Does it matter which tokens stay, or only how many? Should it have kept more, or fewer? Does noise
+in training help? Variants that need training of their own are trained here if they do not exist
+yet, all from the same dense checkpoint on the same demonstrations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vla_policy_node.training.run import Run
 
 LIGHTVLA = 'LightVLA'
 STAR = 'LightVLA*'
-# What is trained for the table: label -> folder, and what differs from config/training.
+# Variants to train: label -> folder, and their differences from config/training.
 VARIANTS = {
     STAR: ('star', ('learnt_queries=64', 'multiplicity_bias=false')),
     'LightVLA trained without noise': ('no-noise', ('noise_scale=0.0',)),
@@ -67,7 +67,7 @@ class Question:
 def answer(question: Question, console: Console) -> dict:
     """Train what is missing, run every row, write the files; return the document.
 
-    Goes on where an interrupted run stopped. ValueError with one sentence for what cannot be.
+    Resumes an interrupted run. ValueError with one sentence for an impossible request.
     """
     claim(question.out, NAMES, COMMAND)
     variants = {label: _variant(question, label, console) for label in VARIANTS}
@@ -122,7 +122,7 @@ def _contender(label: str, checkpoint: Path) -> Contender:
 
 
 def _same_count(question: Question, count: int) -> list[Contender]:
-    """Return the rows that keep as many tokens as LightVLA, or a few more or less than it."""
+    """Return the rows that keep as many tokens as LightVLA, or a few more or fewer."""
     rows = {
         f'{count} random tokens': ('random_tokens', {'count': count}, question.dense),
         f'FastV, {count} tokens': ('fastv', {'count': count}, question.dense),
@@ -145,7 +145,7 @@ def _mean_tokens(plan: Plan, results: Results) -> float:
 
 
 def markdown(document: Mapping) -> str:
-    """Return the document as the table of the README."""
+    """Return the document as the table of docs/results.md."""
     pairs = {pair['second']: pair for pair in document['paired']}
     everything = document['totals'][0]['grounding']
     lines = [

@@ -1,7 +1,7 @@
 """`vla bench soak`: whether a policy node keeps its size over hours of work.
 
-Mixed traffic: cameras, state, goals, cancels, e-stops, parameters, and every kind of fault that
-ends by itself. Once a second the process is asked for its memory, threads and descriptors.
+The node gets mixed traffic: cameras, state, goals, cancels, e-stops, parameters, and every kind of
+fault that ends by itself. Its memory, threads and descriptors are sampled once a second.
 """
 
 import json
@@ -21,16 +21,16 @@ from vla_policy_node.outputs.folder import claim, seal
 
 COMMAND = 'vla bench soak'  # whose files they are
 FIGURES, PLOT = 'soak.json', 'soak.png'
-# Caches fill and allocators find their size in the beginning.
+# Caches fill and allocators grow in the beginning.
 WARM_UP_SHARE = 0.25
-# A slope is none if so much of it may be chance, or if it would take months to matter.
+# A slope does not count if it may be chance, or would take months to matter.
 CONFIDENCE = 1.96
 HARMLESS_MB_H = 1.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process has at one moment. at_s: seconds since the beginning."""
+    """Resources of a process at one moment. at_s: seconds since the beginning."""
 
     at_s: float
     resident_mb: float
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a process.
+    """Change of a process over time.
 
     slope_mb_h: growth of its memory by least squares; error_mb_h: its standard error, which counts
     neighbouring samples as one, as far as they agree.
@@ -56,7 +56,7 @@ class Verdict:
 
     @property
     def problems(self) -> list[str]:
-        """What grew, one sentence each; empty if nothing did."""
+        """Return a sentence for everything that grew."""
         found = []
         certain_mb_h = self.slope_mb_h - CONFIDENCE * self.error_mb_h
         if certain_mb_h > HARMLESS_MB_H:
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def sample(pid: int, since_s: float) -> Sample:
-    """Ask the kernel about a process. Raises OSError if it has ended."""
+    """Read a process's resources from the kernel. Raises OSError if it has ended."""
     status = dict(line.split(':', 1) for line in
                   Path(f'/proc/{pid}/status').read_text().splitlines() if ':' in line)
     return Sample(
@@ -79,9 +79,9 @@ def sample(pid: int, since_s: float) -> Sample:
 
 
 def judge(samples: Sequence[Sample]) -> Verdict:
-    """Return what became of a process, from samples at even intervals.
+    """Return the change of a process, from samples at even intervals.
 
-    Threads and descriptors come and go with clients: what counts is the least of each half.
+    Threads and descriptors come and go with clients, so the minimum of each half counts.
     """
     kept = [s for s in samples if s.at_s >= WARM_UP_SHARE * samples[-1].at_s]
     hours = np.array([s.at_s / 3600 for s in kept])
@@ -98,8 +98,8 @@ def judge(samples: Sequence[Sample]) -> Verdict:
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Return the slope of y over x and its standard error.
 
-    Memory moves in steps, so neighbours tell the same: with a correlation r of residuals one lag
-    apart, n samples are worth n (1 - r) / (1 + r).
+    Memory moves in steps, so neighbouring samples are correlated: with a correlation r of
+    residuals one lag apart, n samples are worth n (1 - r) / (1 + r).
     """
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))

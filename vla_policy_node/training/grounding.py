@@ -1,8 +1,8 @@
 """Grounding losses: which visual token holds the named object, and where the object is.
 
-Cloning from scratch does not teach the towers to look, not in a hundred thousand samples; this
-does, in thousands. It stands in, at small scale, for the pre-training that public checkpoints
-come with. Three losses:
+Cloning from scratch does not teach the vision encoders to look, even in a hundred thousand
+samples; this does, in thousands. At small scale it replaces the pre-training of public
+checkpoints. Its losses:
 
 - token: for each thing in view, cross-entropy between the tokens it covers and the similarity of
   all tokens of a camera to its words, in the form LightVLA scores by (weightless RMS norms,
@@ -12,7 +12,7 @@ come with. Three losses:
   that the tokens state positions in the way that is easiest to use further on.
 - attend: in one layer of the language model, two heads of the action rows attend to the thing
   that the instruction asks for and to where it belongs (-log of the attention that they get).
-  Without it the rows do not find them among the tokens, though the tokens tell.
+  Without it the rows do not find them among the tokens, although the tokens encode them.
 - readout: from the action rows after the language model, where those two are (L1).
 
 The heads are for training only and belong to no checkpoint.

@@ -31,7 +31,7 @@ def compute_losses(
     selection: PassHooks | None,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Return the losses that `config` weighs, and errors for the log, as scalars.
+    """Return the losses that `config` gives a weight, and errors for the log, as scalars.
 
     batch: of what was looked at before, the action head alone learns.
     selection: replaces or drops visual tokens before the language model (stage 'lightvla'), or

@@ -9,7 +9,7 @@ import torch
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Let matrices be multiplied in the best precision of the device; weights stay float32."""
+    """Multiply matrices in the best precision of the device; weights stay float32."""
     precision = best_precision(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 

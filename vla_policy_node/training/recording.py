@@ -1,7 +1,7 @@
 """Records one demonstration: the expert solves an episode under disturbances.
 
-The label of every step is the action that the expert wanted there; what is executed has noise on
-it. So the hand visits places beside the expert's path, and the labels lead back.
+The label of every step is the expert's action; the executed action has added noise. So the hand
+visits places beside the expert's path, and the labels lead back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PUSHED_SHARE, _MOVED_SHARE = 1 / 3, 3 / 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `vla demos` was asked for.
+    """The options of `vla demos`.
 
     noise: largest standard deviation on the six motion dimensions, in LIBERO's units; each
     episode has none, half or all of it. frame_every: control steps from one frame to the next.
@@ -124,7 +124,7 @@ class Tape:
     def step(self, wanted: np.ndarray, executed: np.ndarray) -> None:
         """Record one control step with the label `wanted`, and do `executed`; [7] of the world."""
         step = len(self.action)
-        # The first frame is where a policy has nothing but its eyes to go by.
+        # In the first frame a policy has nothing but the image to go by.
         if step == 0 or step % self.every == self.phase:
             self._take_frame(step)
         self.proprio.append(proprio_of(self.world.state()))

@@ -51,7 +51,7 @@ from vla_policy_node.training.trainer import STATE, Trainer
 COMMAND = 'vla train'  # whose files they are
 CHECKPOINT = 'checkpoint'
 STATISTICS = 'dataset_statistics.json'
-# Beside the checkpoint directory: the next stage wants them, no policy does.
+# Next to the checkpoint directory: for the next stage, not for a policy.
 HEADS = 'grounding_heads.safetensors'
 # Of a checkpoint, what describes it and is no weight.
 DOCUMENTS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', STATISTICS)
@@ -59,7 +59,7 @@ DOCUMENTS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', STATIS
 
 @dataclass(frozen=True)
 class Run:
-    """What a run reads and where it writes.
+    """The inputs of a run, and where it writes.
 
     start: checkpoint to go on from. demonstrations, scenes: folders, or None.
     out: gets state, curves and, at the end, `checkpoint`.
@@ -75,9 +75,9 @@ class Run:
 
 
 def train(run: Run) -> Path:
-    """Run a stage to its end, or go on with it, and return the path of its checkpoint.
+    """Run or resume a stage, and return the path of its checkpoint.
 
-    Raises ValueError for what cannot be, such as files in the way that no run wrote.
+    Raises ValueError for an impossible request, such as files in the way that no run wrote.
 
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
@@ -125,7 +125,7 @@ def _spawn(run: Run) -> None:
 
 
 def _spawned(*task: object) -> None:
-    # What is inherited would ignore Ctrl-C until the trainer handles it.
+    # The inherited handler would ignore Ctrl-C until the trainer handles it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _process(*task)
 
@@ -136,7 +136,7 @@ def _process(rank: int, processes: int, run: Run) -> None:
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', rank)))
         torch.cuda.set_device(device)
     else:
-        # Threads that wait for a core which they may not use make a step three times as long.
+        # Threads that wait for a core they may not use triple the time of a step.
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
     if processes > 1:
         distributed.init_process_group(

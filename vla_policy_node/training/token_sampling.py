@@ -1,9 +1,9 @@
 """Trains on a sample of the visual tokens, reweighted so that the model runs on all of them.
 
-Most of an image is table. Towers and language model see all tokens that lie on things and a few
-of the others; each token that stays speaks for those left out, by ln(candidates / kept) on its
-attention logits. Without that, towers trained on a fifth of the tokens locate an object within
-34 mm on such a fifth, and within 160 mm on all of them.
+Most of an image is table. Vision encoders and language model see all tokens that lie on things and
+a few of the others; each kept token stands for those left out, by ln(candidates / kept) on its
+attention logits. Without this, encoders trained on a fifth of the tokens locate an object within
+34 mm on such a fifth, but within 160 mm on all of them.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Trainer:
         self._curves = Curves(out, self.step) if rank == 0 else None
 
     def run(self) -> None:
-        """Train to the last step, saving now and then. Main thread.
+        """Train to the last step, saving at intervals. Main thread.
 
         Ctrl-C ends it after the present step, in all processes after the same one: the state is
         saved and KeyboardInterrupt raised.
@@ -125,7 +125,7 @@ class Trainer:
                 self._curves.close()
 
     def load_average(self) -> None:
-        """Put the averaged weights into the model, which is then no longer to be trained."""
+        """Load the averaged weights into the model, which must not be trained afterwards."""
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(self._average[name])
@@ -187,7 +187,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Log the losses of the averaged weights on frames held out, rank 0 alone."""
+        """Log the losses of the averaged weights on held-out frames, on rank 0 only."""
         if self._rank == 0:
             present = {name: p.detach().clone() for name, p in self._trained.items()}
             self.load_average()
@@ -260,7 +260,7 @@ class Trainer:
         ):
             raise ValueError(f'{path} is no state of a training run; take another --out.')
         for key, value in self.config.document().items():
-            # Entries that are newer than the run have had their default.
+            # Entries that the run did not have yet had their default.
             before = state['config'].get(key, value)
             if key not in ('steps', 'save_every_s') and before != value:
                 raise ValueError(
@@ -275,7 +275,7 @@ class Trainer:
 
 
 def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """Read all of them in one go: the only time in a step that the host waits for a GPU."""
+    """Read all of them at once: the only time in a step that the host waits for a GPU."""
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     return dict(zip(losses, values.tolist(), strict=True))
 

@@ -1,7 +1,7 @@
 """Generates stand-ins for LIBERO's assets.
 
-The `hf-libero` package ships task files and initial states, and neither meshes nor scenes. These
-drawn and turned stand-ins have the names, joints and regions that its Python classes look up, so
+The `hf-libero` package ships task files and initial states, but neither meshes nor scenes. These
+procedural stand-ins have the names, joints and regions that its Python classes look up, so
 that every task of libero_object, libero_spatial and libero_goal runs with LIBERO's own goals,
 controller and success predicates. Shapes, sizes and pictures are ours; results on them are not
 LIBERO benchmark scores.

@@ -1,8 +1,8 @@
 """Scripted pick-and-place expert that reads the simulator's state instead of images.
 
-Every action follows from where things are now, never from a schedule: whoever executes it may add
-noise, push the hand or skip an action, and the next one leads back. So noisy episodes with these
-actions as labels show a policy how to recover.
+Every action follows from the current state, never from a schedule: the executed action may be
+noisy, pushed or skipped, and the next one leads back. Noisy episodes with these actions as labels
+thus show a policy how to recover.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Actions = Iterator[np.ndarray]
 
 
 class Expert:
-    """Solves the present episode of a world: one clean action per control step.
+    """Solves the current episode of a world: one clean action per control step.
 
     `in_transit` is True while the hand travels far from everything: a push does no harm there.
     """
@@ -178,7 +178,7 @@ class Expert:
                 break
             yield self._towards(goal, rotation, OPEN)
 
-    # What the skills look at.
+    # Measurements that the skills use.
 
     def _choose_grasp(self, name: str, attempt: int) -> Grasp:
         grasps = plan_grasps(self._shapes, name, self._yaw(name))

@@ -1,11 +1,11 @@
 """Object layouts at the start of an episode: LIBERO's own, or shuffled.
 
-LIBERO's own initial states move the objects by a few millimetres, so that a policy without eyes
-can learn them by heart. 'shuffled' makes it look. Where an instruction names its object, all
+LIBERO's own initial states move the objects by a few millimetres only, so a state-only policy can
+memorise them. 'shuffled' forces a policy to look. Where an instruction names its object, all
 objects but the basket change places at random and every one is moved by up to 2.5 cm
-(`shuffle`). Where it says how an object lies among the others, all that stands on the table is
-moved together, so that the words stay true (`shift`). Demonstrations and evaluations draw from
-seeds that never meet.
+(`shuffle`). Where it describes an object by its neighbours, everything on the table moves
+together, so that the words stay true (`shift`). Demonstrations and evaluations draw from disjoint
+seeds.
 """
 
 from __future__ import annotations

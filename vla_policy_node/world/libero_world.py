@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class RobotState:
-    """Where the hand is, in LIBERO's world frame."""
+    """Pose of the hand in LIBERO's world frame."""
 
     position: np.ndarray  # [3] m, the point between the finger tips
     quaternion_xyzw: np.ndarray  # [4], the hand
@@ -130,7 +130,7 @@ class LiberoWorld:
 
     @property
     def instruction(self) -> str:
-        """Return what the robot is to do, in plain words."""
+        """Return the instruction in plain words."""
         return self._instruction
 
     @property
@@ -140,7 +140,7 @@ class LiberoWorld:
 
     @property
     def target(self) -> str:
-        """Return the name of what has to be picked up, or moved, first."""
+        """Return the name of the object that has to be picked up, or moved, first."""
         return self._goals[0][1]
 
     @property
