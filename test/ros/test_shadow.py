@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from node_bench import checkpoint, make_bench
 from ros_testing import ros
+from scripted import ScriptedPolicy
 
 from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.loop.shadowed import ShadowedPolicy
 from vla_policy_node.nodes.messages import SHADOW_ENTRY
-from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
 SPEC = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, 0.0)
-OBSERVATION = Observation({}, np.zeros(8), 'pick up the bowl')
+REQUEST = InferenceRequest(Observation({}, np.zeros(8), 'pick up the bowl'))
 
 
 def chunk(x=0.0, gripper=1.0, ms=10.0):
@@ -26,18 +27,26 @@ def chunk(x=0.0, gripper=1.0, ms=10.0):
     return ActionChunk(actions, (), {'head': ms}, 'scripted', 8, 32)
 
 
-class Plain:
+class Accelerated(ScriptedPolicy):
+    """Answers at once with whatever its `chunk` is."""
+
+    def answer(self, request):
+        return self.chunk
+
+
+class Plain(ScriptedPolicy):
     """Answers with a chunk once the gate is open."""
 
-    def __init__(self, answer):
-        self.answer, self.gate, self.threads = answer, threading.Event(), []
+    def __init__(self, chunk):
+        super().__init__()
+        self.chunk, self.gate, self.threads = chunk, threading.Event(), []
         self.begun = threading.Semaphore(0)
 
-    def infer(self, request):
+    def answer(self, request):
         self.threads.append(threading.current_thread().name)
         self.begun.release()
         assert self.gate.wait(20.0)
-        return self.answer
+        return self.chunk
 
 
 def wait_for(condition):
@@ -53,7 +62,7 @@ def make_shadow():
 
     def make(answer, every=1):
         plain = Plain(answer)
-        shadow = Shadow(plain, SPEC, every, 100)
+        shadow = ShadowedPolicy(Accelerated(), plain, SPEC, every, 100)
         shadow.start()
         made.append((plain, shadow))
         return plain, shadow
@@ -64,10 +73,15 @@ def make_shadow():
         shadow.stop()
 
 
+def ask(shadow, answer):
+    shadow.inside.chunk = answer
+    assert shadow.infer(REQUEST) is answer
+
+
 def test_the_difference_is_in_millimetres_and_the_saving_in_milliseconds(make_shadow):
     plain, shadow = make_shadow(chunk(x=0.1, ms=30.0))
     plain.gate.set()
-    shadow.offer(OBSERVATION, chunk(x=0.0, gripper=0.0))
+    ask(shadow, chunk(x=0.0, gripper=0.0))
     wait_for(lambda: shadow.summary().compared == 1)
     found = shadow.summary()
     assert found.translation_mm == pytest.approx(5.0)
@@ -75,12 +89,13 @@ def test_the_difference_is_in_millimetres_and_the_saving_in_milliseconds(make_sh
     assert found.gripper_differs == 1
     assert found.text == 'pruning saved 20 ms, changed the action by 5.0 mm, 0.0 mrad'
     assert plain.threads == ['shadow']
+    assert plain.requests == [REQUEST]
 
 
 def test_every_nth_is_compared_and_a_busy_shadow_skips(make_shadow):
     plain, shadow = make_shadow(chunk(), every=3)
     for _ in range(7):  # the 1st, 4th and 7th are due
-        shadow.offer(OBSERVATION, chunk())  # never waits: the gate is closed
+        ask(shadow, chunk())  # never waits: the gate is closed
     assert plain.begun.acquire(timeout=20.0)
     assert shadow.summary().skipped == 2
     plain.gate.set()
@@ -90,7 +105,7 @@ def test_every_nth_is_compared_and_a_busy_shadow_skips(make_shadow):
 def test_a_shadow_that_fails_is_counted(make_shadow):
     plain, shadow = make_shadow('no chunk')
     plain.gate.set()
-    shadow.offer(OBSERVATION, chunk())
+    ask(shadow, chunk())
     wait_for(lambda: shadow.summary().failed == 1)
     assert shadow.summary().compared == 0
 

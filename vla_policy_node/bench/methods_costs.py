@@ -22,10 +22,10 @@ from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.nn.hooks import PassHooks, hooks_of
-from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.recorded import RecordingPolicy
 from vla_policy_node.policy.warm_up import warm_up
-from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # Calls of a method in which an inference may spend time, except those within a pass that a device
@@ -78,27 +78,14 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-class Recording(PolicyWrapper):
-    """A policy that also records its observations."""
-
-    def __init__(self, inside: Policy):
-        super().__init__(inside)
-        self.observations: list[Observation] = []
-
-    def infer(self, request: InferenceRequest) -> ActionChunk:
-        """Answer, and record the observation."""
-        self.observations.append(request.observation)
-        return self.inside.infer(request)
-
-
 def record_frames(
     plan: Plan, policy: LocalPolicy, world: LiberoWorld, task: int, episode: int
 ) -> list[Observation]:
     """Return the observations of one episode of a plan."""
     world.reset_layout(plan.layout, plan.layout_seed(task, episode))
-    recording = Recording(policy)
+    recording = RecordingPolicy(policy)
     run_episode(world, recording, plan.parameters, horizon=plan.horizon)
-    return recording.observations
+    return [request.observation for request in recording.requests]
 
 
 class Costs:

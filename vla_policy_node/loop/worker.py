@@ -17,7 +17,7 @@ from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.observations import decode_pair
-from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError, Observation
+from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError
 from vla_policy_node.wire.cdr import MessageHeader
 
 # How long the worker may sleep before it checks whether it should stop.
@@ -46,7 +46,6 @@ class PolicyWorker:
 
     now_ns: the node's clock. publish: called with each Result (worker thread).
     on_pair: called after each pair was processed; paces the robot in lock-step (worker thread).
-    on_observation: called last, with the observation and its chunk; must not wait (worker thread).
     inference_timeout_s: of the steady clock; an inference that takes longer is `trouble`.
     """
 
@@ -58,7 +57,6 @@ class PolicyWorker:
         publish: Callable[[Result], None],
         on_pair: Callable[[Pair], None] = lambda pair: None,
         latency_window: int = 200,
-        on_observation: Callable[[Observation, ActionChunk], None] = lambda *_: None,
         logger: logging.Logger | None = None,
         inference_timeout_s: float = math.inf,
     ):
@@ -68,7 +66,6 @@ class PolicyWorker:
         self._now_ns = now_ns
         self._publish = publish
         self._on_pair = on_pair
-        self._on_observation = on_observation
         self._logger = logger or logging.getLogger(__name__)
         self._inference_timeout_s = inference_timeout_s
         self._busy_since_s: float | None = None
@@ -186,7 +183,6 @@ class PolicyWorker:
         self.tokens_kept.add(chunk.tokens_kept)
         self.last = Result(chunk, pair, headers, goal, self._sequence, age_ns)
         self._publish(self.last)
-        self._on_observation(observation, chunk)
 
     def _report(self, hold: Hold, text: str, goal: Goal) -> None:
         if text != self._reported:  # a bad camera sends the same picture 30 times a second

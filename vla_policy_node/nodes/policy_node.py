@@ -30,6 +30,7 @@ from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.shadowed import ShadowedPolicy
 from vla_policy_node.loop.worker import PolicyWorker, Result
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.commands import Commands
@@ -41,9 +42,9 @@ from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.parameters import ParameterStore
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
-from vla_policy_node.nodes.shadow import Shadow
 from vla_policy_node.policy.interface import CAMERAS, Policy
 from vla_policy_node.policy.warm_up import warm_up
+from vla_policy_node.policy.wrapper import innermost
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 from vla_policy_node.wire.streams import input_streams
 
@@ -78,7 +79,7 @@ class PolicyNode(LifecycleNode):
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
-        self._shadow: Shadow | None = None
+        self._shadow: ShadowedPolicy | None = None
         self._promised_s: float | None = -1.0
         self._command_publisher = self._twist_publisher = None
         # Not created at configure: the last hold must stay deliverable after cleanup.
@@ -110,19 +111,13 @@ class PolicyNode(LifecycleNode):
         loop = ControlLoop(self._policy, spec, parameters.make_parts(self._references),
                            parameters.period_ns, self._session)
         self._commander = loop.commander
-        if parameters.shadow_every:
-            plain = self._policy.plain()
-            self._warm_up(plain, parameters, 0)
-            self._shadow = Shadow(plain, spec, parameters.shadow_every,
-                                  parameters.latency_window, self.get_logger())
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,
             self._twist_publisher if parameters.publish_twist else None, self._publish_status)
         self._worker = PolicyWorker(
             loop, parameters.compressed, self._now_ns, self._publish_result,
             self._commands.send_for_pair if lock_step else lambda pair: None,
-            parameters.latency_window, self._shadow.offer if self._shadow else lambda *_: None,
-            self.get_logger(), parameters.inference_timeout_s,
+            parameters.latency_window, self.get_logger(), parameters.inference_timeout_s,
         )
         self._inputs = Inputs(self._commander, parameters.compressed)
         if lock_step:
@@ -248,7 +243,9 @@ class PolicyNode(LifecycleNode):
         self.get_logger().info(f'Loading {parameters.checkpoint} ...')
         self._policy = parameters.load_policy(
             parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-        parameters.action_spec().check_range(*self._policy.description.action_range)
+        action_range = self._policy.description.action_range
+        if all(action_range):
+            parameters.action_spec().check_range(*action_range)
         chunk = self._warm_up(self._policy, parameters, parameters.warmup_inferences)
         description = self._policy.description
         self.get_logger().info(
@@ -256,6 +253,18 @@ class PolicyNode(LifecycleNode):
             f'{chunk.method}, {sum(chunk.stage_ms.values()):.0f} ms after warm-up'
             + ('' if description.trained else '; UNTRAINED random weights')
         )
+        if parameters.shadow_every:
+            self._policy = self._shadow = self._shadowed(self._policy, parameters)
+
+    def _shadowed(self, policy: Policy, parameters: PolicyParameters) -> ShadowedPolicy:
+        make_plain = getattr(innermost(policy), 'plain', None)
+        if make_plain is None:
+            raise ValueError('Only a policy in this process has a plain one beside it; set '
+                             'shadow_every to 0.')
+        plain = make_plain()
+        self._warm_up(plain, parameters, 0)
+        return ShadowedPolicy(policy, plain, parameters.action_spec(), parameters.shadow_every,
+                              parameters.latency_window, self.get_logger())
 
     def _warm_up(self, policy: Policy, parameters: PolicyParameters, inferences: int):
         instructions = list(filter(None, parameters.warmup_instructions))

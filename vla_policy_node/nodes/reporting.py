@@ -10,9 +10,9 @@ from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.loop.shadowed import ShadowSummary
 from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
-from vla_policy_node.nodes.shadow import ShadowSummary
 from vla_policy_node.wire.streams import GRIPPER, POSE
 
 # Holds that are normal operation.

@@ -40,3 +40,10 @@ class PolicyWrapper:
     def close(self) -> None:
         """Free what the policy inside holds."""
         self.inside.close()
+
+
+def innermost(policy: Policy) -> Policy:
+    """Return the policy inside of all wrappers."""
+    while isinstance(policy, PolicyWrapper):
+        policy = policy.inside
+    return policy

@@ -14,7 +14,8 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.latency import LatencyStats
-from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Policy
+from vla_policy_node.policy.wrapper import PolicyWrapper
 
 # Niceness of the thread: it gets the processor time that the robot's work leaves.
 NICENESS = 10
@@ -63,16 +64,18 @@ class ShadowSummary:
         ]
 
 
-class Shadow:
-    """Runs the plain model on every n-th observation, in a thread of low priority.
+class ShadowedPolicy(PolicyWrapper):
+    """Answers as the policy inside, and runs another one beside it on every n-th observation.
 
-    It never delays a command: `offer` does not wait, and comparisons that are due while the thread
-    is busy are skipped and counted. It still competes for the processor, so `every` should be
-    large; the plain time is that of a model running beside another one.
+    The other one, `plain`, is the same without methods; it runs in a thread of low priority. It
+    never delays a command: `infer` does not wait for it, and comparisons that are due while the
+    thread is busy are skipped and counted. It still competes for the processor, so `every` should
+    be large; the plain time is that of a model running beside another one.
     """
 
-    def __init__(self, plain: Policy, spec: ActionSpec, every: int, window: int,
+    def __init__(self, inside: Policy, plain: Policy, spec: ActionSpec, every: int, window: int,
                  logger: logging.Logger | None = None):
+        super().__init__(inside)
         self._plain = plain
         self._spec = spec
         self._every = every
@@ -103,8 +106,21 @@ class Shadow:
                 self._thread.join(JOIN_S)
             self._thread = None
 
-    def offer(self, observation: Observation, chunk: ActionChunk) -> None:
-        """Compare this inference, if it is due and no comparison is running (worker thread)."""
+    def infer(self, request: InferenceRequest) -> ActionChunk:
+        """Predict the next chunk; compare it if it is due and no comparison is running."""
+        chunk = self.inside.infer(request)
+        self._offer(request, chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Stop, and free both."""
+        self.stop()
+        self._plain.close()
+        super().close()
+
+    def _offer(self, request: InferenceRequest, chunk: ActionChunk) -> None:
+        if self._thread is None:
+            return
         self._offered += 1
         if (self._offered - 1) % self._every:
             return
@@ -112,7 +128,7 @@ class Shadow:
             self._skipped += 1
             return
         self._idle.clear()
-        self._inbox.put((observation, chunk))
+        self._inbox.put((request, chunk))
 
     def summary(self) -> ShadowSummary:
         """Return what was found (any thread)."""
@@ -135,8 +151,8 @@ class Shadow:
                 self._logger.error(traceback.format_exc())
             self._idle.set()
 
-    def _compare(self, observation: Observation, chunk: ActionChunk) -> None:
-        plain = self._plain.infer(InferenceRequest(observation))
+    def _compare(self, request: InferenceRequest, chunk: ActionChunk) -> None:
+        plain = self._plain.infer(request)
         ours, theirs = (
             [self._spec.to_command(action) for action in actions]
             for actions in (chunk.actions, plain.actions))
@@ -146,7 +162,7 @@ class Shadow:
                        for a, b in zip(ours, theirs, strict=True))
 
         plain_ms = sum(plain.stage_ms.values())
-        # 'decode' is the node's, and the same for both.
+        # The decision whether to answer anew is left out: the plain one has no such stage.
         ms = sum(value for stage, value in chunk.stage_ms.items() if stage in plain.stage_ms)
         self._stats['plain'].add(plain_ms)
         self._stats['saved'].add(plain_ms - ms)

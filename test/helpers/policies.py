@@ -1,0 +1,81 @@
+"""One policy of every kind, small: for tests that must hold for all of them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from scripted import ScriptedPolicy
+
+from vla_policy_node.bench.faults.world import Policy as FaultsPolicy
+from vla_policy_node.bench.faults.world import Setup
+from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.loop.shadowed import ShadowedPolicy
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
+from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.policy.recorded import RecordedPolicy, RecordingPolicy
+from vla_policy_node.replay.timeline import PacedPolicy
+from vla_policy_node.training.blind import BlindMlp, BlindPolicy
+
+INSTRUCTION = 'pick up the black bowl'
+_STATISTICS = {
+    'action': {'q01': [-1.0] * 6 + [0.0], 'q99': [1.0] * 7, 'mask': [True] * 6 + [False]},
+    'proprio': {'q01': [-1.0] * 8, 'q99': [1.0] * 8},
+}
+
+
+class Steady(ScriptedPolicy):
+    """Goes on and on in one direction."""
+
+    def answer(self, request):
+        return ActionChunk(np.full((8, 7), 0.1), (), {'head': 1.0}, 'scripted', 0, 0)
+
+
+def blind():
+    torch.manual_seed(0)
+    return BlindPolicy(BlindMlp(2, 8), [INSTRUCTION, 'open the drawer'], _STATISTICS)
+
+
+def faults():
+    setup = Setup(
+        parameters={}, chunk_length=8, latency_s=0.0, camera_hz=30.0, state_hz=50.0,
+        transport_s=0.0, lag_s=0.0, motion='calm', clock_start_s=0.0, start_m=(0.0, 0.0, 0.5),
+        goal_at_s=0.0, simulated=True)
+    return FaultsPolicy(setup, np.random.default_rng(0), lambda seconds: None)
+
+
+def recorded():
+    steady = Steady()
+    chunk = steady.infer(InferenceRequest(look()))
+    return RecordedPolicy(steady.description, [chunk] * 100)
+
+
+def paced(checkpoint):
+    policy = PacedPolicy(LocalPolicy.load(checkpoint, methods=()), 0)
+    policy.timeline = SimpleNamespace(advance=lambda duration_ns: None)
+    return policy
+
+
+def shadowed(checkpoint):
+    local = LocalPolicy.load(checkpoint)
+    return ShadowedPolicy(local, local.plain(), ActionSpec.libero(), 1, 10)
+
+
+# Each makes a policy; `checkpoint` is a small one.
+KINDS = {
+    'dense': lambda checkpoint: LocalPolicy.load(checkpoint, methods=()),
+    'lightvla': LocalPolicy.load,
+    'shadowed': shadowed,
+    'paced': paced,
+    'recording': lambda checkpoint: RecordingPolicy(LocalPolicy.load(checkpoint, methods=())),
+    'recorded': lambda checkpoint: recorded(),
+    'blind': lambda checkpoint: blind(),
+    'scripted': lambda checkpoint: Steady(),
+    'faults': lambda checkpoint: faults(),
+}
+
+
+def look(seed=0, side=64):
+    """What a robot sees that stands somewhere."""
+    random = np.random.default_rng(seed)
+    images = {camera: random.integers(0, 256, (side, side, 3), np.uint8) for camera in CAMERAS}
+    return Observation(images, random.uniform(-0.5, 0.5, 8), INSTRUCTION)
