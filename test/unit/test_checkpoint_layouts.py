@@ -62,10 +62,9 @@ def test_the_head_is_recognised_from_the_files_and_runs(made, head):
     assert chunk.flops > 0
 
 
-@pytest.mark.parametrize('head', ['diffusion', 'autoregressive'])
-def test_heads_without_acceleration_refuse_it(made, head):
-    with pytest.raises(ValueError, match=f'{head} head, which runs without acceleration'):
-        LocalPolicy.load(made[head])
+def test_a_head_without_acceleration_refuses_it(made):
+    with pytest.raises(ValueError, match='diffusion head, which runs without acceleration'):
+        LocalPolicy.load(made['diffusion'])
 
 
 def test_lightvla_prunes_a_discrete_policy_too(made):

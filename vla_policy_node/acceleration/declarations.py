@@ -83,14 +83,17 @@ def check_policy(methods: Sequence[Method], config: ModelConfig) -> None:
     for method in methods:
         for need in Capability:
             if need in method.needs - offered:
-                raise ValueError(REFUSALS.get(need, REFUSAL).format(
+                own = need == Capability.DENOISING or Capability.DENOISING in offered
+                raise ValueError((REFUSALS.get(need, REFUSAL) if own else REFUSAL).format(
                     name=method.name, need=need.value, architecture=config.architecture))
 
 
 def capabilities_of(config: ModelConfig) -> frozenset[Capability]:
     """Return what a policy of these sizes offers to methods."""
-    if config.head in ('diffusion', 'autoregressive'):
+    if config.head == 'diffusion':
         return frozenset()
-    head = Capability.DENOISING if config.head == 'cogact' else Capability.EARLY_ANSWERS
+    # Token by token there is an answer only behind the last layer.
+    head = {'cogact': {Capability.DENOISING}, 'autoregressive': set()}.get(
+        config.head, {Capability.EARLY_ANSWERS})
     return frozenset({
-        Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV, head})
+        Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV, *head})

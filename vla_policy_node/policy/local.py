@@ -133,7 +133,7 @@ class LocalPolicy:
         config = checkpoints.read_model_config(directory)
         if chunk_length and config.head not in ('autoregressive', 'cogact'):
             config = replace(config, chunk_length=chunk_length)
-        if methods and config.head in ('diffusion', 'autoregressive'):
+        if methods and config.head == 'diffusion':
             raise ValueError(
                 f'{directory} has a {config.head} head, which runs without acceleration methods; '
                 'choose none (dense).'
