@@ -9,16 +9,23 @@ import pytest
 import torch
 from tiny_model import (
     CASES,
+    CONFIG,
     assemble,
     assert_close,
     inputs_of,
     load_model,
+    prepared,
     shared_fused_model,
+    shared_inputs,
     shared_model,
+    step_of,
 )
 
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Effect
+from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla import LightVla
-from vla_policy_node.acceleration.random_tokens import RandomTokens
+from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.models import compiling, static_forward
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.models.fusing import fuse
@@ -118,6 +125,62 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     assert (static.report().scores == plain.report().scores).all()
 
 
+@pytest.fixture(scope='module')
+def learnt(tmp_path_factory):
+    """What learnt methods read, with random weights."""
+    folder = tmp_path_factory.mktemp('learnt')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ForegroundScorer(CONFIG.language_model).save(folder)
+        LearnedQueries(CONFIG.language_model.width, 6).save(folder)
+    return folder
+
+
+STATIC = {
+    'adp': [{'keep': 0.5, 'rule': 'always'}, {'keep': 0.5, 'rule': 'never'},
+            {'keep': 0.4}, {'keep': 1.0, 'rule': 'always'}],
+    'fastdrivevla': [{'prune': 0.6}],
+    'lightvla': [{'count': 7}],
+    'lightvla_star': [{}],
+    'random_tokens': [{'count': 9}],
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'), [(name, given) for name, all_ in STATIC.items() for given in all_],
+    ids=str)
+@torch.inference_mode()
+def test_every_choice_before_layer_0_is_the_same_in_fixed_shapes(name, settings, learnt):
+    plain, static = (acceleration.create(name, **settings) for _ in range(2))
+    for method in (plain, static):
+        acceleration.prepare([method], learnt, CONFIG)
+        method.change_model(shared_model())
+    forward = StaticForward(shared_model(), [static])
+    for number in range(8):
+        inputs = shared_inputs(number % 4)
+        for method in (plain, static):
+            method.begin_step(step_of(inputs, (0.01 * number * (number % 3), 0.0, 0.0)))
+        assert_close(forward(*inputs), shared_model()(*inputs, [plain]))
+        assert (static.report().kept == plain.report().kept).all()
+
+
+def test_what_drops_tokens_before_layer_0_alone_can_choose_in_fixed_shapes():
+    in_shapes = {
+        name for name in acceleration.available()
+        if Effect.DROPS_TOKENS in (does := acceleration.create(name).does)
+        and does <= {Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER, Effect.COST_VARIES}}
+    assert in_shapes == STATIC.keys()
+
+
+@torch.inference_mode()
+def test_what_only_changes_weights_runs_beside_in_fixed_shapes(inputs):
+    model = load_model()
+    cut, chosen, plain = prepared('depth_cut', model), LightVla(), LightVla()
+    forward = StaticForward(model, [cut, chosen])
+    assert_close(forward(*inputs), model(*inputs, [cut, plain]))
+    assert len(forward.layer_rows) == len(model.language_model.layers) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
 @torch.inference_mode()
@@ -199,7 +262,7 @@ def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(met
 
 def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence(inputs):
     with pytest.raises(ValueError, match="choose optimisation 'fused'"):
-        StaticForward(shared_model(), [RandomTokens()])(*inputs)
+        StaticForward(shared_model(), [prepared('fastv')])(*inputs)
     with pytest.raises(ValueError, match="choose optimisation 'fused'"):
         StaticForward(shared_model(), [LightVla(extra_random=3)])(*inputs)
     with pytest.raises(ValueError, match='one acceleration method'):

@@ -25,12 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Capability, Effect, Step
-from vla_policy_node.acceleration.selection import Selection, top_of_cameras
+from vla_policy_node.acceleration.selection import Selection, mark_top, top_of_cameras
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import DecoderLayer
 
 RULES = ('extrema', 'average', 'always', 'never')
+ASKING = ('bos', 'prompt', 'stop')  # rows whose mean query ranks the tokens
 
 
 class Adp(Selection):
@@ -75,6 +77,7 @@ class Adp(Selection):
         self.gate = MotionGate(rule, windows, max_pruned, hold)
         self._config: ModelConfig | None = None
         self._layer0: DecoderLayer | None = None
+        self._is_open: Tensor | None = None  # the gate on the device, where shapes are fixed
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Remember the layout of the sequence."""
@@ -88,30 +91,61 @@ class Adp(Selection):
         """Look how far the arm came."""
         self.gate.update(step.proprio[:3])
 
+    def begin_pass(self) -> None:
+        """Tell a pass of fixed shapes, which reads what lies on its device, about the gate."""
+        super().begin_pass()
+        if self._is_open is not None:
+            self._is_open.fill_(self.gate.open)
+
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the tokens far from the prompt, if the gate is open."""
         if not self.gate.open:
             return self._keep(sequence, torch.arange(sequence.visual_rows))
         scores = importance(self._layer0, sequence.visual[0], self._asking(sequence))
-        width = sequence.states.shape[2]
-        flops = 2 * width * (width * (1 + sequence.visual_rows) + sequence.visual_rows)
-        return self._keep(sequence, self._choose(sequence, scores), scores, flops=flops)
+        kept = self._choose(sequence, scores)
+        return self._keep(sequence, kept, scores, flops=ranking_flops(sequence))
+
+    def select_static(self, sequence: TokenSequence) -> Choice:
+        """Choose the same, and all where the gate is closed; ranking is paid for either way."""
+        if self._is_open is None:
+            self._is_open = torch.tensor(self.gate.open, device=sequence.states.device)
+        asking, hidden = self._asking(sequence), self._fills_up(sequence)
+        scores = importance(self._layer0, sequence.visual[0], asking, hidden)
+        if self.keep == 1:
+            return Choice(torch.ones_like(scores, dtype=torch.bool), scores)
+        by_camera = scores.view(self._config.cameras, -1)
+        kept = torch.cat([
+            mark_top(own, count)
+            for own, count in zip(by_camera, self._counts(len(scores)), strict=True)])
+        return Choice(kept | ~self._is_open, scores, flops=ranking_flops(sequence))
 
     def _asking(self, sequence: TokenSequence) -> Tensor:
         """Embeddings of BOS, prompt and stop, [N, width]; CogACT's prompt ends with its stop."""
-        names = [name for name in ('bos', 'prompt', 'stop') if name in sequence]
-        return torch.cat([sequence.states[0, sequence.span(name)] for name in names])
+        return torch.cat([
+            sequence.states[0, sequence.span(name)] for name in ASKING if name in sequence])
+
+    def _fills_up(self, sequence: TokenSequence) -> Tensor | None:
+        """[N] bool, which of those rows only fill up a prompt; None if none can."""
+        if sequence.key_bias is None:
+            return None
+        return torch.cat([
+            sequence.key_bias[0, sequence.span(name)].isneginf()
+            for name in ASKING if name in sequence])
 
     def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """Places among the visual rows: the best of each camera, whose share is fixed."""
         total, cameras = sequence.visual_total, self._config.cameras
         if self.keep == 1:
             return torch.arange(sequence.visual_rows, device=scores.device)
-        count = max(1, round(self.keep * total))
+        return top_of_cameras(
+            scores, sequence.visual_tokens, total // cameras, self._counts(total))
+
+    def _counts(self, total: int) -> list[int]:
+        """How many tokens of each camera stay."""
+        cameras, count = self._config.cameras, max(1, round(self.keep * total))
         others = max(cameras - 1, 1)
         shares = [self.third_person_share] + [(1 - self.third_person_share) / others] * others
-        counts = [max(1, round(share * count)) for share in shares] if cameras > 1 else [count]
-        return top_of_cameras(scores, sequence.visual_tokens, total // cameras, counts)
+        return [max(1, round(share * count)) for share in shares] if cameras > 1 else [count]
 
     def reset(self) -> None:
         """Forget the motion."""
@@ -163,14 +197,28 @@ class MotionGate:
         return self.open if self._hold else True
 
 
-def importance(layer: DecoderLayer, visual: Tensor, text: Tensor) -> Tensor:
+def ranking_flops(sequence: TokenSequence) -> int:
+    """FLOPs of `importance` for the visual rows of a sequence."""
+    width, rows = sequence.states.shape[2], sequence.visual_rows
+    return 2 * width * (width * (1 + rows) + rows)
+
+
+def importance(
+    layer: DecoderLayer, visual: Tensor, text: Tensor, hidden: Tensor | None = None
+) -> Tensor:
     """Mean over heads and text rows of q k' / sqrt(head width), [V].
 
-    visual: [V, width]. text: [N, width]. The mean query is the query of the mean row, because
-    nothing but a linear map is in between.
+    visual: [V, width]. text: [N, width]. hidden: [N] bool, rows of the text that take no part,
+    None for none. The mean query is the query of the mean row, because nothing but a linear map
+    is in between.
     """
     attention = layer.self_attn
-    query = attention.bare_queries(layer.input_layernorm(text).mean(dim=0, keepdim=True))
+    rows = layer.input_layernorm(text)
+    if hidden is None:
+        mean = rows.mean(dim=0, keepdim=True)
+    else:
+        mean = rows.masked_fill(hidden[:, None], 0).sum(dim=0, keepdim=True) / (~hidden).sum()
+    query = attention.bare_queries(mean.to(rows.dtype))
     key = attention.bare_keys(layer.input_layernorm(visual))
     products = (key @ query.mT).squeeze(1)
     return products / (attention.heads * (query.shape[1] / attention.heads) ** 0.5)

@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vla_policy_node.acceleration.declarations import Effect
+from vla_policy_node.acceleration.declarations import IN_PASS, Effect
 from vla_policy_node.acceleration.hooks import Step, StepHooks, WeightHooks
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.capabilities import Capability
@@ -73,6 +73,11 @@ class Method(WeightHooks, StepHooks, PassHooks):
     needs: ClassVar[frozenset[Capability]] = frozenset()
     does: frozenset[Effect] = frozenset()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
+
+    @property
+    def acts_in_pass(self) -> bool:
+        """Whether it takes part in the forward pass, not only before or instead of it."""
+        return bool(self.does & IN_PASS)
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Get ready for a checkpoint: `LocalPolicy.load` calls this once, before the first pass.

@@ -38,6 +38,7 @@ DROPS = {Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER}
 IN_LAYERS = {
     Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.READS_OUTPUTS,
     Effect.REUSES_KEYS_VALUES}
+IN_PASS = {*Effect} - {Effect.CHANGES_WEIGHTS, Effect.ANSWERS_STEPS, Effect.COST_VARIES}
 REFUSALS = {
     Capability.DENOISING:
         '{name} needs a policy with the action head of CogACT; this one is {architecture}.',

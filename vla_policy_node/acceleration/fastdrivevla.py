@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
-from vla_policy_node.acceleration.selection import Selection, top
+from vla_policy_node.acceleration.selection import Selection, mark_top, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
 
@@ -89,8 +90,19 @@ class FastDriveVla(Selection):
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the background."""
-        rows = sequence.visual_rows
+        scores, flops = self._score(sequence)
+        return self._keep(sequence, top(scores, self._count(sequence)), scores, flops=flops)
+
+    def select_static(self, sequence: TokenSequence) -> Choice:
+        """Choose the same."""
+        scores, flops = self._score(sequence)
+        return Choice(mark_top(scores, self._count(sequence)), scores, flops=flops)
+
+    def _score(self, sequence: TokenSequence) -> tuple[Tensor, int]:
+        """Scores of the visual rows, [V], and their FLOPs."""
         scorer = self.scorer.to(sequence.states.device, sequence.states.dtype)
         scores = scorer(sequence.visual, sequence.positions[:, sequence.span('visual')])[0]
-        kept = top(scores, max(1, int(rows * (1 - self.prune))))
-        return self._keep(sequence, kept, scores, flops=scorer.flops(rows))
+        return scores, scorer.flops(sequence.visual_rows)
+
+    def _count(self, sequence: TokenSequence) -> int:
+        return max(1, int(sequence.visual_rows * (1 - self.prune)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
+from vla_policy_node.acceleration.selection import mark_top
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -90,15 +91,11 @@ class LightVla(Method):
         votes = winners.new_zeros(len(winners), dtype=torch.int32)
         votes = votes.index_add(0, winners, torch.ones_like(votes))
         return Choice(
-            kept=self._most_voted(votes) if self.count else votes > 0,
+            kept=mark_top(votes, self.count) if self.count else votes > 0,
             scores=votes,
             bias=votes.clamp(min=1).float().log() if self.multiplicity_bias else None,
             flops=score_flops(sequence.visual, sequence.context),
         )
-
-    def _most_voted(self, votes: Tensor) -> Tensor:
-        order = votes.argsort(descending=True, stable=True)[: self.count]
-        return torch.zeros_like(votes, dtype=torch.bool).index_fill(0, order, True)
 
     def _ablate(self, voted: Tensor, others: Tensor) -> Tensor:
         """Tokens to keep, ascending; at least one of the voted ones stays."""

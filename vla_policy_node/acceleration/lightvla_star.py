@@ -23,6 +23,7 @@ from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.lightvla import find_winners, norm
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--lightvla_star.safetensors'
@@ -110,6 +111,20 @@ class LightVlaStar(Method):
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens no query chose, if the queries look here."""
         return self.before_layer(0, sequence)
+
+    def select_static(self, sequence: TokenSequence) -> Choice | None:
+        """Choose the same, if the queries look here."""
+        if self.queries.layer:
+            return None
+        winners = find_winners(self.queries.to(sequence.states.device)(sequence)[0])
+        # Compilers count 32 bits in place; for 64 they would sort.
+        votes = winners.new_zeros(sequence.visual_rows, dtype=torch.int32)
+        votes = votes.index_add(0, winners, torch.ones_like(winners, dtype=torch.int32))
+        return Choice(votes > 0, votes, flops=self.queries.flops(sequence))
+
+    def record_selection(self, choice: Choice) -> None:
+        """Take a choice among all visual tokens for that of the last pass."""
+        self._report = choice.scores, choice.flops
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens no query chose, if the queries look here."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
 
@@ -26,12 +27,34 @@ class RandomTokens(Selection):
         super().__init__()
         self.budget = Budget(self.name, keep, count)
         self._generator = torch.Generator().manual_seed(seed)
+        self._marked: Tensor | None = None  # [V] bool, on the device, where shapes are fixed
+
+    def begin_pass(self) -> None:
+        """Draw for a pass of fixed shapes, which reads what lies on its device."""
+        super().begin_pass()
+        if self._marked is not None:
+            self._marked.copy_(self._mark(len(self._marked)))
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop all but those drawn, the same ones in a whole batch."""
         rows = torch.arange(sequence.visual_rows, device=sequence.positions.device)
         return self._keep(sequence, draw(
             rows, self.budget.of(sequence.visual_total), self._generator))
+
+    def select_static(self, sequence: TokenSequence) -> Choice:
+        """Choose what was drawn as the pass began, or, the first time, draw."""
+        if self._marked is None:
+            self._marked = self._mark(sequence.visual_rows).to(sequence.positions.device)
+        return Choice(self._marked, self._marked.float())
+
+    def _mark(self, total: int) -> Tensor:
+        chosen = draw(torch.arange(total), self.budget.of(total), self._generator)
+        return torch.zeros(total, dtype=torch.bool).index_fill(0, chosen, True)
+
+    def record_selection(self, choice: Choice) -> None:
+        """Take a choice for that of the last pass; nothing ranked it."""
+        super().record_selection(choice)
+        self._scores = None
 
     def reset(self) -> None:
         """Forget the last report and start the random choices again."""

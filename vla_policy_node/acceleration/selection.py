@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
 
@@ -69,6 +70,11 @@ class Selection(Method):
         self._flops += flops
         return sequence if len(kept) == len(tokens) else sequence.keep_visual(kept)
 
+    def record_selection(self, choice: Choice) -> None:
+        """Take a choice before layer 0 for that of the last pass."""
+        self._kept, self._scores = choice.kept, choice.scores
+        self._layer, self._flops = 0, choice.flops
+
     def _check_layer(self, layer: int, config: ModelConfig) -> None:
         """Refuse, in `prepare`, a layer that the model does not have."""
         layers = config.language_model.layers
@@ -100,6 +106,12 @@ class Selection(Method):
 def top(scores: Tensor, count: int) -> Tensor:
     """Places of the `count` highest scores [V], ascending; of equal ones the lower place wins."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def mark_top(scores: Tensor, count: int) -> Tensor:
+    """[..., V] bool, the same places, in a shape that does not depend on the count."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
 
 
 def top_of_cameras(

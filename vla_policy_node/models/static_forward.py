@@ -54,13 +54,14 @@ class StaticForward:
                 f'Fixed shapes are for the L1 head, not the {model.config.head} head; '
                 "choose optimisation 'none'."
             )
-        if len(methods) > 1:
+        choosing = [method for method in methods if method.acts_in_pass]
+        if len(choosing) > 1:
             raise ValueError(
                 "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
                 f'{"+".join(method.name for method in methods)}.'
             )
         self._model = compiling.compile_parts(model) if compiled else model
-        self._method = methods[0] if methods else None
+        self._method = choosing[0] if choosing else None
         self._normalise = normalise
         if compiled:
             self._normalise = normalise and torch.compile(normalise, **compiling.OPTIONS)
@@ -83,6 +84,8 @@ class StaticForward:
 
         The inputs may be on the CPU still: they are copied to where they are needed.
         """
+        if self._method is not None:
+            self._method.begin_pass()
         prompt_ids = self._fill_up(prompt_ids)
         visual = self._see(pictures, prompt_ids)
         mark('vision')
