@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scripted import ScriptedPolicy
 
-from vla_policy_node.bench.faults.world import Policy as FaultsPolicy
+from vla_policy_node.bench.faults.world import ScriptedPolicy as FaultsPolicy
 from vla_policy_node.bench.faults.world import Setup
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.loop.shadowed import ShadowedPolicy

@@ -19,7 +19,7 @@ from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
 from vla_policy_node import cli
 from vla_policy_node.commands import doctor
-from vla_policy_node.commands.doctor import Finding
+from vla_policy_node.commands.doctor import Diagnosis
 from vla_policy_node.system.description import ARGUMENTS
 
 
@@ -101,12 +101,13 @@ def test_a_new_checkpoint_spares_what_is_there(vla, tmp_path, monkeypatch):
 
 class TestDoctor:
     def test_it_fails_only_if_something_needed_is_missing(self, vla, monkeypatch):
-        found, absent = Finding('bread', 'in the box'), Finding('wine', '', 'buy it', needed=False)
+        found = Diagnosis('bread', 'in the box')
+        absent = Diagnosis('wine', '', 'buy it', needed=False)
         monkeypatch.setattr(doctor, 'CHECKS', [lambda: found, lambda: absent])
         result = vla('doctor')
         assert result.exit_code == 0
         assert 'buy it' in result.output
-        monkeypatch.setattr(doctor, 'CHECKS', [lambda: Finding('water', '', 'dig')])
+        monkeypatch.setattr(doctor, 'CHECKS', [lambda: Diagnosis('water', '', 'dig')])
         result = vla('doctor')
         assert result.exit_code == 1
         assert 'dig' in result.output

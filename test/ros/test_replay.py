@@ -11,7 +11,7 @@ from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.outputs.listing import LIST
 from vla_policy_node.replay.bag_summary import Actions
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
-from vla_policy_node.replay.gate import Limits, parse_error_limit
+from vla_policy_node.replay.gate import GateLimits, parse_error_limit
 from vla_policy_node.replay.metrics import gripper_agreement, sent_actions, smoothness
 from vla_policy_node.replay.settings import ReplaySettings
 
@@ -136,9 +136,9 @@ def test_with_methods_off_both_policies_say_the_same(bag, run):
 
 
 @pytest.mark.parametrize(('limits', 'passed'), [
-    (Limits((parse_error_limit('1m'), parse_error_limit('3rad')), 1e6, 0.0), True),
-    (Limits((parse_error_limit('1e-9mm'),)), False),
-    (Limits(p95_ms=0.001), False),
+    (GateLimits((parse_error_limit('1m'), parse_error_limit('3rad')), 1e6, 0.0), True),
+    (GateLimits((parse_error_limit('1e-9mm'),)), False),
+    (GateLimits(p95_ms=0.001), False),
 ])
 def test_the_gate_passes_and_fails(bag, run, limits, passed):
     evaluation = run(bag, against='random_tokens:count=4', limits=limits)
@@ -148,7 +148,7 @@ def test_the_gate_passes_and_fails(bag, run, limits, passed):
 
 def test_a_gate_with_nothing_to_compare_with_fails(run, tmp_path):
     bag = make_bag(tmp_path / 'bag', seconds=0.5, commands=False)
-    evaluation = run(bag, limits=Limits((parse_error_limit('1m'),)))
+    evaluation = run(bag, limits=GateLimits((parse_error_limit('1m'),)))
     assert not evaluation.passed
     assert 'nothing to compare with' in evaluation.verdicts[0].text
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from vla_policy_node.replay import many
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import evaluate_bag
-from vla_policy_node.replay.gate import Limits, parse_error_limit
+from vla_policy_node.replay.gate import GateLimits, parse_error_limit
 from vla_policy_node.replay.many import replay_bags
 from vla_policy_node.replay.settings import ReplaySettings
 from vla_policy_node.system.files import share_directory
@@ -34,7 +34,7 @@ def report(tmp_path_factory, checkpoint):
     folder = tmp_path_factory.mktemp('report')
     settings = ReplaySettings(
         'dense', 'random_tokens:count=8', checkpoint=checkpoint, rerun=True, mcap=True,
-        limits=Limits((parse_error_limit('1m'),), 1e6, 0.5))
+        limits=GateLimits((parse_error_limit('1m'),), 1e6, 0.5))
     evaluate_bag(make_bag(folder / 'bag', size=(96, 128)), settings, folder / 'out')
     return folder / 'out'
 

@@ -10,9 +10,10 @@ from vla_policy_node import cli
 from vla_policy_node.training import demonstration_set
 from vla_policy_node.training.demonstration_set import DISCARDED, Attempt, make
 from vla_policy_node.training.demonstrations import Demonstrations, episode_path
-from vla_policy_node.training.recording import Recipe
+from vla_policy_node.training.recording import RecordingRecipe
 
-RECIPE = Recipe('libero_object', 'shuffled', (0, 1), noise=0.1, frame_every=4, retarget=True)
+RECIPE = RecordingRecipe(
+    'libero_object', 'shuffled', (0, 1), noise=0.1, frame_every=4, retarget=True)
 FAILING = (2, 3, 7)
 
 

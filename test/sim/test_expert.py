@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from vla_policy_node.control.action_spec import ActionSpec
-from vla_policy_node.training.recording import Recipe, record, to_policy
+from vla_policy_node.training.recording import RecordingRecipe, record, to_policy
 from vla_policy_node.world.actions import to_action
 from vla_policy_node.world.expert import Expert
 from vla_policy_node.world.grasps import HOME_YAW_RAD, plan_grasps
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 from vla_policy_node.world.shapes import Shapes
 
-RECIPE = Recipe('libero_object', 'shuffled', (0, 1), noise=0.1, frame_every=25, retarget=True,
-                image_px=64)
+RECIPE = RecordingRecipe(
+    'libero_object', 'shuffled', (0, 1), noise=0.1, frame_every=25, retarget=True, image_px=64)
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_policy_node.bench.soak import Sample, judge, plot, sample
+from vla_policy_node.bench.soak import ResourceSample, judge, plot, sample
 
 LEAKING = '''
 import sys, threading, time, os
@@ -51,7 +51,7 @@ def test_a_process_that_loses_nothing_is_not():
 
 
 def made_up(memory_mb, seconds=3600, step_s=1.0):
-    return [Sample(i * step_s, value, 20, 40)
+    return [ResourceSample(i * step_s, value, 20, 40)
             for i, value in enumerate(memory_mb(np.arange(0, seconds, step_s)))]
 
 

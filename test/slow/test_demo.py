@@ -13,14 +13,14 @@ from PIL import Image
 
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
-from vla_policy_node.demo.recorder import Episode
+from vla_policy_node.demo.recorder import RecordedEpisode
 
 PERIOD_NS = 50_000_000
 
 
 def episode(moves=8, holds=2, applied=8):
     reasons = [HoldReason.NONE] * moves + [HoldReason.CHUNK_EXHAUSTED] * holds
-    return Episode(
+    return RecordedEpisode(
         'pick up the bowl', 3,
         commands=[(index * PERIOD_NS, reason) for index, reason in enumerate(reasons)],
         inference_ms=[100.0, 120.0], tokens_kept=[60, 80], observation_age_ms=[150.0, 250.0],
@@ -63,12 +63,12 @@ def test_an_episode_without_an_applied_action_is_a_problem():
     assert report.problems(summarise(episode())) == []
     problems = report.problems(summarise(episode(), episode(applied=0)))
     assert problems == ["No action was applied in the episode 'pick up the bowl'."]
-    nothing = report.problems(summarise(Episode('move', 0)))
+    nothing = report.problems(summarise(RecordedEpisode('move', 0)))
     assert {'No inference finished.', 'The visualizer drew nothing.'} <= {*nothing}
 
 
 def test_json_has_null_where_there_is_no_figure(tmp_path):
-    report.write_json(tmp_path / 'demo.json', summarise(Episode('move', 0)))
+    report.write_json(tmp_path / 'demo.json', summarise(RecordedEpisode('move', 0)))
     figures = json.loads((tmp_path / 'demo.json').read_text())
     assert figures['inference_ms'] == {'p50': None, 'p95': None, 'p99': None}
 

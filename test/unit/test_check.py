@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node import cli
 from vla_policy_node.checks import behaviour, files
-from vla_policy_node.checks.behaviour import Trial
+from vla_policy_node.checks.behaviour import SampleRun
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS
 from vla_policy_node.checks.report import check_checkpoint
@@ -38,7 +38,7 @@ def l1(made, tmp_path):
 def trial(made):
     directory = made['l1']
     config = checkpoint.read_model_config(directory)
-    return Trial.prepare(directory, config, variants.load(directory))
+    return SampleRun.prepare(directory, config, variants.load(directory))
 
 
 def edit(path, change):

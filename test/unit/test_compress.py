@@ -15,7 +15,7 @@ from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.training.compress import Recipe, compress
+from vla_policy_node.training.compress import CompressionRecipe, compress
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +49,7 @@ def released(directory):
     (small_checkpoint, 4), (cogact, 4), (released, 2)])
 def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_path):
     large, out = make(tmp_path / 'large'), tmp_path / 'small'
-    result = compress(str(large), out, Recipe(1, 0.75, demonstrations, samples=5))
+    result = compress(str(large), out, CompressionRecipe(1, 0.75, demonstrations, samples=5))
     config = checkpoints.read_model_config(out)
     assert config.language_model.layers == layers - 1
     assert config.language_model.mlp_width == 36
@@ -72,13 +72,14 @@ def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_pa
 
 def test_each_half_works_alone_and_what_stays_is_unchanged(demonstrations, tmp_path):
     large = small_checkpoint(tmp_path / 'large')
-    result = compress(str(large), tmp_path / 'fewer', Recipe(2, demonstrations=demonstrations))
+    result = compress(
+        str(large), tmp_path / 'fewer', CompressionRecipe(2, demonstrations=demonstrations))
     before, fewer = variants.load(large), variants.load(tmp_path / 'fewer')
     kept = [index for index in range(4) if index not in result.removed]
     for layer, source in zip(fewer.language_model.layers, kept, strict=True):
         for name, tensor in layer.state_dict().items():
             assert torch.equal(tensor, before.language_model.layers[source].state_dict()[name])
-    result = compress(str(large), tmp_path / 'narrower', Recipe(mlp_share=0.5))
+    result = compress(str(large), tmp_path / 'narrower', CompressionRecipe(mlp_share=0.5))
     assert (result.removed, result.importance, result.flops) == ((), (), None)
     assert variants.load(tmp_path / 'narrower').language_model.layers[3].mlp.up_proj.weight.shape \
         == (24, 32)
@@ -86,16 +87,16 @@ def test_each_half_works_alone_and_what_stays_is_unchanged(demonstrations, tmp_p
 
 def test_rows_known_by_the_name_of_a_public_checkpoint_are_written_down(tmp_path):
     large = variants.make(tmp_path / 'LightVLA-libero-10')
-    compress(str(large), tmp_path / 'small', Recipe(mlp_share=0.5))
+    compress(str(large), tmp_path / 'small', CompressionRecipe(mlp_share=0.5))
     assert LocalPolicy.load(tmp_path / 'small', methods=()).description.action_rows == 'last56'
 
 
 @pytest.mark.parametrize(('head', 'recipe', 'sentence'), [
-    ('diffusion', Recipe(mlp_share=0.5), 'has a diffusion head; only'),
-    ('l1', Recipe(layers=1), 'name a folder made by vla demos'),
-    ('l1', Recipe(), 'Nothing is to be removed'),
-    ('l1', Recipe(layers=2, demonstrations='x'), 'at least one must stay'),
-    ('l1', Recipe(mlp_share=1.5), r'in \(0, 1\]'),
+    ('diffusion', CompressionRecipe(mlp_share=0.5), 'has a diffusion head; only'),
+    ('l1', CompressionRecipe(layers=1), 'name a folder made by vla demos'),
+    ('l1', CompressionRecipe(), 'Nothing is to be removed'),
+    ('l1', CompressionRecipe(layers=2, demonstrations='x'), 'at least one must stay'),
+    ('l1', CompressionRecipe(mlp_share=1.5), r'in \(0, 1\]'),
 ])
 def test_what_cannot_be_made_smaller_says_why(head, recipe, sentence, tmp_path):
     large = variants.make(tmp_path / 'large', head)

@@ -14,8 +14,8 @@ from vla_policy_node.control.guard import (
     PACE,
     Ceilings,
     Guard,
+    GuardVerdict,
     SentCommand,
-    Verdict,
 )
 from vla_policy_node.control.hold import Hold, HoldReason
 
@@ -55,7 +55,7 @@ class Robot:
 
     def take(self, command, senders=ONE):
         verdict = self.guard.take(command, senders, self.clock_ns(), self.now_s)
-        if verdict is Verdict.FORWARD:
+        if verdict is GuardVerdict.FORWARD:
             self.told.append((self.now_s, command))
         elif isinstance(verdict, Hold):
             self.told.append((self.now_s, verdict))
@@ -71,7 +71,7 @@ class Robot:
     def move(self, steps=range(4)):
         for step in steps:
             self.advance(step * PERIOD_S)
-            assert self.take(action(step)) is Verdict.FORWARD
+            assert self.take(action(step)) is GuardVerdict.FORWARD
         return self
 
     def reasons(self):
@@ -124,7 +124,7 @@ def test_what_no_robot_should_do_is_a_hold_at_once_and_the_next_good_command_pas
     robot.advance(4 * PERIOD_S)
     assert robot.take(action(4, **changes)) == Hold(reason, 'command')
     robot.advance(5 * PERIOD_S)
-    assert robot.take(action(5)) is Verdict.FORWARD
+    assert robot.take(action(5)) is GuardVerdict.FORWARD
 
 
 def test_a_hold_that_moves_is_a_hold_of_the_guard():
@@ -136,7 +136,7 @@ def test_a_hold_that_moves_is_a_hold_of_the_guard():
 
 def test_a_hold_passes_however_late_it_is():
     robot = Robot().move()
-    assert robot.take(hold(3, target_time_ns=START_NS)) is Verdict.FORWARD
+    assert robot.take(hold(3, target_time_ns=START_NS)) is GuardVerdict.FORWARD
 
 
 @pytest.mark.parametrize('old', [
@@ -145,9 +145,9 @@ def test_a_hold_passes_however_late_it_is():
 ], ids=['duplicate', 'reordered', 'same period', 'old goal', 'hold of an old goal', 'old hold'])
 def test_what_is_older_than_the_last_command_is_ignored(old):
     robot = Robot().move()
-    assert robot.take(old) is Verdict.IGNORE
+    assert robot.take(old) is GuardVerdict.IGNORE
     robot.advance(3.9 * PERIOD_S)
-    assert robot.take(old) is Verdict.IGNORE
+    assert robot.take(old) is GuardVerdict.IGNORE
     robot.advance(5 * PERIOD_S)
     assert robot.reasons() == [HoldReason.INPUT_STALE]  # and soon there is nothing fresh
 
@@ -161,11 +161,11 @@ def test_two_senders_hold_the_robot_as_long_as_both_are_there():
     assert robot.take(action(5)) == conflict
     both = frozenset([*ONE, *OTHER])  # a middleware that does not tell who
     robot.advance(6 * PERIOD_S)
-    assert robot.take(action(6), both) is not Verdict.FORWARD
+    assert robot.take(action(6), both) is not GuardVerdict.FORWARD
     assert {said for time_s, said in robot.told if time_s >= 4 * PERIOD_S} == {conflict}
     after = round((6 * PERIOD_S + CONFLICT_S) / PERIOD_S) + 1
     robot.advance(after * PERIOD_S)
-    assert robot.take(action(after)) is Verdict.FORWARD
+    assert robot.take(action(after)) is GuardVerdict.FORWARD
 
 
 def test_a_policy_that_was_started_again_begins_anew():
@@ -175,27 +175,27 @@ def test_a_policy_that_was_started_again_begins_anew():
         robot.take(action(step, epoch=7))
     step = 3 + round(CONFLICT_S / PERIOD_S)
     robot.advance(step * PERIOD_S)
-    assert robot.take(action(step, epoch=1)) is Verdict.IGNORE  # the same one went back
+    assert robot.take(action(step, epoch=1)) is GuardVerdict.IGNORE  # the same one went back
     assert robot.take(action(step, epoch=1), OTHER) == Hold(HoldReason.SOURCE_CONFLICT, 'command')
     step += 1 + round(CONFLICT_S / PERIOD_S)
     robot.advance(step * PERIOD_S)
-    assert robot.take(action(step, epoch=1), OTHER) is Verdict.FORWARD
+    assert robot.take(action(step, epoch=1), OTHER) is GuardVerdict.FORWARD
 
 
 def test_after_a_step_back_of_the_clock_nothing_moves_before_the_next_goal():
     robot = Robot().move(range(40))
     robot.clock_ns = lambda: START_NS + round(robot.now_s * 1e9) - 30 * PERIOD_NS
     robot.advance(40 * PERIOD_S)
-    assert robot.take(action(10)) is Verdict.IGNORE
+    assert robot.take(action(10)) is GuardVerdict.IGNORE
     robot.advance(41 * PERIOD_S)
-    assert robot.take(action(11, epoch=2)) is Verdict.FORWARD
+    assert robot.take(action(11, epoch=2)) is GuardVerdict.FORWARD
 
 
 def test_a_middleware_that_does_not_name_senders_does_not_let_a_command_pass_twice():
     robot = Robot()
     robot.take(action(), frozenset())
     robot.advance(PERIOD_S)
-    assert robot.take(action(), frozenset()) is Verdict.IGNORE
+    assert robot.take(action(), frozenset()) is GuardVerdict.IGNORE
 
 
 def test_bytes_that_are_no_command_are_a_hold():
@@ -264,6 +264,6 @@ def test_no_action_passes_twice_and_none_after_a_later_one(order):
     passed = []
     for step in order:
         robot.now_s += 0.1 * PERIOD_S
-        if robot.take(action(step)) is Verdict.FORWARD:
+        if robot.take(action(step)) is GuardVerdict.FORWARD:
             passed.append(step)
     assert passed == sorted(set(passed))

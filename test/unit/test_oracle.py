@@ -15,12 +15,12 @@ from vla_policy_node.bench.faults.records import (
     Answer,
     Promise,
     Sample,
+    SampleVerdict,
     Sent,
-    Span,
     Stop,
+    TimeSpan,
     Trial,
     TrialGoal,
-    Verdict,
 )
 
 PERIOD_S = 0.05
@@ -63,9 +63,9 @@ def good():
         goals=[TrialGoal(EPOCH, 0.0, 1.47)],
         stops=[Stop('estop', 1.46, 1.47)],
         answers=[Answer('estop', 1.46, 1.47, 0.5)],
-        active=[Span(0.0, END_S)],
+        active=[TimeSpan(0.0, END_S)],
         promises=[Promise(
-            Span(0.0), PERIOD_S, 0.3, 0.04, 0.05, 0.1, 0.2, 0.05, 0.25, 0.25, 0.5, 2.0, 9.0,
+            TimeSpan(0.0), PERIOD_S, 0.3, 0.04, 0.05, 0.1, 0.2, 0.05, 0.25, 0.25, 0.5, 2.0, 9.0,
             (-0.2, -0.2, 0.0), (0.2, 0.2, 1.0), allowance_s={'frozen': 0.6},
             tolerated=frozenset({'frozen'}))],
         start_m=(0.0, 0.0, 0.5),
@@ -85,7 +85,7 @@ def lose(trial, stream, from_s):
     trial.samples = [s for s in trial.samples if s.stream != stream or s.arrived_s < from_s]
 
 
-def spoil(trial, stream, from_s, fault, verdict=Verdict.BAD):
+def spoil(trial, stream, from_s, fault, verdict=SampleVerdict.BAD):
     trial.samples = [dataclasses.replace(s, fault=fault, verdict=verdict)
                      if s.stream == stream and s.arrived_s >= from_s else s
                      for s in trial.samples]
@@ -183,7 +183,7 @@ def test_every_rule_of_the_judge_is_broken_above():
     source = ast.parse(Path(oracle.__file__).read_text())
     named = {call.args[0].value if call.func.id == '_unsafe' else call.args[1].value
              for call in ast.walk(source) if isinstance(call, ast.Call)
-             and isinstance(call.func, ast.Name) and call.func.id in ('_unsafe', 'Finding')
+             and isinstance(call.func, ast.Name) and call.func.id in ('_unsafe', 'BrokenPromise')
              and isinstance(call.args[0 if call.func.id == '_unsafe' else 1], ast.Constant)}
     assert named == {rule for _, rule in BROKEN.values()}
 
@@ -251,8 +251,8 @@ def test_in_simulated_time_only_what_the_clock_counts_makes_inputs_old(simulated
 
 def test_where_promises_overlap_a_command_may_keep_either():
     trial = good()
-    tight = trial.promises[0].but(span=Span(0.5), max_velocity_m_s=0.05)
-    trial.promises = [trial.promises[0].but(span=Span(0.0, 1.0)), tight]
+    tight = trial.promises[0].but(span=TimeSpan(0.5), max_velocity_m_s=0.05)
+    trial.promises = [trial.promises[0].but(span=TimeSpan(0.0, 1.0)), tight]
     found = {round(finding.at_s, 6) for finding in judge(trial)}
     assert found and min(found) > 1.0
 

@@ -6,18 +6,19 @@ import math
 import pytest
 
 from vla_policy_node.bench.faults import verdicts
-from vla_policy_node.bench.faults.oracle import CRASH, UNSAFE, Finding, StopLatency
-from vla_policy_node.bench.faults.verdicts import Verdict, slow_stops
+from vla_policy_node.bench.faults.oracle import CRASH, UNSAFE, BrokenPromise, StopLatency
+from vla_policy_node.bench.faults.verdicts import CaseVerdict, slow_stops
 
 BOUNDS_S = {'estop': 0.1}
-GOOD = Verdict('dds', 3, 7, 'lost_stream', (), (StopLatency('estop', 0.05),), 9)
-BAD = Verdict('core', 4, 7, 'pose_frozen', (
-    Finding(UNSAFE, 'workspace', 1.0, 'outside'), Finding(UNSAFE, 'limits', 1.1, 'too fast'),
-    Finding(CRASH, 'ended', math.nan, 'exit code 139')))
+GOOD = CaseVerdict('dds', 3, 7, 'lost_stream', (), (StopLatency('estop', 0.05),), 9)
+BAD = CaseVerdict('core', 4, 7, 'pose_frozen', (
+    BrokenPromise(UNSAFE, 'workspace', 1.0, 'outside'),
+    BrokenPromise(UNSAFE, 'limits', 1.1, 'too fast'),
+    BrokenPromise(CRASH, 'ended', math.nan, 'exit code 139')))
 
 
 def stopped_after(latency_s, excused_s=0.0, kind='estop'):
-    return Verdict('dds', 0, 7, 'goal_stops', (), (StopLatency(kind, latency_s, excused_s),))
+    return CaseVerdict('dds', 0, 7, 'goal_stops', (), (StopLatency(kind, latency_s, excused_s),))
 
 
 @pytest.mark.parametrize(('verdict', 'slow'), [
@@ -32,8 +33,8 @@ def test_a_stop_beyond_its_bound_or_without_one_fails_the_gate(verdict, slow):
     ((), False), (('gap',), True), (('gap', 'gap'), True), (('gap', 'workspace'), False),
     (('stopped',), False)])
 def test_only_a_verdict_of_nothing_but_silence_may_be_the_machine_s(rules, silent):
-    findings = tuple(Finding(UNSAFE, rule, 1.0, 'broken') for rule in rules)
-    assert Verdict('dds', 3, 7, 'lost_stream', findings).only_silent == silent
+    findings = tuple(BrokenPromise(UNSAFE, rule, 1.0, 'broken') for rule in rules)
+    assert CaseVerdict('dds', 3, 7, 'lost_stream', findings).only_silent == silent
 
 
 def test_a_failure_names_the_command_that_runs_it_again():

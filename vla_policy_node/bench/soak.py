@@ -29,7 +29,7 @@ HARMLESS_MB_H = 1.0
 
 
 @dataclass(frozen=True)
-class Sample:
+class ResourceSample:
     """Resources of a process at one moment. at_s: seconds since the beginning."""
 
     at_s: float
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SoakVerdict:
     """Change of a process over time.
 
     slope_mb_h: growth of its memory by least squares; error_mb_h: its standard error, which counts
@@ -69,16 +69,16 @@ class Verdict:
         return found
 
 
-def sample(pid: int, since_s: float) -> Sample:
+def sample(pid: int, since_s: float) -> ResourceSample:
     """Read a process's resources from the kernel. Raises OSError if it has ended."""
     status = dict(line.split(':', 1) for line in
                   Path(f'/proc/{pid}/status').read_text().splitlines() if ':' in line)
-    return Sample(
+    return ResourceSample(
         time.monotonic() - since_s, int(status['VmRSS'].split()[0]) / 1024,
         int(status['Threads']), len(list(Path(f'/proc/{pid}/fd').iterdir())))
 
 
-def judge(samples: Sequence[Sample]) -> Verdict:
+def judge(samples: Sequence[ResourceSample]) -> SoakVerdict:
     """Return the change of a process, from samples at even intervals.
 
     Threads and descriptors come and go with clients, so the minimum of each half counts.
@@ -88,7 +88,7 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     memory_mb = np.array([s.resident_mb for s in kept])
     slope, error = _slope(hours, memory_mb)
     half = len(kept) // 2
-    return Verdict(
+    return SoakVerdict(
         samples[-1].at_s / 60, float(np.median(memory_mb[:max(1, len(kept) // 10)])),
         float(np.median(memory_mb[-max(1, len(kept) // 10):])), slope, error,
         *((min(getattr(s, name) for s in kept[:half]),
@@ -112,12 +112,12 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return slope, math.sqrt(variance / (worth - 2.0) / float(centred @ centred / len(x)))
 
 
-def measure(minutes: float, folder: Path, console: Console) -> list[Sample]:
+def measure(minutes: float, folder: Path, console: Console) -> list[ResourceSample]:
     """Run a policy node under mixed traffic and return its samples, one a second."""
     from vla_policy_node.bench.faults.live import Live
     from vla_policy_node.system.processes import private_domain
 
-    samples: list[Sample] = []
+    samples: list[ResourceSample] = []
     with private_domain(), Live(folder) as live, Progress(console=console) as progress:
         task = progress.add_task('soaking', total=minutes * 60)
         pid, since_s = live.child.process.pid, time.monotonic()
@@ -150,7 +150,7 @@ def run(minutes: float, out: Path, console: Console) -> bool:
     return not verdict.problems
 
 
-def table(verdict: Verdict) -> Table:
+def table(verdict: SoakVerdict) -> Table:
     """Return the figures for a terminal."""
     rows = Table(title=f'Policy node under mixed traffic, {verdict.minutes:.0f} min',
                  show_header=False)
@@ -162,7 +162,7 @@ def table(verdict: Verdict) -> Table:
     return rows
 
 
-def plot(samples: Sequence[Sample], path: Path) -> None:
+def plot(samples: Sequence[ResourceSample], path: Path) -> None:
     """Draw memory, threads and descriptors over time."""
     from matplotlib.figure import Figure
 

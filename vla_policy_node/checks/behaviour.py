@@ -23,7 +23,7 @@ NO_CHANGE = 1e-5
 
 
 @dataclass(frozen=True)
-class Trial:
+class SampleRun:
     """A model with inputs to try it on.
 
     image: preprocesses [H, W, 3] uint8 to [6, side, side].
@@ -35,7 +35,7 @@ class Trial:
     prompt_ids: Tensor
 
     @classmethod
-    def prepare(cls, directory: Path, config: ModelConfig, model: OpenVlaOft) -> Trial:
+    def prepare(cls, directory: Path, config: ModelConfig, model: OpenVlaOft) -> SampleRun:
         """Use the checkpoint's tokenizer if there is one, made-up ids if not."""
         device = next(model.parameters()).device
         ids = config.token_ids
@@ -72,14 +72,14 @@ class Trial:
 
 def check_behaviour(directory: Path, config: ModelConfig, model: OpenVlaOft) -> Iterator[Finding]:
     """Run every check of this module."""
-    trial = Trial.prepare(directory, config, model)
+    trial = SampleRun.prepare(directory, config, model)
     yield check_attention(trial)
     yield check_action_rows(trial, directory)
     yield check_images(trial)
 
 
 @torch.inference_mode()
-def check_attention(trial: Trial) -> Finding:
+def check_attention(trial: SampleRun) -> Finding:
     """Attention is bidirectional: a change of the last row reaches the first.
 
     In a causal model it does not, but a change of the first row reaches the last.
@@ -98,7 +98,7 @@ def check_attention(trial: Trial) -> Finding:
     return Finding(name, PASS, f'bidirectional: the last row moves the first by {change:.2g}')
 
 
-def _reaches(trial: Trial, changed: int, seen: int) -> float:
+def _reaches(trial: SampleRun, changed: int, seen: int) -> float:
     """Largest change of the hidden states of row `seen` when row `changed` is another."""
     sequence = trial.sequence()
     before = trial.model.language_model(sequence)[0, seen].float()
@@ -109,7 +109,7 @@ def _reaches(trial: Trial, changed: int, seen: int) -> float:
 
 
 @torch.inference_mode()
-def check_action_rows(trial: Trial, directory: Path) -> Finding:
+def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
     """The head reads the rows that the convention names."""
     name, config = 'action rows', trial.config
     if config.head == 'autoregressive':
@@ -143,7 +143,7 @@ def check_action_rows(trial: Trial, directory: Path) -> Finding:
         f'{total}, chunk of {config.chunk_length}')
 
 
-def check_images(trial: Trial) -> Finding:
+def check_images(trial: SampleRun) -> Finding:
     """What each camera sees changes the actions."""
     side, cameras = trial.config.image_px, trial.config.cameras
     black, white = (np.full((side, side, 3), level, np.uint8) for level in (0, 255))

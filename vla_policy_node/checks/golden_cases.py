@@ -18,7 +18,7 @@ from vla_policy_node.checks.findings import (
     relative,
     share_of_differing,
 )
-from vla_policy_node.checks.golden_model import GoldenModel, Inputs
+from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
 from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT = relative(1e-4)
@@ -141,7 +141,7 @@ def layer_inputs(golden: GoldenModel, sequence: TokenSequence) -> Tensor:
 
 
 def _inputs_and_towers(
-    golden: GoldenModel, inputs: Inputs, recording: Mapping[str, np.ndarray]
+    golden: GoldenModel, inputs: GoldenInputs, recording: Mapping[str, np.ndarray]
 ) -> dict[str, object]:
     model, ids = golden.model, inputs.prompt_ids[0].tolist()
     dino, siglip = inputs.pixels[0].split(3, dim=1)

@@ -21,7 +21,7 @@ from vla_policy_node.nn.sequence import TokenSequence
 
 
 @dataclass(frozen=True)
-class Inputs:
+class GoldenInputs:
     """Inputs of one forward pass: pixels [B, N, 6, H, W], proprio [B, 8], prompt ids [B, L]."""
 
     pixels: Tensor
@@ -80,16 +80,18 @@ class GoldenModel:
         """Recorded ids, with the trailing one of training if the recording leaves it out."""
         return end_with_empty(prompt_ids.tolist(), self.model.config.token_ids.empty)
 
-    def inputs(self, pixels: Tensor, proprio_raw: np.ndarray, prompt_ids: np.ndarray) -> Inputs:
+    def inputs(
+        self, pixels: Tensor, proprio_raw: np.ndarray, prompt_ids: np.ndarray
+    ) -> GoldenInputs:
         """One sample as a batch of one."""
         proprio = torch.from_numpy(self.statistics.normalise_proprio(proprio_raw))
-        return Inputs(
+        return GoldenInputs(
             pixels.to(self.device),
             proprio[None].float().to(self.device),
             torch.tensor([self.prompt(prompt_ids)], device=self.device),
         )
 
-    def assemble(self, inputs: Inputs) -> tuple[Tensor, TokenSequence]:
+    def assemble(self, inputs: GoldenInputs) -> tuple[Tensor, TokenSequence]:
         """Projected visual tokens, and the sequence that enters the language model."""
         visual = self.model.visual(inputs.pixels, inputs.prompt_ids)
         return visual, self.model.assemble(visual, inputs.proprio, inputs.prompt_ids)

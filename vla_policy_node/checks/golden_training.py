@@ -19,7 +19,7 @@ from vla_policy_node.checks.findings import (
     exact,
     relative,
 )
-from vla_policy_node.checks.golden_model import GoldenModel, Inputs
+from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
 from vla_policy_node.models.weights import MODEL, locate
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -87,7 +87,7 @@ def _batch(
     golden: GoldenModel,
     cases: list[Mapping[str, np.ndarray]],
     recording: Mapping[str, np.ndarray],
-) -> Inputs:
+) -> GoldenInputs:
     """Shorter prompts are filled up right after BOS, as `OpenVlaOft.forward` wants them."""
     pixels = [golden.preprocess(list(case['images_u8']), center_crop=False) for case in cases]
     prompts = [golden.prompt(case['prompt_ids']) for case in cases]
@@ -95,12 +95,12 @@ def _batch(
     ids = [[p[0], *[pad] * (longest - len(p)), *p[1:]] for p in prompts]
     proprio = torch.from_numpy(recording['proprio_norm']).float()
     device = golden.device
-    return Inputs(
+    return GoldenInputs(
         torch.cat(pixels).to(device), proprio.to(device), torch.tensor(ids, device=device)
     )
 
 
-def _tokens(golden: GoldenModel, inputs: Inputs, labels: np.ndarray) -> dict[str, object]:
+def _tokens(golden: GoldenModel, inputs: GoldenInputs, labels: np.ndarray) -> dict[str, object]:
     """Ids, labels and mask as the reference lays them out, with the padding at the end."""
     config = golden.model.config
     pad, stop = config.token_ids.pad, config.token_ids.stop
@@ -123,7 +123,7 @@ def _tokens(golden: GoldenModel, inputs: Inputs, labels: np.ndarray) -> dict[str
 
 
 @torch.no_grad()
-def _selection(golden: GoldenModel, inputs: Inputs, mask: np.ndarray) -> dict[str, object]:
+def _selection(golden: GoldenModel, inputs: GoldenInputs, mask: np.ndarray) -> dict[str, object]:
     """The selection as the reference has it: as many rows as before, duplicates included."""
     _, sequence = golden.assemble(inputs)
     scores = score(sequence.visual, sequence.context)
@@ -153,7 +153,7 @@ def _duplicated(sequence: TokenSequence, chosen: Tensor, positions: Tensor) -> T
 
 def _step(
     golden: GoldenModel,
-    inputs: Inputs,
+    inputs: GoldenInputs,
     methods: list[LightVlaTraining],
     recording: Mapping[str, np.ndarray],
 ) -> dict[str, object]:

@@ -43,11 +43,12 @@ def compress(
     from rich.console import Console
     from rich.progress import Progress
 
-    from vla_policy_node.training.compress import Recipe
+    from vla_policy_node.training.compress import CompressionRecipe
     from vla_policy_node.training.compress import compress as run
 
     console = Console()
-    recipe = Recipe(remove_layers, mlp_width, demos, samples, statistics_key, transform, seed)
+    recipe = CompressionRecipe(
+        remove_layers, mlp_width, demos, samples, statistics_key, transform, seed)
     try:
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task('Samples', total=None)

@@ -39,10 +39,10 @@ def demos(
 
     from vla_policy_node.commands.demos import make_demonstrations
     from vla_policy_node.commands.numbers import parse_numbers
-    from vla_policy_node.training.recording import Recipe
+    from vla_policy_node.training.recording import RecordingRecipe
 
     try:
-        recipe = Recipe(suite, layout, parse_numbers(tasks), noise, every, retarget)
+        recipe = RecordingRecipe(suite, layout, parse_numbers(tasks), noise, every, retarget)
         code = make_demonstrations(out, recipe, count, seed, workers, Console())
     except ValueError as error:
         raise refusal(error) from None

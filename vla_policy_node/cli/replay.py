@@ -74,14 +74,15 @@ def replay(
     """
     from rich.console import Console
 
-    from vla_policy_node.replay.gate import Limits, parse_error_limit
+    from vla_policy_node.replay.gate import GateLimits, parse_error_limit
     from vla_policy_node.replay.many import replay_bags
     from vla_policy_node.replay.settings import ReplaySettings, untrusted
 
     topics = {'third_person': third_person_topic, 'wrist': wrist_topic,
               'ee_pose': ee_pose_topic, 'gripper_state': gripper_state_topic}
     try:
-        limits = Limits(tuple(map(parse_error_limit, max_error or ())), max_p95_ms, min_agreement)
+        errors = tuple(map(parse_error_limit, max_error or ()))
+        limits = GateLimits(errors, max_p95_ms, min_agreement)
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, topics, actions_topic,
             latency_periods, threads, video, rerun, mcap, limits, trust_bag)

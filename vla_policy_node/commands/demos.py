@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_policy_node.training.dataset_statistics import write_statistics
 from vla_policy_node.training.demonstration_set import make
 from vla_policy_node.training.demonstrations import Demonstrations
-from vla_policy_node.training.recording import Recipe
+from vla_policy_node.training.recording import RecordingRecipe
 
 
 def make_demonstrations(
-    directory: Path, recipe: Recipe, count: int, seed: int, workers: int, console: Console,
+    directory: Path, recipe: RecordingRecipe, count: int, seed: int, workers: int,
+    console: Console,
 ) -> int:
     """Fill the folder and report; return the exit code. ValueError says what cannot be done."""
     kept, new, discarded, steps = 0, 0, 0, []

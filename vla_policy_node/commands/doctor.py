@@ -34,7 +34,7 @@ print(os.environ['MUJOCO_GL'])
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report; remedy says how to get what is missing.
 
     found: what is there, empty if it is missing. needed: without it the package does not work.
@@ -69,79 +69,80 @@ def _version(distribution: str) -> str:
         return ''
 
 
-def check_python() -> Finding:
+def check_python() -> Diagnosis:
     """Return the interpreter's version; 3.10 is the oldest that works."""
     version = platform.python_version() if sys.version_info >= (3, 10) else ''
-    return Finding('Python', version, 'use Python 3.10 or newer')
+    return Diagnosis('Python', version, 'use Python 3.10 or newer')
 
 
-def check_torch() -> Finding:
+def check_torch() -> Diagnosis:
     """Return torch's version."""
-    return Finding('torch', _version('torch'), SETUP)
+    return Diagnosis('torch', _version('torch'), SETUP)
 
 
-def check_devices() -> Finding:
+def check_devices() -> Diagnosis:
     """Return the devices a policy can run on."""
     if not importlib.util.find_spec('torch'):
-        return Finding('devices', '', SETUP)
+        return Diagnosis('devices', '', SETUP)
     import torch
 
     names = [f'cpu ({os.cpu_count()} cores)']
     names += [f'cuda:{i} ({torch.cuda.get_device_name(i)})'
               for i in range(torch.cuda.device_count())]
-    return Finding('devices', ', '.join(names))
+    return Diagnosis('devices', ', '.join(names))
 
 
-def check_bfloat16() -> Finding:
+def check_bfloat16() -> Diagnosis:
     """Return whether the processor multiplies bfloat16 itself."""
     cpu_info = Path('/proc/cpuinfo')
     flags = cpu_info.read_text(encoding='utf-8').split() if cpu_info.is_file() else []
     found = ', '.join(flag for flag in ('avx512_bf16', 'amx_bf16', 'bf16') if flag in flags)
-    return Finding('fast bfloat16 (CPU)', found, 'keep `dtype: float32` on this CPU', needed=False)
+    return Diagnosis(
+        'fast bfloat16 (CPU)', found, 'keep `dtype: float32` on this CPU', needed=False)
 
 
-def check_rclpy() -> Finding:
+def check_rclpy() -> Diagnosis:
     """Return rclpy's version and the middleware it really loads."""
     try:
         from rclpy.utilities import get_rmw_implementation_identifier
 
         middleware = get_rmw_implementation_identifier()
     except ImportError:
-        return Finding('rclpy', '', f'source a ROS 2 installation, or {SETUP}')
-    return Finding('rclpy', f'{_version("rclpy") or _version("ros-rclpy")} on {middleware}')
+        return Diagnosis('rclpy', '', f'source a ROS 2 installation, or {SETUP}')
+    return Diagnosis('rclpy', f'{_version("rclpy") or _version("ros-rclpy")} on {middleware}')
 
 
-def check_environment() -> Finding:
+def check_environment() -> Diagnosis:
     """Return what decides who hears whom."""
     names = ('ROS_DISTRO', 'ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'RMW_IMPLEMENTATION')
     values = [f'{name}={os.environ[name]}' for name in names if os.environ.get(name)]
-    return Finding('ROS environment', ', '.join(values) or 'nothing set: domain 0, this subnet')
+    return Diagnosis('ROS environment', ', '.join(values) or 'nothing set: domain 0, this subnet')
 
 
-def check_messages() -> Finding:
+def check_messages() -> Diagnosis:
     """Return whether the built messages can be imported."""
     try:
         from vla_msgs.msg import EndEffectorCommand
 
         EndEffectorCommand()
     except ImportError:
-        return Finding('vla_msgs', '', f'{SETUP}, or colcon build --base-paths . vla_msgs')
-    return Finding('vla_msgs', 'importable')
+        return Diagnosis('vla_msgs', '', f'{SETUP}, or colcon build --base-paths . vla_msgs')
+    return Diagnosis('vla_msgs', 'importable')
 
 
-def check_bags() -> Finding:
+def check_bags() -> Diagnosis:
     """Return what reads and writes recordings."""
-    return Finding('rosbags', _version('rosbags'), 'pip install rosbags mcap', needed=False)
+    return Diagnosis('rosbags', _version('rosbags'), 'pip install rosbags mcap', needed=False)
 
 
-def check_build_tools() -> Finding:
+def check_build_tools() -> Diagnosis:
     """Return the tools that build the messages."""
     tools = {'colcon': shutil.which('colcon', path=_tool_path()),
              'cmake': shutil.which('cmake'),
              'g++': shutil.which('g++') or shutil.which('c++')}
     missing = [name for name, path in tools.items() if not path]
     found = '' if missing else ', '.join(tools)
-    return Finding('build tools', found, f'missing {", ".join(missing)}: {SETUP}', needed=False)
+    return Diagnosis('build tools', found, f'missing {", ".join(missing)}: {SETUP}', needed=False)
 
 
 def _tool_path() -> str:
@@ -149,42 +150,42 @@ def _tool_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
 
 
-def check_osmesa() -> Finding:
+def check_osmesa() -> Diagnosis:
     """Return the library for rendering without a GPU."""
-    return Finding('libOSMesa', ctypes.util.find_library('OSMesa') or '',
-                   'sudo apt-get install libosmesa6', needed=False)
+    return Diagnosis('libOSMesa', ctypes.util.find_library('OSMesa') or '',
+                     'sudo apt-get install libosmesa6', needed=False)
 
 
-def check_rendering() -> Finding:
+def check_rendering() -> Diagnosis:
     """Render a picture in a process of its own, as a broken driver may take it down."""
     done = subprocess.run(
         [sys.executable, '-c', _RENDER], capture_output=True, text=True, check=False)
     found = f'MuJoCo {_version("mujoco")} renders with {done.stdout.strip()}'
-    return Finding('simulated cameras', '' if done.returncode else found,
-                   'install libosmesa6, or set MUJOCO_GL to egl or osmesa; needed for the '
-                   'simulated world only', needed=False)
+    return Diagnosis('simulated cameras', '' if done.returncode else found,
+                     'install libosmesa6, or set MUJOCO_GL to egl or osmesa; needed for the '
+                     'simulated world only', needed=False)
 
 
-def check_world() -> Finding:
+def check_world() -> Diagnosis:
     """Return where the generated assets of the simulated world are."""
     from vla_policy_node.world.cache import cache_root
 
     folders = sorted(cache_root().glob('world-*'))
-    return Finding('world assets', str(folders[-1]) if folders else '',
-                   'made at the first start of the world', needed=False)
+    return Diagnosis('world assets', str(folders[-1]) if folders else '',
+                     'made at the first start of the world', needed=False)
 
 
-def check_checkpoint() -> Finding:
+def check_checkpoint() -> Diagnosis:
     """Return where the default checkpoint is."""
     from vla_policy_node.system.files import shipped_checkpoint
 
     path = shipped_checkpoint()
-    return Finding('default checkpoint', str(path) if path.is_dir() else '',
-                   'not installed; an untrained one is made at the first `vla bringup`',
-                   needed=False)
+    return Diagnosis('default checkpoint', str(path) if path.is_dir() else '',
+                     'not installed; an untrained one is made at the first `vla bringup`',
+                     needed=False)
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (
+CHECKS: tuple[Callable[[], Diagnosis], ...] = (
     check_python, check_torch, check_devices, check_bfloat16, check_rclpy, check_environment,
     check_messages, check_bags, check_build_tools, check_osmesa, check_rendering, check_world,
     check_checkpoint,

@@ -29,7 +29,7 @@ MOST_EXECUTED = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ChunkStep:
     """The action for one control period.
 
     action: [7] in the units of the chunk, read-only.
@@ -143,7 +143,7 @@ class ChunkExecutor(ABC):
                     self._executed.popleft()
                 self._chunks.append(chunk)
 
-    def pop(self, target_time_ns: int) -> Step | None:
+    def pop(self, target_time_ns: int) -> ChunkStep | None:
         """Return the action for the period that ends at target_time_ns (whoever ticks).
 
         None if no chunk covers it or its period was served before. Never waits for the worker.
@@ -162,7 +162,7 @@ class ChunkExecutor(ABC):
             newest, index = covering[-1]
             self._counts['actions'] += 1
             self._executed.append((target_ns, action))
-            return Step(action, index, newest.stamp_ns, target_ns, disagreement)
+            return ChunkStep(action, index, newest.stamp_ns, target_ns, disagreement)
 
     def reset(self, epoch: int, bad_until_ns: int | None = None) -> None:
         """Forget all chunks; from now on only chunks of this epoch are accepted (any thread).

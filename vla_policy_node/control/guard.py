@@ -57,7 +57,7 @@ class Ceilings:
     max_step_rotation_rad: float
 
 
-class Verdict(Enum):
+class GuardVerdict(Enum):
     """What to do with a command; a Hold in its place means to stand still."""
 
     FORWARD = 'forward'
@@ -90,7 +90,7 @@ class Guard:
 
     def take(
         self, command: SentCommand, senders: frozenset, clock_ns: int, now_s: float
-    ) -> Verdict | Hold:
+    ) -> GuardVerdict | Hold:
         """Return whether to forward the command, or the hold to send in its place.
 
         senders: who may have sent it; one, unless the middleware does not tell.
@@ -98,25 +98,25 @@ class Guard:
         if self._meet(senders, now_s):
             return self._refuse(Hold(HoldReason.SOURCE_CONFLICT, STREAM), now_s)
         if (command.epoch, command.stamp_ns) < self._newest:
-            return Verdict.IGNORE
+            return GuardVerdict.IGNORE
         if hold := self._problem_of(command, clock_ns):
             return self._refuse(hold, now_s)
         if not command.hold and not self._is_next(command, now_s):
-            return Verdict.IGNORE
+            return GuardVerdict.IGNORE
         self._newest = (command.epoch, command.stamp_ns)
         self.epoch, self.frame_id = command.epoch, command.frame_id
         self._problem = None
         if command.hold:
             if not self._may_hold(now_s):
-                return Verdict.IGNORE
+                return GuardVerdict.IGNORE
         else:
             self._newest_target_ns = command.target_time_ns
             self.gripper = command.gripper
             self._sent_s, self._sent_hold = now_s, False
         self._good_s = now_s
-        return Verdict.FORWARD
+        return GuardVerdict.FORWARD
 
-    def refuse(self, now_s: float) -> Verdict | Hold:
+    def refuse(self, now_s: float) -> GuardVerdict | Hold:
         """Return what to do about bytes that are not a command."""
         return self._refuse(Hold(HoldReason.INPUT_INVALID, STREAM), now_s)
 
@@ -175,9 +175,9 @@ class Guard:
         self._tokens, self._tokens_s = tokens - 1.0, now_s
         return True
 
-    def _refuse(self, hold: Hold, now_s: float) -> Verdict | Hold:
+    def _refuse(self, hold: Hold, now_s: float) -> GuardVerdict | Hold:
         self._problem, self._problem_s = hold, now_s
-        return hold if self._may_hold(now_s) else Verdict.IGNORE
+        return hold if self._may_hold(now_s) else GuardVerdict.IGNORE
 
     def _may_hold(self, now_s: float) -> bool:
         """Return whether a hold says anything new; a flood of holds would only fill queues."""

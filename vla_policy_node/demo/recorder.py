@@ -31,7 +31,7 @@ FRAME_HISTORY = 60
 
 
 @dataclass
-class Frame:
+class RecordedFrame:
     """One inference: the pictures, their kept tokens, and the robot at that time."""
 
     stamp_ns: int
@@ -44,7 +44,7 @@ class Frame:
 
 
 @dataclass
-class Episode:
+class RecordedEpisode:
     """Everything seen between a reset of the world and the end of the goal."""
 
     instruction: str
@@ -54,7 +54,7 @@ class Episode:
     stage_ms: list[dict[str, float]] = field(default_factory=list)
     tokens_kept: list[int] = field(default_factory=list)
     observation_age_ms: list[float] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[RecordedFrame] = field(default_factory=list)
     overlays: list[dict[str, np.ndarray]] = field(default_factory=list)
     world_steps: int = 0
     applied: int = 0
@@ -71,7 +71,7 @@ class DemoRecorder(Node):
     def __init__(self, **node_options):
         super().__init__('demo', **node_options)
         self._lock = threading.Lock()
-        self._episode: Episode | None = None
+        self._episode: RecordedEpisode | None = None
         self._images = {camera: OrderedDict() for camera in CAMERAS}
         self._selections: dict[int, dict[str, Selection]] = {}
         self._overlays: dict[int, dict[str, np.ndarray]] = {}
@@ -84,10 +84,10 @@ class DemoRecorder(Node):
         self.tokens_total = 0
         self._subscribe()
 
-    def begin(self, instruction: str, task_id: int) -> Episode:
+    def begin(self, instruction: str, task_id: int) -> RecordedEpisode:
         """Start an episode; from now on everything seen belongs to it."""
         with self._lock:
-            self._episode = Episode(instruction, task_id)
+            self._episode = RecordedEpisode(instruction, task_id)
             return self._episode
 
     def end(self) -> None:
@@ -178,7 +178,7 @@ class DemoRecorder(Node):
         p = self._pose.pose.position
         with self._lock:
             if self._episode:
-                self._episode.frames.append(Frame(
+                self._episode.frames.append(RecordedFrame(
                     stamp_ns, images, [selections[camera] for camera in CAMERAS],
                     (p.x, p.y, p.z), self._opening_m, self._gripper < 0.5,
                     self._episode.success,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
-from vla_policy_node.demo.recorder import Episode, Frame
+from vla_policy_node.demo.recorder import RecordedEpisode, RecordedFrame
 from vla_policy_node.drawing.filmstrip import Moment, ObservedStep, filmstrip, pick_moments
 from vla_policy_node.drawing.overlay import draw_overlay
 from vla_policy_node.drawing.video import OverlayVideo
@@ -25,7 +25,7 @@ GIF_FRAMES = 120
 
 
 def summarise(
-    episodes: Sequence[Episode], tokens_total: int, period_ms: float, real_time: bool
+    episodes: Sequence[RecordedEpisode], tokens_total: int, period_ms: float, real_time: bool
 ) -> dict:
     """Return the figures of demo.json.
 
@@ -118,7 +118,7 @@ def picture_names(episodes: int) -> list[str]:
     return ['overlay.mp4', 'overlay.gif', *strips, *(f'tokens_{camera}.png' for camera in CAMERAS)]
 
 
-def write_pictures(episodes: Sequence[Episode], out: Path) -> list[Path]:
+def write_pictures(episodes: Sequence[RecordedEpisode], out: Path) -> list[Path]:
     """Write overlay videos, a filmstrip per episode and stills; return the files."""
     files = _write_videos([pair for episode in episodes for pair in episode.overlays], out)
     for number, episode in enumerate(episodes):
@@ -149,7 +149,7 @@ def _write_videos(overlays: Sequence[dict[str, np.ndarray]], out: Path) -> list[
     return paths
 
 
-def _filmstrip(episode: Episode) -> np.ndarray:
+def _filmstrip(episode: RecordedEpisode) -> np.ndarray:
     trace = [
         ObservedStep(
             time_s=frame.stamp_ns / 1e9, position_m=frame.position_m,
@@ -162,7 +162,7 @@ def _filmstrip(episode: Episode) -> np.ndarray:
     return filmstrip(moments, title=episode.instruction)
 
 
-def _still(frame: Frame, camera: str) -> np.ndarray:
+def _still(frame: RecordedFrame, camera: str) -> np.ndarray:
     selection = frame.selections[CAMERAS.index(camera)]
     kept = f'{int(selection.kept.sum())} of {selection.kept.size} tokens kept'
     return draw_overlay(frame.images[camera], selection.kept, selection.crop,
@@ -174,11 +174,11 @@ def _save(path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(path, optimize=True)
 
 
-def _joined(episodes: Sequence[Episode], name: str) -> np.ndarray:
+def _joined(episodes: Sequence[RecordedEpisode], name: str) -> np.ndarray:
     return np.concatenate([[], *(getattr(episode, name) for episode in episodes)])
 
 
-def _stage_medians(episodes: Sequence[Episode]) -> dict[str, float]:
+def _stage_medians(episodes: Sequence[RecordedEpisode]) -> dict[str, float]:
     stages = [stage for episode in episodes for stage in episode.stage_ms]
     return {name: float(np.median([stage[name] for stage in stages]))
             for name in (stages[0] if stages else {})}

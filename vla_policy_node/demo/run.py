@@ -22,7 +22,7 @@ from vla_msgs.msg import PolicyInfo
 from vla_msgs.srv import ResetWorld
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
-from vla_policy_node.demo.recorder import DemoRecorder, Episode
+from vla_policy_node.demo.recorder import DemoRecorder, RecordedEpisode
 from vla_policy_node.demo.scenes import Scene
 from vla_policy_node.outputs.folder import claim, clear, seal
 from vla_policy_node.system.description import describe
@@ -88,8 +88,8 @@ class Demo:
                 f'This machine is too slow for real time: an inference takes {slow}.')
 
     def run_episode(
-        self, scene: Scene, steps: int, on_step: Callable[[Episode], None]
-    ) -> Episode:
+        self, scene: Scene, steps: int, on_step: Callable[[RecordedEpisode], None]
+    ) -> RecordedEpisode:
         """Reset the world, follow its instruction for at most `steps` control steps."""
         answer = self._await(
             self._reset.call_async(ResetWorld.Request(**asdict(scene))), 'the world to reset')
@@ -148,7 +148,7 @@ def run_demo(
     log_path, bag = out / LOG, out / BAG
     try:
         with log_path.open('w') as log, private_domain():
-            def record(lock_step: bool) -> tuple[list[Episode], DemoRecorder]:
+            def record(lock_step: bool) -> tuple[list[RecordedEpisode], DemoRecorder]:
                 return _record(bag, lock_step, scenes, steps, arguments, log, console)
 
             recorded, recorder, lock_step = _at_pace(pace, record, console)
@@ -179,8 +179,9 @@ def run_demo(
 
 
 def _at_pace(
-    pace: str, record: Callable[[bool], tuple[list[Episode], DemoRecorder]], console: Console
-) -> tuple[list[Episode], DemoRecorder, bool]:
+    pace: str, record: Callable[[bool], tuple[list[RecordedEpisode], DemoRecorder]],
+    console: Console,
+) -> tuple[list[RecordedEpisode], DemoRecorder, bool]:
     """Return what was recorded, and whether in lock-step."""
     if pace != 'lock-step':
         try:
@@ -195,7 +196,7 @@ def _at_pace(
 def _record(
     bag: Path, lock_step: bool, scenes: Sequence[Scene], steps: int,
     arguments: dict[str, str | bool], log: TextIO, console: Console,
-) -> tuple[list[Episode], DemoRecorder]:
+) -> tuple[list[RecordedEpisode], DemoRecorder]:
     """Run the system once and return the episodes; the bag of it can be replayed.
 
     Raises TooSlowError if real time is out of reach.
@@ -239,13 +240,13 @@ def _make_way(bag: Path) -> None:
 
 def _run_episodes(
     demo: Demo, scenes: Sequence[Scene], steps: int, console: Console
-) -> list[Episode]:
+) -> list[RecordedEpisode]:
     recorded = []
     with _progress(console) as progress:
         for number, scene in enumerate(scenes):
             bar = progress.add_task(f'episode {number + 1}', total=steps)
 
-            def show(episode: Episode, bar=bar):
+            def show(episode: RecordedEpisode, bar=bar):
                 progress.update(bar, completed=min(episode.world_steps, steps),
                                 description=_describe(episode))
 
@@ -265,7 +266,7 @@ def _progress(console: Console) -> Progress:
                     TextColumn('steps'), TimeElapsedColumn(), console=console)
 
 
-def _describe(episode: Episode) -> str:
+def _describe(episode: RecordedEpisode) -> str:
     last = ''
     if episode.inference_ms:
         last = f'  {episode.inference_ms[-1]:.0f} ms, {episode.tokens_kept[-1]} tokens'

@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand
 from vla_msgs.msg import HoldReason as HoldReasonMessage
-from vla_policy_node.control.guard import STREAM, Ceilings, Guard, SentCommand, Verdict
+from vla_policy_node.control.guard import STREAM, Ceilings, Guard, GuardVerdict, SentCommand
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_hold, to_time, to_twist
@@ -100,12 +100,12 @@ class GuardNode(Node):
             if not self._ended and (hold := self._guard.tick(time.monotonic())):
                 self._obey(hold, None)
 
-    def _obey(self, verdict: Verdict | Hold, command: SentCommand | None) -> None:
+    def _obey(self, verdict: GuardVerdict | Hold, command: SentCommand | None) -> None:
         # Sent first: logging may block on a full disk.
         if isinstance(verdict, Hold):
             self._send_hold(verdict)
             self._tell(verdict)
-        elif verdict is Verdict.FORWARD:
+        elif verdict is GuardVerdict.FORWARD:
             self._send(_to_message(command))
             self._tell(Hold(HoldReason.NONE))
 

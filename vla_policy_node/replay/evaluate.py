@@ -15,7 +15,7 @@ from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
-from vla_policy_node.replay.gate import Verdict, judge
+from vla_policy_node.replay.gate import GateVerdict, judge
 from vla_policy_node.replay.run import run_policy
 from vla_policy_node.replay.settings import (
     AS_RECORDED,
@@ -46,7 +46,7 @@ class Evaluation:
     pairs: tuple[compare.PairedInference, ...]
     report: dict
     latency: dict
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[GateVerdict, ...]
 
     @property
     def passed(self) -> bool:

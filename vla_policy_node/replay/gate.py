@@ -23,8 +23,8 @@ class ErrorLimit:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of `--max-error`, `--max-p95-ms` and `--min-agreement`; None: not given."""
+class GateLimits:
+    """GateLimits of `--max-error`, `--max-p95-ms` and `--min-agreement`; None: not given."""
 
     errors: tuple[ErrorLimit, ...] = ()
     p95_ms: float | None = None
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """One limit and its outcome; measured is NaN where the bag has nothing to compare."""
 
     what: str
@@ -63,7 +63,7 @@ def parse_error_limit(text: str) -> ErrorLimit:
     return ErrorLimit(text.strip(), kind, number * scale)
 
 
-def judge(limits: Limits, report: Mapping, latency: Mapping) -> list[Verdict]:
+def judge(limits: GateLimits, report: Mapping, latency: Mapping) -> list[GateVerdict]:
     """Compare figures with limits.
 
     Errors and agreement are those between the two policies where there are two, else those to the
@@ -76,20 +76,20 @@ def judge(limits: Limits, report: Mapping, latency: Mapping) -> list[Verdict]:
         axes = [row['p95'] for row in compared.get('error', ()) if row['kind'] == error.kind]
         measured = _worst(axes)
         unit, scale = ('mm', 1e3) if error.kind == 'translation' else ('mrad', 1e3)
-        verdicts.append(Verdict(
+        verdicts.append(GateVerdict(
             f'{error.kind} error between {reference}, 95th percentile of the worst axis',
             measured * scale, error.limit * scale, unit, measured <= error.limit))
     if limits.agreement is not None:
         measured = compared.get('gripper', {}).get('agreement')
         measured = math.nan if measured is None else measured
-        verdicts.append(Verdict(
+        verdicts.append(GateVerdict(
             f'gripper agreement of {reference}', 100 * measured, 100 * limits.agreement, '%',
             measured >= limits.agreement))
     if limits.p95_ms is not None:
         measured = latency['a']['total']['p95']
         measured = math.nan if measured is None else measured
-        verdicts.append(Verdict(f'inference of {report["a"]["label"]}, p95', measured,
-                                limits.p95_ms, 'ms', measured <= limits.p95_ms))
+        verdicts.append(GateVerdict(f'inference of {report["a"]["label"]}, p95', measured,
+                                    limits.p95_ms, 'ms', measured <= limits.p95_ms))
     return verdicts
 
 

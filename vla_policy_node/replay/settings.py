@@ -11,7 +11,7 @@ from typing import Any
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
-from vla_policy_node.replay.gate import Limits
+from vla_policy_node.replay.gate import GateLimits
 from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
 from vla_policy_node.system.files import (
     comes_with_package,
@@ -57,7 +57,7 @@ class ReplaySettings:
     video: bool = True
     rerun: bool = False
     mcap: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: GateLimits = field(default_factory=GateLimits)
     trust_bag: bool = False
 
 

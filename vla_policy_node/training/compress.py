@@ -46,7 +46,7 @@ GRIPPER = 6
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CompressionRecipe:
     """What to make smaller, and the samples that tell how.
 
     layers: how many to remove. mlp_share: of the MLP width, what stays. demonstrations: folder
@@ -83,7 +83,7 @@ class Compression:
 def compress(
     checkpoint: str,
     out: Path,
-    recipe: Recipe,
+    recipe: CompressionRecipe,
     device: str = 'cpu',
     dtype: str = 'float32',
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -115,7 +115,7 @@ def compress(
     return result
 
 
-def _check(directory: Path, out: Path, config: ModelConfig, recipe: Recipe) -> None:
+def _check(directory: Path, out: Path, config: ModelConfig, recipe: CompressionRecipe) -> None:
     if config.head in ('diffusion', 'autoregressive'):
         raise ValueError(
             f'{directory} has a {config.head} head; only OpenVLA-OFT with an L1 or discrete head '
@@ -132,7 +132,8 @@ def _check(directory: Path, out: Path, config: ModelConfig, recipe: Recipe) -> N
 
 @torch.inference_mode()
 def _samples(
-    directory: Path, model: OpenVlaOft, recipe: Recipe, progress: Callable[[int, int], None]
+    directory: Path, model: OpenVlaOft, recipe: CompressionRecipe,
+    progress: Callable[[int, int], None],
 ) -> list[TokenSequence]:
     """What enters the language model, for frames drawn from all demonstrations."""
     config = model.config

@@ -24,7 +24,7 @@ from vla_policy_node.training.demonstrations import (
     write_demonstration,
     write_document,
 )
-from vla_policy_node.training.recording import LABELS_STRIDE, Recipe, record
+from vla_policy_node.training.recording import LABELS_STRIDE, RecordingRecipe, record
 from vla_policy_node.training.scenes import record_scenes
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 from vla_policy_node.world.libero_world import CAMERAS, LiberoWorld, tasks
@@ -48,7 +48,7 @@ class Attempt:
 
 
 def make(
-    directory: Path, recipe: Recipe, count: int, seed: int, workers: int
+    directory: Path, recipe: RecordingRecipe, count: int, seed: int, workers: int
 ) -> Iterator[Attempt]:
     """Fill `directory` until it holds `count` demonstrations of `seed`; yield every attempt.
 
@@ -82,7 +82,7 @@ def make(
                 yield attempt
 
 
-def _check(recipe: Recipe, seed: int) -> None:
+def _check(recipe: RecordingRecipe, seed: int) -> None:
     if not 0 <= seed < HELD_OUT_SEED // SEEDS:
         raise ValueError(
             f'seed is {seed}; take 0 to {HELD_OUT_SEED // SEEDS - 1}: layouts beyond are for '
@@ -98,7 +98,7 @@ def _check(recipe: Recipe, seed: int) -> None:
         raise ValueError(f'{recipe.suite} cannot ask for other objects; add --no-retarget.')
 
 
-def _document(recipe: Recipe) -> dict:
+def _document(recipe: RecordingRecipe) -> dict:
     recorded = asdict(recipe) | {'tasks': list(recipe.tasks)}
     return {
         'format': FORMAT,
@@ -136,7 +136,7 @@ def _results(done: set[Future]) -> list[Attempt]:
 
 
 @contextmanager
-def _pool(workers: int, directory: Path, recipe: Recipe) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, directory: Path, recipe: RecordingRecipe) -> Iterator[ProcessPoolExecutor]:
     with environment(**_ONE_THREAD), ProcessPoolExecutor(
         workers,
         multiprocessing.get_context('spawn'),  # a forked renderer is a broken one
@@ -148,11 +148,11 @@ def _pool(workers: int, directory: Path, recipe: Recipe) -> Iterator[ProcessPool
 
 # In a worker process: where to write, what to make, and the worlds that are open, at most the
 # ten of a suite.
-_work: tuple[Path, Recipe] | None = None
+_work: tuple[Path, RecordingRecipe] | None = None
 _worlds: dict[int, LiberoWorld] = {}
 
 
-def _start_worker(directory: Path, recipe: Recipe) -> None:
+def _start_worker(directory: Path, recipe: RecordingRecipe) -> None:
     global _work
     _work = directory, recipe
     # Ctrl-C goes to the whole group: the episode is finished, then the parent says stop.

@@ -25,7 +25,7 @@ _PUSHED_SHARE, _MOVED_SHARE = 1 / 3, 3 / 8
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecordingRecipe:
     """The options of `vla demos`.
 
     noise: largest standard deviation on the six motion dimensions, in LIBERO's units; each
@@ -46,7 +46,7 @@ class Recipe:
         return self.tasks[seed % len(self.tasks)]
 
 
-def record(world: LiberoWorld, recipe: Recipe, seed: int) -> Demonstration | None:
+def record(world: LiberoWorld, recipe: RecordingRecipe, seed: int) -> Demonstration | None:
     """Return the demonstration of a layout seed, or None where the expert failed."""
     world.reset_layout(recipe.layout, seed)
     # A stream of its own: the layout takes the seed itself.
@@ -149,7 +149,7 @@ class Tape:
             for name, mask in world.segment().items()
         })
 
-    def finish(self, recipe: Recipe, seed: int, noise: float) -> Demonstration:
+    def finish(self, recipe: RecordingRecipe, seed: int, noise: float) -> Demonstration:
         """Return all of it, with the world's present success."""
         world = self.world
         return Demonstration(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vla_policy_node.training.demonstrations import Demonstration
-from vla_policy_node.training.recording import Recipe, Tape
+from vla_policy_node.training.recording import RecordingRecipe, Tape
 from vla_policy_node.world.libero_world import LiberoWorld
 
 FRAMES = 32  # of one file: one walk of the arm
@@ -26,7 +26,7 @@ _TURN_RAD = 0.8  # at most, about the vertical
 LOW, HIGH = np.array([-0.28, -0.32, 0.02]), np.array([0.22, 0.34, 0.32])
 
 
-def record_scenes(world: LiberoWorld, recipe: Recipe, seed: int) -> Demonstration:
+def record_scenes(world: LiberoWorld, recipe: RecordingRecipe, seed: int) -> Demonstration:
     """Return FRAMES pictures along one walk of the arm."""
     rng = np.random.default_rng(seed)
     world.reset_layout('shuffled', seed)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from vla_policy_node.bench.faults.draw import RECOVERS_WITHIN_S, draw, kind_of
 from vla_policy_node.bench.faults.oracle import judge, stop_latencies
 from vla_policy_node.bench.faults.trial import Simulation
-from vla_policy_node.bench.faults.verdicts import Verdict
+from vla_policy_node.bench.faults.verdicts import CaseVerdict
 
 CASES = 9_500
 # A trial takes milliseconds; one that takes so long (s) hangs.
@@ -17,7 +17,7 @@ _STUCK_S = 20.0
 _BATCH = 50
 
 
-def run_case(case: int, seed: int) -> Verdict:
+def run_case(case: int, seed: int) -> CaseVerdict:
     """Run and judge one core case; the same one always."""
     setup, faults, rng, recover_at_s = draw(case, seed)
     simulation = Simulation(setup, faults, rng)
@@ -36,12 +36,12 @@ def run_case(case: int, seed: int) -> Verdict:
     if trial.ends or trial.stuck:
         trial.recovers_from_s, trial.active = None, []
         findings = judge(trial)
-    return Verdict(
+    return CaseVerdict(
         'core', case, seed, kind_of(case), tuple(findings), stop_latencies(trial),
         sum(not sent.hold for sent in trial.sent))
 
 
-def run_cases(cases: range, seed: int, workers: int) -> Iterator[Verdict]:
+def run_cases(cases: range, seed: int, workers: int) -> Iterator[CaseVerdict]:
     """Yield the verdicts of many core cases in order."""
     if workers == 1:
         yield from (run_case(case, seed) for case in cases)
@@ -52,7 +52,7 @@ def run_cases(cases: range, seed: int, workers: int) -> Iterator[Verdict]:
             yield from verdicts
 
 
-def _run_batch(cases: range, seed: int) -> list[Verdict]:
+def _run_batch(cases: range, seed: int) -> list[CaseVerdict]:
     return [run_case(case, seed) for case in cases]
 
 

@@ -8,7 +8,7 @@ from vla_policy_node.bench.faults import (  # noqa: F401 - they register
     kinds_timing,
 )
 from vla_policy_node.bench.faults.kinds import KINDS, pick
-from vla_policy_node.bench.faults.records import Span
+from vla_policy_node.bench.faults.records import TimeSpan
 from vla_policy_node.bench.faults.trial import Fault
 from vla_policy_node.bench.faults.world import Setup
 
@@ -39,7 +39,7 @@ def draw(case: int, seed: int) -> tuple[Setup, list[Fault], np.random.Generator,
     faults = []
     for name in names:
         from_s = rng.uniform(0.3, 1.0)
-        faults.append(KINDS[name](rng, Span(from_s, from_s + rng.uniform(0.05, 1.2))))
+        faults.append(KINDS[name](rng, TimeSpan(from_s, from_s + rng.uniform(0.05, 1.2))))
     over_s = max(fault.span.until_s + fault.lingers_s for fault in faults)
     return setup, faults, rng, over_s + RECOVER_AFTER_S
 
@@ -47,7 +47,7 @@ def draw(case: int, seed: int) -> tuple[Setup, list[Fault], np.random.Generator,
 def draw_fault(kind: str, case: int, seed: int, from_s: float = 0.0) -> Fault:
     """Return the one fault of a case on a running node, which begins at a time (s)."""
     rng = np.random.default_rng([seed, case])
-    return KINDS[kind](rng, Span(from_s, from_s + rng.uniform(0.1, 1.2)))
+    return KINDS[kind](rng, TimeSpan(from_s, from_s + rng.uniform(0.1, 1.2)))
 
 
 def _draw_setup(rng: np.random.Generator) -> Setup:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from vla_policy_node.bench.faults.messages import Message
-from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span
+from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, TimeSpan
 from vla_policy_node.bench.faults.trial import Fault
 
-Maker = Callable[[np.random.Generator, Span], Fault]
+Maker = Callable[[np.random.Generator, TimeSpan], Fault]
 # A pose with a wrong time is wrong by what the arm does meanwhile, near a wall not much.
 MISTIMED_M = 0.005
 KINDS: dict[str, Maker] = {}
@@ -17,7 +17,7 @@ KINDS: dict[str, Maker] = {}
 def kind(name: str) -> Callable[[Maker], Maker]:
     """Register a maker under a name, 'group_what'."""
     def register(maker: Maker) -> Maker:
-        def make(rng: np.random.Generator, span: Span) -> Fault:
+        def make(rng: np.random.Generator, span: TimeSpan) -> Fault:
             fault = maker(rng, span)
             if name.startswith(('stamp', 'clock')):
                 fault.promise.setdefault('workspace_slack_m', MISTIMED_M)

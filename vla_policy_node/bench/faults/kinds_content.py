@@ -7,7 +7,7 @@ import numpy as np
 from vla_policy_node.bench.faults import messages
 from vla_policy_node.bench.faults.kinds import kind, on_streams, pick, some_streams
 from vla_policy_node.bench.faults.messages import Message
-from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Span, Verdict
+from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, SampleVerdict, TimeSpan
 from vla_policy_node.bench.faults.trial import Fault, Simulation
 from vla_policy_node.bench.faults.world import SECOND
 
@@ -21,7 +21,7 @@ Rng = np.random.Generator
 # --- cameras ---
 
 @kind('camera_frozen')
-def camera_frozen(rng: Rng, span: Span) -> Fault:
+def camera_frozen(rng: Rng, span: TimeSpan) -> Fault:
     """The same picture with new stamps; the frame_id may change, or a clock be drawn over it."""
     style = pick(rng, ('plain', 'frame_id', 'overlay', 'alternating'))
     cameras = pick(rng, (*((camera,) for camera in CAMERA_STREAMS), CAMERA_STREAMS))
@@ -43,7 +43,7 @@ def camera_frozen(rng: Rng, span: Span) -> Fault:
 
 
 @kind('camera_changed')
-def camera_changed(rng: Rng, span: Span) -> Fault:
+def camera_changed(rng: Rng, span: TimeSpan) -> Fault:
     """Black, white, of another size, mirrored cables: a picture that is none of that camera's."""
     style = pick(rng, ('black', 'white', '1x1', 'resized', 'swapped'))
     cameras = CAMERA_STREAMS if style == 'swapped' else (pick(rng, CAMERA_STREAMS),)
@@ -66,7 +66,7 @@ def camera_changed(rng: Rng, span: Span) -> Fault:
 
 
 @kind('camera_unreadable')
-def camera_unreadable(rng: Rng, span: Span) -> Fault:
+def camera_unreadable(rng: Rng, span: TimeSpan) -> Fault:
     """A well-formed message that is no picture we can use."""
     style = pick(rng, ('encoding', 'empty', 'step', 'truncated'))
     empty = np.zeros((0, 0, 3), np.uint8)
@@ -88,7 +88,7 @@ def camera_unreadable(rng: Rng, span: Span) -> Fault:
 # --- state ---
 
 @kind('pose_numbers')
-def pose_numbers(rng: Rng, span: Span) -> Fault:
+def pose_numbers(rng: Rng, span: TimeSpan) -> Fault:
     """Positions and orientations that no arm has."""
     bad = pick(rng, (np.nan, np.inf, -np.inf, 1e306, -1e308, 1e12, 300.0))
     axis, share = int(rng.integers(3)), pick(rng, (0.3, 1.0))
@@ -104,7 +104,7 @@ def pose_numbers(rng: Rng, span: Span) -> Fault:
 
 
 @kind('pose_quaternion')
-def pose_quaternion(rng: Rng, span: Span) -> Fault:
+def pose_quaternion(rng: Rng, span: TimeSpan) -> Fault:
     """An orientation that is none."""
     quaternion = pick(rng, ((0.0,) * 4, (np.nan, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 2.0),
                             (1e200, 1e200, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)))
@@ -114,7 +114,7 @@ def pose_quaternion(rng: Rng, span: Span) -> Fault:
 
 
 @kind('pose_frame')
-def pose_frame(rng: Rng, span: Span) -> Fault:
+def pose_frame(rng: Rng, span: TimeSpan) -> Fault:
     """A pose in another frame."""
     frame = pick(rng, ('world', '', 'base_link ', 'x' * 10_000))
     return Fault('pose_frame', span, on_streams((POSE,), lambda m: m.remade(
@@ -122,7 +122,7 @@ def pose_frame(rng: Rng, span: Span) -> Fault:
 
 
 @kind('pose_teleports')
-def pose_teleports(rng: Rng, span: Span) -> Fault:
+def pose_teleports(rng: Rng, span: TimeSpan) -> Fault:
     """A pose that leaps away, for good or to and fro."""
     offset_m = rng.normal(size=3)
     offset_m *= pick(rng, (0.1, 0.3, 1.0, 20.0)) / np.linalg.norm(offset_m)
@@ -132,7 +132,7 @@ def pose_teleports(rng: Rng, span: Span) -> Fault:
 
 
 @kind('pose_frozen')
-def pose_frozen(rng: Rng, span: Span) -> Fault:
+def pose_frozen(rng: Rng, span: TimeSpan) -> Fault:
     """The same pose with new stamps, while the arm moves."""
     first: list[np.ndarray] = []
 
@@ -143,7 +143,7 @@ def pose_frozen(rng: Rng, span: Span) -> Fault:
     return _lying_pose('pose_frozen', span, freeze)
 
 
-def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarray]) -> Fault:
+def _lying_pose(name: str, span: TimeSpan, lie: Callable[[np.ndarray, int], np.ndarray]) -> Fault:
     holder: list[Simulation] = []
     count = [0]
 
@@ -152,25 +152,25 @@ def _lying_pose(name: str, span: Span, lie: Callable[[np.ndarray, int], np.ndarr
         true_m, quaternion = holder[0].robot.pose(message.captured_s)
         # OPEN: each of these could be the truth; what must not happen is that the robot leaves.
         return message.remade(name, messages.pose_bytes(
-            lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion), Verdict.OPEN)
+            lie(true_m, count[0]), message.stamp_ns, quaternion=quaternion), SampleVerdict.OPEN)
 
     return Fault(name, span, on_streams((POSE,), alter), begin=holder.append,
                  promise={'workspace_slack_m': LIE_M, 'brakes_hard': True})
 
 
 @kind('gripper_state')
-def gripper_state(rng: Rng, span: Span) -> Fault:
+def gripper_state(rng: Rng, span: TimeSpan) -> Fault:
     """A gripper with other fingers, or numbers that are none."""
     positions = pick(rng, ((), (0.02,), (0.02,) * 9, (np.nan, 0.0), (0.0, np.inf), (1e308, 0.0)))
     return Fault('gripper_state', span, on_streams((GRIPPER,), lambda m: m.remade(
         'gripper', messages.gripper_bytes(positions, m.stamp_ns),
-        Verdict.OPEN if positions == (1e308, 0.0) else Verdict.BAD)))
+        SampleVerdict.OPEN if positions == (1e308, 0.0) else SampleVerdict.BAD)))
 
 
 # --- bytes ---
 
 @kind('bytes_truncated')
-def bytes_truncated(rng: Rng, span: Span) -> Fault:
+def bytes_truncated(rng: Rng, span: TimeSpan) -> Fault:
     """Messages that end early."""
     share = pick(rng, (0.2, 1.0))
 
@@ -183,7 +183,7 @@ def bytes_truncated(rng: Rng, span: Span) -> Fault:
 
 
 @kind('bytes_flipped')
-def bytes_flipped(rng: Rng, span: Span) -> Fault:
+def bytes_flipped(rng: Rng, span: TimeSpan) -> Fault:
     """Single flipped bits, mostly where the header and the lengths are."""
     share = pick(rng, (0.2, 1.0))
 
@@ -196,14 +196,14 @@ def bytes_flipped(rng: Rng, span: Span) -> Fault:
             raw[int(rng.integers(end))] ^= 1 << int(rng.integers(8))
         stamp_ns = int.from_bytes(raw[4:8], 'little', signed=True) * SECOND + int.from_bytes(
             raw[8:12], 'little')
-        return message.but('flipped', Verdict.OPEN, raw=bytes(raw), stamp_ns=stamp_ns)
+        return message.but('flipped', SampleVerdict.OPEN, raw=bytes(raw), stamp_ns=stamp_ns)
 
     return Fault('bytes_flipped', span, on_streams(some_streams(rng), alter),
                  promise={'workspace_slack_m': LIE_M, 'brakes_hard': True})
 
 
 @kind('bytes_garbage')
-def bytes_garbage(rng: Rng, span: Span) -> Fault:
+def bytes_garbage(rng: Rng, span: TimeSpan) -> Fault:
     """Noise, with or without a head that looks like a message."""
     length = int(pick(rng, (0, 1, 4, 11, 12, 13, 100, 5000)))
     keep = pick(rng, (0, 4, 12, 20))
@@ -212,15 +212,15 @@ def bytes_garbage(rng: Rng, span: Span) -> Fault:
 
 
 @kind('bytes_padded')
-def bytes_padded(rng: Rng, span: Span) -> Fault:
+def bytes_padded(rng: Rng, span: TimeSpan) -> Fault:
     """More bytes behind the message than belong to it."""
     padding = bytes(int(pick(rng, (1, 3, 4, 1000))))
     return Fault('bytes_padded', span, on_streams(
-        some_streams(rng), lambda m: m.but('padded', Verdict.OPEN, raw=m.raw + padding)))
+        some_streams(rng), lambda m: m.but('padded', SampleVerdict.OPEN, raw=m.raw + padding)))
 
 
 @kind('bytes_huge')
-def bytes_huge(rng: Rng, span: Span) -> Fault:
+def bytes_huge(rng: Rng, span: TimeSpan) -> Fault:
     """Messages of megabytes where hundreds of bytes are expected."""
     raw = messages.gripper_bytes((0.0,) * 50_000, 0, ())
     return Fault('bytes_huge', span, on_streams((GRIPPER,), lambda m: m.remade(

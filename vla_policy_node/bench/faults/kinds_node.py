@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vla_policy_node.bench.faults.kinds import kind, pick
-from vla_policy_node.bench.faults.records import Span
+from vla_policy_node.bench.faults.records import TimeSpan
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault, Simulation
 
 Rng = np.random.Generator
@@ -14,7 +14,7 @@ Rng = np.random.Generator
 # --- clients ---
 
 @kind('goal_stops')
-def goal_stops(rng: Rng, span: Span) -> Fault:
+def goal_stops(rng: Rng, span: TimeSpan) -> Fault:
     """A stop at a random moment, and perhaps a new goal at another one."""
     stop = pick(rng, ('cancel', 'estop', 'deactivate'))
     again = rng.random() < 0.7
@@ -29,7 +29,7 @@ def goal_stops(rng: Rng, span: Span) -> Fault:
 
 
 @kind('goal_storm')
-def goal_storm(rng: Rng, span: Span) -> Fault:
+def goal_storm(rng: Rng, span: TimeSpan) -> Fault:
     """Clients that start, cancel and stop all the time."""
     times = np.sort(rng.uniform(span.from_s, span.until_s, int(rng.integers(3, 40))))
     acts = [pick(rng, ('begin', 'begin', 'cancel', 'estop', 'reset')) for _ in times]
@@ -50,7 +50,7 @@ def goal_storm(rng: Rng, span: Span) -> Fault:
 
 
 @kind('goal_requests')
-def goal_requests(rng: Rng, span: Span) -> Fault:
+def goal_requests(rng: Rng, span: TimeSpan) -> Fault:
     """Requests that cannot be followed, during and between goals."""
     text, duration_s = pick(rng, (
         ('', 1.0), (' \n\t', 1.0), ('x' * 1_000_000, 1.0), (INSTRUCTION, 0.0), (INSTRUCTION, -5.0),
@@ -66,7 +66,7 @@ def goal_requests(rng: Rng, span: Span) -> Fault:
 
 
 @kind('goal_ends')
-def goal_ends(rng: Rng, span: Span) -> Fault:
+def goal_ends(rng: Rng, span: TimeSpan) -> Fault:
     """A goal whose time is over."""
     duration_s = rng.uniform(0.01, 0.5)
 
@@ -80,7 +80,7 @@ def goal_ends(rng: Rng, span: Span) -> Fault:
 # --- parameters ---
 
 @kind('parameter_limits')
-def parameter_limits(rng: Rng, span: Span) -> Fault:
+def parameter_limits(rng: Rng, span: TimeSpan) -> Fault:
     """Limits tightened and loosened while the robot moves."""
     factor = pick(rng, (0.05, 0.3, 0.9, 1.5, 10.0))
     names = ('max_linear_velocity_m_s', 'max_angular_velocity_rad_s',
@@ -97,7 +97,7 @@ def parameter_limits(rng: Rng, span: Span) -> Fault:
 
 
 @kind('parameter_inputs')
-def parameter_inputs(rng: Rng, span: Span) -> Fault:
+def parameter_inputs(rng: Rng, span: TimeSpan) -> Fault:
     """What is asked of the inputs changes while the robot moves."""
     changes = pick(rng, (
         {'max_age_s': 0.15}, {'max_age_s': 1.0}, {'max_spread_s': 0.0}, {'max_spread_s': 0.2},
@@ -107,7 +107,7 @@ def parameter_inputs(rng: Rng, span: Span) -> Fault:
 
 
 @kind('parameter_execution')
-def parameter_execution(rng: Rng, span: Span) -> Fault:
+def parameter_execution(rng: Rng, span: TimeSpan) -> Fault:
     """Another way of playing chunks while the robot moves; many changes in a row."""
     times = np.sort(rng.uniform(span.from_s, span.until_s, int(pick(rng, (1, 3, 20)))))
     changes = [pick(rng, (
@@ -124,7 +124,7 @@ def parameter_execution(rng: Rng, span: Span) -> Fault:
     return Fault('parameter_execution', span, begin=plan)
 
 
-def _changed(name: str, span: Span, changes: Callable[[Simulation], dict]) -> Fault:
+def _changed(name: str, span: TimeSpan, changes: Callable[[Simulation], dict]) -> Fault:
     before: dict = {}
 
     def begin(simulation: Simulation) -> None:
@@ -137,7 +137,7 @@ def _changed(name: str, span: Span, changes: Callable[[Simulation], dict]) -> Fa
 
 # --- policy ---
 
-def _answering(name: str, span: Span, answer: Callable[[np.ndarray], np.ndarray]) -> Fault:
+def _answering(name: str, span: TimeSpan, answer: Callable[[np.ndarray], np.ndarray]) -> Fault:
     def begin(simulation: Simulation) -> None:
         simulation.policy.answer = answer
 
@@ -148,7 +148,7 @@ def _answering(name: str, span: Span, answer: Callable[[np.ndarray], np.ndarray]
 
 
 @kind('policy_slow')
-def policy_slow(rng: Rng, span: Span) -> Fault:
+def policy_slow(rng: Rng, span: TimeSpan) -> Fault:
     """Inferences that take much longer, now and then or always."""
     latency_s, share = pick(rng, (0.2, 0.5, 1.0, 2.0)), pick(rng, (0.2, 1.0))
 
@@ -170,7 +170,7 @@ def policy_slow(rng: Rng, span: Span) -> Fault:
 
 
 @kind('policy_numbers')
-def policy_numbers(rng: Rng, span: Span) -> Fault:
+def policy_numbers(rng: Rng, span: TimeSpan) -> Fault:
     """NaN, infinity and numbers beyond measure somewhere in the chunk."""
     bad = pick(rng, (np.nan, np.inf, -np.inf, 1e306, -1e306, 1e154, 1e30))
     share, everywhere = pick(rng, (0.3, 1.0)), rng.random() < 0.3
@@ -188,14 +188,14 @@ def policy_numbers(rng: Rng, span: Span) -> Fault:
 
 
 @kind('policy_shapes')
-def policy_shapes(rng: Rng, span: Span) -> Fault:
+def policy_shapes(rng: Rng, span: TimeSpan) -> Fault:
     """Chunks of another shape or kind."""
     shape = pick(rng, ((0, 7), (8, 6), (8, 8), (7,), (), (1, 8, 7)))
     return _answering('policy_shapes', span, lambda actions: np.zeros(shape))
 
 
 @kind('policy_raises')
-def policy_raises(rng: Rng, span: Span) -> Fault:
+def policy_raises(rng: Rng, span: TimeSpan) -> Fault:
     """Exceptions, also those that end a thread or a process if nobody catches them."""
     error = pick(rng, (RuntimeError, ValueError, MemoryError, SystemExit, RecursionError,
                        StopIteration, GeneratorExit, AssertionError))
@@ -207,7 +207,7 @@ def policy_raises(rng: Rng, span: Span) -> Fault:
 
 
 @kind('policy_wild')
-def policy_wild(rng: Rng, span: Span) -> Fault:
+def policy_wild(rng: Rng, span: TimeSpan) -> Fault:
     """Finite actions as large and as uneven as they can be, straight at the walls."""
     scale = pick(rng, (1.0, 10.0, 1e6))
     style = pick(rng, ('corner', 'flip', 'noise'))

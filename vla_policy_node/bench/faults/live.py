@@ -18,10 +18,18 @@ from vla_policy_node.bench.faults.machine import promise_of
 from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
-from vla_policy_node.bench.faults.records import Answer, Sample, Sent, Span, Stop, Trial, TrialGoal
+from vla_policy_node.bench.faults.records import (
+    Answer,
+    Sample,
+    Sent,
+    Stop,
+    TimeSpan,
+    Trial,
+    TrialGoal,
+)
 from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault, Views
-from vla_policy_node.bench.faults.verdicts import Verdict
+from vla_policy_node.bench.faults.verdicts import CaseVerdict
 from vla_policy_node.bench.faults.victim import (
     CHUNK_LENGTH,
     LATENCY_S,
@@ -195,7 +203,7 @@ class Live:
         if response is not None:
             self._end_goals(self.now_s)
         if kind == 'deactivate' and response is not None:
-            self.trial.active[-1] = Span(self.trial.active[-1].from_s, asked_s)
+            self.trial.active[-1] = TimeSpan(self.trial.active[-1].from_s, asked_s)
 
     def reset_estop(self) -> None:
         """Release the emergency stop."""
@@ -205,7 +213,7 @@ class Live:
         """Activate the node if it is not."""
         if self.trial.active and self.trial.active[-1].until_s != float('inf'):
             self._call('activate', lambda: self.receiver.transition('activate', 5.0), 5.0)
-            self.trial.active.append(Span(self.now_s))
+            self.trial.active.append(TimeSpan(self.now_s))
 
     def change(self, **values) -> bool:
         """Set parameters; whether all were accepted."""
@@ -229,7 +237,7 @@ class Live:
 
     # --- trials ---
 
-    def run_case(self, case: int, seed: int) -> Verdict:
+    def run_case(self, case: int, seed: int) -> CaseVerdict:
         """Run and judge one fault."""
         kinds = live_kinds()
         kind = kinds[case % len(kinds)]
@@ -239,7 +247,7 @@ class Live:
                                   'case': case, 'seed': seed})
             self.recover()
         trial = self.close()
-        verdict = Verdict(
+        verdict = CaseVerdict(
             'dds', case, seed, kind, tuple(judge(trial)), stop_latencies(trial),
             sum(not sent.hold for sent in trial.sent))
         if any(finding.category != UNSAFE for finding in verdict.findings):
@@ -259,7 +267,7 @@ class Live:
         self.trial = Trial(
             samples=[s for s in self.trial.samples if s.arrived_s > self.now_s - _MEMORY_S],
             start_m=self.setup.start_m, simulated=self.simulated, receive_slack_s=RECEIVE_SLACK_S,
-            recovers_within_s=RECOVERS_WITHIN_S, active=[Span(self.now_s)])
+            recovers_within_s=RECOVERS_WITHIN_S, active=[TimeSpan(self.now_s)])
         self._promise(self.now_s, self.now_s)
         self.begin()
         if not self.moves_after(self.now_s, RECOVERS_WITHIN_S):
@@ -314,7 +322,7 @@ class Live:
                               f'{self.child.log[-2000:]}')
             trial.recovers_from_s = None
         end_s = max((sent.at_s for sent in trial.sent), default=0.0)
-        trial.active = [Span(s.from_s, min(s.until_s, end_s)) for s in trial.active]
+        trial.active = [TimeSpan(s.from_s, min(s.until_s, end_s)) for s in trial.active]
         time.sleep(2 * SAMPLE_S)
         trial.starved = self.starvation.samples[self._first_sample:]
         return trial
@@ -338,10 +346,10 @@ class Live:
         """Both the old and the new bounds hold until the change was acknowledged."""
         trial = self.trial
         trial.promises = [
-            p.but(span=Span(p.span.from_s, min(p.span.until_s, settled_s)))
+            p.but(span=TimeSpan(p.span.from_s, min(p.span.until_s, settled_s)))
             for p in trial.promises]
         trial.promises.append(promise_of(
-            self.parameters, CHUNK_LENGTH, Span(from_s)).but(
+            self.parameters, CHUNK_LENGTH, TimeSpan(from_s)).but(
                 **{'workspace_slack_m': MISTIMED_M, **self._changes}))
 
     def _end_goals(self, at_s: float) -> None:

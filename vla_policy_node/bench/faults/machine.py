@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from vla_policy_node.bench.faults.records import Promise, Sent, Span
+from vla_policy_node.bench.faults.records import Promise, Sent, TimeSpan
 from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacer, Pacing
@@ -131,7 +131,7 @@ def to_sent(command: Command, now_ns: int, steady_s: float, frame_id: str) -> Se
         chunk_step=command.chunk_step, epoch=command.epoch, frame_id=frame_id)
 
 
-def promise_of(parameters: PolicyParameters, chunk_length: int, span: Span) -> Promise:
+def promise_of(parameters: PolicyParameters, chunk_length: int, span: TimeSpan) -> Promise:
     """Return what a node with these parameters promises."""
     period_s = 1.0 / parameters.control_rate_hz
     chunk_s = chunk_length * period_s

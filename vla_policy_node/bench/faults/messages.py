@@ -10,7 +10,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Header
 
-from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Verdict
+from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, SampleVerdict
 
 WIDTH, HEIGHT = 32, 24
 PICTURES = 256  # before one comes again, more than a trial has
@@ -32,19 +32,23 @@ class Message:
     stamp_ns: int
     raw: bytes
     fault: str = ''
-    verdict: Verdict = Verdict.GOOD
+    verdict: SampleVerdict = SampleVerdict.GOOD
 
-    def but(self, fault: str, verdict: Verdict = Verdict.BAD, **changes) -> 'Message':
+    def but(self, fault: str, verdict: SampleVerdict = SampleVerdict.BAD, **changes) -> 'Message':
         """Return the same with a fault and other fields; what is bad stays bad."""
-        if self.verdict is Verdict.BAD and verdict is not Verdict.BAD:
+        if self.verdict is SampleVerdict.BAD and verdict is not SampleVerdict.BAD:
             verdict, fault = self.verdict, self.fault
         return replace(self, fault=fault, verdict=verdict, **changes)
 
-    def remade(self, fault: str, raw: bytes, verdict: Verdict = Verdict.BAD) -> 'Message':
+    def remade(
+        self, fault: str, raw: bytes, verdict: SampleVerdict = SampleVerdict.BAD
+    ) -> 'Message':
         """Return another message in its place, with nothing of what this one said."""
         return replace(self, fault=fault, verdict=verdict, raw=raw)
 
-    def stamped(self, stamp_ns: int, fault: str, verdict: Verdict = Verdict.BAD) -> 'Message':
+    def stamped(
+        self, stamp_ns: int, fault: str, verdict: SampleVerdict = SampleVerdict.BAD
+    ) -> 'Message':
         """Return the same with another stamp, wrapped like the field."""
         seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
         stamp_ns = ((seconds + 2**31) % 2**32 - 2**31) * 1_000_000_000 + nanoseconds

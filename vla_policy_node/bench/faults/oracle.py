@@ -14,9 +14,9 @@ from vla_policy_node.bench.faults.records import (
     STREAMS,
     Promise,
     Sample,
+    SampleVerdict,
     Sent,
     Trial,
-    Verdict,
 )
 
 UNSAFE, CRASH, HANG = 'unsafe', 'crash', 'hang'
@@ -28,7 +28,7 @@ _STAMP_SLACK_S = 2e-6  # of nanoseconds in a float of seconds since 1970
 
 
 @dataclass(frozen=True)
-class Finding:
+class BrokenPromise:
     """One broken promise. category: UNSAFE, CRASH or HANG; rule: its name."""
 
     category: str
@@ -37,11 +37,11 @@ class Finding:
     text: str
 
 
-def judge(trial: Trial) -> list[Finding]:
+def judge(trial: Trial) -> list[BrokenPromise]:
     """Return every broken promise of a trial, none if all were kept."""
-    findings = [Finding(CRASH, 'ended', math.nan, text) for text in trial.ends]
-    findings += [Finding(HANG, 'stuck', math.nan, text) for text in trial.stuck]
-    findings += [Finding(UNSAFE, 'gap', math.nan, text) for text in trial.silences]
+    findings = [BrokenPromise(CRASH, 'ended', math.nan, text) for text in trial.ends]
+    findings += [BrokenPromise(HANG, 'stuck', math.nan, text) for text in trial.stuck]
+    findings += [BrokenPromise(UNSAFE, 'gap', math.nan, text) for text in trial.silences]
     for rule in (_goals, _finite, _limits, _workspace, _plan, _inputs, _observations, _gaps,
                  _answers, _recovery):
         findings += rule(trial)
@@ -76,7 +76,7 @@ def stop_latencies(trial: Trial) -> tuple[StopLatency, ...]:
 
 # --- who may move ---
 
-def _goals(trial: Trial) -> Iterator[Finding]:
+def _goals(trial: Trial) -> Iterator[BrokenPromise]:
     """No action without a goal, of another goal, or after an acknowledged stop."""
     goals = {goal.epoch: goal for goal in trial.goals}
     newest = -1
@@ -99,7 +99,7 @@ def _goals(trial: Trial) -> Iterator[Finding]:
 
 # --- what it is ---
 
-def _finite(trial: Trial) -> Iterator[Finding]:
+def _finite(trial: Trial) -> Iterator[BrokenPromise]:
     """Actions are finite numbers, holds are exactly zero, the frame is the promised one."""
     for sent in trial.sent:
         motion = (*sent.translation_m, *sent.rotation_rad)
@@ -115,7 +115,7 @@ def _finite(trial: Trial) -> Iterator[Finding]:
             yield _unsafe('frame', sent, f"in frame '{sent.frame_id}'")
 
 
-def _limits(trial: Trial) -> Iterator[Finding]:
+def _limits(trial: Trial) -> Iterator[BrokenPromise]:
     """Step, velocity and acceleration; a robot that holds, or whose command is over, stands."""
     last = None
     for sent in trial.sent:
@@ -168,7 +168,7 @@ def _is_between(now: tuple, last: tuple) -> bool:
                for a, b in zip(now, last, strict=True))
 
 
-def _workspace(trial: Trial) -> Iterator[Finding]:
+def _workspace(trial: Trial) -> Iterator[BrokenPromise]:
     """The ideal robot, which does exactly what it is told, stays inside or comes back."""
     at_m = list(trial.start_m)
     for sent in trial.sent:
@@ -191,7 +191,7 @@ def _outside(at_m: list, step_m: tuple, promise: Promise, axis: int) -> float:
 
 # --- what it was made from ---
 
-def _plan(trial: Trial) -> Iterator[Finding]:
+def _plan(trial: Trial) -> Iterator[BrokenPromise]:
     """No element twice, none of an old observation, each at its own time."""
     seen = set()
     for sent in _actions(trial):
@@ -214,7 +214,7 @@ def _plan(trial: Trial) -> Iterator[Finding]:
             yield _unsafe('wrong_target', sent, f'for the time {ahead_s:+.3f} s from now')
 
 
-def _inputs(trial: Trial) -> Iterator[Finding]:
+def _inputs(trial: Trial) -> Iterator[BrokenPromise]:
     """Each stream had a good sample not long ago."""
     if not trial.samples:
         return
@@ -264,7 +264,7 @@ class _Stream:
         Of now by the node's clock when it arrived, or when the command was sent.
         """
         sample = self._samples[index]
-        if sample.verdict is Verdict.BAD:
+        if sample.verdict is SampleVerdict.BAD:
             return False
         promises = _in_force(self._trial, sample.arrived_s)
         return not promises or any(
@@ -273,7 +273,7 @@ class _Stream:
             for p in promises for clock_s in (sample.clock_s, sent.stamp_s))
 
 
-def _observations(trial: Trial) -> Iterator[Finding]:
+def _observations(trial: Trial) -> Iterator[BrokenPromise]:
     """The observation behind an action was delivered, whole, and with good partners."""
     if not trial.samples:
         return
@@ -307,7 +307,7 @@ def _lacking(stamp_s: float, by_stream: dict, stamps: dict, promises: list[Promi
                                                               stamp_s + tolerance_s)]
                 if s.arrived_s <= at_s]
         tolerated = set().union(*(p.tolerated for p in promises))
-        if not any(s.verdict is not Verdict.BAD or s.fault in tolerated for s in near):
+        if not any(s.verdict is not SampleVerdict.BAD or s.fault in tolerated for s in near):
             faults = ', '.join(sorted({s.fault for s in near})) or 'nothing with that stamp'
             return f'made from {stream} that cannot be used ({faults})'
     return ''
@@ -315,7 +315,7 @@ def _lacking(stamp_s: float, by_stream: dict, stamps: dict, promises: list[Promi
 
 # --- that it goes on ---
 
-def _gaps(trial: Trial) -> Iterator[Finding]:
+def _gaps(trial: Trial) -> Iterator[BrokenPromise]:
     """While active something is said every two control periods."""
     times = [sent.at_s for sent in trial.sent]
     for span in trial.active:
@@ -326,23 +326,23 @@ def _gaps(trial: Trial) -> Iterator[Finding]:
                        for p in (*_in_force(trial, before), *_in_force(trial, after))]
             slack_s = _slack_s(trial, before, after)
             if allowed and after - before > max(allowed) + slack_s + _SLACK:
-                yield Finding(UNSAFE, 'gap', before,
-                              f'no command for {after - before:.3f} s while active')
+                yield BrokenPromise(UNSAFE, 'gap', before,
+                                    f'no command for {after - before:.3f} s while active')
 
 
-def _answers(trial: Trial) -> Iterator[Finding]:
+def _answers(trial: Trial) -> Iterator[BrokenPromise]:
     """Services answer in time."""
     for answer in trial.answers:
         if answer.answered_s is None:
-            yield Finding(HANG, 'no_answer', answer.asked_s, f'{answer.service}: no answer')
+            yield BrokenPromise(HANG, 'no_answer', answer.asked_s, f'{answer.service}: no answer')
         elif answer.answered_s - answer.asked_s > answer.bound_s + _slack_s(
                 trial, answer.asked_s, answer.answered_s):
             took_s = answer.answered_s - answer.asked_s
-            yield Finding(HANG, 'late_answer', answer.asked_s, f'{answer.service}: answered '
-                          f'after {took_s:.3f} s, {answer.bound_s:g} s at most')
+            yield BrokenPromise(HANG, 'late_answer', answer.asked_s, f'{answer.service}: answered '
+                                f'after {took_s:.3f} s, {answer.bound_s:g} s at most')
 
 
-def _recovery(trial: Trial) -> Iterator[Finding]:
+def _recovery(trial: Trial) -> Iterator[BrokenPromise]:
     """Standing still for ever is no way to be safe: once all is well again the robot moves."""
     if trial.recovers_from_s is None:
         return
@@ -351,9 +351,10 @@ def _recovery(trial: Trial) -> Iterator[Finding]:
     until_s = trial.recovers_from_s + trial.recovers_within_s
     if first_s > until_s + _slack_s(trial, trial.recovers_from_s, until_s):
         reasons = sorted({s.reason for s in trial.sent if s.at_s >= trial.recovers_from_s})
-        yield Finding(HANG, 'never_recovers', trial.recovers_from_s,
-                      f'all was well again, but nothing moved for {trial.recovers_within_s:g} s; '
-                      f'hold reasons {reasons}')
+        yield BrokenPromise(
+            HANG, 'never_recovers', trial.recovers_from_s,
+            f'all was well again, but nothing moved for {trial.recovers_within_s:g} s; '
+            f'hold reasons {reasons}')
 
 
 # --- small things ---
@@ -379,5 +380,5 @@ def _is_finite(sent: Sent) -> bool:
     return all(map(math.isfinite, (*sent.translation_m, *sent.rotation_rad)))
 
 
-def _unsafe(rule: str, sent: Sent, text: str) -> Finding:
-    return Finding(UNSAFE, rule, sent.at_s, text)
+def _unsafe(rule: str, sent: Sent, text: str) -> BrokenPromise:
+    return BrokenPromise(UNSAFE, rule, sent.at_s, text)

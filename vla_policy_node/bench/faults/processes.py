@@ -9,8 +9,8 @@ import numpy as np
 from vla_policy_node.bench.faults.clocks import ShimmedClock, WallClock
 from vla_policy_node.bench.faults.live import Live
 from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
-from vla_policy_node.bench.faults.records import Span, Stop
-from vla_policy_node.bench.faults.verdicts import Verdict
+from vla_policy_node.bench.faults.records import Stop, TimeSpan
+from vla_policy_node.bench.faults.verdicts import CaseVerdict
 from vla_policy_node.bench.faults.world import Clock
 
 CASES = 50
@@ -40,7 +40,7 @@ class Processes(Live):
     def _make_clocks(self) -> tuple[Clock, Clock]:
         return self._shim, WallClock()
 
-    def run_case(self, case: int, seed: int) -> Verdict:
+    def run_case(self, case: int, seed: int) -> CaseVerdict:
         """Run and judge one scenario."""
         names = sorted(SCENARIOS)
         name = names[case % len(names)]
@@ -54,7 +54,7 @@ class Processes(Live):
             if self.child.code is None and self.trial.recovers_from_s is None:
                 self.recover()
         trial = self.close()
-        verdict = Verdict(
+        verdict = CaseVerdict(
             'processes', case, seed, name, tuple(judge(trial)), stop_latencies(trial),
             sum(not sent.hold for sent in trial.sent))
         if any(finding.category != UNSAFE for finding in verdict.findings):
@@ -64,7 +64,8 @@ class Processes(Live):
     def expect_exit(self, kind: str, end: Callable[[], None], codes: tuple = (0,)) -> None:
         """End the node and note whether it went as it should: hold, then exit, in time."""
         asked_s, self.may_end = self.now_s, True
-        self.trial.active = [Span(s.from_s, min(s.until_s, asked_s)) for s in self.trial.active]
+        self.trial.active = [
+            TimeSpan(s.from_s, min(s.until_s, asked_s)) for s in self.trial.active]
         self.trial.recovers_from_s = None
         end()
         took_s = self.child.wait(EXIT_S + 1.0)

@@ -34,7 +34,7 @@ class Sent:
     frame_id: str = 'base_link'
 
 
-class Verdict(Enum):
+class SampleVerdict(Enum):
     """Whether a sample may move the robot; OPEN: nobody can tell (a flipped bit of a pixel)."""
 
     GOOD = 'good'
@@ -54,7 +54,7 @@ class Sample:
     stamp_s: float
     clock_s: float
     fault: str = ''
-    verdict: Verdict = Verdict.GOOD
+    verdict: SampleVerdict = SampleVerdict.GOOD
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Span:
+class TimeSpan:
     """From and until, both included."""
 
     from_s: float
@@ -112,7 +112,7 @@ class Promise:
     gap_periods: most control periods between two commands while active.
     """
 
-    span: Span
+    span: TimeSpan
     period_s: float
     max_age_s: float
     max_spread_s: float
@@ -158,7 +158,7 @@ class Trial:
     goals: list[TrialGoal] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    active: list[Span] = field(default_factory=list)
+    active: list[TimeSpan] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     start_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     simulated: bool = False

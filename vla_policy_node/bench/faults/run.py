@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vla_policy_node.bench.faults import core, verdicts
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
-from vla_policy_node.bench.faults.verdicts import Verdict
+from vla_policy_node.bench.faults.verdicts import CaseVerdict
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.system.processes import private_domain
 
@@ -33,7 +33,7 @@ class Campaign:
 def run(campaign: Campaign, out: Path, console: Console) -> bool:
     """Run, print and write; whether every promise was kept. Raises OutputError."""
     claim(out, verdicts.FILES, COMMAND)
-    done: list[Verdict] = []
+    done: list[CaseVerdict] = []
     console.print(f'Seed {campaign.seed}.')
     for layer in LAYERS:
         count = campaign.counts.get(layer, 0)
@@ -54,7 +54,9 @@ def run(campaign: Campaign, out: Path, console: Console) -> bool:
     return not slow and not any(verdict.findings for verdict in done)
 
 
-def run_layer(layer: str, cases: Sequence[int], seed: int, workers: int = 1) -> Iterator[Verdict]:
+def run_layer(
+    layer: str, cases: Sequence[int], seed: int, workers: int = 1
+) -> Iterator[CaseVerdict]:
     """Yield the verdicts of one layer in order."""
     if layer == 'core':
         yield from core.run_cases(cases, seed, workers)
@@ -75,7 +77,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _summary(done: Iterable[Verdict]) -> Table:
+def _summary(done: Iterable[CaseVerdict]) -> Table:
     table = Table('layer', 'cases', 'actions', *verdicts.CATEGORIES, title='Fault campaign')
     for layer in LAYERS:
         of_layer = [verdict for verdict in done if verdict.layer == layer]

@@ -27,7 +27,7 @@ from vla_policy_node.bench.faults.processes import (
     scenario,
 )
 from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_sent
-from vla_policy_node.bench.faults.records import Answer, Span, Trial, TrialGoal
+from vla_policy_node.bench.faults.records import Answer, TimeSpan, Trial, TrialGoal
 from vla_policy_node.bench.faults.trial import INSTRUCTION
 from vla_policy_node.nodes import qos
 from vla_policy_node.system.processes import SUPERVISOR
@@ -61,12 +61,12 @@ for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 def signal_stop_and_continue(live: Processes, rng: np.random.Generator) -> None:
     """A process that is stopped for a while has nothing old to say when it goes on."""
     before = live.trial.active[0]
-    live.trial.active = [Span(before.from_s, live.now_s)]
+    live.trial.active = [TimeSpan(before.from_s, live.now_s)]
     live.child.signal(signal.SIGSTOP)
     time.sleep(pick(rng, (0.15, 0.5, 2.0)))
     live.child.signal(signal.SIGCONT)
     time.sleep(0.1)
-    live.trial.active.append(Span(live.now_s))
+    live.trial.active.append(TimeSpan(live.now_s))
     time.sleep(0.3)
 
 
@@ -104,16 +104,16 @@ def _guarded(number: signal.Signals) -> Scenario:
             with guard:
                 live.receiver.wait(lambda: any(not s.hold for s in guarded.sent[-9:]), START_S)
                 live.starvation.watch(guard.process.pid)
-                guarded.active = [Span(live.now_s)]
+                guarded.active = [TimeSpan(live.now_s)]
                 time.sleep(rng.uniform(0.1, 0.4))
                 _silence(live, number)
                 silent_s = live.now_s
                 time.sleep(1.0)
-                guarded.active = [Span(guarded.active[0].from_s, live.now_s)]
+                guarded.active = [TimeSpan(guarded.active[0].from_s, live.now_s)]
                 live.starvation.watch(live.child.process.pid)
                 if number is signal.SIGSTOP:
                     live.child.signal(signal.SIGCONT)
-                    live.trial.active.append(Span(live.now_s + RECEIVE_SLACK_S))
+                    live.trial.active.append(TimeSpan(live.now_s + RECEIVE_SLACK_S))
             periods_s = GUARD_PERIODS / live.parameters.control_rate_hz
             guarded.goals = [TrialGoal(goal.epoch, goal.from_s, silent_s + periods_s)
                              for goal in live.trial.goals]
@@ -135,7 +135,7 @@ def _guarded(number: signal.Signals) -> Scenario:
 
 def _silence(live: Processes, number: signal.Signals) -> None:
     """Kill or stop the node without a word."""
-    live.trial.active = [Span(live.trial.active[0].from_s, live.now_s)]
+    live.trial.active = [TimeSpan(live.trial.active[0].from_s, live.now_s)]
     live.may_end = number is signal.SIGKILL
     if live.may_end:
         live.trial.recovers_from_s = None

@@ -16,13 +16,13 @@ from vla_policy_node.bench.faults.records import (
     STREAMS,
     Promise,
     Sample,
-    Span,
+    SampleVerdict,
     Stop,
+    TimeSpan,
     Trial,
     TrialGoal,
-    Verdict,
 )
-from vla_policy_node.bench.faults.world import SECOND, Clock, Policy, Robot, Setup
+from vla_policy_node.bench.faults.world import SECOND, Clock, Robot, ScriptedPolicy, Setup
 
 INSTRUCTION = 'pick up the black bowl'
 _VIEWS = frozenset({'swapped', 'resized'})
@@ -39,7 +39,7 @@ class Fault:
     """
 
     kind: str
-    span: Span
+    span: TimeSpan
     alter: Callable[[Message], Iterable[Message]] | None = None
     begin: Callable[['Simulation'], None] = lambda simulation: None
     end: Callable[['Simulation'], None] = lambda simulation: None
@@ -65,7 +65,8 @@ class Views:
 
     def judge(self, sample: Sample) -> Sample:
         """Return a sample as the goal may take it."""
-        return replace(sample, verdict=Verdict.OPEN) if sample.fault in self._taken else sample
+        is_taken = sample.fault in self._taken
+        return replace(sample, verdict=SampleVerdict.OPEN) if is_taken else sample
 
 
 class Simulation:
@@ -78,7 +79,8 @@ class Simulation:
         self.setup, self.faults, self.rng = setup, faults, rng
         self.now_s = 0.0
         self.node_clock, self.source_clock = (Clock(setup.clock_start_s) for _ in range(2))
-        self.policy = Policy(setup, rng, lambda spent_s: self.run_until(self.now_s + spent_s))
+        self.policy = ScriptedPolicy(
+            setup, rng, lambda spent_s: self.run_until(self.now_s + spent_s))
         self.machine = Machine(setup.parameters, self.policy, self.node_ns, setup.simulated)
         self.period_s = 1.0 / self.machine.parameters.control_rate_hz
         self.robot = Robot(setup.start_m, self.period_s, setup.lag_s)
@@ -151,7 +153,7 @@ class Simulation:
         trial = self.trial
         self._promise()
         self.machine.activate()
-        trial.active = [Span(0.0, end_s)]
+        trial.active = [TimeSpan(0.0, end_s)]
         for stream in STREAMS:
             rate_hz = self.setup.camera_hz if stream in CAMERA_STREAMS else self.setup.state_hz
             self._capture(stream, 1.0 / rate_hz, self.rng.uniform(0.0, 1.0 / rate_hz))
@@ -234,9 +236,10 @@ class Simulation:
     def _promise(self) -> None:
         trial, now_s = self.trial, self.now_s
         trial.promises = [
-            p.but(span=Span(p.span.from_s, min(p.span.until_s, now_s))) for p in trial.promises]
+            p.but(span=TimeSpan(p.span.from_s, min(p.span.until_s, now_s)))
+            for p in trial.promises]
         promise: Promise = promise_of(
-            self.machine.parameters, self.setup.chunk_length, Span(now_s))
+            self.machine.parameters, self.setup.chunk_length, TimeSpan(now_s))
         trial.promises.append(promise.but(**self._changes))
 
     def _clock_is_honest(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, Finding, StopLatency
+from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, BrokenPromise, StopLatency
 from vla_policy_node.control.latency import percentiles
 
 FILES = ('faults.json', 'faults.md')
@@ -15,14 +15,14 @@ CATEGORIES = (UNSAFE, CRASH, HANG)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CaseVerdict:
     """What came of one case."""
 
     layer: str
     case: int
     seed: int
     kind: str
-    findings: tuple[Finding, ...]
+    findings: tuple[BrokenPromise, ...]
     stops: tuple[StopLatency, ...] = ()
     actions: int = 0
 
@@ -46,7 +46,7 @@ class Verdict:
         return f'{self.again}  # {self.kind}: {first.category}, {first.rule}: {first.text}'
 
 
-def slow_stops(verdicts: Iterable[Verdict], bounds_s: Mapping[str, float]) -> list[str]:
+def slow_stops(verdicts: Iterable[CaseVerdict], bounds_s: Mapping[str, float]) -> list[str]:
     """Return a sentence for every kind of stop that took longer than its bound, or has none."""
     sentences = []
     for kind, stops in _stops(verdicts).items():
@@ -59,7 +59,7 @@ def slow_stops(verdicts: Iterable[Verdict], bounds_s: Mapping[str, float]) -> li
     return sentences
 
 
-def _stops(verdicts: Iterable[Verdict]) -> dict[str, list[StopLatency]]:
+def _stops(verdicts: Iterable[CaseVerdict]) -> dict[str, list[StopLatency]]:
     """Return the stops of nodes that run; in the core a stop is its hold."""
     by_kind = defaultdict(list)
     for verdict in verdicts:
@@ -73,7 +73,7 @@ def _milliseconds(stops: Iterable[StopLatency]) -> list[float]:
     return [1e3 * stop.latency_s for stop in stops]
 
 
-def markdown(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float]) -> str:
+def markdown(verdicts: Sequence[CaseVerdict], bounds_s: Mapping[str, float]) -> str:
     """Return the tables of docs/reliability.md."""
     rows = defaultdict(lambda: dict.fromkeys(('cases', *CATEGORIES), 0))
     for verdict in verdicts:
@@ -96,7 +96,7 @@ def markdown(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write(verdicts: Sequence[Verdict], bounds_s: Mapping[str, float], out: Path) -> None:
+def write(verdicts: Sequence[CaseVerdict], bounds_s: Mapping[str, float], out: Path) -> None:
     """Write faults.json, with every finding, and faults.md."""
     document = {
         'cases': len(verdicts),

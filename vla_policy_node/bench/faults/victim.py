@@ -17,8 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vla_policy_node.bench.faults.draw import draw_fault
-from vla_policy_node.bench.faults.world import Policy as ScriptedPolicy
-from vla_policy_node.bench.faults.world import Setup
+from vla_policy_node.bench.faults.world import ScriptedPolicy, Setup
 from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.nodes import policy_node
 from vla_policy_node.policy.interface import InferenceRequest

@@ -93,7 +93,7 @@ def _turn(quaternion: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
     return turned / math.hypot(*turned)
 
 
-class Policy:
+class ScriptedPolicy:
     """A policy that answers as its trial says; `think` lets the time of an inference pass."""
 
     def __init__(self, setup: Setup, rng: np.random.Generator, think: Callable[[float], None]):
