@@ -25,9 +25,9 @@ from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import to_time
-from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
 
 START_NS, FRAME_NS = 1_000_000_000_000, 33_000_000
+CAMERAS, POSE, GRIPPER = ('third_person', 'wrist'), 'ee_pose', 'gripper_state'
 STREAMS = (*CAMERAS, POSE, GRIPPER)
 FRAME_ID = PolicyParameters().frame_id
 
@@ -40,7 +40,8 @@ class Bench:
         self.compressed = compressed
         self.commander = Commander(
             parameters.action_spec(), Session(), parameters.make_parts())
-        self.inputs = Inputs(self.commander, compressed)
+        self.streams = parameters.streams
+        self.inputs = Inputs(self.commander, self.streams)
         self.pairer = self.commander.parts.pairer
         self.now_ns = START_NS
         self.frame = 0
@@ -76,7 +77,7 @@ class Bench:
         """The worker's half: a pair and its observation."""
         pair = self.pairer.take(self.now_ns)
         assert isinstance(pair, Pair)
-        return decode_pair(pair, 'lift the bowl', FRAME_ID, self.compressed)[0]
+        return decode_pair(pair, 'lift the bowl', FRAME_ID, self.streams)[0]
 
 
 def patched(raw, offset, layout, *values):
@@ -133,7 +134,7 @@ def test_no_bytes_raise_anything_but_a_refusal_and_good_ones_bring_all_back(
     pair = bench.pairer.take(bench.now_ns)
     if isinstance(pair, Pair):  # whatever was filed, the worker gets numbers or a hold
         try:
-            decode_pair(pair, 'lift the bowl', FRAME_ID, compressed)
+            decode_pair(pair, 'lift the bowl', FRAME_ID, bench.streams)
         except HoldError as error:
             assert error.hold.code is HoldReason.INPUT_INVALID
     for _ in range(2):  # a stamp that went back is reported once

@@ -203,8 +203,9 @@ def variants(checkpoint, tmp_path):
 
     @contextmanager
     def player_of_compressed_pictures():
-        def find(*arguments):
-            return replace(find_topics(*arguments), compressed=True)
+        def find(*arguments, **named):
+            topics = find_topics(*arguments, **named)
+            return replace(topics, streams=replace(topics.streams, compressed=True))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(player_node, 'find_topics', find)

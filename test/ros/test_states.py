@@ -14,12 +14,18 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
+from vla_policy_node.contract import find_contract
 from vla_policy_node.control import robot_state
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.wire.states import decode_gripper, decode_pose
-from vla_policy_node.wire.streams import GRIPPER, POSE
+from vla_policy_node.wire.states import decode_pose, decode_state
 
 FRAME = 'base_link'
+POSE, GRIPPER = 'ee_pose', 'gripper_state'
+_, FINGERS = find_contract('').state
+
+
+def decode_gripper(raw):
+    return decode_state(raw, FINGERS, FRAME)
 
 
 def make_pose(position=(0.1, 0.2, 0.3), quaternion=(0.0, 0.0, 1.0, 0.0), frame=FRAME):
@@ -36,7 +42,7 @@ def make_gripper(positions=(0.02, -0.02)):
 
 
 def test_the_stream_of_poses_has_one_name():
-    assert robot_state.POSE == POSE
+    assert [source.name for source in find_contract('').state] == [robot_state.POSE, GRIPPER]
 
 
 @pytest.mark.parametrize('frame', ['a', 'world', 'base_link', 'panda_link0_of_the_left_arm'])

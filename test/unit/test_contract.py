@@ -24,6 +24,7 @@ from vla_policy_node.contract import (
     shipped_contracts,
     to_plain,
 )
+from vla_policy_node.contract.fit import check_fits, spec_of, state_places
 from vla_policy_node.contract.parts import (
     CAMERA_TRANSFORMS,
     JOINT_FIELDS,
@@ -38,9 +39,9 @@ from vla_policy_node.contract.parts import (
     StateSource,
     StateValue,
 )
-from vla_policy_node.contract.policy_spec import PolicySpec
 from vla_policy_node.control.action_spec import ROTATION_FORMS, ActionSpec
 from vla_policy_node.control.limits import Limits
+from vla_policy_node.policy.interface import PolicySpec, Quantity
 
 DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
 SHIPPED = ('end_effector', 'joint_arm', 'two_arms')
@@ -327,13 +328,14 @@ def test_the_groups_share_out_every_number_of_an_action_once_and_in_order(robot)
 @given(robots(), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_a_policy_made_for_a_robot_runs_on_it_whatever_the_order_of_its_inputs(robot, random):
-    spec = robot.policy_spec()
-    spec.check(robot)
+    spec = spec_of(robot)
+    check_fits(spec, robot)
     state = random.sample(spec.state, len(spec.state))
     shuffled = replace(spec, cameras=tuple(random.sample(spec.cameras, len(spec.cameras))),
                        state=tuple(state))
-    shuffled.check(robot)
-    assert [robot.state_names[place] for place in shuffled.state_places(robot)] == state
+    check_fits(shuffled, robot)
+    told = [robot.state_names[place] for place in state_places(shuffled, robot)]
+    assert told == [quantity.name for quantity in state]
 
 
 @given(st.sampled_from(EVERYWHERE), st.recursive(
@@ -352,22 +354,25 @@ def test_whatever_stands_in_a_file_it_is_a_contract_or_one_sentence(where, value
 
 # --- what a policy wants ---
 
+def test_the_shipped_policies_are_made_for_the_default_robot():
+    offered, wanted = spec_of(find_contract('')), PolicySpec()
+    assert offered == wanted
+
+
 @pytest.mark.parametrize(('change', 'sentence'), [
     ({'cameras': ('third_person', 'side')}, "looks at the camera 'side', which"),
-    ({'state': ('x', 'torque')}, "is told 'torque', which"),
-    ({'actions': (('joint_position', 7), ('gripper', 1))},
-     r'answers with joint_position \(7\), gripper \(1\); the contract of end_effector has '
-     r'end_effector_delta \(6\), gripper \(1\)'),
+    ({'state': (Quantity('x'), Quantity('torque'))}, "is told 'torque', which"),
+    ({'actions': (Quantity('joint_1'), Quantity('gripper'))},
+     'answers with joint_1, gripper; the contract of end_effector takes dx, dy, dz, drx, '),
 ])
 def test_a_policy_for_another_robot_is_refused_with_what_differs(change, sentence):
     robot = find_contract('')
     with pytest.raises(ContractError, match=sentence):
-        replace(robot.policy_spec(), **change).check(robot)
+        check_fits(replace(spec_of(robot), **change), robot)
 
 
 def test_a_policy_may_want_less_than_a_robot_has():
-    PolicySpec(('third_person',), (), (('end_effector_delta', 6), ('gripper', 1))).check(
-        find_contract(''))
+    check_fits(PolicySpec(('third_person',), ()), find_contract(''))
 
 
 # --- the command ---

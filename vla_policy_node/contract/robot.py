@@ -17,7 +17,6 @@ from vla_policy_node.contract.parts import (
     check_name,
     check_unique,
 )
-from vla_policy_node.contract.policy_spec import PolicySpec
 
 MOST_CAMERAS = 4
 _MOST_STATE, _MOST_ACTIONS = 64, 32
@@ -72,12 +71,6 @@ class RobotContract:
             slices[group.name] = slice(start, start + group.dimension)
             start += group.dimension
         return slices
-
-    def policy_spec(self) -> PolicySpec:
-        """Return what a policy wants that was made for this robot and nothing else."""
-        return PolicySpec(
-            self.camera_names, self.state_names,
-            tuple((group.kind, group.dimension) for group in self.actions))
 
     def _check_cameras(self) -> None:
         if not 1 <= len(self.cameras) <= MOST_CAMERAS:

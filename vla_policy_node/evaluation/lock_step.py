@@ -14,8 +14,8 @@ import numpy as np
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.robot_state import MeasuredPose
 from vla_policy_node.loop.control_loop import ControlLoop
-from vla_policy_node.loop.parameters import GRIPPER, POSE, PolicyParameters
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation, Policy
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.policy.interface import ActionChunk, Observation, Policy
 from vla_policy_node.system.description import describe
 from vla_policy_node.world.actions import GRIPPER_OPEN, to_action
 
@@ -48,6 +48,7 @@ class LockStepControl:
         self._loop = ControlLoop(
             policy, parameters.action_spec(), parameters.make_parts(), parameters.period_ns)
         self._commander = self._loop.commander
+        self._streams = tuple(parameters.streams.topics)
         self._goal = self._commander.begin(instruction, _FOR_EVER_NS)
         self._now_ns = _START_NS
         self._gripper = GRIPPER_OPEN
@@ -69,7 +70,7 @@ class LockStepControl:
         position_m, rotation_rad: [3] each, where the end effector is, rotation vector. On a hold
         nothing moves and the gripper keeps its state.
         """
-        for stream in (*CAMERAS, POSE, GRIPPER):
+        for stream in self._streams:
             self._commander.parts.pairer.file(stream, self._now_ns, None)
         self._commander.poses.observe(MeasuredPose(self._now_ns, position_m, rotation_rad))
         command = self._commander.tick(self._now_ns, self._now_ns + self._loop.period_ns)

@@ -4,8 +4,8 @@ from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import sample_compressed, sample_image
-from vla_policy_node.wire.states import decode_gripper, decode_pose
-from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.wire.states import decode_pose, decode_state
+from vla_policy_node.wire.streams import InputStreams
 
 # 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: at most half a gigabyte.
 MAX_IMAGE_BYTES = 33_554_432
@@ -30,9 +30,9 @@ class Inputs:
     samples: 0.1 ms for a raw one, 1 to 2 ms for 1280x720 in JPEG, 13 ms in PNG.
     """
 
-    def __init__(self, commander: Commander, compressed: bool):
+    def __init__(self, commander: Commander, streams: InputStreams):
         self._commander = commander
-        self._compressed = compressed
+        self._streams = streams
 
     def file(self, stream: str, raw: bytes) -> None:
         """File the bytes by their stamp.
@@ -52,32 +52,32 @@ class Inputs:
         except Exception as error:  # the bytes may come from anybody, and must not end the process
             refused = _refused(stream, f'A message cannot be read: {error!r}.', 'unreadable')
         self._commander.parts.pairer.refuse(stream, refused.hold)
-        if stream == POSE:
+        if stream == self._streams.pose:
             self._commander.poses.reject(refused)
         raise refused
 
     def _file(self, stream: str, raw: bytes) -> None:
-        most = MAX_IMAGE_BYTES if stream in CAMERAS else MAX_STATE_BYTES
+        is_camera = stream in self._streams.cameras
+        most = MAX_IMAGE_BYTES if is_camera else MAX_STATE_BYTES
         if len(raw) > most:
             raise _refused(
                 stream, f'A message of {stream} has {len(raw)} bytes, {most} are allowed; publish '
-                + ('smaller pictures.' if stream in CAMERAS else 'the end effector alone.'),
-                'too_large')
-        pairer = self._commander.parts.pairer
-        if stream == POSE:
-            pose = decode_pose(raw, self._commander.spec.frame_id)
+                + ('smaller pictures.' if is_camera else 'the end effector alone.'), 'too_large')
+        pairer, frame_id = self._commander.parts.pairer, self._commander.spec.frame_id
+        if stream == self._streams.pose:
+            pose = decode_pose(raw, frame_id, stream)
             if pairer.file(stream, pose.stamp_ns, raw):
                 self._commander.poses.observe(pose)
             return
-        if stream == GRIPPER:
-            decode_gripper(raw)
-        else:
+        if is_camera:
             self._look(stream, raw)
+        else:
+            decode_state(raw, self._streams.states[stream], frame_id)
         pairer.file(stream, stamp_of(raw), raw)
 
     def _look(self, camera: str, raw: bytes) -> None:
-        msg = read_compressed_image(raw) if self._compressed else read_image(raw)
-        shape, samples = sample_compressed(msg) if self._compressed else sample_image(msg)
+        msg = read_compressed_image(raw) if self._streams.compressed else read_image(raw)
+        shape, samples = sample_compressed(msg) if self._streams.compressed else sample_image(msg)
         self._commander.parts.cameras.check(camera, msg.stamp_ns, shape, samples)
 
 

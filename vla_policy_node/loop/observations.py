@@ -13,25 +13,25 @@ from vla_policy_node.wire.cdr import (
     read_image,
 )
 from vla_policy_node.wire.images import decode_compressed, decode_image
-from vla_policy_node.wire.states import decode_gripper, decode_pose
-from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.wire.states import decode_state
+from vla_policy_node.wire.streams import InputStreams
 
 
 def decode_pair(
-    pair: Pair, instruction: str, frame_id: str, compressed: bool
+    pair: Pair, instruction: str, frame_id: str, streams: InputStreams
 ) -> tuple[Observation, dict[str, MessageHeader]]:
     """Return the observation and the header of each camera's message (worker thread).
 
     Raises HoldError (INPUT_INVALID) naming the stream that cannot be used.
     """
     images, headers = {}, {}
-    for camera in CAMERAS:
+    for camera in streams.cameras:
         images[camera], headers[camera] = _decode_picture(
-            camera, pair.payloads[camera], compressed)
-    pose = decode_pose(pair.payloads[POSE], frame_id)
-    proprio = np.concatenate([
-        pose.position_m, pose.rotation_rad, decode_gripper(pair.payloads[GRIPPER])])
-    return Observation(images, proprio, instruction), headers
+            camera, pair.payloads[camera], streams.compressed)
+    state = np.concatenate([
+        decode_state(pair.payloads[name], source, frame_id)
+        for name, source in streams.states.items()])
+    return Observation(images, streams.told(state), instruction), headers
 
 
 def _decode_picture(camera: str, raw: bytes, compressed: bool) -> tuple[np.ndarray, MessageHeader]:

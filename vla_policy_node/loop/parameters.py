@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
+from vla_policy_node.contract import RobotContract, find_contract
+from vla_policy_node.contract.fit import check_fits
 from vla_policy_node.control.action_spec import (
     ROTATION_FORMS,
     ActionSpec,
@@ -22,15 +24,21 @@ from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
 from vla_policy_node.control.pairing import ObservationPairer
+from vla_policy_node.loop.contract_fields import (
+    check_agreement,
+    for_robot,
+    reference_name,
+    same_for,
+    transform_name,
+)
 from vla_policy_node.loop.parameter_fields import check_values, parameter
 from vla_policy_node.policy import load_policy
+from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.wire.images import read_reference
-from vla_policy_node.wire.streams import CAMERAS, GRIPPER, POSE
+from vla_policy_node.wire.streams import InputStreams
 
 if TYPE_CHECKING:
     from vla_policy_node.policy.local import LocalPolicy
-
-_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 
 
 def _ns(seconds: float) -> int:
@@ -38,8 +46,15 @@ def _ns(seconds: float) -> int:
 
 
 @dataclass(frozen=True)
+@for_robot(find_contract(''), '', transforms_after='contract', reference_after='freeze_timeout_s')
 class PolicyParameters:
-    """Parameters of the node `policy`; those marked tunable may change while it runs."""
+    """Parameters of the node `policy`; those marked tunable may change while it runs.
+
+    This class is for the default contract; `of` returns that of another one.
+    """
+
+    robot: ClassVar[RobotContract]
+    contract_name: ClassVar[str]
 
     # --- model ---
     checkpoint: str = parameter(
@@ -77,10 +92,10 @@ class PolicyParameters:
     warmup_instructions: tuple = parameter(
         [''], 'Get ready for instructions as long as these at configure, so that with graphs on a '
         'GPU, or compiled, no inference is slow for being the first of its kind.')
-    third_person_transform: str = parameter(
-        'none', 'What turns the upright picture into what training saw.', choices=_TRANSFORMS)
-    wrist_transform: str = parameter(
-        'none', 'What turns the upright picture into what training saw.', choices=_TRANSFORMS)
+    contract: str = parameter(
+        '', 'The robot: a contract (.yaml), or the name of one that comes with the package; '
+        'empty: end_effector.')
+    # Here: the transform of each camera of the contract.
 
     # --- inputs ---
     compressed: bool = parameter(
@@ -89,10 +104,10 @@ class PolicyParameters:
         0.3, 'Largest age of any input, from capture stamp to now.', 's', 0.001, 10.0,
         tunable=True)
     max_spread_s: float = parameter(
-        0.04, 'Largest difference between the capture stamps of the two cameras.', 's', 0.0, 1.0,
+        0.04, 'Largest difference between the capture stamps of the cameras.', 's', 0.0, 1.0,
         tunable=True)
     state_tolerance_s: float = parameter(
-        0.05, 'Largest difference between a state and the third-person picture.', 's', 0.0, 1.0,
+        0.05, 'Largest difference between a state and the first camera.', 's', 0.0, 1.0,
         tunable=True)
     future_tolerance_s: float = parameter(
         0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
@@ -101,9 +116,7 @@ class PolicyParameters:
         0.5, 'A camera whose stamps go on for this long while its picture stays the same is '
         'frozen; 0: do not look. The noise of a real camera changes every picture of a still '
         'scene; a simulator draws the same one again.', 's', 0.0, 60.0, tunable=True)
-    third_person_reference: str = parameter(
-        '', 'Picture file (jpeg or png) with the view that the third-person camera must have; '
-        'empty: any.')
+    # Here: the reference of its first camera.
     input_timeout_s: float = parameter(
         2.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
         '0: hold, and go on when they are good again.', 's', 0.0, 3600.0, tunable=True)
@@ -203,13 +216,32 @@ class PolicyParameters:
 
     def __post_init__(self) -> None:
         """Build the tunable parts once, so that a bad combination is refused here."""
+        if self.contract != self.contract_name:
+            raise ValueError(
+                f"contract is '{self.contract}', but the node was started with "
+                f"'{self.contract_name}'; start it again with the other one.")
+        if self.contract_name:
+            check_agreement(self.robot, self)
         self.make_parts(references={})
         self.action_spec()
         self.settings_by_method()
 
+    def __reduce__(self):
+        # Workers know the class of the default contract only.
+        return _remade, (self.contract, {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def of(cls, contract: str) -> type[PolicyParameters]:
+        """Return the class for a robot, by what the parameter `contract` says.
+
+        Its defaults are what the contract says. Raises ContractError.
+        """
+        return same_for(cls, find_contract(contract), contract)
+
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> PolicyParameters:
         """Return the parameters of a file's section. Raises ValueError for what cannot be used."""
+        cls = cls.of(str(values.get('contract', '')))
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known - {'use_sim_time'}):
             raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
@@ -229,7 +261,8 @@ class PolicyParameters:
             'device': self.device,
             'dtype': self.dtype,
             'statistics_key': self.statistics_key,
-            'camera_transforms': self.camera_transforms,
+            'camera_transforms': {camera: transform for camera, transform
+                                  in self.camera_transforms.items() if camera in CAMERAS},
             'threads': threads,
             'method_settings': self.settings_by_method(),
             'action_rows': '' if self.action_rows == 'auto' else self.action_rows,
@@ -240,6 +273,7 @@ class PolicyParameters:
             **instead,
         })
         check_chunk_length(policy.description.chunk_length)
+        check_fits(policy.description.spec, self.robot)
         return policy
 
     @property
@@ -255,8 +289,13 @@ class PolicyParameters:
     @property
     def camera_transforms(self) -> dict[str, str]:
         """Transform of each camera's picture."""
-        return dict(zip(CAMERAS, (self.third_person_transform, self.wrist_transform),
-                        strict=True))
+        return {camera: getattr(self, transform_name(camera))
+                for camera in self.robot.camera_names}
+
+    @property
+    def streams(self) -> InputStreams:
+        """What the node listens to."""
+        return InputStreams(self.robot, self.compressed)
 
     def settings_by_method(self) -> dict[str, dict[str, object]]:
         """Parse method_settings. Raises ValueError for an entry of another form."""
@@ -274,8 +313,9 @@ class PolicyParameters:
 
     def read_references(self) -> dict[str, np.ndarray]:
         """Return the reference views, as `CameraWatch` takes them. Raises ValueError."""
-        path = self.third_person_reference
-        return {CAMERAS[0]: read_reference(path)} if path else {}
+        camera = self.robot.camera_names[0]
+        path = getattr(self, reference_name(camera))
+        return {camera: read_reference(path)} if path else {}
 
     def action_spec(self) -> ActionSpec:
         """Return what the policy's actions mean. Raises ValueError."""
@@ -297,13 +337,18 @@ class PolicyParameters:
             self.workspace_min_m, self.workspace_max_m, self.default_workspace_half_m,
         )
 
-    def make_parts(self, references: Mapping[str, np.ndarray] | None = None) -> CommanderParts:
-        """Build everything that tunable parameters determine. Raises ValueError.
+    def make_parts(
+        self, references: Mapping[str, np.ndarray] | None = None,
+        streams: InputStreams | None = None,
+    ) -> CommanderParts:
+        """Make everything the tunable parameters decide. Raises ValueError.
 
-        references: the result of `read_references`, so that no file is read again.
+        references: what `read_references` returned before, so that no file is read again.
+        streams: those that a policy needs; None: all of the robot.
         """
         if references is None:
             references = self.read_references()
+        streams = streams or self.streams
         motion = MotionLimits(
             self.max_tracking_error_m, _ns(self.tracking_window_s), self.tracking_gain,
             _ns(self.tracking_delay_s),
@@ -314,13 +359,18 @@ class PolicyParameters:
         )
         return CommanderParts(
             ObservationPairer(
-                CAMERAS, (POSE, GRIPPER), _ns(self.max_spread_s), _ns(self.max_age_s),
-                _ns(self.future_tolerance_s), state_tolerance_ns=_ns(self.state_tolerance_s),
+                streams.cameras, tuple(streams.states), _ns(self.max_spread_s),
+                _ns(self.max_age_s), _ns(self.future_tolerance_s),
+                state_tolerance_ns=_ns(self.state_tolerance_s),
             ),
-            CameraWatch(CAMERAS, _ns(self.freeze_timeout_s), references),
+            CameraWatch(streams.cameras, _ns(self.freeze_timeout_s), references),
             create_executor(self.execution_mode, self.period_ns, ensemble),
             CommandLimiter(self._limits(), self.period_ns / 1e9),
             GripperLatch(self.gripper_threshold, self.gripper_dead_band),
             _ns(self.input_timeout_s),
             motion,
         )
+
+
+def _remade(contract: str, values: dict[str, object]) -> PolicyParameters:
+    return PolicyParameters.of(contract)(**values)

@@ -19,6 +19,7 @@ from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError
 from vla_policy_node.wire.cdr import MessageHeader
+from vla_policy_node.wire.streams import InputStreams
 
 # How long the worker may sleep before it checks whether it should stop.
 WAIT_S = 0.1
@@ -52,7 +53,7 @@ class PolicyWorker:
     def __init__(
         self,
         loop: ControlLoop,
-        compressed: bool,
+        streams: InputStreams,
         now_ns: Callable[[], int],
         publish: Callable[[Result], None],
         on_pair: Callable[[Pair], None] = lambda pair: None,
@@ -62,7 +63,7 @@ class PolicyWorker:
     ):
         self._loop = loop
         self._commander = loop.commander
-        self._compressed = compressed
+        self._streams = streams
         self._now_ns = now_ns
         self._publish = publish
         self._on_pair = on_pair
@@ -169,7 +170,7 @@ class PolicyWorker:
         age_ns = self._now_ns() - pair.stamp_ns
         started = time.perf_counter()
         observation, headers = decode_pair(
-            pair, goal.instruction, self._commander.spec.frame_id, self._compressed)
+            pair, goal.instruction, self._commander.spec.frame_id, self._streams)
         decode_ms = (time.perf_counter() - started) * 1e3
         chunk = self._loop.infer(observation, pair.stamp_ns, goal)
         chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})

@@ -13,7 +13,7 @@ remembered as a problem, and `checked` refuses until it is corrected.
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -56,6 +56,7 @@ class ParameterStore:
     apply: called with the new dataclass after tunable parameters changed (executor thread).
     refuse: given the old and the new dataclass while the node is configured, returns why the
         change cannot be made now, '' if it can.
+    problems: parameter -> what is wrong with what it was given, found before.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ParameterStore:
         is_configured: Callable[[], bool] = lambda: False,
         apply: Callable[[Any], None] = lambda values: None,
         refuse: Callable[[Any, Any], str] = lambda old, new: '',
+        problems: Mapping[str, str] | None = None,
     ):
         self._node = node
         self._cls = cls
@@ -72,7 +74,7 @@ class ParameterStore:
         self._apply = apply
         self._refuse = refuse
         self._fields = {f.name: f for f in fields(cls)}
-        self._problems = self._unknown_overrides()
+        self._problems = {**self._unknown_overrides(), **(problems or {})}
         for name in self._fields:
             self._declare(name)
         node.add_on_set_parameters_callback(self._validate)
@@ -159,6 +161,12 @@ class ParameterStore:
             hint = f' did you mean {close[0]}?' if close else ' remove it.'
             problems[name] = f'There is no parameter {name};{hint}'
         return problems
+
+
+def given(node: Node, name: str) -> Any:
+    """Return what a parameter was given at the start, before it is declared; None if nothing."""
+    override = node._parameter_overrides.get(name)
+    return None if override is None else override.value
 
 
 def is_foreign(name: str) -> bool:

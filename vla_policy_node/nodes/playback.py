@@ -70,7 +70,7 @@ class LockStep:
             raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
         self._player = player
         commander = Commander(parameters.action_spec(), Session(), parameters.make_parts())
-        self._inputs = Inputs(commander, parameters.compressed)
+        self._inputs = Inputs(commander, parameters.streams)
         self._pairer, self._cameras = commander.parts.pairer, commander.parts.cameras
         self._now_ns = 0
         self._expected = player.commands

@@ -22,6 +22,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
+from vla_policy_node.contract import find_contract
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
@@ -35,7 +36,6 @@ from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import find_topics
-from vla_policy_node.wire.streams import input_streams
 
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 
@@ -45,6 +45,7 @@ class PlayerParameters:
     """Parameters of the node `player`."""
 
     bag: str = parameter('', 'Folder of the bag.')
+    contract: str = parameter('', 'The robot that was recorded, as for the policy node.')
     rate: float = parameter(
         1.0, 'Times as fast as it was recorded; without meaning in lock-step.', '', 0.01, 100.0)
     lock_step: bool = parameter(
@@ -54,6 +55,10 @@ class PlayerParameters:
     timeout_s: float = parameter(
         60.0, 'Wall time to wait for the policy node, also for one command in lock-step.', 's',
         0.1, 3600.0)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a contract that cannot be used."""
+        find_contract(self.contract)
 
 
 class PlayerNode(Node):
@@ -75,7 +80,7 @@ class PlayerNode(Node):
         self._on_end = on_end
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
-            self._topics = find_topics(self._bag, {})
+            self._topics = find_topics(self._bag, {}, robot=find_contract(self._settings.contract))
         except BagError as error:
             raise ParameterError(str(error)) from None
         self.failed = False
@@ -99,7 +104,7 @@ class PlayerNode(Node):
     def _create_endpoints(self) -> None:
         self._outputs = {
             stream: self.create_publisher(message_class(kind), topic, qos.observation_output())
-            for stream, (kind, topic) in input_streams(self._topics.compressed).items()}
+            for stream, (kind, topic) in self._topics.streams.topics.items()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')
         self._cancel = self.create_client(Trigger, 'policy/cancel')
@@ -171,7 +176,8 @@ class PlayerNode(Node):
 
     def _read_parameters(self) -> PolicyParameters:
         self.wait(self._parameters.is_ready, 'the policy node')
-        names = [field.name for field in fields(PolicyParameters)]
+        cls = PolicyParameters.of(self._settings.contract)
+        names = [field.name for field in fields(cls)]
         answer = self.finish(self._parameters.values(names), 'its parameters')
         values = {}
         for name, value in zip(names, answer.values, strict=True):

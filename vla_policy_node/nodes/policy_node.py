@@ -12,6 +12,7 @@ import gc
 import os
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,13 @@ from vla_policy_node.nodes.goals import GoalServer
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.message_classes import message_class
-from vla_policy_node.nodes.parameters import ParameterStore
+from vla_policy_node.nodes.parameters import ParameterStore, given
 from vla_policy_node.nodes.reporting import make_diagnostics, make_status
 from vla_policy_node.nodes.running import run
-from vla_policy_node.policy.interface import CAMERAS, Policy
+from vla_policy_node.policy.interface import Policy
 from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.policy.wrapper import innermost
 from vla_policy_node.wire.cdr import MessageError, stamp_of
-from vla_policy_node.wire.streams import input_streams
 
 if TYPE_CHECKING:
     pass
@@ -67,9 +67,14 @@ class PolicyNode(LifecycleNode):
     def __init__(self, **kwargs):
         super().__init__('policy', **kwargs)
         self._configured = self._active = self._hung = self._ended = False
+        cls, problem = PolicyParameters, ''
+        try:
+            cls = cls.of(str(given(self, 'contract') or ''))
+        except ValueError as error:
+            problem = str(error)
         self._store = ParameterStore(
-            self, PolicyParameters, lambda: self._configured, self._apply_parameters,
-            self._refuse_parameters)
+            self, cls, lambda: self._configured, self._apply_parameters,
+            self._refuse_parameters, {'contract': problem} if problem else {})
         self._session = Session()
         self._counts: Counter[str] = Counter()
         self._input_subscriptions = []
@@ -106,26 +111,27 @@ class PolicyNode(LifecycleNode):
         # Once: a file that vanishes or changes must not prevent tighter limits.
         self._references = parameters.read_references()
         self._load(parameters)
+        self._streams = replace(parameters.streams, spec=self._policy.description.spec)
         self._create_command_publishers()
         spec = parameters.action_spec()
-        loop = ControlLoop(self._policy, spec, parameters.make_parts(self._references),
-                           parameters.period_ns, self._session)
+        parts = parameters.make_parts(self._references, self._streams)
+        loop = ControlLoop(self._policy, spec, parts, parameters.period_ns, self._session)
         self._commander = loop.commander
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,
             self._twist_publisher if parameters.publish_twist else None, self._publish_status)
         self._worker = PolicyWorker(
-            loop, parameters.compressed, self._now_ns, self._publish_result,
+            loop, self._streams, self._now_ns, self._publish_result,
             self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self.get_logger(), parameters.inference_timeout_s,
         )
-        self._inputs = Inputs(self._commander, parameters.compressed)
+        self._inputs = Inputs(self._commander, self._streams)
         if lock_step:
             self._clock_watch = self.get_clock().create_jump_callback(
                 JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=None,
                               on_clock_change=False),
                 post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
-        self._create_subscriptions(parameters)
+        self._create_subscriptions()
         self._goals = GoalServer(
             self, self._commander, self._policy.check_instruction, self._refuse_goal,
             self._commands.send, lambda: round(self._settings.default_duration_s * 1e9),
@@ -302,9 +308,10 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', qos.event_output())
 
-    def _create_subscriptions(self, parameters: PolicyParameters) -> None:
-        for stream, (kind, topic) in input_streams(parameters.compressed).items():
-            profile = qos.camera_input() if stream in CAMERAS else qos.state_input()
+    def _create_subscriptions(self) -> None:
+        for stream, (kind, topic) in self._streams.topics.items():
+            is_camera = stream in self._streams.cameras
+            profile = qos.camera_input() if is_camera else qos.state_input()
             events = SubscriptionEventCallbacks(
                 incompatible_qos=partial(self._on_incompatible_qos, topic))
             self._input_subscriptions.append(self.create_subscription(
@@ -347,9 +354,9 @@ class PolicyNode(LifecycleNode):
                 selection, chunk, messages.to_header(result.headers[selection.camera]),
                 goal.instruction))
         self._chunk_publisher.publish(messages.to_chunk(
-            chunk, messages.to_header(result.headers[CAMERAS[0]]), goal.instruction,
-            result.sequence, goal.epoch, self._settings.period_ns, result.observation_age_ns,
-            result.pair.spread_ns,
+            chunk, messages.to_header(result.headers[self._streams.cameras[0]]),
+            goal.instruction, result.sequence, goal.epoch, self._settings.period_ns,
+            result.observation_age_ns, result.pair.spread_ns,
         ))
 
     # --- reports: executor thread ---
@@ -421,7 +428,7 @@ class PolicyNode(LifecycleNode):
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:
         self._settings = parameters
-        self._commander.replace(parameters.make_parts(self._references))
+        self._commander.replace(parameters.make_parts(self._references, self._streams))
         self._publish_info()
 
     def _now_ns(self) -> int:

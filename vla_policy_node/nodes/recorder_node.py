@@ -25,6 +25,7 @@ from vla_msgs.msg import (
     TokenSelection,
     WorldStatus,
 )
+from vla_policy_node.contract import find_contract
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
 from vla_policy_node.nodes.message_classes import message_class, type_name
@@ -38,7 +39,7 @@ from vla_policy_node.nodes.parameters import (
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.system.recorded import RECORDED_PARAMETERS
-from vla_policy_node.wire.streams import input_streams
+from vla_policy_node.wire.streams import InputStreams
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock
@@ -59,6 +60,7 @@ class RecorderParameters:
     storage: str = parameter('mcap', 'Format; only mcap survives a recorder that is killed.',
                              choices=tuple(STORAGES))
     compression: str = parameter('none', 'Compress with zstd.', choices=('none', 'zstd'))
+    contract: str = parameter('', 'The robot whose inputs to record, as for the policy node.')
     compressed: bool = parameter(
         False, "Record '<camera>/image_raw/compressed' instead of '<camera>/image_raw'.")
     queue_mb: int = parameter(
@@ -66,6 +68,10 @@ class RecorderParameters:
         65536)
     extra_topics: tuple = parameter([''], 'Other topics to record, once they have a publisher.')
     policy_node: str = parameter('policy', 'Node whose parameters are kept beside the messages.')
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a contract that cannot be used."""
+        find_contract(self.contract)
 
 
 class RecorderNode(Node):
@@ -109,8 +115,9 @@ class RecorderNode(Node):
         super().destroy_node()
 
     def _subscribe(self) -> None:
-        inputs = input_streams(self._settings.compressed).values()
-        for kind, topic in inputs:
+        robot = find_contract(self._settings.contract)
+        streams = InputStreams(robot, self._settings.compressed)
+        for kind, topic in streams.topics.values():
             self._listen(message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT))
         for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))

@@ -13,7 +13,6 @@ from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowSummary
 from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
-from vla_policy_node.wire.streams import GRIPPER, POSE
 
 # Holds that are normal operation.
 _CALM = frozenset({
@@ -54,7 +53,8 @@ def make_status(
         camera_spread_ms=last.pair.spread_ns / 1e6 if last else 0.0,
         third_person_age_ms=ages_ms.get('third_person', 0.0),
         wrist_age_ms=ages_ms.get('wrist', 0.0),
-        state_age_ms=max(ages_ms.get(POSE, 0.0), ages_ms.get(GRIPPER, 0.0)),
+        state_age_ms=max(
+            (ages_ms.get(source, 0.0) for source in parameters.streams.states), default=0.0),
         counter_names=list(counts),
         counter_values=list(counts.values()),
     )

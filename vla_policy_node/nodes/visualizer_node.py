@@ -13,19 +13,21 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 
 from vla_msgs.msg import TokenSelection
+from vla_policy_node.contract import find_contract
 from vla_policy_node.drawing.overlay import caption, draw_overlay
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.image_messages import to_image_message
+from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, to_ns
 from vla_policy_node.nodes.parameters import ParameterStore, parameter
 from vla_policy_node.nodes.running import run
 from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import decode_compressed, decode_image
-from vla_policy_node.wire.streams import CAMERAS
+from vla_policy_node.wire.streams import InputStreams
 
 # Older reports of the shadow are not shown; diagnostics come once a second.
 SHADOW_AGE_S = 5.0
@@ -35,6 +37,8 @@ SHADOW_AGE_S = 5.0
 class VisualizerParameters:
     """Parameters of the node `visualizer`; those marked tunable may change while it runs."""
 
+    contract: str = parameter(
+        '', 'The robot whose cameras to draw on, as for the policy node.')
     compressed: bool = parameter(
         False, 'Subscribe <camera>/image_raw/compressed instead of <camera>/image_raw.'
     )
@@ -55,6 +59,10 @@ class VisualizerParameters:
         tunable=True,
     )
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a contract that cannot be used."""
+        find_contract(self.contract)
+
 
 @dataclass
 class _Camera:
@@ -69,7 +77,7 @@ class _Camera:
 class VisualizerNode(Node):
     """Pairs images and token selections by exact stamp and publishes overlays.
 
-    Subscribes `<camera>/image_raw` (or `<camera>/image_raw/compressed`) and `token_selection`;
+    Subscribes the pictures of the contract's cameras and `token_selection`;
     publishes `<camera>/overlay`, with the header of the image. All callbacks run on the thread
     that spins the node. Raises ParameterError if a parameter cannot be used.
     """
@@ -78,16 +86,16 @@ class VisualizerNode(Node):
         super().__init__('visualizer', **options)
         store = ParameterStore(self, VisualizerParameters, lambda: True, self._apply)
         self._settings = store.checked()
-        image_type, topic = ((CompressedImage, 'image_raw/compressed')
-                             if self._settings.compressed else (Image, 'image_raw'))
         self._cameras = {}
-        for name in CAMERAS:
+        streams = InputStreams(find_contract(self._settings.contract), self._settings.compressed)
+        for name in streams.cameras:
+            kind, topic = streams.topics[name]
             self._cameras[name] = _Camera(
                 self.create_publisher(Image, f'{name}/overlay', qos.overlay_output())
             )
             self.create_subscription(
-                image_type,
-                f'{name}/{topic}',
+                message_class(kind),
+                topic,
                 partial(self._on_image, self._cameras[name]),
                 qos.camera_input(),
                 raw=True,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
-from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
 from vla_policy_node.wire.build import to_ns
@@ -78,7 +77,8 @@ def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int)
     instruction: what to follow from the first to the last message; '' for what the bag says.
     """
     teller = _Teller(topics, period_ns)
-    first_camera = next(t for t, stream in topics.inputs.items() if stream == CAMERAS[0])
+    reference = topics.streams.cameras[0]
+    first_camera = next(t for t, stream in topics.inputs.items() if stream == reference)
     wanted = {*RECORDS, first_camera, topics.actions} & bag.types.keys()
     for topic, time_ns, raw in bag.messages(wanted):
         teller.hear(topic, time_ns, raw, topic == first_camera)

@@ -81,7 +81,6 @@ def evaluate_bag(
 def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> Evaluation:
     """Run one or two policies through a bag and return the figures."""
     with Bag(path) as bag:
-        topics = find_topics(bag, settings.topics, settings.actions_topic)
         info = read_info(bag)
         choices = [settings.config, *([settings.against] if settings.against else [])]
         chosen = [parameters_of(choice, settings, bag, info) for choice in choices]
@@ -89,6 +88,11 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         if len({p.period_ns for p in parameters}) > 1:
             raise ValueError('The two configurations have different control rates; actions of '
                              'different periods cannot be compared.')
+        if len({p.robot for p in parameters}) > 1:
+            raise ValueError('The two configurations have different contracts; policies of two '
+                             'robots cannot be compared.')
+        topics = find_topics(
+            bag, settings.topics, settings.actions_topic, parameters[0].robot)
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)
         latency_ns = _latency_ns(settings, summary, parameters[0])

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from vla_policy_node.drawing.overlay import draw_overlay
-from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.topics import BagTopics
@@ -30,10 +29,11 @@ def moments(
 
     Reads the bag once more and holds no more pictures than one observation needs.
     """
-    cameras = {topic: stream for topic, stream in topics.inputs.items() if stream in CAMERAS}
-    wanted: dict[str, dict[int, list[int]]] = {camera: {} for camera in CAMERAS}
+    names = topics.streams.cameras
+    cameras = {topic: stream for topic, stream in topics.inputs.items() if stream in names}
+    wanted: dict[str, dict[int, list[int]]] = {camera: {} for camera in names}
     for index, inference in enumerate(inferences):
-        for camera, stamp_ns in zip(CAMERAS, inference.camera_stamps_ns, strict=True):
+        for camera, stamp_ns in zip(names, inference.camera_stamps_ns, strict=True):
             wanted[camera].setdefault(stamp_ns, []).append(index)
     found: dict[int, dict[str, np.ndarray]] = {}
     for topic, _, raw in bag.messages(cameras):
@@ -44,8 +44,8 @@ def moments(
             continue
         for index in indices:
             images = found.setdefault(index, {})
-            images[camera] = _decode(raw, topics.compressed)
-            if len(images) == len(CAMERAS):
+            images[camera] = _decode(raw, topics.streams.compressed)
+            if len(images) == len(names):
                 yield index, found.pop(index)
 
 

@@ -45,7 +45,7 @@ def run_policy(
         on_inference(result.pair.stamp_ns)
 
     worker = PolicyWorker(
-        loop, topics.compressed, lambda: timeline.now_ns, keep,
+        loop, topics.streams, lambda: timeline.now_ns, keep,
         (lambda pair: None) if by_timer else timeline.command_for,
         logger=logging.getLogger(__name__),
     )

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.contract import find_contract
 from vla_policy_node.evaluation.contenders import parse_contender
+from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import GateLimits
@@ -116,14 +118,15 @@ def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]
     notes.append('The bag holds no policy.yaml: pairing and limits are those of '
                  'config/bringup.yaml, the rest is as policy_info says.')
     action = info.action
-    third_person, wrist = (*info.camera_transforms, 'none', 'none')[:2]
+    cameras = find_contract(str(values.get('contract', ''))).camera_names
     if not 0.0 < info.control_period_s < math.inf:
         raise BagError(f"{INFO} of the bag '{bag.path}' has no control period.")
     told = checked({
         'methods': list(info.methods) or ['dense'],
         'method_settings': list(info.method_settings) or [''], 'dtype': info.dtype,
         'statistics_key': info.statistics_key, 'execution_mode': info.execution_mode,
-        'third_person_transform': third_person, 'wrist_transform': wrist,
+        **{transform_name(camera): transform for camera, transform in zip(
+            cameras, info.camera_transforms, strict=False)},
         # Older recordings lack this.
         'optimisation': info.optimisation or values['optimisation'],
         'preprocessing': info.preprocessing or values['preprocessing'],

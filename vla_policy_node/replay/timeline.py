@@ -36,7 +36,7 @@ class Timeline:
         self._events = events(bag, topics, summary)
         self._next = next(self._events, None)
         self._commander = commander
-        self._inputs = Inputs(commander, topics.compressed)
+        self._inputs = Inputs(commander, topics.streams)
         self._period_ns = period_ns
         self._on_command = on_command
         self.now_ns = self._next[0] if self._next else 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.contract import RobotContract, find_contract
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.wire.definitions import MessageDefinitions
-from vla_policy_node.wire.streams import input_streams
+from vla_policy_node.wire.streams import InputStreams
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 POLICY_INFO = 'vla_msgs/msg/PolicyInfo'
@@ -20,25 +20,26 @@ _SHOWN = 8  # topics in a sentence
 ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
 # Two empty strings, for bags that lack `optimisation` and `preprocessing`. Bytes after a complete
 # message are not read.
-APPENDED = {POLICY_INFO: bytes(8)}
+APPENDED = {POLICY_INFO: 2 * b'\1\0\0\0\0\0\0\0'}
 
 
 @dataclass(frozen=True)
 class BagTopics:
     """The topics that are read from a bag.
 
-    inputs: topic -> stream, see `wire.streams.input_streams`. compressed: as the node's
-    parameter. actions: topic of the executed or expert actions, '' if there are none;
-    action_type: its message type.
+    inputs: topic -> stream. streams: of the robot, compressed or not. actions: topic of the
+    executed or expert actions, '' if there are none; action_type: its message type.
     """
 
     inputs: Mapping[str, str]
-    compressed: bool
+    streams: InputStreams
     actions: str = ''
     action_type: str = ACTION_TYPES[0]
 
 
-def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTopics:
+def find_topics(
+    bag: Bag, chosen: Mapping[str, str], actions: str = '', robot: RobotContract | None = None
+) -> BagTopics:
     """Return the topics to read; raises BagError for one that is missing or of another type.
 
     chosen: stream -> topic, where that is not the node's own name. Compressed images are used
@@ -46,22 +47,27 @@ def find_topics(bag: Bag, chosen: Mapping[str, str], actions: str = '') -> BagTo
     if that is there and of such a type.
     """
     types = bag.types
-    names = {stream: chosen.get(stream) or f'/{topic}'
-             for stream, (_, topic) in input_streams(False).items()}
-    compressed = all(names[c] not in types and f'{names[c]}/compressed' in types for c in CAMERAS)
+    streams = InputStreams(robot or find_contract(''), compressed=False)
+    names = {stream: chosen.get(stream) or f'/{topic.lstrip("/")}'
+             for stream, (_, topic) in streams.topics.items()}
+    if all(names[camera] not in types and f'{names[camera]}/compressed' in types
+           for camera in streams.cameras):
+        streams = replace(streams, compressed=True)
     inputs = {}
-    for stream, (kind, _) in input_streams(compressed).items():
-        topic = names[stream] + ('/compressed' if compressed and stream in CAMERAS else '')
+    for stream, (kind, _) in streams.topics.items():
+        topic = names[stream]
+        if stream in streams.cameras:
+            _, topic = streams.pictures(topic)
         _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
         inputs[topic] = stream
     if not actions and types.get(COMMAND) not in ACTION_TYPES:
-        return BagTopics(inputs, compressed)
+        return BagTopics(inputs, streams)
     topic = actions or COMMAND
     kind = types.get(topic, '')
     if kind not in ACTION_TYPES:
         kind = ACTION_TYPES[0]
     _require(bag, topic, kind, '--actions-topic TOPIC')
-    return BagTopics(inputs, compressed, topic, kind)
+    return BagTopics(inputs, streams, topic, kind)
 
 
 def decode(raw: bytes, kind: str, topic: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.commander import Command
 from vla_policy_node.loop.worker import Result
-from vla_policy_node.policy.interface import CAMERAS, PolicyDescription, TokenSelection
+from vla_policy_node.policy.interface import PolicyDescription, TokenSelection
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Trace:
                 selection.kept.shape, selection.crop, selection.camera_transform)
         self.tokens_total, self.method = chunk.tokens_total, chunk.method
         self.inferences.append(TracedInference(
-            pair.stamp_ns, tuple(pair.stamps_ns[camera] for camera in CAMERAS),
+            pair.stamp_ns, tuple(pair.stamps_ns[camera] for camera in result.headers),
             result.observation_age_ns, pair.spread_ns, result.goal.epoch,
             result.goal.instruction, chunk.actions,
             {s.camera: np.packbits(s.kept) for s in chunk.selections},

@@ -41,6 +41,8 @@ ARGUMENTS = (
     Argument('config', '', 'Parameter file (YAML); empty: config/bringup.yaml of this package.'),
     Argument('checkpoint', '', 'Checkpoint directory; empty: the one in the parameter file, or '
              'else the shipped small policy, trained on libero_object.'),
+    Argument('contract', '', 'The robot: a contract (.yaml, see `vla contract`), or the name of '
+             'one that comes with the package. Its values replace those of config/bringup.yaml.'),
     Argument('device', '', "Torch device, for example 'cpu' or 'cuda:0'."),
     Argument('policy', True, 'Start the policy node.'),
     Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),
@@ -192,6 +194,7 @@ def describe(
             parameters[name].update(values)
     if a['play'] and not a['config']:
         parameters['policy'] = _with_recorded(Path(a['play']), a, parameters['policy'])
+    parameters['policy'] = _with_contract(a, parameters['policy'])
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -237,18 +240,39 @@ def _with_recorded(
     return parameters
 
 
+def _with_contract(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the policy with those that its contract decides.
+
+    A file of the user's own is left as it is: where it contradicts the contract, the node says so.
+    """
+    contract = a['contract'] or policy.get('contract')
+    if not contract:
+        return dict(policy)
+    from vla_policy_node.contract import ContractError, find_contract
+    from vla_policy_node.loop.contract_fields import values_of
+
+    try:
+        values = values_of(find_contract(str(contract)))
+        replaced = {} if a['config'] else values_of(find_contract('')) | values
+    except ContractError as error:
+        raise SystemDescriptionError(str(error)) from error
+    kept = {name: value for name, value in policy.items() if name not in replaced}
+    return {**values, **kept, 'contract': contract}
+
+
 def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:
     """Return the parameters of each node that the arguments decide."""
     sim_time = a['use_sim_time']
+    contract = {'contract': policy['contract']} if policy.get('contract') else {}
     result = {
         'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
         'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
         'guard': {'use_sim_time': sim_time, **{
             name: policy[name] for name in _SHARED if name in policy}},
-        'visualizer': {'use_sim_time': sim_time},
+        'visualizer': {'use_sim_time': sim_time, **contract},
         'recorder': {'use_sim_time': sim_time, 'output': a['record'],
-                     'compressed': policy.get('compressed', False)},
-        'player': {'bag': a['play'], 'lock_step': a['lock_step']},
+                     'compressed': policy.get('compressed', False), **contract},
+        'player': {'bag': a['play'], 'lock_step': a['lock_step'], **contract},
     }
     if a['policy']:
         checkpoint = a['checkpoint'] or policy.get('checkpoint') or default_checkpoint()

@@ -25,7 +25,7 @@ _LONGEST = 256  # characters, and elements of a list
 
 _FOLLOWED = (
     'methods', 'method_settings', 'action_rows', 'chunk_length', 'statistics_key', 'dtype',
-    'optimisation', 'preprocessing', 'third_person_transform', 'wrist_transform',
+    'optimisation', 'preprocessing',
     'compressed', 'max_age_s', 'max_spread_s', 'state_tolerance_s', 'future_tolerance_s',
     'max_identical_frames', 'freeze_timeout_s',
     'control_rate_hz', 'pacing', 'execution_mode', 'ensemble_weighting', 'ensemble_decay',
@@ -94,7 +94,8 @@ def followed(
     # Until 2026 a camera was frozen after so many equal pictures; 0 meant never, as it does now.
     if recorded.get('max_identical_frames') == 0:
         recorded.setdefault('freeze_timeout_s', 0.0)
-    taken = {name: recorded[name] for name in _FOLLOWED if name in recorded}
+    taken = {name: value for name, value in recorded.items()
+             if name in _FOLLOWED or name.endswith('_transform')}
     for name in _LIMITS:
         if name in recorded and not live:
             taken[name] = recorded[name]

@@ -105,15 +105,24 @@ def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...
 
     The numbers are as sent: they may be anything, NaN included.
     """
+    names, fields = read_joint_fields(raw)
+    return stamp_of(raw), names, fields['position']
+
+
+def read_joint_fields(raw: Bytes) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Return joint names and the position, velocity and effort of each, of a JointState.
+
+    The numbers are as sent, and as many as were sent.
+    """
     reader = _Reader(raw)
-    stamp_ns, _ = reader.stamp_ns(), reader.string()
+    _, _ = reader.stamp_ns(), reader.string()
     count = reader.uint32()
     if count > _MOST_NAMES:
         raise MessageError(
-            f'The joint state claims {count} names; send the joints of the gripper alone.')
+            f'The joint state claims {count} names; send those of the robot alone.')
     names = tuple(reader.string() for _ in range(count))
-    positions, *_ = (reader.doubles(reader.uint32()) for _ in range(3))  # velocities, efforts
-    return stamp_ns, names, positions
+    return names, {
+        field: reader.doubles(reader.uint32()) for field in ('position', 'velocity', 'effort')}
 
 
 def read_command(raw: Bytes) -> SentCommand:

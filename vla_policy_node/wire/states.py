@@ -4,14 +4,24 @@ import math
 
 import numpy as np
 
+from vla_policy_node.contract.parts import POSE_FIELDS, POSE_TYPE, StateSource
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.control.robot_state import MeasuredPose
+from vla_policy_node.control.robot_state import POSE, MeasuredPose
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
-from vla_policy_node.wire.cdr import MessageError, read_joint_state, read_pose_stamped
-from vla_policy_node.wire.streams import GRIPPER, POSE
+from vla_policy_node.wire.cdr import MessageError, read_joint_fields, read_pose_stamped
 
 
-def decode_pose(raw: bytes, frame_id: str) -> MeasuredPose:
+def decode_state(raw: bytes, source: StateSource, frame_id: str) -> np.ndarray:
+    """Return what the policy is told [N] of a serialised message of a source, any thread.
+
+    frame_id: of poses. Raises HoldError (INPUT_INVALID) for what is no such measurement.
+    """
+    if source.type == POSE_TYPE:
+        return told_of_pose(decode_pose(raw, frame_id, source.name), source)
+    return decode_joints(raw, source)
+
+
+def decode_pose(raw: bytes, frame_id: str, stream: str = POSE) -> MeasuredPose:
     """Return the pose of a serialised PoseStamped; some 15 microseconds, any thread.
 
     Raises HoldError (INPUT_INVALID) if it is not a finite pose with a unit quaternion in the
@@ -20,37 +30,85 @@ def decode_pose(raw: bytes, frame_id: str) -> MeasuredPose:
     try:
         stamp_ns, frame, position_m, quaternion = read_pose_stamped(raw)
     except MessageError as error:
-        raise _unusable(POSE, str(error)) from error
+        raise _unusable(stream, str(error)) from error
     if frame != frame_id:
         raise _unusable(
-            POSE,
+            stream,
             f"The end-effector pose is in frame '{frame}', commands are in '{frame_id}'; publish "
             'the pose in that frame or set frame_id.')
     norm = math.hypot(*quaternion)
     if not (all(map(math.isfinite, position_m)) and abs(norm - 1.0) < 0.01):
         raise _unusable(
-            POSE,
+            stream,
             'The end-effector pose is not finite or its quaternion has not length 1; check the '
             'state publisher.')
     rotation_rad = quaternion_to_axis_angle(np.array(quaternion) / norm)
     return MeasuredPose(stamp_ns, np.array(position_m), rotation_rad)
 
 
-def decode_gripper(raw: bytes) -> np.ndarray:
-    """Return both finger positions (m) [2] of a serialised JointState, any thread.
+def told_of_pose(pose: MeasuredPose, source: StateSource) -> np.ndarray:
+    """Return what the policy is told [N] of a pose."""
+    measured = [*pose.position_m, *pose.rotation_rad]
+    return _told([measured[POSE_FIELDS.index(value.field)] for value in source.values], source)
 
-    Raises HoldError (INPUT_INVALID) if it does not hold exactly two finite positions.
+
+def decode_joints(raw: bytes, source: StateSource) -> np.ndarray:
+    """Return what the policy is told [N] of a serialised JointState, any thread.
+
+    Raises HoldError (INPUT_INVALID) if a joint of the source is not in it exactly once, if a
+    number is not finite, and, for a source without joint names, for any other number of joints.
     """
     try:
-        _, _, positions_m = read_joint_state(raw)
+        names, fields = read_joint_fields(raw)
     except MessageError as error:
-        raise _unusable(GRIPPER, str(error)) from error
-    if len(positions_m) != 2 or not all(map(math.isfinite, positions_m)):
+        raise _unusable(source.name, str(error)) from error
+    if not source.joints:
+        return _told(_by_place(fields, source), source)
+    places = {name: place for place, name in enumerate(names)}
+    for joint in source.joints:
+        if names.count(joint) != 1:
+            raise _unusable(
+                source.name,
+                f"The joint '{joint}' is in a message of {source.name} {names.count(joint)} "
+                'times; name the topic whose messages all have it once.')
+    measured = []
+    for value in source.values:
+        numbers = fields[value.field]
+        if len(numbers) != len(names):
+            raise _unusable(
+                source.name,
+                f'A message of {source.name} has {len(names)} names and {len(numbers)} numbers of '
+                f'{value.field}; mend the state publisher.')
+        measured.append(numbers[places[value.joint]])
+    return _told(measured, source)
+
+
+def _by_place(fields: dict[str, tuple[float, ...]], source: StateSource) -> list[float]:
+    """Return the numbers of a source without joint names: each field in order, and no more."""
+    measured, taken = [], dict.fromkeys(fields, 0)
+    for value in source.values:
+        numbers = fields[value.field]
+        wanted = sum(other.field == value.field for other in source.values)
+        if len(numbers) != wanted:
+            raise _unusable(
+                source.name,
+                f'A message of {source.name} has {len(numbers)} numbers of {value.field} where '
+                f'the contract has {wanted}; publish these joints alone, or name them in the '
+                'contract.')
+        measured.append(numbers[taken[value.field]])
+        taken[value.field] += 1
+    return measured
+
+
+def _told(measured: list[float], source: StateSource) -> np.ndarray:
+    told = [number if (value.scale, value.offset) == (1.0, 0.0)
+            else value.scale * number + value.offset
+            for value, number in zip(source.values, measured, strict=True)]
+    if not all(map(math.isfinite, told)):
         raise _unusable(
-            GRIPPER,
-            'The gripper state needs exactly two finite joint positions; publish the two fingers '
-            'alone, without the joints of the arm.')
-    return np.array(positions_m)
+            source.name,
+            f'The state of {source.name} is not finite; check the state publisher.')
+    return np.array(told)
 
 
 def _unusable(stream: str, sentence: str) -> HoldError:

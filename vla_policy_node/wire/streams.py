@@ -1,15 +1,67 @@
-"""Input streams of the policy: names, message types and topics."""
+"""Input streams by the contract of the robot: names, message types and topics."""
 
-CAMERAS = ('third_person', 'wrist')
-POSE, GRIPPER = 'ee_pose', 'gripper_state'
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vla_policy_node.contract import RobotContract
+from vla_policy_node.contract.fit import state_places
+from vla_policy_node.contract.parts import EndEffectorGroup, StateSource
+from vla_policy_node.policy.interface import PolicySpec
 
 
-def input_streams(compressed: bool) -> dict[str, tuple[str, str]]:
-    """Return stream -> message type and topic, without remapping."""
-    kind, suffix = ('CompressedImage', '/compressed') if compressed else ('Image', '')
-    return {
-        **{camera: (f'sensor_msgs/msg/{kind}', f'{camera}/image_raw{suffix}')
-           for camera in CAMERAS},
-        POSE: ('geometry_msgs/msg/PoseStamped', POSE),
-        GRIPPER: ('sensor_msgs/msg/JointState', GRIPPER),
-    }
+@dataclass(frozen=True)
+class InputStreams:
+    """The streams of a robot that are needed. Any thread.
+
+    compressed: whether pictures are. spec: of the policy, which may need less than the robot has;
+    None: everything is needed.
+    """
+
+    robot: RobotContract
+    compressed: bool
+    spec: PolicySpec | None = None
+
+    @cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras; the first one is the reference."""
+        return tuple(camera.name for camera in self.robot.cameras if camera.required
+                     or self.spec is None or camera.name in self.spec.cameras)
+
+    @cached_property
+    def states(self) -> Mapping[str, StateSource]:
+        """Sources of the state by name, in the order in which the policy is told them."""
+        return {source.name: source for source in self.robot.state}
+
+    @cached_property
+    def pose(self) -> str:
+        """Name of the stream that measures the end effector."""
+        return next(group.pose for group in self.robot.actions
+                    if isinstance(group, EndEffectorGroup))
+
+    @cached_property
+    def topics(self) -> Mapping[str, tuple[str, str]]:
+        """Message type and topic of each stream, without remapping."""
+        return {
+            **{camera.name: self.pictures(camera.topic) for camera in self.robot.cameras
+               if camera.name in self.cameras},
+            **{source.name: (source.type, source.topic) for source in self.robot.state},
+        }
+
+    def told(self, state: np.ndarray) -> np.ndarray:
+        """Return what the policy reads of all numbers of the state [N], in its order."""
+        return state if self._places is None else state[self._places]
+
+    @cached_property
+    def _places(self) -> list[int] | None:
+        return list(state_places(self.spec, self.robot)) if self.spec else None
+
+    def pictures(self, topic: str) -> tuple[str, str]:
+        """Return message type and topic of the pictures of a camera."""
+        if self.compressed:
+            return 'sensor_msgs/msg/CompressedImage', f'{topic}/compressed'
+        return 'sensor_msgs/msg/Image', topic

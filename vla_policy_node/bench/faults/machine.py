@@ -42,8 +42,8 @@ class Machine:
                            self.parameters.period_ns, self.session)
         self.commander = loop.commander
         self._worker = PolicyWorker(
-            loop, self.parameters.compressed, now_ns, lambda result: None, logger=_SILENT)
-        self._inputs = Inputs(self.commander, self.parameters.compressed)
+            loop, self.parameters.streams, now_ns, lambda result: None, logger=_SILENT)
+        self._inputs = Inputs(self.commander, self.parameters.streams)
 
     def activate(self) -> None:
         """Allow goals, as `on_activate`."""
