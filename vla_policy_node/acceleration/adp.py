@@ -19,6 +19,7 @@ further constants (L_eff, hysteresis_up and _down, min_delta) are zero or withou
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -75,8 +76,8 @@ class Adp(Selection):
         self.keep = keep
         self.third_person_share = third_person_share
         self.gate = MotionGate(rule, windows, max_pruned, hold)
-        self._config: ModelConfig | None = None
-        self._layer0: DecoderLayer | None = None
+        self._config: ModelConfig  # from `prepare` on
+        self._layer0: DecoderLayer  # from `change_model` on
         self._is_open: Tensor | None = None  # the gate on the device, where shapes are fixed
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
@@ -85,7 +86,7 @@ class Adp(Selection):
 
     def change_model(self, model: nn.Module) -> None:
         """Change nothing, but take hold of layer 0, whose projections rank the tokens."""
-        self._layer0 = model.language_model.layers[0]
+        self._layer0 = cast(DecoderLayer, model.get_submodule('language_model.layers.0'))
 
     def begin_step(self, step: Step) -> None:
         """Look how far the arm came."""

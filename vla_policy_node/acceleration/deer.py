@@ -51,7 +51,7 @@ class Deer(Method):
         self.every = every
         self.threshold = threshold
         self._thresholds: dict[int, float] = {}
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:

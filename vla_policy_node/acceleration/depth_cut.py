@@ -10,6 +10,7 @@ see, do not expect it to act.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 from torch import nn
 
@@ -43,7 +44,7 @@ class DepthCut(Method):
 
     def change_model(self, model: nn.Module) -> None:
         """Remove the layers."""
-        layers = model.language_model.layers
+        layers = cast(nn.ModuleList, model.get_submodule('language_model.layers'))
         count = self._count(len(layers))
         step = len(layers) / count if self.spread else 1
         kept = {int(index * step) for index in range(count)}

@@ -37,7 +37,7 @@ class EfficientVlaCache(Method):
                 f'efficientvla_cache needs an interval of at least 1, not {interval}.')
         self.interval = interval
         self._visual_tokens = 0
-        self._added: Tensor | None = None
+        self._added: Tensor  # by the blocks of the last step that ran
         self._reused: int | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
@@ -46,19 +46,19 @@ class EfficientVlaCache(Method):
 
     def begin_pass(self) -> None:
         """Count from 0; nothing is kept from one inference to the next."""
-        self._added, self._reused = None, 0
+        self._reused = 0
 
     def denoise(self, state: DenoisingStep) -> Tensor | None:
         """Run the head, or reuse what it did last."""
         if state.index % self.interval:
-            self._reused += 1
+            self._reused = (self._reused or 0) + 1
             return state.reuse(self._added)
         noise, self._added = state.run()
         return noise
 
     def reset(self) -> None:
         """Forget the last report; nothing else crosses steps."""
-        self._added = self._reused = None
+        self._reused = None
 
     def report(self) -> Report | None:
         """Steps reused; all visual tokens stay."""

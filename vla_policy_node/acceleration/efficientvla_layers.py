@@ -7,8 +7,9 @@ fewer layers also has a quarter of the MLP width removed, which the text mention
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,9 @@ def narrow_mlps(model: OpenVlaOft, share: float) -> None:
     decoder = model.language_model
     width = max(1, round(share * decoder.config.mlp_width))
     for layer in decoder.layers:
-        kept = channel_norms(layer.mlp).argsort(descending=True, stable=True)[:width]
-        _keep_channels(layer.mlp, kept.sort().values)
+        mlp = cast(GatedMlp, layer.mlp)
+        kept = channel_norms(mlp).argsort(descending=True, stable=True)[:width]
+        _keep_channels(mlp, kept.sort().values)
     _describe(model, mlp_width=width)
 
 
@@ -95,7 +97,7 @@ def _keep_channels(mlp: GatedMlp, kept: Tensor) -> None:
         linear.weight = nn.Parameter(weight, linear.weight.requires_grad)
 
 
-def _describe(model: OpenVlaOft, **changes: int) -> None:
+def _describe(model: OpenVlaOft, **changes: Any) -> None:
     decoder = model.language_model
     decoder.config = replace(decoder.config, **changes)
     model.config = replace(model.config, language_model=decoder.config)
@@ -108,7 +110,7 @@ def _states(model: Decoder, sequence: TokenSequence) -> list[tuple[Tensor, Tenso
     def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
         seen.append((inputs[0], output))
 
-    handles: list[Callable] = [layer.register_forward_hook(note) for layer in model.layers]
+    handles = [layer.register_forward_hook(note) for layer in model.layers]
     try:
         model(sequence)
     finally:

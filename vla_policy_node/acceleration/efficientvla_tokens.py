@@ -68,8 +68,8 @@ class EfficientVlaTokens(Selection):
         self.budget = Budget(self.name, keep, count)
         self.layer, self.key, self.alpha = layer, key, alpha
         self.attention_from = attention_from
-        self._config: ModelConfig | None = None
-        self._relevance: Tensor | None = None  # [V]
+        self._config: ModelConfig  # from `prepare` on
+        self._relevance: Tensor  # [V], of the last pass
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Find the prompt's rows; refuse a layer or a direction that the model does not have."""

@@ -82,7 +82,7 @@ class FastDriveVla(Selection):
         if not 0 <= prune < 1:
             raise ValueError(f'fastdrivevla prunes a share in [0, 1), not {prune}.')
         self.prune = prune
-        self.scorer: ForegroundScorer | None = None
+        self.scorer: ForegroundScorer  # from `prepare` on
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Read the scorer."""

@@ -60,8 +60,8 @@ class FastV(Selection):
         self.layer = layer
         self.budget = Budget(self.name, keep, count)
         self.rows = rows
-        self._config: ModelConfig | None = None
-        self._received: Tensor | None = None
+        self._config: ModelConfig  # from `prepare` on
+        self._received: Tensor  # in the last pass
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Find the prompt's rows; refuse a layer that the model does not have."""

@@ -69,7 +69,7 @@ class FlashVla(Selection):
         self.budget = Budget(self.name, keep, count)
         self.max_angle = max_angle
         self.min_overlap = min_overlap
-        self._ranks: Tensor | None = None
+        self._ranks: Tensor  # of the last pass
         self._actions: deque[np.ndarray] = deque(maxlen=2)
         self._sets: deque[np.ndarray] = deque(maxlen=2)
 

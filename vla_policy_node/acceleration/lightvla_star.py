@@ -114,6 +114,7 @@ class LightVlaStar(Method):
 
     def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose the same, if the queries look here."""
+        assert self.queries is not None, 'prepare comes first'
         if self.queries.layer:
             return None
         winners = find_winners(self.queries.to(sequence.states.device)(sequence)[0])
@@ -148,4 +149,5 @@ class LightVlaStar(Method):
         if self._report is None:
             return None
         votes, flops = self._report[0].cpu().numpy(), self._report[1]
+        assert self.queries is not None, 'prepare comes first'
         return Report(votes > 0, votes.astype('float32'), self.queries.layer, flops)

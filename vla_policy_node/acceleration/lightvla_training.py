@@ -51,6 +51,7 @@ class StraightThroughSelection(Method):
     @property
     def kept_counts(self) -> Tensor:
         """[B] int64, how many visual tokens each sample of the last pass kept."""
+        assert self.votes is not None, 'no pass has run'
         return (self.votes > 0).sum(dim=1)
 
     def reset(self) -> None:

@@ -57,7 +57,7 @@ class LayerRouter(nn.Module):
         self.temporal = nn.Linear(hidden, layers - 1, bias=False)
         self.temperature = nn.Linear(hidden, 1)
         with torch.no_grad():
-            self.temperature.bias += 1  # published as a parameter of its own, which begins at 1
+            self.temperature.bias.add_(1)  # published as a parameter of its own, which begins at 1
 
     def forward(self, visual: Tensor, text: Tensor, hidden: Tensor | None = None) -> Tensor:
         """[B, V, width] and, BOS first, [B, N, width] -> logits [B, layers - 1].
@@ -121,8 +121,8 @@ class Mole(Method):
         if run < 0:
             raise ValueError(f'mole cannot run {run} layers.')
         self.run = run
-        self.router: LayerRouter | None = None
-        self._config: ModelConfig | None = None
+        self.router: LayerRouter  # from `prepare` on
+        self._config: ModelConfig  # from `prepare` on
         self._flops: int | None = None
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:

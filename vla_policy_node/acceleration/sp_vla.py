@@ -93,11 +93,11 @@ class SpVla(Selection):
         self.slow, self.fast, self.min_keep = slow, fast, min_keep
         self.layer = layer
         self.edge_low, self.edge_high = edge_low, edge_high
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
         self._past: deque[tuple[np.ndarray, bool]] = deque(maxlen=buffer)
         self._chunk = 0
         self._edges = np.empty(0, bool)
-        self._attention: Tensor | None = None
+        self._attention: Tensor  # of the last pass
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
@@ -124,7 +124,7 @@ class SpVla(Selection):
         self._past.extend((action, not reused) for action in actions)
 
     def _is_simple(self) -> bool:
-        if len(self._past) < self._past.maxlen:
+        if len(self._past) < (self._past.maxlen or 0):
             return False
         speeds = np.abs(self._past[-1][0][:3])
         share = np.mean([is_networks for _, is_networks in self._past])

@@ -107,7 +107,7 @@ class SpecPrune(Selection):
         self.local_share = local_share
         self.global_count = global_count
         self.layer_share = layer_share
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
         self._pixels: deque[Tensor] = deque(maxlen=MOST_STEPS_BACK + 1)
         self._back = 1
         self.motion = Motion()
@@ -132,7 +132,7 @@ class SpecPrune(Selection):
 
     def end_step(self, actions: np.ndarray, reused: bool) -> None:
         """Look how the arm will have moved when the next step begins."""
-        moved = np.linalg.norm(actions[:, :3].sum(axis=0))
+        moved = float(np.linalg.norm(actions[:, :3].sum(axis=0)))
         self._back = max(1, round(control_steps_back(moved) / len(actions)))
         self.motion.follow(actions)
 
@@ -192,6 +192,7 @@ class SpecPrune(Selection):
         if index in self._drops and self.layer_share < 1:
             rows = sequence.states.shape[1]
             count = max(int(self.layer_share * rows) - (rows - len(tokens)), FEWEST)
+            assert self._running is not None  # scored in an earlier layer
             running = self._running[tokens]
             return self._keep(sequence, top(running, count), running, index)
         return sequence

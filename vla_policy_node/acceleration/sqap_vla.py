@@ -89,11 +89,11 @@ class SqapVla(Selection):
         self.four_bits = four_bits
         if not four_bits:
             self.does = self.does - {Effect.CHANGES_WEIGHTS}
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
         self._quantised: list[FourBitLinear] = []
         self._pixels: Tensor | None = None
         self._protected = torch.empty(0, dtype=torch.int64)
-        self._attention: Tensor | None = None
+        self._attention: Tensor  # of the last pass
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
@@ -107,12 +107,13 @@ class SqapVla(Selection):
         """Quantise the linear layers of the decoder."""
         if not self.four_bits:
             return
-        for name, weight in model.language_model.layers.named_parameters():
+        layers = model.get_submodule('language_model.layers')
+        for name, weight in layers.named_parameters():
             if type(weight.data) is not Tensor or weight.element_size() == 1:
                 raise ValueError(
                     f'sqap_vla makes weights of 4 bits, and {name} has few bits already; choose '
                     'dtype float32 or bfloat16, or its setting four_bits=false.')
-        for module in list(model.language_model.layers.modules()):
+        for module in list(layers.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, FourBitLinear(child))
@@ -180,6 +181,10 @@ class FourBitLinear(nn.Module):
 
     rows: how many it worked on, for whoever counts. rotation_flops: of one row.
     """
+
+    rotation: Tensor
+    rounded: Tensor
+    scale: Tensor
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

@@ -54,7 +54,13 @@ class TtfVla(Method):
         self.threshold = threshold
         self.count = count
         self.keyframe = keyframe
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
+        self._now: Tensor | None
+        self._gray: Tensor | None
+        self._change: Tensor | None
+        self._features: Tensor | None
+        self._relevance: Tensor | None
+        self._step: int
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
@@ -79,7 +85,8 @@ class TtfVla(Method):
             dino = self._config.dino.width
             features = torch.cat([
                 torch.where(
-                    self._fresh(threshold).to(features.device)[None, :, None], new, old)
+                    self._fresh(self._change, threshold).to(features.device)[None, :, None],
+                    new, old)
                 for threshold, new, old in zip(
                     (self.threshold, self.threshold * SIGLIP_SCALE),
                     features.tensor_split([dino], dim=2),
@@ -89,9 +96,9 @@ class TtfVla(Method):
         self._features = features
         return features
 
-    def _fresh(self, threshold: float) -> Tensor:
+    def _fresh(self, change: Tensor, threshold: float) -> Tensor:
         """[V] bool, tokens of which a tower's features are taken anew."""
-        fresh = self._change > threshold
+        fresh = change > threshold
         if self._relevance is None:
             return fresh
         by_camera = self._relevance.to(fresh.device).view(self._config.cameras, -1)

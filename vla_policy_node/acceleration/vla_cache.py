@@ -69,7 +69,15 @@ class VlaCache(Method):
         self.static = static
         self.relevant = relevant
         self.growth = growth
-        self._config: ModelConfig | None = None
+        self._config: ModelConfig  # from `prepare` on
+        self._pixels: Tensor | None
+        self._similarity: Tensor | None
+        self._relevance: Tensor | None
+        self._reusable: Tensor
+        self._dropped: Tensor
+        self._cache: dict[int, tuple[Tensor, Tensor]]
+        self._entropies: dict[int, float]
+        self._rates: dict[int, float]
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
@@ -94,6 +102,7 @@ class VlaCache(Method):
         self._rates = damp(reuse_rates(self._entropies), self.growth)
         self._dropped = self._reusable[:0]
         self._entropies = {}
+        self._has_run = True
         self._flops = 0
 
     def _find_reusable(self) -> Tensor:
@@ -131,16 +140,15 @@ class VlaCache(Method):
         if index not in self._cache:
             self._cache[index] = key[:, :, rows], value[:, :, rows]
             return key, value
-        kept = tuple(
-            old.index_copy(2, tokens, new[:, :, rows])
-            for old, new in zip(self._cache[index], (key, value), strict=True)
-        )
-        self._cache[index] = kept
+        old_key, old_value = self._cache[index]
+        old_key = old_key.index_copy(2, tokens, key[:, :, rows])
+        old_value = old_value.index_copy(2, tokens, value[:, :, rows])
+        self._cache[index] = old_key, old_value
         if not len(self._dropped):
             return key, value
-        return tuple(
-            torch.cat([new, old.index_select(2, self._dropped)], dim=2)
-            for new, old in zip((key, value), kept, strict=True)
+        return (
+            torch.cat([key, old_key.index_select(2, self._dropped)], dim=2),
+            torch.cat([value, old_value.index_select(2, self._dropped)], dim=2),
         )
 
     def appended_positions(self, index: int, sequence: TokenSequence) -> Tensor:
@@ -166,15 +174,14 @@ class VlaCache(Method):
     def reset(self) -> None:
         """Forget the last frame, its attention, and all keys and values."""
         self._pixels = self._similarity = self._relevance = None
-        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
-        self._entropies: dict[int, float] = {}
-        self._rates: dict[int, float] = {}
-        self._reusable = self._dropped = None
+        self._cache, self._entropies, self._rates = {}, {}, {}
+        self._reusable = self._dropped = torch.empty(0, dtype=torch.int64)
+        self._has_run = False
         self._flops = 0
 
     def report(self) -> Report | None:
         """Kept are the tokens that all layers computed anew; scores: how static each patch is."""
-        if self._reusable is None:
+        if not self._has_run:
             return None
         kept = torch.ones(self._config.visual_tokens, dtype=torch.bool)
         kept[self._dropped.cpu()] = False
@@ -196,7 +203,7 @@ def reuse_rates(entropies: dict[int, float]) -> dict[int, float]:
 def damp(rates: dict[int, float], growth: float) -> dict[int, float]:
     """Let a rate rise from one layer to the next by the share `growth` of the rise only."""
     damped: dict[int, float] = {}
-    last = None
+    last: float | None = None
     for index, rate in rates.items():
         if last is not None and rate > last:
             rate = last + growth * (rate - last)

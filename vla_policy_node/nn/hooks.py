@@ -208,4 +208,5 @@ class HookChain(LayerHooks):
             own = [getattr(owner, name) for owner in owners]
             setattr(self, name, partial(getattr(LayerHooks, name).rule, own))
         ask = self.should_exit
-        self.should_exit = lambda index, states: ask(index, lambda: head(states()))
+        self.should_exit = (  # type: ignore[method-assign]
+            lambda index, states: ask(index, lambda: head(states())))

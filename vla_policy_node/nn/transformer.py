@@ -34,7 +34,7 @@ ALL_ROWS = slice(None)
 class Place(NamedTuple):
     """Where in a pass a layer runs: its number and input, who watches, what it remembers."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     sequence: TokenSequence
     visibility: Visibility = BIDIRECTIONAL
     hooks: LayerHooks = NO_HOOKS
