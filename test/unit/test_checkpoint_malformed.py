@@ -574,6 +574,7 @@ for directory in sys.argv[2:]:
 '''
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_within_bounded_memory(good, tmp_path):
     """In a process of its own, whose peak tells what loading took."""
     def lists(d):
