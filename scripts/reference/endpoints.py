@@ -14,15 +14,16 @@ from scripts.reference.text import PACKAGE, code, table
 
 HEAD = '''# Topics, services, actions
 
-Every endpoint of every node, with the names before remapping. The quality of service is that of
-`nodes/qos.py`: inputs are best effort and two deep, so that every driver matches; commands are
-reliable and one deep.
+Every endpoint of every node, with the names before remapping; the inputs are those of the default
+[robot contract](../contracts.md), and another contract names its own. The quality of service is
+that of `nodes/qos.py`: inputs are best effort and two deep, so that every driver matches; commands
+are reliable and one deep.
 '''
 MADE_BY = {
     'create_publisher': 'publishes', 'create_subscription': 'subscribes',
     'create_service': 'serves', 'ActionServer': 'serves',
 }
-# What the policy sees; the player publishes it from a bag.
+# What the policy sees by the default contract; the player publishes it from a bag.
 INPUTS = (
     ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed'),
     ('PoseStamped', 'ee_pose'), ('JointState', 'gripper_state'))
@@ -34,7 +35,8 @@ COMPUTED = {
     ('world_node', 'topic'): (('Image', 'CAMERA/image_raw'),),
     ('world_node', "f'{topic}/compressed'"): (('CompressedImage', 'CAMERA/image_raw/compressed'),),
     ('visualizer_node', "f'{name}/overlay'"): (('Image', 'CAMERA/overlay'),),
-    ('visualizer_node', "f'{name}/{topic}'"): (('Image', 'CAMERA/image_raw'),),
+    ('visualizer_node', 'topic'): (
+        ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed')),
     ('guard_node', 'STREAM'): (('EndEffectorCommand', 'command'),),
 }
 MEANING = {

@@ -1,4 +1,4 @@
-"""Acceleration methods by name: one file per published method, found by being there."""
+"""Registry of acceleration methods: one file per published method, found by its presence."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def open_settings(name: str) -> Mapping[str, Sequence[object]]:
 
 
 def execution_modes(methods: Sequence[str]) -> tuple[str, ...]:
-    """Execution modes in which these methods mean what they mean; see `Method.needs_sync`."""
+    """Execution modes in which these methods are valid; see `Method.needs_sync`."""
     if any(_METHODS[name].needs_sync for name in methods):
         return ('sync',)
     return EXECUTION_MODES
 
 
 def check_execution(methods: Sequence[str], mode: str) -> None:
-    """Raise ValueError with one sentence for methods that mean nothing in an execution mode."""
+    """Raise ValueError with one sentence for methods that are invalid in an execution mode."""
     for name in methods:
         settings(name)  # refuses what is unknown
         if mode not in execution_modes([name]):
@@ -91,7 +91,7 @@ def create(name: str, **chosen: object) -> Method:
 
 
 def prepare(methods: Sequence[Method], checkpoint: Path, config: ModelConfig) -> None:
-    """Prepare methods that will run together, each for what the others make of the model.
+    """Prepare methods that will run together, each for the model as the others change it.
 
     config: of the checkpoint. ValueError with one sentence for a method that cannot run on it.
     """

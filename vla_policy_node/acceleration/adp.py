@@ -5,8 +5,8 @@
 
 - Text-driven selection before layer 0: BOS, prompt and stop token as queries and the visual tokens
   as keys of layer 0, without rotary positions and softmax; the mean over heads and rows of
-  q k' / sqrt(d) ranks the tokens of each camera. A camera whose share of the budget is larger
-  than itself keeps all it has, and the other one no more for that; each keeps at least one.
+  q k' / sqrt(d) ranks the tokens of each camera. A camera whose share of the budget exceeds
+  its tokens keeps all of them, and the other one gets no more for that; each keeps at least one.
 - Motion gate, one window per inference: how far the end effector came since the last one, against
   the windows before (rule 'extrema'): at least as far as the farthest of them, prune; less than
   the nearest, do not; between them, prune. Or, from the first window on, against a running mean
@@ -85,15 +85,15 @@ class Adp(Selection):
         self._config = config
 
     def change_model(self, model: nn.Module) -> None:
-        """Change nothing, but take hold of layer 0, whose projections rank the tokens."""
+        """Change nothing, but keep layer 0, whose projections rank the tokens."""
         self._layer0 = cast(DecoderLayer, model.get_submodule('language_model.layers.0'))
 
     def begin_step(self, step: Step) -> None:
-        """Look how far the arm came."""
+        """Measure how far the arm came."""
         self.gate.update(step.proprio[:3])
 
     def begin_pass(self) -> None:
-        """Tell a pass of fixed shapes, which reads what lies on its device, about the gate."""
+        """Pass the gate to a pass of fixed shapes, as a tensor on its device."""
         super().begin_pass()
         if self._is_open is not None:
             self._is_open.fill_(self.gate.open)
@@ -107,7 +107,7 @@ class Adp(Selection):
         return self._keep(sequence, kept, scores, flops=ranking_flops(sequence))
 
     def select_static(self, sequence: TokenSequence) -> Choice:
-        """Choose the same, and all where the gate is closed; ranking is paid for either way."""
+        """Choose the same, or all if the gate is closed; ranking costs the same either way."""
         if self._is_open is None:
             self._is_open = torch.tensor(self.gate.open, device=sequence.states.device)
         asking, hidden = self._asking(sequence), self._fills_up(sequence)

@@ -1,7 +1,7 @@
-"""What an acceleration method is: hooks into the policy, what it needs and does, its report.
+"""The base class of acceleration methods: hooks into the policy, declarations, a report.
 
-A method subclasses `Method` and overrides the hooks that it uses (`acceleration.hooks` and, of
-the forward pass, `nn.hooks`); the others do nothing. Beside those it may
+A method subclasses `Method` and overrides the hooks that it uses (`acceleration.hooks` and, for
+the forward pass, `nn.hooks`); the others do nothing. Besides those it may
 
     prepare     get ready for a checkpoint, once, when the policy loads
     reset       forget: a new episode or instruction begins
@@ -10,10 +10,10 @@ the forward pass, `nn.hooks`); the others do nothing. Beside those it may
 Every method keeps to these rules, and its test says so:
 
 - Switched off, by its own setting or by not being listed, it changes no bit of the result in
-  float32, on one processor with as many threads.
+  float32, on one processor with the same number of threads.
 - Dropping tokens equals hiding them from attention: order and positions of the rest stay.
 - What it remembers from one step to the next is its own and is gone after `reset()`.
-- It saves what it says it saves: what is dropped, skipped or reused is not computed.
+- It saves what it claims: what is dropped, skipped or reused is not computed.
 - It reports what it did in the last pass, and does nothing that it does not declare.
 """
 
@@ -60,7 +60,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
-    needs_sync: whether it takes it that a chunk is executed to its end before the next inference,
+    needs_sync: whether it relies on a chunk being executed to its end before the next inference,
         as in execution mode 'sync'; it is then refused in the others.
     needs: what the policy must offer. does: what the method may do to it, as it is set.
     open_settings: constants that the source leaves open -> values to try beside the default, one
@@ -76,7 +76,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
 
     @property
     def acts_in_pass(self) -> bool:
-        """Whether it takes part in the forward pass, not only before or instead of it."""
+        """Whether it takes part in the forward pass, and not only before or instead of it."""
         return bool(self.does & IN_PASS)
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""What methods do to a policy, and which of them fit together, and to which policy."""
+"""Declarations of what methods do, and checks that methods and policies fit together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Effect(Enum):
-    """Something that a method may do, as it is set; `test_methods_declare.py` holds it to that.
+    """Something that a method may do, as configured; `test_methods_declare.py` checks it.
 
-    COST_VARIES: how much is left to compute depends on what the policy sees or does.
+    COST_VARIES: the remaining computation depends on what the policy sees or does.
     """
 
     CHANGES_WEIGHTS = auto()
@@ -34,7 +34,7 @@ class Effect(Enum):
 
 
 DROPS = {Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER}
-# What happens in a layer of its own, which must then run.
+# Effects that happen in a certain layer, which must then run.
 IN_LAYERS = {
     Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.READS_OUTPUTS,
     Effect.REUSES_KEYS_VALUES}

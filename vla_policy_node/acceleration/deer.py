@@ -36,8 +36,8 @@ POSE = slice(0, 6)
 class Deer(Method):
     """Leaves out the layers behind the first exit that agrees with the one before it.
 
-    every: layers from one exit to the next; published is 2. A trained checkpoint decides itself.
-    threshold: of all exits; 0 takes those that the checkpoint was calibrated with, below 0 never
+    every: layers from one exit to the next; published is 2. A trained checkpoint overrides it.
+    threshold: for all exits; 0 uses those that the checkpoint was calibrated with, below 0 never
         stops.
     """
 
@@ -69,7 +69,7 @@ class Deer(Method):
         self._asked = 0
 
     def should_exit(self, index: int, answer: Callable[[], Tensor]) -> bool:
-        """Compare the answer of this exit with that of the one before it."""
+        """Compare the answer of this exit with that of the previous one."""
         if index in self._thresholds or index + 1 == min(self._thresholds, default=0):
             now = answer()
             self._asked += 1
@@ -84,7 +84,7 @@ class Deer(Method):
         self._asked = -1
 
     def report(self) -> Report | None:
-        """All tokens stay; asking the head at the exits costs."""
+        """All tokens stay; running the head at the exits costs."""
         if self._asked < 0:
             return None
         kept = np.ones(self._config.visual_tokens, bool)
@@ -94,13 +94,13 @@ class Deer(Method):
 def exits_of(layers: int, every: int) -> list[int]:
     """After how many layers a pass may end early: every, 2 every, ..., less than all.
 
-    An exit after a single layer has none before it to agree with, and is none.
+    There is no exit after a single layer: it has none before it to agree with.
     """
     return [count for count in range(every, layers, every) if count > 1]
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
-    """How far two answers [B, K, 7] are apart, [B]."""
+    """Distance of two answers [B, K, 7], [B]."""
     return (first - second)[..., POSE].square().mean(dim=(1, 2)).sqrt()
 
 

@@ -1,10 +1,9 @@
-"""Fixed depth cuts: the last layers of the language model are not there at all.
+"""Layer truncation: the last layers of the language model are removed.
 
 SmolVLA (Shukor et al. 2025, arXiv 2506.01844): the first half of the layers of the vision-language
 model; "every second layer" is named as a competitive alternative. FLOWER (Reuss et al. 2025, arXiv
 2509.04996, section 4): of decoder-only models the last 30 % go, of encoder-decoder models the
-decoder. Both train the policy after the cut. A checkpoint that was not is what it is: run it to
-see, do not expect it to act.
+decoder. Both train the policy after the cut. Do not expect a checkpoint to act that was not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""EfficientVLA, part 3: denoising steps that reuse what the action head's blocks did before.
+"""EfficientVLA, part 3: denoising steps that reuse the cached output of the head's blocks.
 
 Yang et al. 2025, arXiv 2506.10100, section 3.4; no training. The paper keeps the outputs of
 attention and MLP of every block. Between two full steps their sum is all that matters: a reuse

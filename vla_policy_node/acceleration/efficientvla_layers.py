@@ -1,4 +1,4 @@
-"""EfficientVLA, part 1: a language model with fewer and narrower layers, made once.
+"""EfficientVLA, part 1: remove layers and narrow the MLPs of a language model, once.
 
 Yang et al. 2025, arXiv 2506.10100, section 3.2; no training. Layers whose output resembles their
 input are removed (the Block Influence of ShortGPT, arXiv 2403.03853). Every published row with
@@ -63,8 +63,9 @@ def remove_layers(model: OpenVlaOft, removed: Sequence[int]) -> None:
 def narrow_mlps(model: OpenVlaOft, share: float) -> None:
     """Keep this share of the channels of every MLP of the language model, in place.
 
-    The paper takes PruneNet (arXiv 2501.15296), which learns whom to keep. Here those stay with
-    the largest product of the three norms |gate| |up| |down| of their weights; no data is needed.
+    The paper uses PruneNet (arXiv 2501.15296), which learns what to keep. Here the channels with
+    the largest product of the three norms |gate| |up| |down| of their weights stay; no data is
+    needed.
     """
     if not 0 < share <= 1:
         raise ValueError(f'The share of the MLP width must be in (0, 1], not {share}.')

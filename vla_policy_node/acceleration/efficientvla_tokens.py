@@ -1,4 +1,4 @@
-"""EfficientVLA, part 2: keep visual tokens for the task, and some that look different.
+"""EfficientVLA, part 2: keep visual tokens that matter for the task, and some diverse ones.
 
 Yang et al. 2025, arXiv 2506.10100, section 3.3; no training. A few key tokens with the most
 attention, then a share of the rest by attention and the others by how little they resemble the

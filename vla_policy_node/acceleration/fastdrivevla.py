@@ -1,4 +1,4 @@
-"""FastDriveVLA: a small scorer knows the foreground, and only it goes on (AAAI 2026).
+"""FastDriveVLA: a small scorer keeps only foreground tokens (AAAI 2026).
 
 ReconPruner, arXiv 2507.23318, from a section-by-section note; official code was not found. One
 decoder layer with full attention sees the visual tokens V and a learnt query Q; the score of a

@@ -1,14 +1,14 @@
-"""FastV: after a few layers, drop the visual tokens that got little attention (Chen et al. 2024).
+"""FastV: drop visual tokens that get little attention after a few layers (Chen et al. 2024).
 
 "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764; code pkunlp-icler/FastV. It needs
 no training. There the last row of the prompt ranks the tokens: in a causal model that row has seen
 everything and writes the answer. In CogACT it is the cognition token.
 
 OpenVLA-OFT, whose rows all see each other, has rows behind its prompt: empty action slots and a
-stop token, which in the layer that ranks attend to little that matters. Ranked by them half of the
-tokens do for none of 10 episodes, ranked by the last row of the prompt for 9 (README). `rows`
-chooses; 'prefill' is how a public port for OpenVLA-OFT (MINT-SJTU/VLA-Pruner) ranks, with an equal
-part of the budget for each camera.
+stop token, which attend to little that matters in the ranking layer. Ranked by them, half of the
+tokens suffice for none of 10 episodes; ranked by the last row of the prompt, for 9
+(docs/acceleration.md). `rows` chooses; 'prefill' is the ranking of a public port for OpenVLA-OFT
+(MINT-SJTU/VLA-Pruner), with an equal part of the budget for each camera.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FlashVLA: keep informative tokens, and answer again what was just answered (2025).
+"""FlashVLA: keep informative tokens, and repeat the last answer in a still scene (2025).
 
 "Think Twice, Act Once", arXiv 2505.21200 (not the streaming FlashVLA of 2026), from summaries and
 reviews; there is no public code. Two parts:
@@ -78,7 +78,7 @@ class FlashVla(Selection):
         self._check_layer(self.layer, config)
 
     def begin_step(self, step: Step) -> np.ndarray | None:
-        """Give the last answer again if nothing changes."""
+        """Repeat the last answer if nothing changes."""
         if len(self._actions) < 2 or len(self._sets) < 2:
             return None
         before, last = self._sets
@@ -88,7 +88,7 @@ class FlashVla(Selection):
         return None
 
     def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """Remember the answer, or start again after one that was given twice."""
+        """Store the answer, or start afresh after a repeated one."""
         if reused or self._kept is None:
             self._actions.clear()
             self._sets.clear()

@@ -1,10 +1,10 @@
-"""Where an acceleration method can take part, beside the forward pass: two small interfaces.
+"""Hook interfaces outside the forward pass: on the weights, and on every step.
 
     WeightHooks     once, when the policy loads
     StepHooks       every step of the policy, before and after the network
 
-In between lies the forward pass of the network, whose interfaces are in `nn.hooks`. All hooks do
-nothing by themselves. All calls come from the one thread that runs the policy, with batch size 1.
+In between lies the forward pass of the network, whose interfaces are in `nn.hooks`. By default all
+hooks do nothing. All calls come from the one thread that runs the policy, with batch size 1.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the policy begins with.
+    """Inputs of one step of the policy.
 
-    images: [cameras, 3, H, W] float32 in [0, 1], RGB, cropped as the towers see them.
+    images: [cameras, 3, H, W] float32 in [0, 1], RGB, cropped as the vision encoders see them.
     proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
     action_low, action_high: [7] float64, the range of the training data's actions.
     """
@@ -35,10 +35,10 @@ class Step:
 
 
 class WeightHooks:
-    """What becomes of the weights."""
+    """Hooks on the weights."""
 
     def changed_config(self, config: ModelConfig) -> ModelConfig:
-        """Say what `change_model` makes of a model, where its shape becomes another one."""
+        """Return the config of a model after `change_model`, where its shape changes."""
         return config
 
     def change_model(self, model: nn.Module) -> None:
@@ -46,7 +46,7 @@ class WeightHooks:
 
 
 class StepHooks:
-    """Before and after the network."""
+    """Hooks before and after the network."""
 
     def begin_step(self, step: Step) -> np.ndarray | None:
         """A step begins. Return actions [K, 7] to answer it without running the network.

@@ -63,7 +63,7 @@ class LightVla(Method):
         self._report: tuple[Tensor, Tensor, int] | None = None
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
-        """Drop the visual tokens nobody voted for."""
+        """Drop the visual tokens without a vote."""
         choice = self._vote(sequence)
         kept = self._ablate(choice.kept.nonzero().flatten(), (~choice.kept).nonzero().flatten())
         tokens, total = sequence.visual_tokens, sequence.visual_total
@@ -76,11 +76,11 @@ class LightVla(Method):
         return sequence.keep_visual(kept, None if choice.bias is None else choice.bias[kept])
 
     def select_static(self, sequence: TokenSequence) -> Choice | None:
-        """Choose the visual tokens somebody voted for; the ablation draws, and cannot."""
+        """Choose the visual tokens with a vote; not with the ablation, which draws at random."""
         return None if self.extra_random or self.drop_fraction else self._vote(sequence)
 
     def record_selection(self, choice: Choice) -> None:
-        """Take a choice among all visual tokens for that of the last pass."""
+        """Store a choice among all visual tokens as that of the last pass."""
         self._report = choice.kept, choice.scores, choice.flops
 
     def _vote(self, sequence: TokenSequence) -> Choice:

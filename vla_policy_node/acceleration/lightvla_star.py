@@ -31,7 +31,7 @@ LAST_LAYER = 3
 
 
 class LearnedQueries(nn.Module):
-    """The queries, and where they look.
+    """The queries, and the layer in which they select.
 
     layer: 0 selects among the projected visual tokens before the language model, 1 to 3 among
         the hidden states before that layer.
@@ -124,7 +124,7 @@ class LightVlaStar(Method):
         return Choice(votes > 0, votes, flops=self.queries.flops(sequence))
 
     def record_selection(self, choice: Choice) -> None:
-        """Take a choice among all visual tokens for that of the last pass."""
+        """Store a choice among all visual tokens as that of the last pass."""
         self._report = choice.scores, choice.flops
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:

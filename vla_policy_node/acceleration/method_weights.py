@@ -1,4 +1,4 @@
-"""Load and save a method's own weights, stored with the checkpoint they were learnt with."""
+"""Loads and saves method weights stored with the checkpoint."""
 
 from __future__ import annotations
 

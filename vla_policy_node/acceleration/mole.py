@@ -1,4 +1,4 @@
-"""MoLe-VLA: a router picks the layers to run, before the first one runs (2025).
+"""MoLe-VLA: a router chooses which layers run, before the first one (2025).
 
 Mixture of layers, arXiv 2503.20384, in the form of its public code (RoyZry98/MoLe-VLA-Pytorch).
 The router sees the normed input embeddings: images through a shared projection, their mean, and

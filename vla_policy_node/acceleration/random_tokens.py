@@ -1,4 +1,4 @@
-"""Random tokens: the baseline that every selection has to beat."""
+"""Random tokens: the baseline that every token selection has to beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods that choose among visual tokens have in common."""
+"""Shared parts of methods that choose among visual tokens."""
 
 from __future__ import annotations
 

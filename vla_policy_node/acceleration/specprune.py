@@ -1,4 +1,4 @@
-"""SpecPrune-VLA: what stands still goes, except what the first layers look at (2025).
+"""SpecPrune-VLA: drop static tokens, except those that the first layers attend to (2025).
 
 arXiv 2509.05614, in the form of its public code (alexwhz-sjtu/SpecPrune-VLA), which differs from
 the paper's text in most numbers. Of each camera the `static` patches most similar to an older

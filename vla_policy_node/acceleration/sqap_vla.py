@@ -1,4 +1,4 @@
-"""SQAP-VLA: keep what quantised attention can be trusted with, and quantise to 4 bits (2025).
+"""SQAP-VLA: token pruning that survives quantised attention, with 4-bit arithmetic (2025).
 
 arXiv 2509.09090, from summaries; its code was not read. Three rules choose the tokens, at one
 budget: those with the most attention; those around the robot; and, to fill up, those that lie

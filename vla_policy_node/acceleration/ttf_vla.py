@@ -1,4 +1,4 @@
-"""TTF-VLA: static, unimportant visual tokens are taken from the last frame (AAAI 2026).
+"""TTF-VLA: reuse the last frame's features of static, unimportant tokens (AAAI 2026).
 
 Temporal token fusion, arXiv 2508.19257, in the form of the released code (PKU-XLab/TTF-VLA,
 "hybrid" mode). A token is taken anew if its patch changed (mean absolute difference of the gray

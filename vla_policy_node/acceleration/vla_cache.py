@@ -1,4 +1,4 @@
-"""VLA-Cache: patches that stand still keep the keys and values of the last step (NeurIPS 2025).
+"""VLA-Cache: reuse the last step's keys and values of static patches (NeurIPS 2025).
 
 arXiv 2502.02175, in the form of the released code (siyuhsu/vla-cache, OpenVLA-OFT variant):
 
