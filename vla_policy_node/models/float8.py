@@ -1,10 +1,9 @@
 """Products of 8-bit floats (e4m3), weights and activations, for GPUs that have them.
 
-A float far below the largest one has as many digits as that, over four decades, so a scale needs
-only a bound. Behind a norm there is one: in rows of mean square 1 no value exceeds the root of
-their width, and in what is made of them none exceeds what the weights let it (Cauchy-Schwarz),
-but for what rounding of both adds. Only the gated rows of the decoder are searched for their
-largest value as they come.
+The precision of e4m3 is relative over four decades, so an upper bound suffices as scale. After a
+norm there is one: in rows of mean square 1 no value exceeds the root of their width, and none of
+their products exceeds what the weights allow (Cauchy-Schwarz), up to the rounding of both. Only
+the gated rows of the decoder are searched for their largest value at run time.
 
 Half the bytes and twice the arithmetic rate of bfloat16 on GPUs of compute capability 8.9 and
 above. Elsewhere the same rounding is computed in float32, slowly, to measure what it changes.
