@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from replay_bag import make_bag
 from rosbags.rosbag2 import Reader
 
-from vla_policy_node.replay import mcap_file, sqlite_file, storage
+from vla_policy_node.replay import mcap_records, sqlite_file, storage
 from vla_policy_node.replay.bag import METADATA, Bag, BagError
 from vla_policy_node.replay.repair import repair_bag
 
@@ -92,18 +92,18 @@ def chunk(body, compression=b'', size=None, packed=None, first=0, last=2**40):
 
 def write_mcap(path, data, summary=b''):
     """Write a file; summary: function of the place where the data begins, or bytes."""
-    start = len(mcap_file.MAGIC)
+    start = len(mcap_records.MAGIC)
     body = record(1, text(b'ros2') + text(b'')) + data + record(15, bytes(4))
     summary = summary(start + 9 + 12 - 4) if callable(summary) else summary
     at = start + len(body) if summary else 0
-    path.write_bytes(mcap_file.MAGIC + body + summary
-                     + record(2, struct.pack('<QQI', at, 0, 0)) + mcap_file.MAGIC)
+    path.write_bytes(mcap_records.MAGIC + body + summary
+                     + record(2, struct.pack('<QQI', at, 0, 0)) + mcap_records.MAGIC)
     return path
 
 
 def indexed(path, chunks, statistics=True):
     """A file whose index says of each chunk what the triple (bytes, first, last) says."""
-    at = len(mcap_file.MAGIC) + len(record(1, text(b'ros2') + text(b'')))
+    at = len(mcap_records.MAGIC) + len(record(1, text(b'ros2') + text(b'')))
     index = SCHEMA + channel(1)
     for raw, first, last in chunks:
         size = struct.unpack_from('<Q', raw, 9 + 16)[0]
@@ -474,12 +474,12 @@ def test_a_damaged_bag_is_read_or_refused_in_a_sentence(
 @given(st.binary(max_size=300))
 def test_any_bytes_as_records_are_read_or_refused(data):
     stream = io.BytesIO(data)
-    definitions = mcap_file.Definitions()
+    definitions = mcap_records.Definitions()
     try:
-        for opcode, body in mcap_file.records(stream, 0, len(data)):
+        for opcode, body in mcap_records.records(stream, 0, len(data)):
             definitions.learn(opcode, body)
-            if opcode == mcap_file.CHUNK:
-                list(mcap_file.messages_of(mcap_file.unpack_chunk(body), None, definitions))
+            if opcode == mcap_records.CHUNK:
+                list(mcap_records.messages_of(mcap_records.unpack_chunk(body), None, definitions))
     except (storage.StorageError, zstandard.ZstdError, RuntimeError) as error:
         assert str(error)
 
@@ -492,7 +492,7 @@ def test_repair_keeps_messages_of_types_that_are_not_installed(tmp_path):
                     + text(b'int32 x'))
     path = tmp_path / 'bag.mcap'
     body = schema + channel(1, b'/thing') + message(1, 5, b'\0\1\0\0\7\0\0\0')
-    path.write_bytes(mcap_file.MAGIC + record(1, text(b'ros2') + text(b'')) + chunk(body)
+    path.write_bytes(mcap_records.MAGIC + record(1, text(b'ros2') + text(b'')) + chunk(body)
                      + chunk(message(1, 9, b'second'))[:-3])
     before = path.read_bytes()
     target, count = repair_bag(path)
@@ -506,7 +506,7 @@ def test_repair_keeps_messages_of_types_that_are_not_installed(tmp_path):
 def test_repair_overwrites_nothing_and_leaves_nothing_of_a_failure(tmp_path):
     bag = tmp_path / 'bag'
     bag.mkdir()
-    (bag / 'a.mcap').write_bytes(mcap_file.MAGIC + b'\xff' * 50)
+    (bag / 'a.mcap').write_bytes(mcap_records.MAGIC + b'\xff' * 50)
     with pytest.raises(BagError, match='holds no whole message'):
         repair_bag(bag)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['bag']
@@ -532,7 +532,7 @@ def test_a_type_name_is_never_a_path_or_a_module(tmp_path, kind):
         assert done.stdout.strip() == 'refused', done.stderr
     schema = record(3, struct.pack('<H', 1) + text(kind) + text(b'ros2msg') + text(b'int32 x'))
     path = tmp_path / 'bag.mcap'
-    path.write_bytes(mcap_file.MAGIC + schema + channel(1, b'/thing') + message(1, 5, b'data'))
+    path.write_bytes(mcap_records.MAGIC + schema + channel(1, b'/thing') + message(1, 5, b'data'))
     target, count = repair_bag(path)
     assert count == 1
     assert [raw for _, _, raw in read(target)] == [b'data']

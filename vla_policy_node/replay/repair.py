@@ -13,7 +13,7 @@ from rosbags.rosbag2.errors import WriterError
 
 from vla_policy_node.common.plain_yaml import read_regular
 from vla_policy_node.replay.bag import METADATA, BagError
-from vla_policy_node.replay.mcap_file import (
+from vla_policy_node.replay.mcap_records import (
     CHANNEL,
     CHUNK,
     DATA_END,

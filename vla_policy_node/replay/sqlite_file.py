@@ -15,6 +15,7 @@ from vla_policy_node.replay.storage import (
     Stored,
     Topic,
     checked_name,
+    kind_as,
     regular_size,
 )
 
@@ -58,7 +59,7 @@ class SqliteFile:
             if len(self._names) == MOST_TOPICS:
                 raise BoundsError(f'it has more than {MOST_TOPICS} topics')
             name, kind = checked_name(str(name), 'topic'), checked_name(str(kind), 'message type')
-            kind = kind if encoding == 'cdr' else f'{kind} as {str(encoding)[:20]}'
+            kind = kind_as(kind, str(encoding))
             self._names[number] = name
             if self.topics.setdefault(name, Topic(kind)).kind != kind:
                 raise StorageError(f'{name} has two message types')

@@ -82,6 +82,11 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+def kind_as(name: str, encoding: str) -> str:
+    """Return a message type, with its encoding if that is not CDR."""
+    return name if encoding == 'cdr' else f'{name} as {encoding[:20]}'
+
+
 def unpack(data: bytes, most_bytes: int, what: str) -> bytes:
     """Return zstd data unpacked. StorageError, BoundsError if that is more than `most_bytes`."""
     parts, left = [], most_bytes + 1
