@@ -17,7 +17,7 @@ import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from robot_double import STREAMS, TIMEOUT_S, RobotDouble, stamp
+from robot_double import TIMEOUT_S, RobotDouble, stamp
 from rosgraph_msgs.msg import Clock
 
 from vla_msgs.action import ExecuteInstruction
@@ -108,9 +108,11 @@ class Bench:
     """The policy node, as its process runs it, and a robot; the clock belongs to the test."""
 
     def __init__(self, **parameters):
-        self.robot = RobotDouble(parameters.get('compressed', False))
-        given = {**FAST_ARM, 'use_sim_time': True, 'warmup_inferences': 1,
-                 'freeze_timeout_s': 0.0, 'clock_timeout_s': 60.0}  # the clock is the test's
+        self.robot = RobotDouble(
+            parameters.get('compressed', False), parameters.get('contract', ''))
+        arm = {'max_tracking_error_m': 0.0} if parameters.get('contract') else FAST_ARM
+        given = {**arm, 'use_sim_time': True, 'warmup_inferences': 1, 'freeze_timeout_s': 0.0,
+                 'clock_timeout_s': 60.0}  # the clock is the test's
         overrides = [Parameter(k, value=v) for k, v in {**given, **parameters}.items()]
         self.node = CountingPolicyNode(self.robot.count_filed, parameter_overrides=overrides)
         self.now_ns = START_NS
@@ -186,7 +188,7 @@ class Bench:
         assert response.success, response.message
         return response.epoch
 
-    def observe(self, offset_ns=0, streams=STREAMS):
+    def observe(self, offset_ns=0, streams=None):
         """Send an observation stamped now (plus the offset) and wait until it was filed."""
         target = self.robot.filed + self.robot.observe(self.now_ns + offset_ns, streams)
         self.robot.wait(lambda: self.robot.filed >= target, 'the inputs')

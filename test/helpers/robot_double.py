@@ -13,42 +13,45 @@ from rclpy.action import ActionClient
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
+from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.parts import POSE_TYPE
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.image_messages import to_image_message
+from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.wire.streams import InputStreams
 
 TIMEOUT_S = 20.0  # a busy machine is slow; nothing here passes because it waited
 STREAMS = (*CAMERAS, 'ee_pose', 'gripper_state')
 
 
 class RobotDouble(Node):
-    """Two best-effort cameras, a pose and a gripper; a list for every topic of the policy node.
+    """Cameras and state of a contract, best-effort, and a list for every topic of the node.
+
+    The joints of a source that names them come in another order, with a stranger among them.
 
     alter: stream -> function that changes a message before it is sent, or returns None to lose it.
     """
 
-    def __init__(self, compressed=False):
+    def __init__(self, compressed=False, contract=''):
         super().__init__('robot')
-        self._compressed = compressed
+        self._streams = InputStreams(find_contract(contract), compressed)
         self.changed = threading.Condition()
         self.alter = {}
         self.filed = 0
         self.frame = 0
         sensor = qos_profile_sensor_data
-        kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         self.inputs = {
-            **{c: self.create_publisher(kind, f'{c}/image_raw{suffix}', sensor) for c in CAMERAS},
-            'ee_pose': self.create_publisher(PoseStamped, 'ee_pose', sensor),
-            'gripper_state': self.create_publisher(JointState, 'gripper_state', sensor),
-        }
+            stream: self.create_publisher(message_class(kind), topic, sensor)
+            for stream, (kind, topic) in self._streams.topics.items()}
         self.clock_publisher = self.create_publisher(Clock, '/clock', qos.clock_output())
         self.commands = self._record(EndEffectorCommand, 'command', qos.command_input())
         self.twists = self._record(TwistStamped, 'twist_command', qos.command_input())
@@ -105,12 +108,12 @@ class RobotDouble(Node):
         assert client.wait_for_service(TIMEOUT_S)
         return self.finish(client.call_async(client.srv_type.Request(**request)))
 
-    def observe(self, stamp_ns, streams=STREAMS):
-        """Publish one sample per stream; return how many were sent."""
+    def observe(self, stamp_ns, streams=None):
+        """Publish one sample per stream, of all by default; return how many were sent."""
         self.frame += 1
         header = Header(stamp=to_time(stamp_ns), frame_id='base_link')
         sent = 0
-        for stream in streams:
+        for stream in self.inputs if streams is None else streams:
             message = self._make(stream, copy.deepcopy(header))
             message = self.alter.get(stream, lambda same: same)(message)
             if message is not None:
@@ -119,24 +122,29 @@ class RobotDouble(Node):
         return sent
 
     def _make(self, stream, header):
-        if stream == 'ee_pose':
+        source = self._streams.states.get(stream)
+        if source is not None and source.type == POSE_TYPE:
             message = PoseStamped(header=header)
             message.pose.position.z = 0.5
             message.pose.orientation.w = 1.0
             return message
-        if stream == 'gripper_state':
+        if source is not None and source.joints:
+            names = ['stranger', *reversed(source.joints)]
+            position = [9.0] + [0.02] * (len(names) - 1)
+            return JointState(header=header, name=names, position=position)
+        if source is not None:
             return JointState(header=header, name=['left', 'right'], position=[0.02, -0.02])
-        pixels = picture(stream, self.frame)
-        if self._compressed:
+        pixels = picture(stream, self.frame, self._streams.cameras)
+        if self._streams.compressed:
             data = cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
             return CompressedImage(header=header, format='png', data=data)
         return to_image_message(pixels, header)
 
 
-def picture(camera, frame):
+def picture(camera, frame, cameras=CAMERAS):
     """What a camera sees, [24, 32, 3]: a view of its own, with the noise of a sensor."""
-    view = np.random.default_rng(CAMERAS.index(camera)).integers(40, 216, (6, 8, 3))
-    noise = np.random.default_rng([CAMERAS.index(camera), frame]).normal(0, 2, (24, 32, 3))
+    view = np.random.default_rng(cameras.index(camera)).integers(40, 216, (6, 8, 3))
+    noise = np.random.default_rng([cameras.index(camera), frame]).normal(0, 2, (24, 32, 3))
     return np.clip(np.kron(view, np.ones((4, 4, 1))) + noise, 0, 255).astype(np.uint8)
 
 

@@ -3,6 +3,7 @@ bad ones as a hold that names the stream."""
 
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,3 +100,65 @@ def test_any_bytes_are_a_pose_or_a_hold_and_nothing_else(body, order):
             decode(raw)
         except HoldError as error:
             assert error.hold.code is HoldReason.INPUT_INVALID
+
+
+# --- by the contract: joints by name, with sign and scale ---
+
+JOINTS = find_contract('two_arms').state[0]
+MEASURED = {value.joint: 0.01 * (i + 1) for i, value in enumerate(JOINTS.values)}
+TOLD = [value.scale * MEASURED[value.joint] + value.offset for value in JOINTS.values]
+
+
+def joint_state(positions, **fields):
+    return serialize_message(
+        JointState(name=list(positions), position=list(positions.values()), **fields))
+
+
+@given(st.permutations([*MEASURED, 'stranger', 'wheel']))
+def test_where_a_joint_stands_in_a_message_is_of_no_importance(names):
+    message = {name: MEASURED.get(name, 9.0) for name in names}
+    np.testing.assert_array_equal(decode_state(joint_state(message), JOINTS, FRAME), TOLD)
+
+
+@pytest.mark.parametrize('joint', MEASURED)
+def test_each_joint_that_is_missing_or_no_number_is_a_hold(joint):
+    for message in ({k: v for k, v in MEASURED.items() if k != joint},
+                    MEASURED | {joint: math.nan}, MEASURED | {joint: math.inf}):
+        with pytest.raises(HoldError) as caught:
+            decode_state(joint_state(message), JOINTS, FRAME)
+        assert caught.value.hold == Hold(HoldReason.INPUT_INVALID, 'left_arm')
+
+
+def test_a_number_that_the_scale_makes_infinite_is_a_hold():
+    with pytest.raises(HoldError, match='not finite'):
+        decode_state(joint_state(MEASURED | {'left_left_finger': 1e308}), JOINTS, FRAME)
+
+
+@pytest.mark.parametrize('field', ['velocity', 'effort'])
+def test_a_field_that_is_not_sent_for_every_joint_is_a_hold(field):
+    source = replace(JOINTS, values=tuple(replace(v, field=field) for v in JOINTS.values))
+    some = [0.5] * len(MEASURED)
+    told = decode_state(joint_state(MEASURED, **{field: some}), source, FRAME)
+    np.testing.assert_allclose(told[:-1], 0.5)
+    for sent in ([], some[:-1], [*some, 0.5]):
+        with pytest.raises(HoldError, match=f'numbers of {field}'):
+            decode_state(joint_state(MEASURED, **{field: sent}), source, FRAME)
+
+
+def test_a_pose_is_told_in_the_order_and_scale_of_the_contract():
+    pose, _ = find_contract('').state
+    turned = replace(pose, values=tuple(
+        replace(value, scale=1000.0) for value in reversed(pose.values[:3])))
+    np.testing.assert_allclose(
+        decode_state(make_pose((0.1, 0.2, 0.3)), turned, FRAME), [300.0, 200.0, 100.0])
+    assert decode_state(make_pose(), replace(pose, values=()), FRAME).size == 0
+    with pytest.raises(HoldError):
+        decode_state(make_pose(frame='camera'), replace(pose, values=()), FRAME)
+
+
+@given(st.binary(max_size=400), st.integers(0, 1))
+def test_any_bytes_are_joints_by_name_or_a_hold_and_nothing_else(body, order):
+    try:
+        decode_state(bytes([0, order, 0, 0]) + body, JOINTS, FRAME)
+    except HoldError as error:
+        assert error.hold == Hold(HoldReason.INPUT_INVALID, 'left_arm')

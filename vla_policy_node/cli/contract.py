@@ -15,7 +15,7 @@ def check(
     """Check a robot contract and say what a policy and the node would take from it.
 
     The first thing that is wrong is named with its place in the file and what to do. Nothing has
-    to run for it: neither ROS nor a policy. Exit code 0: it can be used, 2: it cannot.
+    to run for it: neither ROS nor a policy. Exit code 0: it is whole, 2: it is not.
 
     * `vla contract check my_robot.yaml`
 
@@ -25,6 +25,7 @@ def check(
 
     from vla_policy_node.contract import ContractError, find_contract
     from vla_policy_node.contract.describe import describe
+    from vla_policy_node.loop.contract_fields import moved_parts
 
     try:
         robot = find_contract(contract)
@@ -32,6 +33,11 @@ def check(
         raise refusal(error) from None
     for table in describe(robot):
         Console().print(table)
+    try:
+        moved_parts(robot)
+        typer.echo('The contract is whole, and the policy node moves this robot.')
+    except ContractError as error:
+        typer.echo(f'The contract is whole, but the policy node will not move this robot: {error}')
 
 
 def new(

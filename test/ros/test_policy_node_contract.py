@@ -1,0 +1,117 @@
+"""The policy node on other robots than the default one: more cameras, joints by name."""
+
+import copy
+
+import numpy as np
+import pytest
+import yaml
+from node_bench import (  # noqa: F401
+    checkpoint,
+    is_still,
+    make_active,
+    make_bench,
+    script,
+)
+from rclpy.lifecycle import TransitionCallbackReturn
+from ros_testing import ros  # noqa: F401
+
+from vla_msgs.msg import HoldReason
+from vla_policy_node.contract import find_contract, to_plain
+
+FRANKA = ('panda_finger_joint1', 'panda_finger_joint2')
+
+
+@pytest.fixture
+def franka(tmp_path):
+    """Three cameras under topics of their own, and fingers that both count upwards."""
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['cameras'][0]['topic'] = 'front/rgb'
+    plain['cameras'].append({'name': 'side', 'topic': 'side/rgb'})
+    plain['state'][1]['topic'] = 'joint_states'
+    for value, joint, scale in zip(plain['state'][1]['values'], FRANKA, (1.0, -1.0), strict=True):
+        value |= {'joint': joint, 'scale': scale}
+    file = tmp_path / 'franka.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    return str(file)
+
+
+def test_the_default_contract_by_its_name_moves_the_default_robot(make_active):  # noqa: F811
+    bench = make_active(contract='end_effector')
+    bench.start()
+    bench.infer()
+    assert not is_still(bench.advance())
+
+
+def test_three_cameras_and_fingers_by_name_reach_the_policy_and_move_the_arm(
+        make_active, script, franka):  # noqa: F811
+    bench = make_active(contract=franka)
+    assert list(bench.robot.inputs) == [
+        'third_person', 'wrist', 'side', 'ee_pose', 'gripper_state']
+    script.forget()
+    bench.start()
+    bench.infer()
+    command = bench.advance()
+    assert not command.hold and command.translation.x > 0.0
+    _, observation = script.calls[-1]
+    assert list(observation.images) == ['third_person', 'wrist', 'side']
+    # The double sends them in another order, among others, and both upwards.
+    np.testing.assert_allclose(observation.proprio[6:], [0.02, -0.02])
+
+
+@pytest.mark.parametrize('missing', ['side', 'gripper_state'])
+def test_what_a_contract_requires_is_missed_by_its_name(make_active, franka, missing):  # noqa: F811
+    bench = make_active(contract=franka)
+    bench.start()
+    bench.observe(streams=[stream for stream in bench.robot.inputs if stream != missing])
+    command = bench.advance()
+    assert is_still(command)
+    assert (command.hold_reason.code, command.hold_reason.stream) == (
+        HoldReason.INPUT_MISSING, missing)
+
+
+@pytest.mark.parametrize(('name', 'position'), [
+    (['stranger', FRANKA[0]], [0.0, 0.02]),
+    ([*FRANKA, FRANKA[0]], [0.02, 0.02, 0.02]),
+    (list(FRANKA), [0.02]),
+    (list(FRANKA), [0.02, float('nan')]),
+    ([], [0.02, 0.02])])
+def test_a_joint_that_is_not_there_once_stops_the_robot(
+        make_active, franka, name, position):  # noqa: F811
+    bench = make_active(contract=franka)
+    bench.start()
+    bench.infer()
+    assert not is_still(bench.advance())
+    bench.robot.alter['gripper_state'] = lambda message: type(message)(
+        header=message.header, name=name, position=position)
+    bench.observe()
+    command = bench.advance()
+    assert is_still(command)
+    assert (command.hold_reason.code, command.hold_reason.stream) == (
+        HoldReason.INPUT_INVALID, 'gripper_state')
+
+
+def test_limits_of_a_contract_hold_and_can_only_be_tightened(
+        make_active, franka, script):  # noqa: F811
+    script.actions = np.full((8, 7), 1.0)
+    bench = make_active(contract=franka)
+    bench.start()
+    bench.infer()
+    most = find_contract('').actions[0].limits.max_step_translation_m
+    for _ in range(6):
+        bench.observe()
+        delta = bench.advance().translation
+        assert np.linalg.norm([delta.x, delta.y, delta.z]) <= most
+
+
+@pytest.mark.parametrize(('given', 'sentence'), [
+    ({'contract': 'two_arms'}, 'moves one end effector by displacements'),
+    ({'contract': 'joint_arm'}, 'moves one end effector by displacements'),
+    ({'contract': 'end_effector', 'max_step_translation_m': 0.5}, 'may only be tighter'),
+    ({'contract': 'end_effector', 'frame_id': 'world'}, 'frame_id is world, but base_link')])
+def test_a_contract_that_cannot_be_obeyed_moves_nothing(
+        make_bench, capfd, given, sentence):  # noqa: F811
+    bench = make_bench(**given)
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert bench.state == 'unconfigured'
+    log = capfd.readouterr().err
+    assert sentence in log and 'Traceback' not in log

@@ -1,0 +1,160 @@
+"""A named contract says what a robot's numbers mean and its widest limits; parameters narrow."""
+
+import copy
+import pickle
+from dataclasses import fields, replace
+
+import pytest
+import yaml
+
+from vla_policy_node.contract import ContractError, find_contract, to_plain
+from vla_policy_node.contract.fit import action_names
+from vla_policy_node.loop.contract_fields import values_of
+from vla_policy_node.loop.parameters import PolicyParameters
+from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.system.description import SystemDescriptionError, describe
+
+PLAIN = to_plain(find_contract(''))
+SAID = {'checkpoint': '/some/checkpoint'}
+
+
+@pytest.fixture
+def robot(tmp_path):
+    """The file of a robot with three cameras, a slow arm and a workspace."""
+    plain = copy.deepcopy(PLAIN)
+    plain['cameras'][0] |= {'topic': '/front/rgb', 'transform': 'rotate_180'}
+    plain['cameras'].append({'name': 'side', 'topic': 'side/rgb', 'required': False})
+    plain['actions'][0]['limits'] |= {
+        'max_step_translation_m': 0.005, 'workspace_min_m': [0.2, -0.4, 0.0],
+        'workspace_max_m': [0.6, 0.4, 0.5]}
+    plain['actions'][0]['frame'] = 'arm_base'
+    file = tmp_path / 'robot.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    return str(file)
+
+
+def test_the_default_contract_says_what_the_parameters_say_themselves():
+    parameters, values = PolicyParameters(), values_of(find_contract(''))
+    assert {name: getattr(parameters, name) for name in values} == values
+
+
+def test_naming_the_default_contract_changes_nothing_else():
+    named = PolicyParameters.of('end_effector')()
+    assert {f.name for f in fields(named) if getattr(named, f.name) != getattr(
+        PolicyParameters(), f.name)} == {'contract'}
+
+
+def test_a_robot_has_the_parameters_of_its_own_cameras_with_what_its_contract_says(robot):
+    parameters = PolicyParameters.of(robot)()
+    assert parameters.camera_transforms == {
+        'third_person': 'rotate_180', 'wrist': 'none', 'side': 'none'}
+    names = [field.name for field in fields(parameters)]
+    assert names[names.index('contract'):][1:4] == [
+        'third_person_transform', 'wrist_transform', 'side_transform']
+    assert 'third_person_reference' in names and 'wrist_reference' not in names
+    assert (parameters.frame_id, parameters.max_step_translation_m) == ('arm_base', 0.005)
+    assert parameters.has_workspace
+
+
+@pytest.mark.parametrize(('name', 'value'), [
+    ('max_step_translation_m', 0.004), ('max_linear_velocity_m_s', 0.1),
+    ('workspace_min_m', (0.3, -0.4, 0.1)), ('workspace_max_m', (0.5, 0.4, 0.5)),
+    ('default_workspace_half_m', 0.1), ('gripper_threshold', 0.4), ('max_age_s', 0.2)])
+def test_parameters_may_be_tighter_than_a_contract(robot, name, value):
+    assert getattr(replace(PolicyParameters.of(robot)(), **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(('name', 'value', 'why'), [
+    ('max_step_translation_m', 0.0051, 'looser'), ('max_angular_velocity_rad_s', 0.6, 'looser'),
+    ('max_linear_acceleration_m_s2', 1.1, 'looser'), ('default_workspace_half_m', 0.2, 'looser'),
+    ('workspace_min_m', (0.1, -0.4, 0.0), 'looser'), ('workspace_max_m', (0.6, 0.4, 9.), 'looser'),
+    ('frame_id', 'world', 'arm_base'), ('rotation_form', 'euler_xyz', 'axis_angle'),
+    ('translation_scale_m', 0.04, '0.05'), ('rotation_scale_rad', 1.0, '0.5'),
+    ('gripper_open', 0.9, '1.0'), ('gripper_closed', 0.1, '0.0'),
+    ('third_person_transform', 'none', 'rotate_180'), ('contract', '', 'start it again')])
+def test_parameters_that_contradict_a_contract_are_refused_by_name(robot, name, value, why):
+    with pytest.raises(ValueError, match=name) as caught:
+        replace(PolicyParameters.of(robot)(), **{name: value})
+    assert why in str(caught.value) and str(caught.value).endswith('.')
+
+
+def test_a_workspace_of_a_contract_cannot_be_taken_away(robot):
+    with pytest.raises(ValueError, match='workspace_min_m'):
+        replace(PolicyParameters.of(robot)(), workspace_min_m=(0.0,) * 3,
+                workspace_max_m=(0.0,) * 3)
+
+
+def test_a_contract_that_vanishes_does_not_stand_in_the_way_of_tighter_limits(robot, tmp_path):
+    parameters = PolicyParameters.of(robot)()
+    (tmp_path / 'robot.yaml').unlink()
+    assert replace(parameters, max_step_translation_m=0.001).max_step_translation_m == 0.001
+
+
+def test_parameters_of_any_robot_reach_another_process(robot):
+    parameters = PolicyParameters.of(robot)(max_age_s=0.2)
+    assert pickle.loads(pickle.dumps(parameters)) == parameters
+
+
+@pytest.mark.parametrize('name', ['joint_arm', 'two_arms'])
+def test_a_robot_that_is_moved_by_joints_is_refused_with_one_sentence(name):
+    with pytest.raises(ContractError, match='moves one end effector by displacements') as caught:
+        PolicyParameters.of(name)
+    assert f'The contract of {name} moves' in str(caught.value)
+
+
+@pytest.mark.parametrize(('edit', 'sentence'), [
+    (lambda plain: plain['actions'].reverse(), 'followed by the gripper'),
+    (lambda plain: plain['actions'].pop(), 'followed by the gripper'),
+    (lambda plain: plain['actions'][0].update(kind='end_effector_absolute'), 'displacements'),
+    (lambda plain: plain['actions'][0].update(topic='arm/command'), 'command_topic')])
+def test_other_actions_are_refused_too(tmp_path, edit, sentence):
+    plain = copy.deepcopy(PLAIN)
+    edit(plain)
+    file = tmp_path / 'robot.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    with pytest.raises(ContractError, match=sentence):
+        PolicyParameters.of(str(file))
+
+
+def test_a_camera_that_is_not_required_is_not_missed_by_a_policy_that_does_not_look(robot):
+    parameters = PolicyParameters.of(robot)()
+    assert parameters.streams.cameras == ('third_person', 'wrist', 'side')
+    policy = replace(parameters.streams, spec=PolicySpec(cameras=('third_person',)))
+    assert policy.cameras == ('third_person', 'wrist')
+    assert 'side' not in policy.topics
+    assert policy.topics['third_person'] == ('sensor_msgs/msg/Image', '/front/rgb')
+
+
+def test_actions_bear_the_names_of_their_groups_where_there_are_several():
+    assert action_names(find_contract('joint_arm'))[-2:] == ('panda_joint7', 'gripper')
+    assert action_names(find_contract('two_arms'))[6::7] == ('left_gripper', 'right_gripper')
+
+
+# --- bringing a robot up ---
+
+def described(**arguments):
+    return {node.name: node for node in describe({**SAID, **arguments})}
+
+
+def test_a_contract_that_is_named_replaces_the_values_of_the_shipped_file(robot):
+    nodes = described(contract=robot, record='/bag')
+    policy = nodes['policy'].parameters
+    assert policy['contract'] == robot and policy['frame_id'] == 'arm_base'
+    assert policy['side_transform'] == 'none' and policy['max_step_translation_m'] == 0.005
+    assert PolicyParameters.from_values(
+        dict(policy)).camera_transforms['third_person'] == 'rotate_180'
+    # The guard stands behind the policy: it must not allow more.
+    assert nodes['guard'].parameters['max_step_translation_m'] == 0.005
+    assert nodes['visualizer'].parameters['contract'] == robot
+    assert nodes['recorder'].parameters['contract'] == robot
+
+
+def test_without_a_contract_nothing_is_replaced():
+    assert described()['policy'].parameters['contract'] == ''
+
+
+def test_a_contract_that_cannot_be_used_starts_nothing(tmp_path):
+    with pytest.raises(SystemDescriptionError, match='moves one end effector'):
+        describe({**SAID, 'contract': 'two_arms'})
+    with pytest.raises(SystemDescriptionError, match='cannot be read'):
+        describe({**SAID, 'contract': str(tmp_path / 'none.yaml')})
