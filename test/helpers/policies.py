@@ -1,16 +1,26 @@
 """One policy of every kind, small: for tests that must hold for all of them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from scripted import ScriptedPolicy
 
+from vla_policy_node.acceleration.flashvla import FlashTrigger
 from vla_policy_node.bench.faults.world import ScriptedPolicy as FaultsPolicy
 from vla_policy_node.bench.faults.world import Setup
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.loop.shadowed import ShadowedPolicy
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
+from vla_policy_node.policy.answering import AnsweringPolicy
+from vla_policy_node.policy.interface import (
+    CAMERAS,
+    TOKEN_SELECTIONS,
+    ActionChunk,
+    InferenceRequest,
+    Observation,
+    TokenSelection,
+)
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.recorded import RecordedPolicy, RecordingPolicy
 from vla_policy_node.replay.timeline import PacedPolicy
@@ -23,11 +33,20 @@ _STATISTICS = {
 }
 
 
+SELECTIONS = tuple(
+    TokenSelection(camera, np.ones((2, 2), bool), np.empty(0), (0.0, 0.0, 1.0, 1.0), 'none')
+    for camera in CAMERAS)
+
+
 class Steady(ScriptedPolicy):
-    """Goes on and on in one direction."""
+    """Goes on and on in one direction, and looks at everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.description = replace(self.description, capabilities=(TOKEN_SELECTIONS,))
 
     def answer(self, request):
-        return ActionChunk(np.full((8, 7), 0.1), (), {'head': 1.0}, 'scripted', 0, 0)
+        return ActionChunk(np.full((8, 7), 0.1), SELECTIONS, {'head': 1.0}, 'scripted', 8, 8)
 
 
 def blind():
@@ -60,6 +79,11 @@ def shadowed(checkpoint):
     return ShadowedPolicy(local, local.plain(), ActionSpec.libero(), 1, 10)
 
 
+def answering():
+    """A policy without any network, and FlashVLA's answers round it."""
+    return AnsweringPolicy(Steady(), [FlashTrigger(max_angle=0.1, min_overlap=0.6)])
+
+
 # Each makes a policy; `checkpoint` is a small one.
 KINDS = {
     'dense': lambda checkpoint: LocalPolicy.load(checkpoint, methods=()),
@@ -71,6 +95,7 @@ KINDS = {
     'blind': lambda checkpoint: blind(),
     'scripted': lambda checkpoint: Steady(),
     'faults': lambda checkpoint: faults(),
+    'answering': lambda checkpoint: answering(),
 }
 
 

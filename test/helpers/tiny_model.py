@@ -3,6 +3,7 @@
 Reference data: test/data/oft_tiny/README.md and test/data/lightvla_tiny/README.md.
 """
 
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,22 @@ from vla_policy_node.models.fusing import fuse
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.policy.interface import (
+    ActionChunk,
+    Execution,
+    InferenceRequest,
+    Observation,
+    PolicyDescription,
+    TokenSelection,
+)
 
 DATA = Path(__file__).parents[1] / 'data'
 CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
 CASES = [np.load(DATA / 'lightvla_tiny' / f'case{index}.npz') for index in range(4)]
 CONFIG = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
 STATISTICS = read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
+DESCRIPTION = PolicyDescription(
+    architecture='tiny', chunk_length=8, action_range=((-1.0,) * 7, (1.0,) * 7))
 PREPROCESSOR = ImagePreprocessor(
     checkpoint.read_json(CHECKPOINT, 'preprocessor_config.json'), 56, center_crop=False
 )
@@ -125,25 +136,47 @@ def rgb_of(pixels):
     return pixels[:, :3] * constants._std[:3] + constants._mean[:3]
 
 
-def step_of(inputs, position=(0.0, 0.0, 0.0)):
-    """What `Policy` shows methods at the beginning of a step; position: of the hand, m."""
+def step_of(inputs, position=(0.0, 0.0, 0.0), executed=()):
+    """What a policy shows methods at the beginning of a step.
+
+    position: of the hand, m. executed: [N, 7] actions since the last one.
+    """
     return Step(
-        rgb_of(inputs[0][0]),
-        np.array([*position, *[0.0] * 5]),
-        np.full(7, -1.0),
-        np.ones(7),
-    )
+        rgb_of(inputs[0][0]), np.array([*position, *[0.0] * 5]), execution_of(executed))
+
+
+def execution_of(executed):
+    return Execution('sync', executed=np.reshape(executed, (-1, 7)).astype(float))
+
+
+_LAST = weakref.WeakKeyDictionary()  # method -> its last actions
 
 
 def run_step(model, method, inputs, position=(0.0, 0.0, 0.0)):
-    """One step as `Policy` makes it: the actions [1, K, 7], and whether the network ran."""
-    reused = method.begin_step(step_of(inputs, position))
+    """One step as a policy makes it: the actions [1, K, 7], and whether the network ran.
+
+    Whatever was answered in the last one was executed to its end.
+    """
+    executed = () if method.report() is None else _LAST.get(method, ())
+    request = InferenceRequest(
+        Observation({}, np.zeros(8), 'go'), execution_of(executed))
+    reused = method.answers and method.answers.answer(request, DESCRIPTION)
     if reused is None:
+        method.begin_step(step_of(inputs, position, executed))
         actions = model(*inputs, methods=[method])
     else:
         actions = torch.from_numpy(reused)[None]
-    method.end_step(actions[0].detach().double().numpy(), reused is not None)
+    _LAST[method] = actions[0].detach().double().numpy()
+    if method.answers is not None:
+        method.answers.record(chunk_of(
+            _LAST[method], method.report().kept, method.name if reused is not None else ''))
     return actions, reused is None
+
+
+def chunk_of(actions, kept, reused_by=''):
+    """A chunk as far as a method looks at it that may answer the next step."""
+    selection = TokenSelection('third_person', kept, np.empty(0), (0, 0, 1, 1), 'none')
+    return ActionChunk(actions, (selection,), {}, 'x', 0, 0, reused_by=reused_by)
 
 
 def torchs_flops(function):

@@ -61,7 +61,7 @@ def three():
 
 
 class Seen(Method):
-    """Notes with how many threads it is run, and answers itself: two busy cores take long."""
+    """Notes with how many threads it is run."""
 
     name = 'seen'
 
@@ -70,7 +70,6 @@ class Seen(Method):
 
     def begin_step(self, step):
         self.threads.add(torch.get_num_threads())
-        return np.zeros((8, 7))
 
     def report(self):
         return None

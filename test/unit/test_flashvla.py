@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import prepared
+from tiny_model import DESCRIPTION, chunk_of, execution_of, prepared
 
 from vla_policy_node.acceleration.flashvla import angle, contribution, svd_flops
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 
 
 def test_the_score_is_that_of_the_principal_axes():
@@ -41,13 +42,13 @@ def test_equal_answers_are_at_no_angle():
 
 def asked_after(actions, kept, **settings):
     """What it answers after steps with these actions and kept tokens."""
-    method = prepared('flashvla', **settings)
+    answers = prepared('flashvla', **settings).answers
     for action, mask in zip(actions, kept, strict=True):
-        method._kept = torch.tensor(mask)
-        method.end_step(np.full((1, 2), 1.0) * action, reused=False)
-    return method.begin_step(None)
+        answers.record(chunk_of(np.full((1, 2), 1.0) * action, np.array(mask)))
+    return answers.answer(CARRIED_OUT, DESCRIPTION)
 
 
+CARRIED_OUT = InferenceRequest(Observation({}, np.zeros(8), 'go'), execution_of(np.ones(7)))
 SAME, OTHER = [True, True, False], [False, False, True]
 
 
@@ -60,13 +61,20 @@ def test_it_answers_again_if_answers_and_tokens_stay():
 
 
 def test_after_an_answer_given_again_the_network_runs():
-    method = prepared('flashvla')
+    answers = prepared('flashvla').answers
     for _ in range(2):
-        method._kept = torch.tensor(SAME)
-        method.end_step(np.ones((1, 2)), reused=False)
-    again = method.begin_step(None)
-    method.end_step(again, reused=True)
-    assert method.begin_step(None) is None
+        answers.record(chunk_of(np.ones((1, 2)), np.array(SAME)))
+    again = answers.answer(CARRIED_OUT, DESCRIPTION)
+    answers.record(chunk_of(again, np.array(SAME), 'flashvla'))
+    assert answers.answer(CARRIED_OUT, DESCRIPTION) is None
+
+
+def test_an_answer_that_nobody_carried_out_is_not_given_again():
+    answers = prepared('flashvla').answers
+    for _ in range(2):
+        answers.record(chunk_of(np.ones((1, 2)), np.array(SAME)))
+    assert answers.answer(InferenceRequest(CARRIED_OUT.observation), DESCRIPTION) is None
+    assert answers.answer(CARRIED_OUT, DESCRIPTION) is not None
 
 
 def test_the_decomposition_costs_the_same_both_ways_round():

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_variants import COGACT, random_model
 from checkpoint_variants import CONFIG as VARIANT
-from tiny_model import CONFIG, load_model, shared_inputs, step_of
+from tiny_model import (
+    CONFIG,
+    DESCRIPTION,
+    chunk_of,
+    execution_of,
+    load_model,
+    shared_inputs,
+    step_of,
+)
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Capability, Effect, create, deer
@@ -17,6 +26,7 @@ from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.lazy_attention import LazyAttention
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 
 SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
 # Settings under which a method shows all that it can do, in one run after the other.
@@ -181,19 +191,24 @@ def observed(name, settings, checkpoint):
             not torch.equal(before[key], after[key]) for key in before):
         seen.add(Effect.CHANGES_WEIGHTS)
     witness, rows, costs = Witness(method, seen), RowRecorder(), []
+    actions = ()
     for number in range(8):
         picture = inputs[number % len(inputs)]
         position = (0.01 * number**2 * (-1) ** (number // 3), 0.0, 0.0)
-        step = step_of(picture, position) if name != 'efficientvla_cache' else None
-        answer = None if step is None else method.begin_step(step)
+        request = InferenceRequest(Observation({}, np.zeros(8), 'go'), execution_of(actions))
+        answer = method.answers and method.answers.answer(request, DESCRIPTION)
         if answer is None:
+            if name != 'efficientvla_cache':
+                method.begin_step(step_of(picture, position, actions))
             actions = model(*picture, methods=[method, rows])[0].double().numpy()
             costs.append(tuple(rows.layer_rows))
         else:
             seen.add(Effect.ANSWERS_STEPS)
             costs.append(())
             actions = answer
-        method.end_step(actions, answer is not None)
+        if method.answers is not None:
+            method.answers.record(chunk_of(
+                actions, method.report().kept, name if answer is not None else ''))
     if len(set(costs[1:])) > 1:  # nobody remembers anything in the first step
         seen.add(Effect.COST_VARIES)
     return witness.seen, method.does

@@ -122,3 +122,16 @@ def test_a_description_says_in_which_modes_its_methods_mean_something():
     description.check_mode('sync')
     with pytest.raises(ValueError, match=r"\(flashvla\) takes it that .* sync; it is 'async'"):
         description.check_mode('async')
+
+
+def test_answers_across_steps_wrap_a_policy_that_is_not_even_here():
+    policy = KINDS['answering'](None)
+    chunks = [None]
+    for seed in range(4):
+        chunks.append(policy.infer(InferenceRequest.after(look(seed), chunks[-1])))
+    assert [chunk.reused_by for chunk in chunks[1:]] == ['', '', 'flashvla', '']
+    assert not any(selection.kept.any() for selection in chunks[3].selections)
+    # Of what was executed while it was not asked, it hears when it is.
+    assert [len(r.execution.executed) for r in policy.inside.requests] == [0, 8, 16]
+    policy.reset()
+    assert not policy.infer(InferenceRequest.after(look(), chunks[-1])).reused_by

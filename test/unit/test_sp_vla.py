@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import load_model, prepared, shared_inputs, step_of
+from tiny_model import (
+    DESCRIPTION,
+    chunk_of,
+    execution_of,
+    load_model,
+    prepared,
+    shared_inputs,
+    step_of,
+)
 
 from vla_policy_node.acceleration.sp_vla import canny, extrapolate, tokens_with_edges
+from vla_policy_node.policy.interface import InferenceRequest, Observation
 
+UNSEEN = Observation({}, np.zeros(8), 'go')
 RAMP = np.linspace(0.1, 0.35, 6)[:, None] * np.ones(7)
 
 
@@ -20,9 +30,10 @@ def test_an_endless_ridge_stands_still():
 
 
 def answer_after(past, networks=True, **settings):
-    method = prepared('sp_vla', ridge=0.0, **settings)
-    method.end_step(np.array(past), reused=not networks)
-    return method.begin_step(step_of(shared_inputs(0)))
+    answers = prepared('sp_vla', ridge=0.0, **settings).answers
+    answers.record(chunk_of(np.array(past), np.ones(32, bool), '' if networks else 'sp_vla'))
+    request = InferenceRequest(UNSEEN, execution_of(past))
+    return answers.answer(request, DESCRIPTION)
 
 
 def test_a_simple_motion_is_extrapolated_and_reported_as_such():
@@ -39,6 +50,15 @@ def test_a_simple_motion_is_extrapolated_and_reported_as_such():
 ])
 def test_otherwise_the_network_runs(why):
     assert answer_after(**why) is None
+
+
+def test_what_was_not_executed_does_not_go_on():
+    answers = prepared('sp_vla', ridge=0.0).answers
+    answers.record(chunk_of(RAMP, np.ones(32, bool)))
+    for executed in (RAMP, ()):  # interrupted: the arm stands
+        given = answers.answer(InferenceRequest(UNSEEN, execution_of(executed)), DESCRIPTION)
+        assert (given is None) == (not len(executed))
+    assert answers.answer(InferenceRequest(UNSEEN, execution_of(RAMP[:3])), DESCRIPTION) is None
 
 
 def test_the_gripper_at_its_bound_stays_there():

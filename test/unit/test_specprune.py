@@ -17,7 +17,7 @@ from tiny_model import (
     step_of,
 )
 
-from vla_policy_node.acceleration import Method, specprune
+from vla_policy_node.acceleration import Method, Step, specprune
 from vla_policy_node.acceleration.specprune import Motion, control_steps_back, rank_weights
 from vla_policy_node.nn.lazy_attention import LazyAttention
 
@@ -58,11 +58,11 @@ def test_the_farther_the_arm_came_the_younger_is_the_picture_to_compare_with(mov
 def test_pictures_come_once_per_inference():
     method = prepared('specprune')
     for length, back in ((8, 1), (16, 1), (4, 2), (3, 2), (2, 3), (1, 6)):
-        method.end_step(np.zeros((length, 7)), reused=False)
+        method.begin_step(step_of(shared_inputs(0), executed=np.zeros((length, 7))))
         assert method._back == back
     far = np.zeros((1, 7))
     far[0, :3] = (0, 0, 9.5)
-    method.end_step(far, reused=False)
+    method.begin_step(step_of(shared_inputs(0), executed=far))
     assert method._back == 2
 
 
@@ -81,8 +81,7 @@ def test_of_each_camera_the_most_static_go_and_all_others_stay():
     method = prepared('specprune', static=7)
     sequence = assemble(shared_model(), shared_inputs(0))
     for images in (before, after):
-        method.begin_step(type(step_of(shared_inputs(0)))(
-            images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
+        method.begin_step(Step(images, np.zeros(8)))
     assert (~method._not_static(sequence)).nonzero().flatten().tolist() == [
         *range(7), *range(16, 23)]
     method.static = 200  # cos 9 degrees is 0.9877, cos 10 is 0.9848

@@ -131,7 +131,7 @@ def causal_method():
 
 
 def feature(method, images, sequence, *others):
-    method.begin_step(Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7)))
+    method.begin_step(Step(images, np.zeros(8)))
     hooks = [method, *others]
     for hook in hooks:
         hook.begin_pass()

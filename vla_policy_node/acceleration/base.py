@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from vla_policy_node.acceleration.answers import StepAnswers
 from vla_policy_node.acceleration.declarations import IN_PASS, Effect
 from vla_policy_node.acceleration.hooks import Step, StepHooks, WeightHooks
 from vla_policy_node.models.config import ModelConfig
@@ -62,6 +63,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
         '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
     needs_sync: whether it relies on a chunk being executed to its end before the next inference,
         as in execution mode 'sync'; it is then refused in the others.
+    answers: what answers some steps instead of the network, None if nothing does.
     needs: what the policy must offer. does: what the method may do to it, as it is set.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
@@ -70,6 +72,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
     needs_sync: ClassVar[bool] = False
+    answers: StepAnswers | None = None
     needs: ClassVar[frozenset[Capability]] = frozenset()
     does: frozenset[Effect] = frozenset()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}

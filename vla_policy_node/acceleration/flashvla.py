@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Capability, Effect, Step
+from vla_policy_node.acceleration.answers import StepAnswers
+from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, PolicyDescription
 
 
 class FlashVla(Selection):
@@ -67,34 +69,12 @@ class FlashVla(Selection):
             )
         self.layer = layer
         self.budget = Budget(self.name, keep, count)
-        self.max_angle = max_angle
-        self.min_overlap = min_overlap
+        self.answers = self._trigger = FlashTrigger(max_angle, min_overlap)
         self._ranks: Tensor  # of the last pass
-        self._actions: deque[np.ndarray] = deque(maxlen=2)
-        self._sets: deque[np.ndarray] = deque(maxlen=2)
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Refuse a layer that the model does not have."""
         self._check_layer(self.layer, config)
-
-    def begin_step(self, step: Step) -> np.ndarray | None:
-        """Repeat the last answer if nothing changes."""
-        if len(self._actions) < 2 or len(self._sets) < 2:
-            return None
-        before, last = self._sets
-        overlap = (before & last).sum() / last.sum()
-        if angle(*self._actions) < self.max_angle and overlap > self.min_overlap:
-            return self._actions[-1].copy()
-        return None
-
-    def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """Store the answer, or start afresh after a repeated one."""
-        if reused or self._kept is None:
-            self._actions.clear()
-            self._sets.clear()
-        else:
-            self._actions.append(actions)
-            self._sets.append(self._kept.cpu().numpy())
 
     def watch_output(self, index: int, sequence: TokenSequence, output: Tensor) -> None:
         """Rank the tokens one layer before the drop."""
@@ -114,6 +94,45 @@ class FlashVla(Selection):
     def reset(self) -> None:
         """Forget answers and kept tokens."""
         super().reset()
+        self._trigger.reset()
+
+
+class FlashTrigger(StepAnswers):
+    """Gives the last answer again where nothing changes, if that one was carried out.
+
+    max_angle, min_overlap: as for `FlashVla`.
+    """
+
+    name = FlashVla.name
+
+    def __init__(self, max_angle: float, min_overlap: float):
+        self.max_angle = max_angle
+        self.min_overlap = min_overlap
+        self._actions: deque[np.ndarray] = deque(maxlen=2)
+        self._sets: deque[np.ndarray] = deque(maxlen=2)
+
+    def answer(
+        self, request: InferenceRequest, description: PolicyDescription
+    ) -> np.ndarray | None:
+        """Repeat the last answer if nothing changes; after an interruption, look first."""
+        if len(self._actions) < 2 or not len(request.execution.executed):
+            return None
+        before, last = self._sets
+        overlap = (before & last).sum() / last.sum()
+        if angle(*self._actions) < self.max_angle and overlap > self.min_overlap:
+            return self._actions[-1].copy()
+        return None
+
+    def record(self, chunk: ActionChunk) -> None:
+        """Store the answer, or start afresh after a repeated one."""
+        if chunk.reused_by or not chunk.selections:
+            self.reset()
+        else:
+            self._actions.append(chunk.actions)
+            self._sets.append(np.concatenate([s.kept.ravel() for s in chunk.selections]))
+
+    def reset(self) -> None:
+        """Forget answers and kept tokens."""
         self._actions.clear()
         self._sets.clear()
 

@@ -1,7 +1,7 @@
 """Hook interfaces outside the forward pass: on the weights, and on every step.
 
     WeightHooks     once, when the policy loads
-    StepHooks       every step of the policy, before and after the network
+    StepHooks       every step in which the network runs, before it
 
 In between lies the forward pass of the network, whose interfaces are in `nn.hooks`. By default all
 hooks do nothing. All calls come from the one thread that runs the policy, with batch size 1.
@@ -9,11 +9,13 @@ hooks do nothing. All calls come from the one thread that runs the policy, with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
+
+from vla_policy_node.policy.interface import Execution
 
 if TYPE_CHECKING:
     from vla_policy_node.models.config import ModelConfig
@@ -25,13 +27,12 @@ class Step:
 
     images: [cameras, 3, H, W] float32 in [0, 1], RGB, cropped as the vision encoders see them.
     proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
-    action_low, action_high: [7] float64, the range of the training data's actions.
+    execution: what became of past chunks; of steps that the network did not see, too.
     """
 
     images: Tensor
     proprio: np.ndarray
-    action_low: np.ndarray
-    action_high: np.ndarray
+    execution: Execution = field(default_factory=Execution)
 
 
 class WeightHooks:
@@ -46,15 +47,7 @@ class WeightHooks:
 
 
 class StepHooks:
-    """Hooks before and after the network."""
+    """Hooks before the network."""
 
-    def begin_step(self, step: Step) -> np.ndarray | None:
-        """A step begins. Return actions [K, 7] to answer it without running the network.
-
-        None lets it run. The actions are those of `policy.ActionChunk`: un-normalised. All methods
-        see every step; the first result that is not None is used.
-        """
-        return None
-
-    def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """A step ends with these actions [K, 7]; reused: the network did not run."""
+    def begin_step(self, step: Step) -> None:
+        """A step begins in which the network will run: look at the inputs."""

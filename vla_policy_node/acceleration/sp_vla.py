@@ -12,8 +12,8 @@ arXiv 2506.12723, from three summaries that agree; its code could not be had. Tw
 
 Published are n = 6 and tau = 0.5. The paper tunes the speeds, lambda, the thresholds of the edges
 and the layer of the attention per benchmark, and the values are not known. The defaults here are
-for actions in [-1, 1] and were compared in docs/constants. A chunk counts as executed in full
-(execution mode sync).
+for actions in [-1, 1] and were compared in docs/constants. The buffer holds
+what was executed; whose it was is only known in execution mode sync.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from vla_policy_node.acceleration.answers import StepAnswers
 from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import (
     Selection,
@@ -38,6 +39,7 @@ from vla_policy_node.acceleration.selection import (
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, PolicyDescription
 
 RANGE_SLACK = 1e-6
 
@@ -87,15 +89,13 @@ class SpVla(Selection):
                 f'0, slow below fast and min_keep in [0, 1], not {buffer}, {layer}, {ridge}, '
                 f'{slow}, {fast} and {min_keep}.'
             )
-        self.network_share = network_share
-        self.ridge = ridge
-        self.min_speed, self.max_speed = min_speed, max_speed
+        self.answers = self._extrapolation = Extrapolation(
+            buffer, network_share, ridge, min_speed, max_speed)
         self.slow, self.fast, self.min_keep = slow, fast, min_keep
         self.layer = layer
         self.edge_low, self.edge_high = edge_low, edge_high
         self._config: ModelConfig  # from `prepare` on
-        self._past: deque[tuple[np.ndarray, bool]] = deque(maxlen=buffer)
-        self._chunk = 0
+        self._speed = 0.0  # of the last action that was executed
         self._edges = np.empty(0, bool)
         self._attention: Tensor  # of the last pass
 
@@ -104,35 +104,13 @@ class SpVla(Selection):
         self._check_layer(self.layer, config)
         self._config = config
 
-    def begin_step(self, step: Step) -> np.ndarray | None:
-        """Extrapolate if that is enough, else look for edges."""
-        if self._is_simple():
-            actions = extrapolate(
-                np.stack([action for action, _ in self._past]), self._chunk, self.ridge)
-            slack = RANGE_SLACK * (step.action_high - step.action_low)
-            low, high = step.action_low - slack, step.action_high + slack
-            if ((low <= actions) & (actions <= high)).all():
-                return actions.clip(step.action_low, step.action_high)
-        if self.retention(self._speed()) < 1:
+    def begin_step(self, step: Step) -> None:
+        """Look how fast the arm is, and for edges if it is fast."""
+        executed = step.execution.executed
+        self._speed = float(np.linalg.norm(executed[-1, :3])) if len(executed) else 0.0
+        if self.retention(self._speed) < 1:
             self._edges = tokens_with_edges(
                 step.images.cpu().numpy(), self._config.grid, self.edge_low, self.edge_high)
-        return None
-
-    def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """Remember the actions, and whose they are."""
-        self._chunk = len(actions)
-        self._past.extend((action, not reused) for action in actions)
-
-    def _is_simple(self) -> bool:
-        if len(self._past) < (self._past.maxlen or 0):
-            return False
-        speeds = np.abs(self._past[-1][0][:3])
-        share = np.mean([is_networks for _, is_networks in self._past])
-        moves = (speeds > self.min_speed).all() and (speeds <= self.max_speed).all()
-        return bool(moves and share > self.network_share)
-
-    def _speed(self) -> float:
-        return float(np.linalg.norm(self._past[-1][0][:3])) if self._past else 0.0
 
     def retention(self, speed: float) -> float:
         """Share of the tokens that the attention keeps at this speed."""
@@ -144,7 +122,7 @@ class SpVla(Selection):
         self, index: int, sequence: TokenSequence, attention: LazyAttention
     ) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
-        if index == self.layer - 1 and self.retention(self._speed()) < 1:
+        if index == self.layer - 1 and self.retention(self._speed) < 1:
             received = attention_received(attention(slice(None)), sequence)
             self._attention = by_token(received, sequence)
             self._flops = attention.flops(sequence.states.shape[1])
@@ -153,7 +131,7 @@ class SpVla(Selection):
         """Keep the union of attended tokens and edges."""
         if index != self.layer:
             return sequence
-        rate = self.retention(self._speed())
+        rate = self.retention(self._speed)
         if rate == 1:
             return self._keep(sequence, torch.arange(sequence.visual_rows), layer=index)
         tokens = sequence.visual_tokens
@@ -165,7 +143,63 @@ class SpVla(Selection):
     def reset(self) -> None:
         """Forget the past actions."""
         super().reset()
+        self._speed = 0.0
+        self._extrapolation.reset()
+
+
+class Extrapolation(StepAnswers):
+    """Goes on with the motion that was executed, while it is simple.
+
+    The arguments are those of `SpVla`.
+    """
+
+    name = SpVla.name
+
+    def __init__(
+        self, buffer: int, network_share: float, ridge: float, min_speed: float, max_speed: float
+    ):
+        self.network_share = network_share
+        self.ridge = ridge
+        self.min_speed, self.max_speed = min_speed, max_speed
+        self._past: deque[tuple[np.ndarray, bool]] = deque(maxlen=buffer)
+        self._chunk = 0
+        self._is_networks = False  # the last chunk
+
+    def answer(
+        self, request: InferenceRequest, description: PolicyDescription
+    ) -> np.ndarray | None:
+        """Extrapolate if that is enough; after an interruption there is nothing to go on with."""
+        executed = request.execution.executed
+        if not len(executed):
+            self._past.clear()
+        # In sync, what was executed since the last chunk is of that chunk.
+        self._past.extend((action, self._is_networks) for action in executed)
+        if not self._is_simple():
+            return None
+        actions = extrapolate(
+            np.stack([action for action, _ in self._past]), self._chunk, self.ridge)
+        low, high = (np.array(end) for end in description.action_range)
+        slack = RANGE_SLACK * (high - low)
+        if ((low - slack <= actions) & (actions <= high + slack)).all():
+            return actions.clip(low, high)
+        return None
+
+    def record(self, chunk: ActionChunk) -> None:
+        """Remember whose the actions are that will be executed."""
+        self._chunk = len(chunk.actions)
+        self._is_networks = not chunk.reused_by
+
+    def reset(self) -> None:
+        """Forget the past actions."""
         self._past.clear()
+
+    def _is_simple(self) -> bool:
+        if len(self._past) < (self._past.maxlen or 0):
+            return False
+        speeds = np.abs(self._past[-1][0][:3])
+        share = np.mean([is_networks for _, is_networks in self._past])
+        moves = (speeds > self.min_speed).all() and (speeds <= self.max_speed).all()
+        return bool(moves and share > self.network_share)
 
 
 def extrapolate(past: np.ndarray, count: int, ridge: float) -> np.ndarray:

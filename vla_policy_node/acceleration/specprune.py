@@ -109,6 +109,7 @@ class SpecPrune(Selection):
         self.layer_share = layer_share
         self._config: ModelConfig  # from `prepare` on
         self._pixels: deque[Tensor] = deque(maxlen=MOST_STEPS_BACK + 1)
+        self._recent: deque[np.ndarray] = deque()  # actions executed, as many as a chunk has
         self._back = 1
         self.motion = Motion()
         self._local: dict[int, Tensor] = {}  # [V], of the first two layers
@@ -123,18 +124,19 @@ class SpecPrune(Selection):
             raise ValueError(
                 f'specprune drops tokens before layer 2, and the model has only {layers} layers.')
         self._config = config
+        self._recent = deque(maxlen=config.chunk_length)
         self._drops = {at_depth(layer, layers) for layer in DROPS} - {0, 1, 2}
         self._scored = {0, 1, at_depth(SCORED[-1], layers)}
 
     def begin_step(self, step: Step) -> None:
-        """Remember the picture."""
+        """Remember the picture, and look how the arm has moved since the last one."""
         self._pixels.append(patches(step.images, self._config))
-
-    def end_step(self, actions: np.ndarray, reused: bool) -> None:
-        """Look how the arm will have moved when the next step begins."""
-        moved = float(np.linalg.norm(actions[:, :3].sum(axis=0)))
-        self._back = max(1, round(control_steps_back(moved) / len(actions)))
-        self.motion.follow(actions)
+        executed = step.execution.executed
+        if len(executed):
+            self._recent.extend(executed)
+            moved = float(np.linalg.norm(np.stack(self._recent)[:, :3].sum(axis=0)))
+            self._back = max(1, round(control_steps_back(moved) / len(executed)))
+            self.motion.follow(executed)
 
     def begin_pass(self) -> None:
         """Forget the last pass, except what mattered in it."""
@@ -224,6 +226,7 @@ class SpecPrune(Selection):
         """Forget pictures, attention and motion."""
         super().reset()
         self._pixels.clear()
+        self._recent.clear()
         self._back = 1
         self.motion = Motion()
         self._local, self._seen = {}, []

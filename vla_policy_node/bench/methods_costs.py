@@ -22,10 +22,11 @@ from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.models.cogact import DenoisingStep
 from vla_policy_node.nn.hooks import PassHooks, hooks_of
-from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.recorded import RecordingPolicy
 from vla_policy_node.policy.warm_up import warm_up
+from vla_policy_node.policy.wrapper import innermost
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # Calls of a method in which an inference may spend time, except those within a pass that a device
@@ -50,6 +51,8 @@ class Stopwatch:
                     call = getattr(method, stage)
                     timed = self._denoising if stage == 'denoise' else self._counted
                     setattr(method, stage, timed(call))
+            if method.answers is not None:
+                vars(method.answers)['answer'] = self._counted(method.answers.answer)
 
     def _counted(self, call: Callable, sign: int = 1) -> Callable:
         def counted(*arguments):
@@ -79,7 +82,7 @@ class Stopwatch:
 
 
 def record_frames(
-    plan: Plan, policy: LocalPolicy, world: LiberoWorld, task: int, episode: int
+    plan: Plan, policy: Policy, world: LiberoWorld, task: int, episode: int
 ) -> list[Observation]:
     """Return the observations of one episode of a plan."""
     world.reset_layout(plan.layout, plan.layout_seed(task, episode))
@@ -93,7 +96,7 @@ class Costs:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._policies: dict[str, tuple[LocalPolicy, Stopwatch]] = {}
+        self._policies: dict[str, tuple[Policy, Stopwatch]] = {}
         self._world: LiberoWorld | None = None
         self._dense = self._load(Contender('dense'))[0]
 
@@ -127,11 +130,13 @@ class Costs:
             self._world.close()
         self._world = None
 
-    def _load(self, contender: Contender) -> tuple[LocalPolicy, Stopwatch]:
+    def _load(self, contender: Contender) -> tuple[Policy, Stopwatch]:
         if contender.label not in self._policies:
             policy = contender.load(self._plan.parameters, self._plan.threads)
             warm_up(policy)
-            stopwatch = Stopwatch(policy.methods, self._plan.parameters.device)
+            local = innermost(policy)
+            assert isinstance(local, LocalPolicy)
+            stopwatch = Stopwatch(local.methods, self._plan.parameters.device)
             self._policies[contender.label] = policy, stopwatch
         return self._policies[contender.label]
 

@@ -33,6 +33,7 @@ from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.variants import create_model
+from vla_policy_node.policy.interface import Execution
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
 # LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
@@ -124,16 +125,14 @@ def _row(published: Published, model: OpenVlaOft, contender: Contender, learnt: 
     side = config.image_px
     images = torch.rand(config.cameras, 3, side, side, generator=generator)
     prompt_ids = torch.randint(4, 64, (1, published.prompt_ids), generator=generator)
-    step = Step(images, np.zeros(8), np.full(7, -1.0), np.ones(7))
+    pixels = torch.cat([images, images], dim=1)[None]
+    execution = Execution()
     with torch.inference_mode():
-        for _ in range(FRAMES):
-            answers = [method.begin_step(step) for method in methods]
-            if any(answer is not None for answer in answers):
-                continue  # counted is what the network costs when it runs
-            pixels = torch.cat([images, images], dim=1)[None]
-            actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))
+        for _ in range(FRAMES):  # of steps without the network there is nothing to count
             for method in methods:
-                method.end_step(actions[0].numpy().astype(float), reused=False)
+                method.begin_step(Step(images, np.zeros(8), execution))
+            actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))
+            execution = Execution('sync', actions[0].numpy().astype(float))
     reports = [report for report in (method.report() for method in methods) if report is not None]
     kept = np.logical_and.reduce([np.ones(config.visual_tokens, bool), *(r.kept for r in reports)])
     flops = count_flops(published.config, recorder.layer_rows,

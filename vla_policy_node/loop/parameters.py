@@ -38,7 +38,7 @@ from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import InputStreams
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy.local import LocalPolicy
+    from vla_policy_node.policy.interface import Policy
 
 
 def _ns(seconds: float) -> int:
@@ -249,7 +249,7 @@ class PolicyParameters:
         return cls(**{name: tuple(value) if isinstance(value, list) else value
                       for name, value in values.items() if name in known})
 
-    def load_policy(self, threads: int, **instead: object) -> LocalPolicy:
+    def load_policy(self, threads: int, **instead: object) -> Policy:
         """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
 
         instead: arguments of `LocalPolicy.load` that override those of the parameters.

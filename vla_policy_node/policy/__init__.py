@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy.local import LocalPolicy
+    from vla_policy_node.policy.interface import Policy
 
 
 def load_policy(
     checkpoint: Path | str, execution_mode: str = '', **options: Any
-) -> LocalPolicy:
+) -> Policy:
     """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details.
+
+    Methods that answer some steps without the network are put round it.
 
     execution_mode: methods that it does not suit are refused before anything is read; '' for any.
     """
     from vla_policy_node import acceleration
+    from vla_policy_node.policy.answering import AnsweringPolicy
     from vla_policy_node.policy.local import LocalPolicy
 
     if execution_mode:
         acceleration.check_execution(options.get('methods', ()), execution_mode)
-    return LocalPolicy.load(checkpoint, **options)
+    policy = LocalPolicy.load(checkpoint, **options)
+    answers = [method.answers for method in policy.methods if method.answers is not None]
+    return AnsweringPolicy(policy, answers) if answers else policy

@@ -110,7 +110,7 @@ class ActionChunk:
     stage_ms: wall time of 'preprocess' (pictures of the size the towers take), 'upload'
         (normalised, on the device), 'vision', 'select', 'language_model' and 'head' (actions);
         their sum is the whole inference. Where a method may answer instead of the network, its
-        decision is the stage 'reuse'; where it did, no other stage follows.
+        decision is the stage 'reuse'; where it did, there is no other stage.
     method: names of the acceleration methods joined by '+', 'dense' if there are none.
     tokens_kept: visual tokens that all layers computed anew, 0 if the network did not run.
     flops: arithmetic of this inference, counted as in `models.flops`.

@@ -33,6 +33,7 @@ from vla_policy_node.models.statistics import Statistics, read_statistics
 from vla_policy_node.policy.interface import (
     CAMERAS,
     END_EFFECTOR_STATE,
+    EXECUTION_MODES,
     NORMALISED_ACTIONS,
     TOKEN_SELECTIONS,
     ActionChunk,
@@ -217,19 +218,15 @@ class LocalPolicy:
             proprio = proprio.to(weight.device)
             prompt_ids = prompt_ids.to(weight.device)
         clock.mark('upload')
-        actions, reused_by = self._reuse(pictures, request, clock)
-        normalised = np.empty((0, len(self.description.spec.actions)))
-        if actions is None:
-            predicted = self._forward(pixels, proprio, prompt_ids, clock.mark)
-            normalised = predicted[0].cpu().double().numpy()
-            actions = self._statistics.unnormalise_actions(normalised)
-            clock.mark('head')
+        self._begin_step(pictures, request, clock)
+        predicted = self._forward(pixels, proprio, prompt_ids, clock.mark)
+        normalised = predicted[0].cpu().double().numpy()
+        actions = self._statistics.unnormalise_actions(normalised)
+        clock.mark('head')
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
                 'The policy computed actions that are not finite; check its weights.')
-        for method in self._methods:
-            method.end_step(actions, bool(reused_by))
-        selections = self._selections(bool(reused_by))
+        selections = self._selections()
         return ActionChunk(
             actions=actions,
             selections=selections,
@@ -237,10 +234,9 @@ class LocalPolicy:
             method=self.description.method,
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
-            flops=0 if reused_by else self._flops(),
-            layers_run=0 if reused_by else len(self._rows.layer_rows),
+            flops=self._flops(),
+            layers_run=len(self._rows.layer_rows),
             layers_total=self._model.config.language_model.layers,
-            reused_by=reused_by,
             normalised=normalised,
         )
 
@@ -264,22 +260,21 @@ class LocalPolicy:
             self._static.prepare(
                 pictures, proprio.to(weight.dtype), prompt_ids, self._action_rows)
 
-    def _reuse(
+    def _begin_step(
         self, pictures: Tensor, request: InferenceRequest, clock: StageClock
-    ) -> tuple[np.ndarray | None, str]:
-        """Actions that a method gives instead of the network, and its name; else None and ''."""
+    ) -> None:
+        """Show the inputs to the methods that look at them before the network does."""
         methods = [m for m in self._methods if type(m).begin_step is not Method.begin_step]
         if not methods:
-            return None, ''
+            return
         step = Step(
             pictures[0].movedim(-1, -3) / 255,
             np.asarray(request.observation.proprio, float),
-            self._statistics.action_low,
-            self._statistics.action_high,
+            request.execution,
         )
-        answers = [(method.begin_step(step), method.name) for method in methods]
+        for method in methods:
+            method.begin_step(step)
         clock.mark('reuse')
-        return next(((a, name) for a, name in answers if a is not None), (None, ''))
 
     def _forward(
         self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor, mark: Callable[[str], None]
@@ -324,7 +319,8 @@ class LocalPolicy:
                 raise ValueError(
                     f'{method.name} changes the weights, so there is no plain network beside it; '
                     'set shadow_every to 0.')
-        description = replace(self.description, methods=(), method_settings={})
+        description = replace(
+            self.description, methods=(), method_settings={}, execution_modes=EXECUTION_MODES)
         return LocalPolicy(self._model, self._inputs, self._statistics, (), self._action_rows,
                       description, self._normalise, self._threads)
 
@@ -341,15 +337,12 @@ class LocalPolicy:
         reused = sum(report.denoising_reused for report in reports)
         return choosing + sum(count_flops(self._model.config, self.layer_rows, reused).values())
 
-    def _selections(self, reused: bool) -> tuple[TokenSelection, ...]:
-        """Combine the methods' reports: kept is what all kept, scores are the last ones given.
-
-        reused: nothing of this picture was looked at.
-        """
-        kept = np.full(self.description.visual_tokens, not reused)
+    def _selections(self) -> tuple[TokenSelection, ...]:
+        """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
+        kept = np.ones(self.description.visual_tokens, bool)
         scores = np.empty(0, np.float32)
         for report in (method.report() for method in self._methods):
-            if report is not None and not reused:
+            if report is not None:
                 kept = kept & report.kept
                 scores = report.scores if report.scores.size else scores
         cameras = self.description.spec.cameras
