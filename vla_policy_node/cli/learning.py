@@ -115,7 +115,7 @@ def train_blind(
     seconds: Annotated[float, typer.Option(min=1.0, help='How long to train.')] = 100.0,
     seed: Annotated[int, typer.Option(min=0, help='Of weights and batches.')] = 0,
 ) -> None:
-    """Train a network without eyes: robot state and instruction in, actions out.
+    """Train a state-only baseline: robot state and instruction in, actions out.
 
     What it can do, a policy can do without looking: the control of every success rate.
 
@@ -131,7 +131,7 @@ def train_blind(
     try:
         claim_file(out, 'vla train-blind')
         with Progress(console=Console(), transient=True) as progress:
-            bar = progress.add_task('without eyes', total=None)
+            bar = progress.add_task('state only', total=None)
             policy = train(
                 Demonstrations(demos), seconds=seconds, seed=seed,
                 report=lambda step, loss: progress.update(
@@ -162,7 +162,7 @@ def evaluate(
         help='none; gray: the cameras show gray; wrong-instruction: the words ask for something '
         'else. A policy that still succeeds does not use what was taken away.')] = 'none',
     blind: Annotated[Path | None, typer.Option(
-        help='Also run a baseline without eyes, a file of `vla train-blind`.')] = None,
+        help='Also run a state-only baseline, a file of `vla train-blind`.')] = None,
     execute: Annotated[int, typer.Option(
         min=0, help='Actions of each chunk to use before the next inference; 0: all.')] = 0,
     execution_mode: Annotated[str, typer.Option(
