@@ -21,12 +21,19 @@ def page() -> str:
 def _section(name: str) -> str:
     method = type(acceleration.create(name))
     settings = acceleration.settings(name)
-    parts = [f'\n## `{name}`\n', _indented(inspect.getmodule(method).__doc__)]
+    parts = [f'\n## `{name}`\n', _declared(method), _indented(inspect.getmodule(method).__doc__)]
     if settings:
         parts.append(table(('setting', 'default'), (
             (code(key), code(_value(value))) for key, value in settings.items())))
     parts.append(_indented(method.__doc__))
     return '\n\n'.join(parts) + '\n'
+
+
+def _declared(method: type[acceleration.Method]) -> str:
+    needs, does = (', '.join(f'`{name}`' for name in sorted(entry.name for entry in entries))
+                   or 'nothing' for entries in (method.needs, method.does))
+    return f'Needs: {needs}. Does: {does}.' + (
+        ' Only in execution mode `sync`.' if method.needs_sync else '')
 
 
 def _value(value: object) -> str:

@@ -82,6 +82,16 @@ def test_every_launch_argument_is_listed(pages):
     assert set(re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE)) == {a.name for a in ARGUMENTS}
 
 
+def test_the_tutorial_names_parameters_that_exist(pages):
+    tutorial = (ROOT / 'docs' / 'your_robot.md').read_text(encoding='utf-8')
+    table = tutorial.partition('| parameter | default |')[2].partition('\n\n')[0]
+    first_cells = [line.split('|')[1] for line in table.splitlines() if line.count('|') > 2]
+    named = set(re.findall(r'`(\w+)`', ' '.join(first_cells)))
+    here = section(pages['reference/parameters.md'], 'Node `policy`')
+    assert len(named) > 15
+    assert named <= set(re.findall(r'^\| `(\w+)` \|', here, re.MULTILINE))
+
+
 def test_every_method_and_setting_is_listed(pages):
     page = pages['reference/methods.md']
     for name in acceleration.available():
