@@ -65,7 +65,8 @@ def test_a_variant_that_is_missing_is_trained_from_the_dense_checkpoint(
     assert [run.out for run in trained] == [runs / folder for folder, _ in VARIANTS.values()]
     assert {run.start for run in trained} == {folders / 'dense'}
     star, silent, fixed = (run.config for run in trained)
-    assert (star.learnt_queries, silent.noise_scale, fixed.noise_decays) == (64, 0.0, False)
+    assert (star.objective['learnt_queries'], silent.objective['noise_scale'],
+            fixed.objective['noise_decays']) == (64, 0.0, False)
 
 
 def test_without_demonstrations_a_missing_variant_is_one_sentence(folders, tmp_path):

@@ -59,7 +59,7 @@ def test_a_policy_runs_lightvla_as_it_was_trained(folders, tmp_path):
     for bias in (True, False):
         config = replace(
             CLONE, stage='lightvla', tokens_kept=0, steps=1, losses={'action': 1.0},
-            multiplicity_bias=bias)
+            objective={'multiplicity_bias': bias})
         checkpoint = train(run_in(tmp_path / str(bias), folders, config))
         described = LocalPolicy.load(checkpoint, methods=('lightvla',)).description
         assert described.method_settings['lightvla']['multiplicity_bias'] is bias
@@ -128,7 +128,7 @@ def test_grounding_finds_the_named_square_and_attends_to_it(folders, tmp_path):
 @pytest.mark.parametrize('noise', ['uniform', 'gumbel'])
 def test_the_pruner_is_trained_with_its_projector_and_not_the_towers(folders, tmp_path, noise):
     config = replace(
-        CLONE, stage='lightvla', tokens_kept=0, losses={'action': 1.0}, noise=noise,
+        CLONE, stage='lightvla', tokens_kept=0, losses={'action': 1.0}, objective={'noise': noise},
         frozen=('vision_backbone',))
     run = run_in(tmp_path / 'run', folders, config)
     train(run)
@@ -179,7 +179,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     path.write_text('stage: clone\nsteps: 10\nlearning_rate: 1e-3\nlosses: {action: 1}\n')
     assert read_training_config(path, {}).learning_rate == 1e-3
     for wrong in ('learning_rate: fast', 'steps: 1.5', 'noise_decays: 1', 'losses: 3'):
-        path.write_text(f'stage: clone\nsteps: 10\n{wrong}\n')
+        path.write_text(f'stage: lightvla\nsteps: 10\n{wrong}\n')
         with pytest.raises(ValueError, match='takes a'):
             read_training_config(path, {})
 

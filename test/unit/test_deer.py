@@ -18,9 +18,9 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration import deer
+from vla_policy_node.acceleration.deer_training import EarlyExits
 from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
-from vla_policy_node.training.lessons import EarlyExits
 
 EARLIEST, NEVER = 1e9, -1.0
 
@@ -115,7 +115,7 @@ def test_the_lesson_teaches_the_head_at_all_exits():
     model, lesson = load_model().requires_grad_(True), EarlyExits(CONFIG, every=2, ratio=1.0)
     model.decode(assemble(model, shared_inputs(0)), [lesson])
     batch = SimpleNamespace(actions=torch.zeros(1, 8, 7), has_actions=torch.tensor([True]))
-    loss = lesson.losses(model, None, batch)['exits']
+    loss = lesson.state_losses(model, None, batch)['exits']
     answer = lesson._answers(model)[2]
     torch.testing.assert_close(loss, answer.abs().mean())
     loss.backward()

@@ -14,15 +14,15 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration import create
 from vla_policy_node.acceleration.fastdrivevla import FILE_NAME, ForegroundScorer
-from vla_policy_node.models.flops import count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
-from vla_policy_node.nn.transformer import DecoderConfig
-from vla_policy_node.training.foreground import (
+from vla_policy_node.acceleration.fastdrivevla_training import (
     PatchPainter,
     reconstruction_loss,
     ssim,
     straight_through,
 )
+from vla_policy_node.models.flops import count_flops
+from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.transformer import DecoderConfig
 
 
 @pytest.fixture

@@ -250,8 +250,8 @@ def test_an_unknown_noise_is_named():
         LightVlaTraining(noise='normal')
 
 
-def test_reset_forgets_the_last_pass():
+def test_a_pass_that_begins_forgets_the_last_one():
     method = LightVlaTraining()
     method.select_tokens(assemble(shared_model(), inputs_of(CASES[0])))
-    method.reset()
+    method.begin_pass()
     assert method.votes is None

@@ -16,9 +16,9 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration import create, mole
+from vla_policy_node.acceleration.mole_training import Routing
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.hooks import LayerHooks
-from vla_policy_node.training.lessons import Routing
 
 LAYERS, WIDTH = CONFIG.language_model.layers, CONFIG.language_model.width
 
@@ -74,7 +74,7 @@ def test_without_layers_the_embeddings_pass():
 
 def test_skipping_equals_multiplying_by_gates(checkpoint):
     lesson = Routing(CONFIG, run=3)
-    lesson.learnt.load_state_dict(make(checkpoint).router.state_dict())
+    lesson.router.load_state_dict(make(checkpoint).router.state_dict())
     with torch.no_grad():
         gated = act(shared_sequence(), lesson)
     skipped = shared_model()(*shared_inputs(0), methods=[make(checkpoint)])
@@ -83,7 +83,7 @@ def test_skipping_equals_multiplying_by_gates(checkpoint):
 
 def test_in_a_batch_each_sample_is_routed_as_alone(checkpoint):
     lesson = Routing(CONFIG, run=3)
-    lesson.learnt.load_state_dict(make(checkpoint).router.state_dict())
+    lesson.router.load_state_dict(make(checkpoint).router.state_dict())
     with torch.no_grad():
         together = act(assemble(shared_model(), batch_of(CASES)), lesson)
     for index, case in enumerate(CASES):
@@ -187,7 +187,7 @@ def test_the_teacher_runs_all_layers_with_the_averaged_weights():
     averaged = 2 * model.get_parameter(name).detach()
     lesson.average = {f'model.{name}': averaged, 'model.action_head.fc1.bias': torch.zeros(1)}
     states = model.decode(assemble(model, shared_inputs(0)), [lesson])
-    losses = lesson.losses(model, states, None)
+    losses = lesson.state_losses(model, states, None)
     with torch.no_grad():
         before = model.get_parameter(name).clone()
         model.get_parameter(name).copy_(averaged)

@@ -5,8 +5,8 @@ decoder layer with full attention sees the visual tokens V and a learnt query Q;
 token is a linear reading of V* o Q* (their product, element by element), and the best floor(N (1 -
 p)) stay; p = 50 % is recommended. `vla train foreground` trains it as the paper does, by
 reconstruction: the chosen tokens must suffice to paint the foreground, and the others the rest
-(`training.foreground`), with the world's labels in place of Grounded-SAM's. The policy stays as it
-is, and every policy with the same towers and projector can use the scorer.
+(`fastdrivevla_training`), with the world's labels in place of Grounded-SAM's. The policy stays as
+it is, and every policy with the same towers and projector can use the scorer.
 """
 
 from __future__ import annotations

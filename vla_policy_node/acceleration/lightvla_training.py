@@ -10,26 +10,35 @@ single row's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.base import Method
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
+from vla_policy_node.acceleration.objective import HeldOut, Objective, teaches
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from vla_policy_node.models.openvla_oft import OpenVlaOft
 
 NOISES = ('uniform', 'gumbel')
 
 
-class StraightThroughSelection(Method):
+class StraightThroughSelection(Objective):
     """Keeps the tokens that win a vote and lets a gradient through to the scores.
 
     Any batch size: samples that keep fewer tokens than others are filled up with hidden rows.
     No subclass is offered by name, because a policy that runs has no use for it.
 
     noise: 'uniform', [0, 1) as in the release, or 'gumbel', Gumbel(0, 1) as in the paper.
-    noise_scale: factor of the noise on the scores; set it before each step. The release lowers
-        it linearly from 1 to 0 over the training. There is no noise under `torch.no_grad()`.
+    noise_scale: factor of the noise on the scores, at first. The release lowers it linearly from
+        1 to 0 over the training, as `noise_decays` does, where `begin_step` is called. There is no
+        noise under `torch.no_grad()`.
     multiplicity_bias: True trains the network in which a token chosen m times counts m times,
         exactly the authors' training; False the one that their inference runs.
     votes: [B, V] int64, votes for each visual token in the last pass, None before the first.
@@ -45,18 +54,28 @@ class StraightThroughSelection(Method):
             raise ValueError(f'noise must be one of {", ".join(NOISES)}, not {noise!r}.')
         self.noise = noise
         self.noise_scale = noise_scale
+        self.noise_decays = False
         self.multiplicity_bias = multiplicity_bias
         self.votes: Tensor | None = None
+        self._first_scale = noise_scale
+
+    def begin_step(self, done: float) -> None:
+        """Lower the noise."""
+        self.noise_scale = self._first_scale * (1 - done if self.noise_decays else 1.0)
+
+    def begin_pass(self) -> None:
+        """Forget the last pass."""
+        self.votes = None
+
+    def measures(self) -> dict[str, Tensor]:
+        """How many visual tokens were kept, on average."""
+        return {'tokens': self.kept_counts.float().mean()}
 
     @property
     def kept_counts(self) -> Tensor:
         """[B] int64, how many visual tokens each sample of the last pass kept."""
         assert self.votes is not None, 'no pass has run'
         return (self.votes > 0).sum(dim=1)
-
-    def reset(self) -> None:
-        """Forget the last pass."""
-        self.votes = None
 
     def _select(self, sequence: TokenSequence, scores: Tensor) -> TokenSequence:
         """Keep the winners of scores [B, N, visual rows], one vote per query."""
@@ -114,6 +133,10 @@ class LightVlaTraining(StraightThroughSelection):
         super().__init__(noise, noise_scale, multiplicity_bias)
         self.padding_votes = padding_votes
 
+    def method_settings(self) -> dict[str, dict[str, object]]:
+        """How often a token counts is what the network got used to."""
+        return {'lightvla': {'multiplicity_bias': self.multiplicity_bias}}
+
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Keep the tokens that some visual token votes for."""
         hidden = None if self.padding_votes else sequence.context_hidden
@@ -133,6 +156,11 @@ class LightVlaStarTraining(StraightThroughSelection):
     ):
         super().__init__(noise, noise_scale, multiplicity_bias)
         self.queries = queries
+        self.learnt = {'queries': queries}
+
+    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+        """Write the queries."""
+        self.queries.save(checkpoint)
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Keep the tokens that some query votes for, if the queries look here."""
@@ -166,3 +194,31 @@ class _StraightThrough(torch.autograd.Function):
         by_row = share.to(soft.dtype) @ visual.to(soft.dtype).mT
         by_query = by_row.gather(1, copy_of[..., None].expand_as(soft))
         return gradient, by_query, None, None, None
+
+
+@teaches('lightvla', choices={'noise': NOISES}, needs_all_tokens=True)
+def _selection(
+    config: ModelConfig,
+    losses: Mapping[str, float],
+    *,
+    noise: str = 'uniform',
+    noise_scale: float = 1.0,
+    noise_decays: bool = True,
+    multiplicity_bias: bool = True,
+    learnt_queries: int = 0,
+    query_layer: int = 0,
+) -> StraightThroughSelection:
+    """LightVLA, or LightVLA* where queries are learnt.
+
+    noise: on the scores; it falls from `noise_scale` to 0 over the run, or stays where
+    `noise_decays` is false. learnt_queries: how many, 0 for LightVLA itself; `query_layer`: the
+    layer before which they choose, 0 to 3.
+    """
+    selection: StraightThroughSelection
+    if learnt_queries:
+        queries = LearnedQueries(config.language_model.width, learnt_queries, query_layer)
+        selection = LightVlaStarTraining(queries, noise, noise_scale, multiplicity_bias)
+    else:
+        selection = LightVlaTraining(noise, noise_scale, multiplicity_bias)
+    selection.noise_decays = noise_decays
+    return selection

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import yaml
 
-STAGES = (
-    'ground', 'locate', 'clone', 'lightvla', 'cogact', 'cogact_head', 'deer', 'mole',
-    'foreground')
-LOSSES = (
-    'token', 'point', 'attend', 'readout', 'action', 'noise', 'exits', 'balance', 'distil',
-    'reconstruct')
+from vla_policy_node.acceleration.objective import STAGES as OBJECTIVES
+
+# Those of the policy itself; a method that learns adds its own (`acceleration.objective`).
+STAGES = ('ground', 'locate', 'clone', 'cogact', 'cogact_head', *OBJECTIVES)
+TOKEN_LOSSES = ('token', 'point')
+STATE_LOSSES = ('attend', 'readout', 'action', 'noise')
+LOSSES = (*TOKEN_LOSSES, *STATE_LOSSES, *(
+    name for stage in OBJECTIVES.values() for name in (*stage.token_losses, *stage.state_losses)))
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
-    stage: names the run; 'lightvla' also puts the pruner into the forward pass, 'cogact' gives a
-        policy without a diffusion transformer a new one (see `training.cogact`), 'cogact_head'
-        trains nothing else than that (see `cognition`), and 'deer', 'mole' and 'foreground' have
-        lessons of their own (see `lessons`).
+    stage: names the run; 'cogact' gives a policy without a diffusion transformer a new one (see
+        `training.cogact`), 'cogact_head' trains nothing else than that (see `cognition`), and the
+        stages of methods teach those (see `acceleration.objective`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
@@ -35,13 +36,7 @@ class TrainingConfig:
     scenes_share: share of a batch that comes from still scenes, which carry no actions.
     crop_shift, colour_strength: see `augmentation`.
     frozen: beginnings of the names of parameters that stay as they are.
-    noise: 'uniform' or 'gumbel', on LightVLA's scores; its scale falls from `noise_scale` to 0
-        over the run, or stays where `noise_decays` is false.
-    multiplicity_bias: count a token as often as it was chosen, see `LightVlaTraining`.
-    learnt_queries: how many queries LightVLA* learns, 0 for LightVLA itself; `query_layer`: the
-        layer before which they choose, 0 to 3.
-    exit_every, exit_ratio: layers between DeeR's exits, and r of their calibration.
-    layers_run: how many layers MoLE's router picks, 0 for the published share.
+    objective: entries that only the stage of a method has; in a file they stand beside the others.
     lora_rank: train low-rank updates of all linear layers of towers, projector and language
         model instead of their weights; 0 trains the weights.
     repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
@@ -63,15 +58,7 @@ class TrainingConfig:
     crop_shift: float = 1.0
     colour_strength: float = 1.0
     frozen: tuple[str, ...] = ()
-    noise: str = 'uniform'
-    noise_scale: float = 1.0
-    noise_decays: bool = True
-    multiplicity_bias: bool = True
-    learnt_queries: int = 0
-    query_layer: int = 0
-    exit_every: int = 2
-    exit_ratio: float = 1.0
-    layers_run: int = 0
+    objective: Mapping[str, object] = field(default_factory=dict)
     lora_rank: int = 0
     repeated_diffusion_steps: int = 8
     head_blocks: int = 4
@@ -88,11 +75,15 @@ class TrainingConfig:
         for name in self.losses:
             if name not in LOSSES:
                 raise ValueError(f'There is no loss {name!r}; choose from {", ".join(LOSSES)}.')
-        if self.noise not in ('uniform', 'gumbel'):
-            raise ValueError(f"noise must be 'uniform' or 'gumbel', not {self.noise!r}.")
-        if self.stage == 'lightvla' and self.tokens_kept:
+        taught = OBJECTIVES.get(self.stage)
+        if taught:
+            object.__setattr__(self, 'objective', taught.complete(self.objective))
+        elif self.objective:
             raise ValueError(
-                'In stage lightvla all visual tokens vote, as they will on the robot; leave '
+                f'Stage {self.stage} has no entries of its own: {", ".join(self.objective)}.')
+        if taught and taught.needs_all_tokens and self.tokens_kept:
+            raise ValueError(
+                f'In stage {self.stage} all visual tokens vote, as they will on the robot; leave '
                 'tokens_kept at 0.')
         if self.stage == 'cogact_head' and (
             self.losses.keys() != {'noise'} or self.lora_rank or self.tokens_kept or self.frozen
@@ -108,12 +99,14 @@ class TrainingConfig:
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        reading = ('attend', 'readout', 'action', 'noise', 'exits', 'balance', 'distil')
+        taught = OBJECTIVES.get(self.stage)
+        reading = (*STATE_LOSSES, *(taught.state_losses if taught else ()))
         return any(self.losses.get(name) for name in reading)
 
     def document(self) -> dict:
         """Return the entries as plain values, for files."""
-        return asdict(self) | {'frozen': list(self.frozen), 'losses': dict(self.losses)}
+        values = asdict(self) | {'frozen': list(self.frozen), 'losses': dict(self.losses)}
+        return values | values.pop('objective')
 
 
 def read_training_config(path: Path, changes: Mapping[str, object]) -> TrainingConfig:
@@ -123,15 +116,21 @@ def read_training_config(path: Path, changes: Mapping[str, object]) -> TrainingC
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f'{path} cannot be read as YAML: {error}.') from error
     document = {**(document or {}), **changes}
-    known = {entry.name: entry for entry in fields(TrainingConfig)}
+    known = {entry.name: entry.type for entry in fields(TrainingConfig)}
+    del known['objective']
+    taught = OBJECTIVES.get(str(document.get('stage')))
+    own = {name: type(default).__name__ for name, default in taught.settings.items()
+           } if taught else {}
     for name in document:
-        if name not in known:
-            raise ValueError(f'{path}: there is no entry {name!r}; known are {", ".join(known)}.')
-        document[name] = _typed(path, known[name].type, name, document[name])
+        if name not in known | own:
+            raise ValueError(
+                f'{path}: there is no entry {name!r}; known are {", ".join(known | own)}.')
+        document[name] = _typed(path, (known | own)[name], name, document[name])
     for name in ('stage', 'steps'):
         if name not in document:
             raise ValueError(f'{path} does not say {name!r}.')
-    return TrainingConfig(**document)
+    objective = {name: document.pop(name) for name in own if name in document}
+    return TrainingConfig(**document, objective=objective)
 
 
 def _typed(path: Path, kind: str, name: str, value: object) -> object:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_policy_node.acceleration.objective import Objective
 from vla_policy_node.models.cogact import CogAct
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.nn.hooks import PassHooks
@@ -19,7 +20,6 @@ from vla_policy_node.training.grounding import (
     readout_losses,
     token_losses,
 )
-from vla_policy_node.training.lessons import Lesson
 from vla_policy_node.training.token_sampling import sample_tokens
 
 
@@ -28,14 +28,13 @@ def compute_losses(
     heads: GroundingHeads,
     batch: Batch | CognitionBatch,
     config: TrainingConfig,
-    selection: PassHooks | None,
+    objective: Objective,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Return the losses that `config` gives a weight, and errors for the log, as scalars.
 
     batch: of what was looked at before, the action head alone learns.
-    selection: replaces or drops visual tokens before the language model (stage 'lightvla'), or
-        teaches something of its own (`lessons.Lesson`).
+    objective: what a method teaches; it takes part in the pass, and may add losses.
     rng: draws the tokens, where the step runs on a part of them, and noise for the loss 'noise'.
     """
     if isinstance(batch, CognitionBatch):
@@ -56,8 +55,7 @@ def compute_losses(
     if config.losses.get('token') or config.losses.get('point'):
         embedding = model.language_model.embed_tokens
         losses |= token_losses(by_camera, coverage, embedding, batch, heads)
-    lesson = selection if isinstance(selection, Lesson) else Lesson()
-    losses |= lesson.visual_losses(visual, batch)
+    losses |= objective.token_losses(visual, batch)
     if not config.runs_language_model:
         return losses
 
@@ -66,7 +64,7 @@ def compute_losses(
         sequence = sample.place(sequence)
     recorder = AttentionRecorder(model)
     hooks: list[PassHooks] = [recorder] if config.losses.get('attend') else []
-    hooks += [] if selection is None else [selection]
+    hooks.append(objective)
     for hook in hooks:
         hook.begin_pass()
     states = model.decode(sequence, hooks)
@@ -78,7 +76,7 @@ def compute_losses(
         losses |= _action_errors(model.action_head(states), batch)
     if config.losses.get('noise'):
         losses |= _noise_losses(model, states, batch, config, rng)
-    return losses | lesson.losses(model, states, batch)
+    return losses | objective.state_losses(model, states, batch)
 
 
 def _noise_losses(

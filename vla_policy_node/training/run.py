@@ -17,12 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
-from vla_policy_node.acceleration.lightvla_star import LearnedQueries
-from vla_policy_node.acceleration.lightvla_training import (
-    LightVlaStarTraining,
-    LightVlaTraining,
-    StraightThroughSelection,
-)
+from vla_policy_node.acceleration.objective import STAGES, Objective
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ModelConfig
@@ -43,7 +38,6 @@ from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations
 from vla_policy_node.training.grounding import GroundingHeads
-from vla_policy_node.training.lessons import Lesson, lesson_of
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
 from vla_policy_node.training.trainer import STATE, Trainer
@@ -166,7 +160,7 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
             heads.load_state_dict(tensors)
     if run.config.lora_rank:
         add_lora(model, run.config.lora_rank)
-    selection = _selection(run.config, config, device)
+    objective = _objective(run.config, config, device)
     data = _data(run, config, device, rank, processes)
     if run.config.stage == 'cogact_head':
         statistics = hashlib.sha256((run.demonstrations / STATISTICS).read_bytes()).hexdigest()
@@ -175,35 +169,27 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
             model, heads, data, run.config, run.out,
-            selection, rank, processes, progress.update)
+            objective, rank, processes, progress.update)
         trainer.run()
     if rank == 0:
         trainer.load_average()
         with whole_folder(run.out / CHECKPOINT, COMMAND) as target:
-            export(run, model, target)
-            if isinstance(selection, LightVlaStarTraining):
-                selection.queries.save(target)
-            if isinstance(selection, Lesson):
-                selection.save(target, model, data.validation(run.config.validation_frames))
+            export(run, model, target, objective.method_settings())
+            objective.save(
+                target, model, partial(data.validation, run.config.validation_frames))
         with draft(run.out / HEADS) as unfinished:
             save_file(heads.state_dict(), unfinished)
         seal(run.out, COMMAND)
 
 
-def _selection(
-    config: TrainingConfig, model: ModelConfig, device: torch.device
-) -> StraightThroughSelection | Lesson | None:
-    if config.stage != 'lightvla':
-        lesson = lesson_of(config, model)
-        if lesson is not None and lesson.learnt is not None:
-            lesson.learnt.to(device)
-        return lesson
-    options = {'noise': config.noise, 'multiplicity_bias': config.multiplicity_bias}
-    if not config.learnt_queries:
-        return LightVlaTraining(**options)
-    queries = LearnedQueries(
-        model.language_model.width, config.learnt_queries, config.query_layer)
-    return LightVlaStarTraining(queries.to(device), **options)
+def _objective(config: TrainingConfig, model: ModelConfig, device: torch.device) -> Objective:
+    """What the stage teaches besides the policy's own losses."""
+    if config.stage not in STAGES:
+        return Objective()
+    objective = STAGES[config.stage].make(model, config.losses, **config.objective)
+    for module in objective.learnt.values():
+        module.to(device)
+    return objective
 
 
 def _data(
@@ -235,7 +221,7 @@ def _statistics(run: Run) -> Mapping:
     return checkpoints.read_json(run.demonstrations or run.start, STATISTICS)
 
 
-def export(run: Run, model, target: Path) -> None:
+def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
     """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
     for name in DOCUMENTS:
         shutil.copyfile(run.start / name, target / name)
@@ -243,9 +229,8 @@ def export(run: Run, model, target: Path) -> None:
         shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
     document = checkpoints.read_json(target, 'config.json') | {'trained': True}
     document |= head_entries(model.config)
-    if run.config.stage == 'lightvla' and not run.config.learnt_queries:
-        document['method_settings'] = {
-            'lightvla': {'multiplicity_bias': run.config.multiplicity_bias}}
+    if method_settings:
+        document['method_settings'] = method_settings
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     if run.config.lora_rank:
         merge_lora(model)

@@ -21,10 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vla_policy_node.acceleration.lightvla_training import (
-    LightVlaStarTraining,
-    StraightThroughSelection,
-)
+from vla_policy_node.acceleration.objective import Objective
 from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.reading import foreign
 from vla_policy_node.models.tensor_files import load_pt
@@ -36,7 +33,6 @@ from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
-from vla_policy_node.training.lessons import Lesson
 from vla_policy_node.training.losses import compute_losses, total_loss
 from vla_policy_node.training.precision import autocast
 
@@ -45,7 +41,7 @@ STATE = 'state.pt'
 
 
 class Trainer:
-    """Trains `model`, `heads` and what `selection` learns; one object per process."""
+    """Trains `model`, `heads` and what the objective learns; one object per process."""
 
     def __init__(
         self,
@@ -54,20 +50,17 @@ class Trainer:
         data: TrainingData | CognitionData,
         config: TrainingConfig,
         out: Path,
-        selection: StraightThroughSelection | Lesson | None = None,
+        objective: Objective | None = None,
         rank: int = 0,
         processes: int = 1,
         progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     ):
         self.model, self.heads, self.config = model, heads, config
-        self._data, self._out, self._selection = data, out, selection
+        self._data, self._out, self._objective = data, out, objective or Objective()
         self._rank, self._processes, self._progress = rank, processes, progress
         self._device = next(model.parameters()).device
         self._together = nn.ModuleDict({'model': model, 'heads': heads})
-        if isinstance(selection, LightVlaStarTraining):
-            self._together['queries'] = selection.queries
-        if isinstance(selection, Lesson) and selection.learnt is not None:
-            self._together['learnt'] = selection.learnt
+        self._together.update(self._objective.learnt)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_is_trained(name, config))
         for name in ('point', 'readout'):
@@ -78,8 +71,7 @@ class Trainer:
             if parameter.requires_grad
         }
         self._average = {name: p.detach().clone() for name, p in self._trained.items()}
-        if isinstance(selection, Lesson):
-            selection.average = self._average
+        self._objective.average = self._average
         self._optimiser = torch.optim.AdamW(
             self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
@@ -138,9 +130,7 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for group in self._optimiser.param_groups:
             group['lr'] = rate
-        if isinstance(self._selection, StraightThroughSelection):
-            left = 1 - self.step / config.steps if config.noise_decays else 1.0
-            self._selection.noise_scale = config.noise_scale * left
+        self._objective.begin_step(self.step / config.steps)
         batch = self._data.batch(self.step).to(self._device)
         losses = self._losses(batch, rng)
         loss = total_loss(losses, config)
@@ -153,9 +143,7 @@ class Trainer:
             decay = min(config.ema, (self.step + 1) / (self.step + 10))
             torch._foreach_lerp_(
                 list(self._average.values()), list(self._trained.values()), 1 - decay)
-        losses |= {'loss': loss, 'gradient_norm': norm}
-        if isinstance(self._selection, StraightThroughSelection):
-            losses['tokens'] = self._selection.kept_counts.float().mean()
+        losses |= {'loss': loss, 'gradient_norm': norm} | self._objective.measures()
         values = _to_floats(losses) | {'learning_rate': rate}
         if not math.isfinite(values['loss']):
             raise FloatingPointError(
@@ -168,7 +156,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         with self._attention(), autocast(self._device):
             return compute_losses(
-                self.model, self.heads, batch, self.config, self._selection, rng)
+                self.model, self.heads, batch, self.config, self._objective, rng)
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
@@ -192,8 +180,6 @@ class Trainer:
             present = {name: p.detach().clone() for name, p in self._trained.items()}
             self.load_average()
             self._together.eval()
-            if isinstance(self._selection, StraightThroughSelection):
-                self._selection.noise_scale = 0.0
             for kind, batches in self._held_out.items():
                 rng = np.random.default_rng(0)
                 losses = [self._losses(batch.to(self._device), rng) for batch in batches]

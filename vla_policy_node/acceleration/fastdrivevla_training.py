@@ -8,15 +8,53 @@ count half, each 0.2 (1 - SSIM) + 0.8 MSE. The masks are those of the world, per
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
+from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
+
+if TYPE_CHECKING:
+    from vla_policy_node.models.openvla_oft import OpenVlaOft
 
 LAYERS = 2  # six in the paper, whose tokens are of a model of 3 billion parameters
 SSIM_SHARE = 0.2
 SSIM_WINDOW = 7
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
+
+
+class Foreground(Objective):
+    """FastDriveVLA: the scorer learns which tokens paint the things of a picture."""
+
+    def __init__(self, config: ModelConfig):
+        patch_px = config.dino.patch_px
+        self.scorer = ForegroundScorer(config.language_model)
+        self.painter = PatchPainter(config.language_model, 3 * patch_px**2)
+        self.learnt = {'learnt': nn.ModuleDict({
+            'scorer': self.scorer, 'painter': self.painter})}
+        self._grid = config.grid
+
+    def token_losses(self, visual: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruction of foreground and background, and how many tokens are called which."""
+        visual = visual.detach()
+        positions = 1 + torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
+        scores = self.scorer(visual, positions)
+        things = batch.things.flatten(1)
+        loss = reconstruction_loss(
+            self.painter, visual, positions, scores, things, batch.pixels, self._grid)
+        right = ((scores > 0) == things).float().mean()
+        return {'reconstruct': loss, 'right_tokens': right.detach()}
+
+    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+        """Write the scorer; the painter has done its work."""
+        self.scorer.save(checkpoint)
 
 
 class PatchPainter(nn.Module):
@@ -92,3 +130,9 @@ def _picture(values: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     rows, columns = grid
     patches = values.reshape(-1, rows * columns, values.shape[-1]).mT
     return functional.fold(patches, (rows * side, columns * side), side, stride=side)
+
+
+@teaches('foreground', token_losses=('reconstruct',))
+def _foreground(config: ModelConfig, losses: Mapping[str, float]) -> Foreground:
+    """The stage has no settings of its own."""
+    return Foreground(config)
