@@ -115,3 +115,17 @@ def test_a_contract_that_cannot_be_obeyed_moves_nothing(
     assert bench.state == 'unconfigured'
     log = capfd.readouterr().err
     assert sentence in log and 'Traceback' not in log
+
+
+def test_the_age_of_every_camera_is_in_the_diagnostics_by_its_name(make_active, franka):  # noqa: F811
+    bench = make_active(contract=franka)
+    bench.observe()
+
+    def ages():
+        return next(({value.key: float(value.value) for value in status.values
+                      if value.key.endswith('age ms')}
+                     for array in bench.robot.diagnostics[-1:] for status in array.status
+                     if status.name.endswith(': commands')), None)
+
+    assert list(bench.robot.wait(ages, 'diagnostics')) == [
+        'third_person age ms', 'wrist age ms', 'side age ms', 'state age ms']

@@ -33,7 +33,9 @@ def describe(robot: RobotContract) -> Iterator[Table]:
     for group in robot.actions:
         place = slices[group.name]
         numbers = str(place.start) if group.dimension == 1 else f'{place.start}-{place.stop - 1}'
-        topic = group.topic or f'in that of {group.part_of}'
+        topic = group.topic
+        if isinstance(group, GripperGroup) and group.part_of:
+            topic = f'in that of {group.part_of}'
         actions.add_row(numbers, group.name, group.kind, topic, '\n'.join(_meaning(group)))
     yield actions
 

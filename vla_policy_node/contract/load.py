@@ -67,7 +67,7 @@ def to_plain(robot: RobotContract) -> dict[str, object]:
     }
 
 
-def _plain(part: object) -> dict[str, object]:
+def _plain(part: Any) -> dict[str, object]:
     """Return a part without what has its default."""
     plain = {}
     for field in fields(part):
@@ -139,8 +139,9 @@ class _Section:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise ContractError(
                 f'{self._at(name)} is {str(value)[:60]!r}; it must be {_WORDS[kind]}.')
+        number: Any = value
         try:
-            return float(value) if kind is float else value
+            return float(number) if kind is float else number
         except OverflowError:
             raise ContractError(f'{self._at(name)} is too large; take a smaller number.') from None
 

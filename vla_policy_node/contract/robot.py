@@ -45,7 +45,9 @@ class RobotContract:
         for group in self.actions:
             self._check_group(group)
         check_unique('topics that are listened to', [
-            part.topic.lstrip('/') for part in (*self.cameras, *self.state)])
+            topic.lstrip('/') for topic in (
+                *(camera.topic for camera in self.cameras),
+                *(source.topic for source in self.state))])
         check_unique('topics of commands', [
             group.topic.lstrip('/') for group in self.actions if group.topic])
 

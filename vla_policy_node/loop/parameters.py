@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -236,7 +236,8 @@ class PolicyParameters:
 
         Its defaults are what the contract says. Raises ContractError.
         """
-        return same_for(cls, find_contract(contract), contract)
+        made: Any = cls
+        return same_for(made, find_contract(contract), contract)
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> PolicyParameters:
@@ -246,8 +247,10 @@ class PolicyParameters:
         if unknown := sorted(values.keys() - known - {'use_sim_time'}):
             raise ValueError(f'The policy node has no parameter {", ".join(unknown)}.')
         check_values(cls, values)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in values.items() if name in known})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items() if name in known}
+        return cls(**given)
 
     def load_policy(self, threads: int, **instead: object) -> Policy:
         """Load the checkpoint with its methods; threads of torch, 0 to leave them alone.
@@ -372,5 +375,5 @@ class PolicyParameters:
         )
 
 
-def _remade(contract: str, values: dict[str, object]) -> PolicyParameters:
+def _remade(contract: str, values: dict[str, Any]) -> PolicyParameters:
     return PolicyParameters.of(contract)(**values)

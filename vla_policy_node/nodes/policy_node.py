@@ -373,10 +373,12 @@ class PolicyNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         if worker := self._worker:
             description = worker.description
+            ages_ns = self._commander.parts.pairer.ages_ns(self._now_ns())
             self._diagnostics_publisher.publish(make_diagnostics(
                 self.get_fully_qualified_name(), self._make_status(worker),
                 description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
+                {camera: ages_ns.get(camera, 0) / 1e6 for camera in self._streams.cameras},
                 self._shadow.summary() if self._shadow else None, worker.trouble()))
 
     def _publish_info(self) -> None:

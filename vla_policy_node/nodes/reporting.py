@@ -62,7 +62,8 @@ def make_status(
 
 def make_diagnostics(
     name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
-    shadow: ShadowSummary | None = None, trouble: Hold | None = None,
+    camera_ages_ms: Mapping[str, float], shadow: ShadowSummary | None = None,
+    trouble: Hold | None = None,
 ) -> DiagnosticArray:
     """Return /diagnostics: one entry for the commands, one for the inference, one for the shadow.
 
@@ -80,8 +81,7 @@ def make_diagnostics(
         level=level, name=f'{name}: commands', message=message, hardware_id=hardware_id)
     commands.values = [KeyValue(key=key, value=str(value)) for key, value in (
         ('hold reason', code.name), ('stream', status.hold.stream),
-        ('third_person age ms', f'{status.third_person_age_ms:.1f}'),
-        ('wrist age ms', f'{status.wrist_age_ms:.1f}'),
+        *((f'{camera} age ms', f'{age_ms:.1f}') for camera, age_ms in camera_ages_ms.items()),
         ('state age ms', f'{status.state_age_ms:.1f}'),
         ('camera spread ms', f'{status.camera_spread_ms:.1f}'),
         *zip(status.counter_names, map(str, status.counter_values), strict=True),
