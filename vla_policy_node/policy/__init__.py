@@ -1,4 +1,4 @@
-"""Public inference API: a policy is an interface, and needs neither torch nor ROS to be named.
+"""Public inference API: `load_policy` and the interface of policies. Needs neither torch nor ROS.
 
 `load_policy` loads a checkpoint into this process; `interface` says what every policy is.
 """

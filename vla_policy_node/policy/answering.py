@@ -1,4 +1,4 @@
-"""Answers across steps: methods that say something themselves instead of asking the policy."""
+"""Wrapper for methods that answer some steps themselves instead of running the policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vla_policy_node.policy.wrapper import PolicyWrapper
 
 
 class AnsweringPolicy(PolicyWrapper):
-    """Asks each of `answers` first, and the policy inside only if none of them says anything.
+    """Asks each of `answers` first, and runs the inner policy only if none of them answers.
 
     All of them see every step; the first answer counts. The stage 'reuse' is their time.
     """
@@ -67,7 +67,7 @@ class AnsweringPolicy(PolicyWrapper):
 
 
 def _again(last: ActionChunk, actions: np.ndarray, name: str, reuse_ms: float) -> ActionChunk:
-    """A chunk of these actions by a method, which looked at nothing of the picture."""
+    """A chunk of these actions by a method, for which no visual token was used."""
     if not np.isfinite(actions).all():
         raise NonFiniteActionError(f'{name} answered with actions that are not finite.')
     normalised = last.normalised if np.array_equal(actions, last.actions) else actions[:0]

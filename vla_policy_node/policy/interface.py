@@ -1,6 +1,6 @@
-"""The interface of every policy, and what goes into one and comes out: plain values, numpy only.
+"""The interface of every policy, its inputs and its outputs: plain values, numpy only.
 
-A policy may run in this process, on another machine, or be a recording: whoever asks cannot tell.
+A policy may run in this process, on another machine, or be a recording: its caller cannot tell.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _no_actions() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the robot sees and is told at one instant.
+    """Pictures, state and instruction at one instant.
 
     images: camera name -> [H, W, 3] uint8 RGB, upright, any size.
     proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
@@ -86,7 +86,7 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class TokenSelection:
-    """Which visual tokens of one camera the policy looked at.
+    """The visual tokens of one camera that the policy used.
 
     kept: [grid_h, grid_w] bool.
     scores: [grid_h, grid_w] float32 (LightVLA: number of votes), empty if nothing was scored.
@@ -264,8 +264,8 @@ class Policy(Protocol):
         """Begin a new episode or instruction: forget past steps."""
 
     def close(self) -> None:
-        """Free what the policy holds; it is of no use afterwards."""
+        """Free the policy's resources; it cannot be used afterwards."""
 
 
 class NonFiniteActionError(ValueError):
-    """The network answered with NaN or infinity; nothing of it may move a robot."""
+    """The network returned NaN or infinity; no part of the chunk may move a robot."""

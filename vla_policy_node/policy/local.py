@@ -1,4 +1,4 @@
-"""A policy in this process: a loaded checkpoint with its acceleration methods."""
+"""LocalPolicy: a checkpoint with its acceleration methods, loaded into this process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LocalPolicy:
         normaliser: Normaliser,
         threads: int = 0,
     ):
-        """Put loaded parts together; `load` does the loading.
+        """Assemble loaded parts; `load` loads them.
 
         threads: of torch while this policy computes, 0 to leave them alone.
         ValueError for methods that the chosen optimisation cannot run.
@@ -325,7 +325,7 @@ class LocalPolicy:
                       description, self._normalise, self._threads)
 
     def close(self) -> None:
-        """Free the model and its device memory; the policy is of no use afterwards."""
+        """Free the model and its device memory; the policy cannot be used afterwards."""
         del self._model
         self._static = None
         if torch.cuda.is_available():
@@ -360,7 +360,7 @@ class LocalPolicy:
 
 
 def _device_of(weight: Tensor) -> AbstractContextManager:
-    """Make the GPU of the weight the current one, as streams, graphs and our kernels need it."""
+    """Make the weight's GPU the current one, which streams, graphs and our kernels need."""
     return torch.cuda.device(weight.device) if weight.is_cuda else nullcontext()
 
 

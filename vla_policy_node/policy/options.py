@@ -1,4 +1,4 @@
-"""What `Policy.load` is asked for, checked and completed; ValueError with one sentence."""
+"""Checks and completes the options of `LocalPolicy.load`; ValueError with one sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def complete_settings(
 
 
 def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -> str:
-    """What was asked for, else what the checkpoint says, else what a method wishes, else oft."""
+    """The requested rows, else the checkpoint's, else those that a method prefers, else oft."""
     wishes = [method.action_rows for method in methods if method.action_rows]
     rows = asked or checkpoint or next(iter(wishes), 'oft')
     if rows not in ACTION_ROWS:
@@ -35,7 +35,7 @@ def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -
 
 
 def check_optimisation(optimisation: str, head: str) -> None:
-    """Refuse one that does not exist, or that the head cannot run with."""
+    """Refuse an optimisation that does not exist or that the head cannot run with."""
     if optimisation not in OPTIMISATIONS:
         raise ValueError(
             f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'

@@ -1,4 +1,4 @@
-"""Answers that were recorded: to keep what a policy was asked and said, and to say it again."""
+"""Policies that record what they were asked and answered, and that answer from a recording."""
 
 from __future__ import annotations
 
