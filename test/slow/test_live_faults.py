@@ -3,6 +3,11 @@
 A case runs again alone, as the message of a failure says.
 """
 
+import os
+import select
+import subprocess
+import sys
+
 import pytest
 import ros_testing  # noqa: F401 - a domain of its own
 
@@ -17,6 +22,16 @@ SEED = 14
 # The others take half a minute each; `vla bench faults` runs them.
 SLOW = {'client_is_killed', 'supervisor_dies', 'signal_sigint', 'signal_sighup', 'lifecycle_storm',
         'guard_of_sigstop'}
+
+
+CAMPAIGN = '''
+import sys, time
+from pathlib import Path
+from vla_policy_node.bench.faults.process import start_victim
+child = start_victim(Path(sys.argv[1]), {})
+print(child.process.pid, flush=True)
+time.sleep(600)
+'''
 
 
 def check(verdicts):
@@ -47,3 +62,13 @@ def test_signals_clocks_floods_and_rivals_are_never_unsafe_never_crash_and_never
     verdicts = list(run_layer('processes', cases, SEED))
     assert len(verdicts) == len(cases)
     check(verdicts)
+
+
+def test_the_node_of_a_campaign_that_is_killed_ends(tmp_path):
+    with subprocess.Popen([sys.executable, '-c', CAMPAIGN, str(tmp_path / 'log')],
+                          stdout=subprocess.PIPE, text=True) as campaign:
+        node = os.pidfd_open(int(campaign.stdout.readline()))
+        campaign.kill()
+    ended, _, _ = select.select([node], [], [], 60.0)  # readable when the process has ended
+    os.close(node)
+    assert ended

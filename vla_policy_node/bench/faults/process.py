@@ -10,12 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vla_policy_node.system.processes import leash
+
 VICTIM = 'vla_policy_node.bench.faults.victim'
 
 
 class Child:
     """A process in a session of its own whose output goes to a file; a context manager.
 
+    A node ends when this process does, however that dies: nothing may go on in its domain.
     `log` is what it has written.
     """
 
@@ -24,7 +27,7 @@ class Child:
         with log.open('wb') as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, text=True,
-                env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})},
+                env={**os.environ, **leash(), 'PYTHONUNBUFFERED': '1', **(env or {})},
                 start_new_session=True)
         self._writing = threading.Lock()
 
