@@ -102,15 +102,15 @@ def reconstruction_loss(
     pictures = 0.5 + 0.5 * pixels[:, :, 3:].flatten(0, 1)
     side = pictures.shape[-1] // grid[1]
     mask = straight_through(scores)[..., None]
-    loss = 0.0
+    halves = []
     for chosen, wanted in ((mask, things), (1 - mask, ~things)):
         painted = _picture(painter(chosen * visual, positions), grid, side)
         shown = wanted.to(pictures.dtype).view(-1, 1, *grid)
         shown = functional.interpolate(shown, scale_factor=side)
         target = pictures * shown
         error = SSIM_SHARE * (1 - ssim(painted, target))
-        loss = loss + 0.5 * (error + (1 - SSIM_SHARE) * (painted - target).square().mean())
-    return loss
+        halves.append(0.5 * (error + (1 - SSIM_SHARE) * (painted - target).square().mean()))
+    return halves[0] + halves[1]
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
