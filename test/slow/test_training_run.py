@@ -19,7 +19,7 @@ from vla_policy_node.training.run import COMMAND, HEADS, Run, train
 from vla_policy_node.training.trainer import FINAL_RATE, STATE, learning_rate
 
 CLONE = TrainingConfig(
-    stage='clone', steps=6, batch=8, learning_rate=1e-3, warmup_steps=2, tokens_kept=6,
+    stage='behavior_cloning', steps=6, batch=8, learning_rate=1e-3, warmup_steps=2, tokens_kept=6,
     losses={'action': 1.0, 'token': 0.2, 'point': 0.2, 'attend': 0.1, 'readout': 0.5},
     validate_every_steps=3, validation_frames=8)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_data import make_demonstrations, small_config
 
+from vla_policy_node.commands.train import stage_config
 from vla_policy_node.models.checkpoint import read_json
 from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
@@ -92,3 +93,10 @@ def test_scenes_and_demonstrations_share_a_batch_in_the_asked_for_parts(maker):
     batch = TrainingData(maker, *opened(folder), config).batch(0)
     assert batch.has_actions.tolist() == [False] * 4 + [True] * 12
     assert batch.pixels.shape[0] == batch.prompt_ids.shape[0] == 16
+
+
+@pytest.mark.parametrize(('former', 'stage'), [
+    ('ground', 'grounding'), ('locate', 'localization'), ('clone', 'behavior_cloning')])
+def test_what_a_stage_was_called_before_is_accepted(former, stage):
+    assert stage_config(former, None, ['steps=3']) == stage_config(stage, None, ['steps=3'])
+    assert TrainingConfig(stage=former, steps=3).stage == stage

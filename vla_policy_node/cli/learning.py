@@ -51,7 +51,8 @@ def demos(
 
 def train(
     stage: Annotated[str, typer.Argument(
-        help='ground, locate, clone, lightvla, cogact, cogact_head, deer, mole or foreground.')],
+        help='grounding, localization, behavior_cloning, lightvla, cogact, cogact_head, deer, '
+        'mole or foreground.')],
     out: Annotated[Path, typer.Option(
         help='Folder of the run; an unfinished one goes on where it was.')],
     start: Annotated[Path | None, typer.Option(
@@ -72,13 +73,13 @@ def train(
 
     Resuming is bit-exact on the same processor with the same number of processes.
 
-    * `vla train ground --scenes data/scenes --out runs/ground`: learn to see
+    * `vla train grounding --scenes data/scenes --out runs/ground`: learn to see
 
-    * `vla train locate --from runs/ground/checkpoint --scenes data/scenes --out runs/locate`:
-    learn to find what is asked for
+    * `vla train localization --from runs/ground/checkpoint --scenes data/scenes
+    --out runs/locate`: learn to find what is asked for
 
-    * `vla train clone --from runs/locate/checkpoint --demos data/object --scenes data/scenes
-    --out runs/clone`: learn to act
+    * `vla train behavior_cloning --from runs/locate/checkpoint --demos data/object
+    --scenes data/scenes --out runs/clone`: learn to act
 
     * `vla train lightvla --from runs/clone/checkpoint --demos data/object --out runs/lightvla`:
     learn what not to look at

@@ -11,7 +11,10 @@ import yaml
 from vla_policy_node.acceleration.objective import STAGES as OBJECTIVES
 
 # Those of the policy itself; a method that learns adds its own (`acceleration.objective`).
-STAGES = ('ground', 'locate', 'clone', 'cogact', 'cogact_head', *OBJECTIVES)
+STAGES = ('grounding', 'localization', 'behavior_cloning', 'cogact', 'cogact_head', *OBJECTIVES)
+# What stages were called up to release 0.1; accepted for one more.
+FORMER_STAGES = {
+    'ground': 'grounding', 'locate': 'localization', 'clone': 'behavior_cloning'}
 TOKEN_LOSSES = ('token', 'point')
 STATE_LOSSES = ('attend', 'readout', 'action', 'noise')
 LOSSES = (*TOKEN_LOSSES, *STATE_LOSSES, *(
@@ -70,6 +73,7 @@ class TrainingConfig:
     save_every_s: float = 120.0
 
     def __post_init__(self):
+        object.__setattr__(self, 'stage', FORMER_STAGES.get(self.stage, self.stage))
         if self.stage not in STAGES:
             raise ValueError(f'stage must be one of {", ".join(STAGES)}, not {self.stage!r}.')
         for name in self.losses:

@@ -29,7 +29,7 @@ from vla_policy_node.outputs.files import draft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch, CognitionData
-from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.config import FORMER_STAGES, TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
@@ -248,6 +248,8 @@ class Trainer:
         for key, value in self.config.document().items():
             # Entries that the run did not have yet had their default.
             before = state['config'].get(key, value)
+            if key == 'stage':
+                before = FORMER_STAGES.get(before, before)
             if key not in ('steps', 'save_every_s') and before != value:
                 raise ValueError(
                     f'{path} is of a run with {key}={before}, not {value}; '
