@@ -109,16 +109,16 @@ def test_attention_on_the_thing_costs_nothing_and_elsewhere_much():
     coverage = torch.zeros(1, 2, 2, 4)
     coverage[0, 0, 1, 2] = 0.5  # the thing asked for: camera 0, token 2
     coverage[0, 1, 0, 3] = 0.5  # where it belongs: camera 1, token 3
-    attention = torch.zeros(1, 2, 3, 10)
-    attention[0, 0, :, 1 + 2] = 1.0
-    attention[0, 1, :, 1 + 4 + 3] = 1.0
+    attention = torch.zeros(1, 2, 3, 8)
+    attention[0, 0, :, 2] = 1.0
+    attention[0, 1, :, 4 + 3] = 1.0
     assert attend_loss(attention, coverage, batch) < 1e-3
     assert attend_loss(attention.flip(1), coverage, batch) > 5
 
 
 def test_what_is_out_of_view_is_not_to_be_attended_to():
     batch = SimpleNamespace(asked=torch.tensor([1]), goal=torch.tensor([0]))
-    assert attend_loss(torch.zeros(1, 2, 3, 10), torch.zeros(1, 2, 2, 4), batch) == 0
+    assert attend_loss(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 2, 4), batch) == 0
 
 
 def test_a_merge_changes_no_output_and_happens_once():

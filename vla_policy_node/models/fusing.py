@@ -215,6 +215,8 @@ def fuse(model: OpenVlaOft) -> OpenVlaOft:
 
 def _fuse_layer(layer: DecoderLayer, some_ask: bool) -> None:
     before, between = layer.input_layernorm, layer.post_attention_layernorm
+    if not (isinstance(before, RmsNorm) and isinstance(between, RmsNorm)):
+        raise ValueError('Norms that a condition modulates cannot be folded into weights.')
     layer.self_attn = FusedSelfAttention(layer.self_attn, before.gain, some_ask)
     layer.mlp = FusedGatedMlp(layer.mlp, between.gain)
     layer.input_layernorm = KernelRmsNorm(before, folded=True)

@@ -52,14 +52,14 @@ class AttentionRecorder(PassHooks):
     def __init__(self, model: OpenVlaOft):
         self._rows = model.action_rows('oft')
         self._layer = min(ATTEND_LAYER, len(model.language_model.layers) - 1)
-        self.attention: Tensor | None = None  # [B, heads, rows, T]
+        self.attention: Tensor | None = None  # [B, heads, rows, visual rows]
 
     def watch_attention(
         self, index: int, sequence: TokenSequence, attention: Callable[[slice], Tensor]
     ) -> None:
         """Keep it, with its gradient."""
         if index == self._layer:
-            self.attention = attention(self._rows)
+            self.attention = attention(self._rows)[..., sequence.span('visual')]
 
 
 def _linear_reader(inputs: int, outputs: int) -> nn.Sequential:
@@ -91,14 +91,13 @@ def token_losses(
 
 
 def attend_loss(attention: Tensor, coverage: Tensor, batch: Batch) -> Tensor:
-    """Loss 'attend'. attention: [B, heads, rows, T]. coverage: [B, C, N, M], of tokens kept."""
+    """Loss 'attend'. attention: [B, heads, rows, C M], to visual tokens. coverage: [B, C, N, M].
+    """
     sample = torch.arange(len(coverage))
-    tokens = coverage.shape[1] * coverage.shape[3]
     losses, seen = [], []
     for head, thing in enumerate((batch.asked, batch.goal)):
         on_thing = (coverage[sample, :, thing] > ON_THING).flatten(1)
-        visual = attention[:, head, :, 1 : 1 + tokens]
-        mass = (visual * on_thing[:, None]).sum(-1)
+        mass = (attention[:, head] * on_thing[:, None]).sum(-1)
         losses.append(-(mass + 1e-4).log().mean(-1))
         seen.append(on_thing.any(-1))
     return _mean(torch.stack(losses), torch.stack(seen))
