@@ -153,9 +153,9 @@ class Bench:
         assert self.node.trigger_configure() == rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
         outputs = (
             self.node._command_publisher,
-            self.node._status_publisher,
-            self.node._chunk_publisher,
-            self.node._diagnostics_publisher,
+            self.node._reports.status,
+            self.node._reports.chunks,
+            self.node._reports.diagnostics,
         )
         self.robot.wait(
             lambda: (

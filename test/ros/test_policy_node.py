@@ -294,7 +294,7 @@ def test_a_goal_for_an_inactive_node_is_refused(make_bench):
 def test_every_inference_is_published_with_the_headers_of_its_pictures(bench):
     selections = record(bench, TokenSelection, 'token_selection', qos.event_output())
     bench.robot.wait(
-        lambda: bench.node._selection_publisher.get_subscription_count(), 'the selections'
+        lambda: bench.node._reports.selections.get_subscription_count(), 'the selections'
     )
     bench.start()
     bench.infer()

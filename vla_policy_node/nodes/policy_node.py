@@ -9,14 +9,11 @@ results. `control.commander` decides what to send; this file only connects it to
 from __future__ import annotations
 
 import gc
-import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
-from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.clock import Clock, ClockType, JumpHandle, JumpThreshold
 from rclpy.duration import Duration
@@ -24,15 +21,15 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from std_msgs.msg import Header
 
-from vla_msgs.action import ExecuteInstruction
-from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyInfo, PolicyStatus, TokenSelection
+from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.loading import load_ready
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowedPolicy
-from vla_policy_node.loop.worker import PolicyWorker, Result
+from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
@@ -41,15 +38,10 @@ from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, 
 from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.parameters import ParameterStore, given
-from vla_policy_node.nodes.reporting import make_diagnostics, make_status
+from vla_policy_node.nodes.reporting import PolicyReports, fill_feedback, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import Policy
-from vla_policy_node.policy.warm_up import warm_up
-from vla_policy_node.policy.wrapper import innermost
 from vla_policy_node.wire.cdr import MessageError, stamp_of
-
-if TYPE_CHECKING:
-    pass
 
 # In `filed`, besides the names of streams: the clock has reached the stamp.
 CLOCK_FILED = 'clock'
@@ -121,7 +113,8 @@ class PolicyNode(LifecycleNode):
             self, self._commander, parameters, self._now_ns, self._command_publisher,
             self._twist_publisher if parameters.publish_twist else None, self._publish_status)
         self._worker = PolicyWorker(
-            loop, self._streams, self._now_ns, self._publish_result,
+            loop, self._streams, self._now_ns, lambda result: self._reports.publish_result(
+                result, self._settings.period_ns, self._streams.cameras[0]),
             self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self.get_logger(), parameters.inference_timeout_s,
         )
@@ -135,7 +128,9 @@ class PolicyNode(LifecycleNode):
         self._goals = GoalServer(
             self, self._commander, self._policy.check_instruction, self._refuse_goal,
             self._commands.send, lambda: round(self._settings.default_duration_s * 1e9),
-            self._fill_feedback, lambda: self._worker.counts().get('inferences', 0),
+            lambda feedback: fill_feedback(
+                feedback, self._commander.steps, self._commands.hold, self._worker.last),
+            lambda: self._worker.counts().get('inferences', 0),
         )
         self._publish_info()
         # Steady: it must also be reported that simulated time stands still.
@@ -246,37 +241,7 @@ class PolicyNode(LifecycleNode):
         if not parameters.checkpoint:
             raise ValueError('checkpoint is empty; name a checkpoint directory, or make one with '
                              '`vla new-checkpoint DIR`.')
-        self.get_logger().info(f'Loading {parameters.checkpoint} ...')
-        self._policy = parameters.load_policy(
-            parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-        action_range = self._policy.description.action_range
-        if all(action_range):
-            parameters.action_spec().check_range(*action_range)
-        chunk = self._warm_up(self._policy, parameters, parameters.warmup_inferences)
-        description = self._policy.description
-        self.get_logger().info(
-            f'{description.architecture}, {description.parameters / 1e6:.1f} M parameters, '
-            f'{chunk.method}, {sum(chunk.stage_ms.values()):.0f} ms after warm-up'
-            + ('' if description.trained else '; UNTRAINED random weights')
-        )
-        if parameters.shadow_every:
-            self._policy = self._shadow = self._shadowed(self._policy, parameters)
-
-    def _shadowed(self, policy: Policy, parameters: PolicyParameters) -> ShadowedPolicy:
-        make_plain = getattr(innermost(policy), 'plain', None)
-        if make_plain is None:
-            raise ValueError('Only a policy in this process has a plain one beside it; set '
-                             'shadow_every to 0.')
-        plain = make_plain()
-        self._warm_up(plain, parameters, 0)
-        return ShadowedPolicy(policy, plain, parameters.action_spec(), parameters.shadow_every,
-                              parameters.latency_window, self.get_logger())
-
-    def _warm_up(self, policy: Policy, parameters: PolicyParameters, inferences: int):
-        instructions = list(filter(None, parameters.warmup_instructions))
-        for text in instructions:
-            self.get_logger().info(f'Getting ready for instructions as long as {text!r} ...')
-        return warm_up(policy, inferences, instructions)
+        self._policy, self._shadow = load_ready(parameters, self.get_logger())
 
     def _create_command_publishers(self) -> None:
         """Create the command publishers, again if they promise another period."""
@@ -296,17 +261,9 @@ class PolicyNode(LifecycleNode):
 
     def _create_publishers(self) -> None:
         self._create_command_publishers()
-        self._chunk_publisher = self.create_publisher(
-            ActionChunk, 'action_chunk', qos.event_output())
-        self._selection_publisher = self.create_publisher(
-            TokenSelection, 'token_selection', qos.event_output())
-        self._status_publisher = self.create_publisher(
-            PolicyStatus, 'policy_status', qos.event_output())
-        self._info_publisher = self.create_publisher(PolicyInfo, 'policy_info', qos.latched())
+        self._reports = PolicyReports(self)
         # In lock-step, for whoever must not run ahead of this node: `player_node`.
         self._filed_publisher = self.create_publisher(Header, 'filed', qos.event_output())
-        self._diagnostics_publisher = self.create_publisher(
-            DiagnosticArray, '/diagnostics', qos.event_output())
 
     def _create_subscriptions(self) -> None:
         for stream, (kind, topic) in self._streams.topics.items():
@@ -345,20 +302,6 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(text)
         self._counts[name] += 1
 
-    # --- results: worker thread ---
-
-    def _publish_result(self, result: Result) -> None:
-        chunk, goal = result.chunk, result.goal
-        for selection in chunk.selections:
-            self._selection_publisher.publish(messages.to_selection(
-                selection, chunk, messages.to_header(result.headers[selection.camera]),
-                goal.instruction))
-        self._chunk_publisher.publish(messages.to_chunk(
-            chunk, messages.to_header(result.headers[self._streams.cameras[0]]),
-            goal.instruction, result.sequence, goal.epoch, self._settings.period_ns,
-            result.observation_age_ns, result.pair.spread_ns,
-        ))
-
     # --- reports: executor thread ---
 
     def _make_status(self, worker: PolicyWorker) -> PolicyStatus:
@@ -368,35 +311,20 @@ class PolicyNode(LifecycleNode):
 
     def _publish_status(self) -> None:
         if worker := self._worker:  # None if this timer fired while the node was cleaned up
-            self._status_publisher.publish(self._make_status(worker))
+            self._reports.publish_status(self._make_status(worker))
 
     def _publish_diagnostics(self) -> None:
         if worker := self._worker:
             description = worker.description
             ages_ns = self._commander.parts.pairer.ages_ns(self._now_ns())
-            self._diagnostics_publisher.publish(make_diagnostics(
-                self.get_fully_qualified_name(), self._make_status(worker),
-                description.checkpoint,
+            self._reports.publish_diagnostics(
+                self._make_status(worker), description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
                 {camera: ages_ns.get(camera, 0) / 1e6 for camera in self._streams.cameras},
-                self._shadow.summary() if self._shadow else None, worker.trouble()))
+                self._shadow.summary() if self._shadow else None, worker.trouble())
 
     def _publish_info(self) -> None:
-        parameters = self._settings
-        self._info_publisher.publish(messages.to_info(
-            self._policy.description, parameters.action_spec(), parameters.execution_mode,
-            parameters.camera_transforms, parameters.period_ns, self._now_ns(),
-        ))
-
-    def _fill_feedback(self, feedback: ExecuteInstruction.Feedback) -> None:
-        last = self._worker.last
-        feedback.step = self._commander.steps
-        feedback.hold = messages.to_hold(self._commands.hold)
-        if last is not None:
-            feedback.inference_ms = float(sum(last.chunk.stage_ms.values()))
-            feedback.tokens_kept = last.chunk.tokens_kept
-            feedback.tokens_total = last.chunk.tokens_total
-            feedback.camera_spread_ms = last.pair.spread_ns / 1e6
+        self._reports.publish_info(self._policy.description, self._settings, self._now_ns())
 
     # --- who else is there: executor thread ---
 

@@ -1,18 +1,22 @@
-"""Builds status and diagnostics of the policy node from the counters of its parts."""
+"""What the policy node publishes about itself and each inference: publishers and messages."""
 
 from collections.abc import Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 from std_msgs.msg import Header
 
-from vla_msgs.msg import PolicyStatus
+from vla_msgs.action import ExecuteInstruction
+from vla_msgs.msg import ActionChunk, PolicyInfo, PolicyStatus, TokenSelection
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowSummary
-from vla_policy_node.loop.worker import PolicyWorker
+from vla_policy_node.loop.worker import PolicyWorker, Result
+from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
+from vla_policy_node.policy.interface import PolicyDescription
 
 # Holds that are normal operation.
 _CALM = frozenset({
@@ -111,3 +115,65 @@ def make_diagnostics(
             hardware_id=hardware_id,
             values=[KeyValue(key=key, value=value) for key, value in shadow.figures()]))
     return DiagnosticArray(header=status.header, status=entries)
+
+
+class PolicyReports:
+    """Publishers of all but commands; they live as long as the node."""
+
+    def __init__(self, node: Node):
+        self._node = node
+        self.chunks = node.create_publisher(ActionChunk, 'action_chunk', qos.event_output())
+        self.selections = node.create_publisher(
+            TokenSelection, 'token_selection', qos.event_output())
+        self.status = node.create_publisher(PolicyStatus, 'policy_status', qos.event_output())
+        self.info = node.create_publisher(PolicyInfo, 'policy_info', qos.latched())
+        self.diagnostics = node.create_publisher(
+            DiagnosticArray, '/diagnostics', qos.event_output())
+
+    def publish_result(self, result: Result, period_ns: int, first_camera: str) -> None:
+        """Publish one inference (worker thread); first_camera: whose stamp the chunk bears."""
+        chunk, goal = result.chunk, result.goal
+        for selection in chunk.selections:
+            self.selections.publish(messages.to_selection(
+                selection, chunk, messages.to_header(result.headers[selection.camera]),
+                goal.instruction))
+        self.chunks.publish(messages.to_chunk(
+            chunk, messages.to_header(result.headers[first_camera]), goal.instruction,
+            result.sequence, goal.epoch, period_ns, result.observation_age_ns,
+            result.pair.spread_ns,
+        ))
+
+    def publish_status(self, status: PolicyStatus) -> None:
+        """Publish the state of the node (any thread)."""
+        self.status.publish(status)
+
+    def publish_diagnostics(
+        self, status: PolicyStatus, checkpoint: str, chunk_ms: float,
+        camera_ages_ms: Mapping[str, float], shadow: ShadowSummary | None, trouble: Hold | None,
+    ) -> None:
+        """Publish /diagnostics (executor thread); arguments as of `make_diagnostics`."""
+        self.diagnostics.publish(make_diagnostics(
+            self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, camera_ages_ms,
+            shadow, trouble))
+
+    def publish_info(
+        self, description: PolicyDescription, parameters: PolicyParameters, now_ns: int
+    ) -> None:
+        """Publish the latched self-description (executor thread)."""
+        self.info.publish(messages.to_info(
+            description, parameters.action_spec(), parameters.execution_mode,
+            parameters.camera_transforms, parameters.period_ns, now_ns,
+        ))
+
+
+def fill_feedback(
+    feedback: ExecuteInstruction.Feedback, steps: int, hold: Hold, last: Result | None
+) -> None:
+    """Tell a goal's client how far it is (goals thread). last: the newest inference, if any."""
+    feedback.step = steps
+    feedback.hold = messages.to_hold(hold)
+    if last is not None:
+        feedback.inference_ms = float(sum(last.chunk.stage_ms.values()))
+        feedback.tokens_kept = last.chunk.tokens_kept
+        feedback.tokens_total = last.chunk.tokens_total
+        feedback.camera_spread_ms = last.pair.spread_ns / 1e6
