@@ -68,7 +68,9 @@ class RobotDouble(Node):
         }
 
     def destroy_node(self):
-        self.action.destroy()  # which rclpy would leave to the garbage collector, and the node
+        action, self.action = self.action, None
+        if action is not None:  # a context that ends destroys its nodes, too
+            action.destroy()  # which rclpy would leave to the garbage collector, and the node
         super().destroy_node()
 
     def _record(self, message_type, topic, profile):
