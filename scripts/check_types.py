@@ -2,6 +2,7 @@
 
     python scripts/check_types.py            # `make types`: fails where there are more
     python scripts/check_types.py --lower    # write down what is left, after errors were mended
+    python scripts/check_types.py --moved    # the same after code moved, if the sum has not grown
 
 `type_errors.json` beside this file holds the number of errors that each folder of the package may
 have. A folder that is not in it may have none.
@@ -47,22 +48,33 @@ def lowered(found: Mapping[str, int], allowed: Mapping[str, int]) -> dict[str, i
             if (count := min(limit, found.get(folder, 0)))}
 
 
+def moved(found: Mapping[str, int], allowed: Mapping[str, int]) -> dict[str, int] | None:
+    """Return the limits after code moved between folders; None if there are more errors in all."""
+    if sum(found.values()) > sum(allowed.values()):
+        return None
+    return dict(sorted(found.items()))
+
+
 def main() -> int:
     """Run mypy and compare. The exit code is 1 if a folder has more errors than it may."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--lower', action='store_true', help='write down the smaller numbers')
-    lower = parser.parse_args().lower
+    parser.add_argument('--moved', action='store_true', help='write down where errors went')
+    arguments = parser.parse_args()
     done = subprocess.run(
         [sys.executable, '-m', 'mypy'], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):  # 2: mypy itself failed
         sys.exit(done.stdout + done.stderr)
     found, allowed = count_errors(done.stdout), json.loads(LIMITS.read_text())
+    if arguments.moved and (limits := moved(found, allowed)) is not None:
+        LIMITS.write_text(json.dumps(limits, indent=2) + '\n')
+        allowed = limits
     more, fewer = compare(found, allowed)
     if more:
         print(done.stdout, *more, sep='\n')
         return 1
     print(f'Types: {sum(found.values())} errors, no folder has more than it may.')
-    if lower:
+    if arguments.lower:
         LIMITS.write_text(json.dumps(lowered(found, allowed), indent=2) + '\n')
     elif fewer:
         print('Fewer than allowed; write it down with `python scripts/check_types.py --lower`:')

@@ -50,6 +50,13 @@ def test_limits_only_go_down(ratchet, found, allowed):
         assert ratchet.compare(found, lowered) == ([], [])
 
 
+@given(found=COUNTS, allowed=COUNTS)
+def test_moved_code_takes_its_errors_along_but_brings_no_other(ratchet, found, allowed):
+    limits = ratchet.moved(found, allowed)
+    assert (limits is None) == (sum(found.values()) > sum(allowed.values()))
+    assert limits is None or ratchet.compare(found, limits) == ([], [])
+
+
 def test_what_others_build_on_may_have_no_error(ratchet):
     allowed = json.loads(ratchet.LIMITS.read_text())
     assert not {'control', 'policy', 'nn', 'acceleration'} & allowed.keys()
