@@ -1,4 +1,4 @@
-"""Layer truncation: the last layers of the language model are removed.
+"""Layer truncation (`depth_cut`): the last layers of the language model are removed.
 
 SmolVLA (Shukor et al. 2025, arXiv 2506.01844): the first half of the layers of the vision-language
 model; "every second layer" is named as a competitive alternative. FLOWER (Reuss et al. 2025, arXiv
@@ -17,7 +17,7 @@ from vla_policy_node.acceleration.base import Capability, Effect, Method
 from vla_policy_node.models.config import ModelConfig
 
 
-class DepthCut(Method):
+class LayerTruncation(Method):
     """Keeps the first layers, or evenly spaced ones, and frees the memory of the others.
 
     keep: share of the layers, (0, 1]. 0.5 is SmolVLA, 0.7 FLOWER, 1.0 keeps all.
