@@ -34,7 +34,7 @@ class DiffusionTransformer(nn.Module):
         self.z_embedder = ConditionEmbedder(condition_width, width)
         self.positional_embedding = nn.Parameter(
             torch.randn(1 + chunk_length, width) * width**-0.5)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.blocks))
         self.final_layer = _named(linear=nn.Linear(width, ACTION_DIMENSION))
         self._initialise()
 
@@ -90,7 +90,7 @@ class ConditionEmbedder(nn.Module):
         return self.linear(conditions)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """A pre-norm transformer block whose norms have no weights."""
 
     def __init__(self, config: DitConfig):
