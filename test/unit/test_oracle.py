@@ -12,11 +12,11 @@ from vla_policy_node.bench.faults import oracle
 from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.records import (
     STREAMS,
-    Answer,
     Promise,
     Sample,
     SampleVerdict,
     Sent,
+    ServiceAnswer,
     Stop,
     TimeSpan,
     Trial,
@@ -62,7 +62,7 @@ def good():
         samples=samples(),
         goals=[TrialGoal(EPOCH, 0.0, 1.47)],
         stops=[Stop('estop', 1.46, 1.47)],
-        answers=[Answer('estop', 1.46, 1.47, 0.5)],
+        answers=[ServiceAnswer('estop', 1.46, 1.47, 0.5)],
         active=[TimeSpan(0.0, END_S)],
         promises=[Promise(
             TimeSpan(0.0), PERIOD_S, 0.3, 0.04, 0.05, 0.1, 0.2, 0.05, 0.25, 0.25, 0.5, 2.0, 9.0,
@@ -153,9 +153,9 @@ BROKEN = {
     'silence at the beginning': (lambda t: t.sent.__delitem__(slice(0, 3)), 'gap'),
     'silence at the end': (lambda t: t.sent.__delitem__(slice(37, 41)), 'gap'),
     'a service that never answers': (
-        lambda t: t.answers.append(Answer('estop', 1.0, None, 0.5)), 'no_answer'),
+        lambda t: t.answers.append(ServiceAnswer('estop', 1.0, None, 0.5)), 'no_answer'),
     'a service that answers late': (
-        lambda t: t.answers.append(Answer('estop', 1.0, 1.6, 0.5)), 'late_answer'),
+        lambda t: t.answers.append(ServiceAnswer('estop', 1.0, 1.6, 0.5)), 'late_answer'),
     'a robot that never moves again': (
         lambda t: setattr(t, 'recovers_from_s', 1.5), 'never_recovers'),
     'a process that ended': (lambda t: t.ends.append('exit code 139'), 'ended'),

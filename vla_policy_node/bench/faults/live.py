@@ -19,9 +19,9 @@ from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
 from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import (
-    Answer,
     Sample,
     Sent,
+    ServiceAnswer,
     Stop,
     TimeSpan,
     Trial,
@@ -231,7 +231,7 @@ class Live:
     def _call(self, name: str, call, bound_s: float = ANSWER_S):
         asked_s = self.now_s
         response = call()
-        self.trial.answers.append(Answer(
+        self.trial.answers.append(ServiceAnswer(
             name, asked_s, None if response is None else self.now_s, bound_s))
         return response
 

@@ -76,7 +76,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServiceAnswer:
     """A call of a service and how long it may take; answered_s: None if no answer came."""
 
     service: str
@@ -157,7 +157,7 @@ class Trial:
     samples: list[Sample] = field(default_factory=list)
     goals: list[TrialGoal] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ServiceAnswer] = field(default_factory=list)
     active: list[TimeSpan] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     start_m: tuple[float, float, float] = (0.0, 0.0, 0.0)

@@ -27,7 +27,7 @@ from vla_policy_node.bench.faults.processes import (
     scenario,
 )
 from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_sent
-from vla_policy_node.bench.faults.records import Answer, TimeSpan, Trial, TrialGoal
+from vla_policy_node.bench.faults.records import ServiceAnswer, TimeSpan, Trial, TrialGoal
 from vla_policy_node.bench.faults.trial import INSTRUCTION
 from vla_policy_node.nodes import qos
 from vla_policy_node.system.processes import SUPERVISOR
@@ -243,7 +243,7 @@ def parameter_storm(live: Processes, rng: np.random.Generator) -> None:
             live.begin()
     live.receiver.wait(lambda: all(future.done() for future in futures), STORM_S)
     answered_s = live.now_s if all(future.done() for future in futures) else None
-    live.trial.answers.append(Answer('set_parameters', asked_s, answered_s, STORM_S))
+    live.trial.answers.append(ServiceAnswer('set_parameters', asked_s, answered_s, STORM_S))
 
 
 @scenario
