@@ -72,7 +72,7 @@ def to_info(
     period_ns: int,
     now_ns: int,
 ) -> PolicyInfo:
-    """Return the latched self-description; camera_transforms: third_person first, then wrist."""
+    """Return the latched self-description; camera_transforms: in the order of the contract."""
     settings = [f'{method}.{name}={value}' for method, chosen in
                 description.method_settings.items() for name, value in chosen.items()]
     return PolicyInfo(
