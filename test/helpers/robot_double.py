@@ -29,7 +29,7 @@ from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.wire.streams import InputStreams
 
-TIMEOUT_S = 20.0  # a busy machine is slow; nothing here passes because it waited
+TIMEOUT_S = 40.0  # a busy machine is slow; nothing here passes because it waited
 STREAMS = (*CAMERAS, 'ee_pose', 'gripper_state')
 
 
@@ -68,10 +68,14 @@ class RobotDouble(Node):
         }
 
     def destroy_node(self):
-        action, self.action = self.action, None
-        if action is not None:  # a context that ends destroys its nodes, too
-            action.destroy()  # which rclpy would leave to the garbage collector, and the node
+        self.forget_action()
         super().destroy_node()
+
+    def forget_action(self):
+        """Destroy the client, which rclpy would leave to the garbage collector, and the node."""
+        action, self.action = self.action, None
+        if action is not None:
+            action.destroy()
 
     def _record(self, message_type, topic, profile):
         messages = []

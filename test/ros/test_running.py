@@ -167,7 +167,7 @@ time.sleep(600)
 def test_the_goal_of_a_client_that_was_killed_ends(start_process, robot, monkeypatch):
     for name, value in middleware_environment().items():
         monkeypatch.setenv(name, value)
-    robot.action.destroy()  # another listener: a goal goes on as long as one is there
+    robot.forget_action()  # another listener: a goal goes on as long as one is there
     start_process('-m', MODULE)
     robot.wait(lambda: robot.commands and robot.statuses, 'the node')
     client = subprocess.Popen([sys.executable, '-c', CLIENT], stdout=subprocess.PIPE, text=True)
