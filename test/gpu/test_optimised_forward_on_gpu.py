@@ -6,9 +6,9 @@ from tiny_model import CASES, assert_close, inputs_of, shared_fused_model, share
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.models.float8 import Float8Linear
-from vla_policy_node.models.fusing import LongProduct
-from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.nn.transformer import Rope
+from vla_policy_node.runtime.fusing import LongProduct
+from vla_policy_node.runtime.static_forward import StaticForward
 
 
 @torch.inference_mode()
@@ -42,7 +42,7 @@ def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
 @pytest.mark.parametrize(('heads', 'width', 'dtype', 'rotated'), [
     (2, 16, torch.float32, True), (2, 72, torch.bfloat16, False), (4, 128, torch.bfloat16, True)])
 def test_the_attention_kernel_is_rotation_and_attention(heads, width, dtype, rotated):
-    from vla_policy_node.models.kernels import attend
+    from vla_policy_node.runtime.kernels import attend
 
     for rows in (7, 168, 300):
         qkv = torch.randn(2, rows, 3 * heads * width, device='cuda', dtype=dtype)
@@ -73,7 +73,7 @@ def test_a_product_in_two_halves_is_the_product():
 
 
 def test_the_gating_kernel_rounds_as_quantise_rows():
-    from vla_policy_node.models.kernels import gate_rows
+    from vla_policy_node.runtime.kernels import gate_rows
 
     gate_up = torch.randn(2, 5, 2 * 1100, device='cuda', dtype=torch.bfloat16)
     gate, up = gate_up.float().chunk(2, dim=-1)

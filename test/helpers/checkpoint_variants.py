@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_policy_node.models import checkpoint, small
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.variants import create_model
+from vla_policy_node import families
+from vla_policy_node.families import config_of, create_network, read_model_config
+from vla_policy_node.runtime import checkpoint, small
 
 CONFIG = {
     'model_type': 'openvla',
@@ -47,7 +47,7 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
     document = {**CONFIG, **entries}
     if head == 'cogact':  # of ours the files do not tell, config.json does
         document['head'] = head
-    config = replace(read_config(document), head=head)
+    config = families.named(head).configure(config_of(document))
     if head == 'autoregressive':
         config = replace(config, proprio=False, cameras=1, chunk_length=1)
     if film:
@@ -67,7 +67,7 @@ def random_model(config, seed=0):
 
 
 def _random_model(config):
-    model = create_model(config).eval()
+    model = create_network(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) / parameter.shape[-1] ** 0.5
@@ -82,7 +82,7 @@ def _random_model(config):
 
 
 def load(directory, dtype='float32'):
-    config = checkpoint.read_model_config(directory)
+    config = read_model_config(directory)
     return checkpoint.load_model(directory, config, 'cpu', dtype)
 
 

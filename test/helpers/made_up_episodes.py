@@ -11,8 +11,8 @@ from vla_policy_node.evaluation import worker
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import EpisodeResult, Inference
 from vla_policy_node.evaluation.grounding import PARTS
-from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.policy.interface import ActionChunk, TokenSelection
+from vla_policy_node.runtime.small import CONFIG, create_small_checkpoint
 
 
 def tiny_checkpoint(directory: Path) -> Path:

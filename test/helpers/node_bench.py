@@ -22,12 +22,12 @@ from rosgraph_msgs.msg import Clock
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
-from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.policy_node import PolicyNode
 from vla_policy_node.policy.interface import ActionChunk
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import CONFIG, create_small_checkpoint
 
 INSTRUCTION = 'pick up the black bowl'
 PERIOD_NS = 50_000_000

@@ -14,9 +14,7 @@ from torch.utils import flop_counter
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
-from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.fusing import fuse
+from vla_policy_node.families import config_of
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import read_statistics
@@ -28,11 +26,13 @@ from vla_policy_node.policy.interface import (
     PolicyDescription,
     TokenSelection,
 )
+from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime.fusing import fuse
 
 DATA = Path(__file__).parents[1] / 'data'
 CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
 CASES = [np.load(DATA / 'lightvla_tiny' / f'case{index}.npz') for index in range(4)]
-CONFIG = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
+CONFIG = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
 STATISTICS = read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
 DESCRIPTION = PolicyDescription(
     architecture='tiny', chunk_length=8, action_range=((-1.0,) * 7, (1.0,) * 7))

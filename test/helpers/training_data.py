@@ -57,7 +57,7 @@ def episode(seed: int, steps: int, layout: str) -> demonstrations.Demonstration:
 
 def small_config() -> dict:
     """Sizes of a model that trains in milliseconds."""
-    from vla_policy_node.models.small import CONFIG
+    from vla_policy_node.runtime.small import CONFIG
 
     config = json.loads(json.dumps(CONFIG))
     for tower in config['vision_tiny'].values():

@@ -85,7 +85,7 @@ def test_a_new_checkpoint_spares_what_is_there(vla, tmp_path, monkeypatch):
         made.append((seed, config.get('head')))
         (directory / 'config.json').write_text('{}')
 
-    monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint', create)
+    monkeypatch.setattr('vla_policy_node.runtime.small.create_small_checkpoint', create)
     result = vla('new-checkpoint', tmp_path / 'new', '--seed', 3)
     vla('new-checkpoint', tmp_path / 'other', '--head', 'cogact')
     assert made == [(3, None), (0, 'cogact')]

@@ -11,7 +11,7 @@ from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 
 @pytest.mark.parametrize('kind', KINDS)

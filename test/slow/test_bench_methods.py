@@ -20,10 +20,11 @@ from vla_policy_node.bench.methods_report import markdown, pareto_front, write_r
 from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
 from vla_policy_node.evaluation import run
 from vla_policy_node.evaluation.contenders import parse_contender
-from vla_policy_node.models.cogact import DenoisingStep
-from vla_policy_node.models.flops import LayerRows, count_flops
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.families import count_flops
+from vla_policy_node.models.denoising import DenoisingStep
+from vla_policy_node.models.flops import LayerRows
 from vla_policy_node.outputs.listing import LIST
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 
 def test_every_method_has_a_row_and_dense_is_the_first():

@@ -20,9 +20,7 @@ from vla_policy_node.bench.pictures import observe_demonstrations
 from vla_policy_node.bench.public_structure import PublicStructure, wasted_flops
 from vla_policy_node.bench.random_policy import SIZES, load_random, stored_bytes, write_files
 from vla_policy_node.bench.rates import Rates
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops
-from vla_policy_node.models.variants import create_model
+from vla_policy_node.families import config_of, count_flops, create_network
 from vla_policy_node.policy.interface import InferenceRequest
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -78,7 +76,7 @@ def test_a_random_policy_needs_no_file_and_acts(tmp_path):
 
 def test_random_weights_are_the_same_in_every_dtype_and_take_their_size(tmp_path):
     directory = write_files(tmp_path / 'policy', variants.CONFIG)
-    config = read_config({**variants.CONFIG, 'head': 'l1'})
+    config = config_of({**variants.CONFIG, 'head': 'l1'})
     wide, narrow = (load_random(directory, config, 'cpu', dtype)
                     for dtype in ('float32', 'bfloat16'))
     for one, other in zip(wide.parameters(), narrow.parameters(), strict=True):
@@ -88,9 +86,9 @@ def test_random_weights_are_the_same_in_every_dtype_and_take_their_size(tmp_path
 
 
 def test_the_public_size_is_public():
-    config = read_config(SIZES['7b'])
+    config = config_of(SIZES['7b'])
     with torch.device('meta'):
-        model = create_model(config)
+        model = create_network(config)
     decoder = sum(weight.numel() for weight in model.language_model.parameters())
     assert decoder == 6_738_939_904 - 32064 * 4096  # Llama-2-7B with 32064 words, without lm_head
     assert count_flops(config, [605] * 32)['language_model'] > 7e12

@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import checkpoint_variants as variants
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.variants import create_model
-from vla_policy_node.models.weights import locate
+from vla_policy_node import families
+from vla_policy_node.families import config_of, create_network
 
 pytestmark = pytest.mark.slow  # checkpoints of hundreds of MB, in processes of their own
 
@@ -28,7 +26,7 @@ LARGE = {
 LOAD = '''
 import sys
 from pathlib import Path
-from vla_policy_node.models import checkpoint
+from vla_policy_node.runtime import checkpoint
 
 def anonymous():
     lines = Path('/proc/self/status').read_text().splitlines()
@@ -36,7 +34,7 @@ def anonymous():
     return kib * 1024
 
 directory, dtype = Path(sys.argv[1]), sys.argv[2]
-config = checkpoint.read_model_config(directory)
+config = read_model_config(directory)
 before, peak = anonymous(), 0
 
 def sample(share):
@@ -53,13 +51,13 @@ print(peak - before, anonymous() - before,
 def large(tmp_path_factory):
     """About 300 MB in bfloat16, in four shards and two parts."""
     directory = tmp_path_factory.mktemp('large')
-    config = replace(read_config(LARGE), head='l1')
+    config = config_of(LARGE)
     (directory / 'config.json').write_text(json.dumps(LARGE))
     with torch.device('meta'):
-        wanted = create_model(config).state_dict()
+        wanted = create_network(config).state_dict()
     files = {}
     for number, (name, tensor) in enumerate(sorted(wanted.items())):
-        kind, file_name = locate(name, config)
+        kind, file_name = families.of(config).locate(name, config)
         file = (f'model-{number % 4 + 1:05}-of-00004' if kind == 'model'
                 else f'{kind}--1_checkpoint')
         files.setdefault(file, {})[file_name] = torch.zeros(tensor.shape, dtype=torch.bfloat16)

@@ -16,9 +16,9 @@ from vla_policy_node.acceleration import Method
 from vla_policy_node.bench import methods_published, policy_run
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.evaluation import run as evaluation_run
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.system.processes import private_domain
 from vla_policy_node.training import demonstration_set
 from vla_policy_node.training import run as training_run
@@ -90,7 +90,7 @@ def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, th
     loading = set()
 
     def load_model(*arguments, **options):
-        from vla_policy_node.models.checkpoint import load_model
+        from vla_policy_node.runtime.checkpoint import load_model
 
         loading.add(torch.get_num_threads())
         return load_model(*arguments, **options)

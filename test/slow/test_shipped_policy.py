@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
-from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.system.files import default_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[2] / 'checkpoints'
@@ -27,7 +28,7 @@ def test_it_is_the_default_and_says_how_it_was_trained():
 @pytest.mark.parametrize('folder', sorted(CHECKPOINTS.iterdir()), ids=lambda folder: folder.name)
 def test_it_is_small_and_whole(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST_BYTES
-    assert checkpoints.read_model_config(folder).trained
+    assert read_model_config(folder).trained
 
 
 @pytest.mark.parametrize(('suite', 'episodes'), [('libero_object', 200), ('libero_spatial', 50)])

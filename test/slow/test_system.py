@@ -229,7 +229,7 @@ def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
 
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
     monkeypatch.setattr('vla_policy_node.system.files.SHIPPED', 'none')
-    monkeypatch.setattr('vla_policy_node.models.small.create_small_checkpoint', create)
+    monkeypatch.setattr('vla_policy_node.runtime.small.create_small_checkpoint', create)
     describe({'policy': False, 'world': True})
     assert made == []
     for _ in range(2):

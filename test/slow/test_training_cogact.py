@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from training_data import CAMERAS, make_demonstrations, small_config
 
-from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training import cognition
 from vla_policy_node.training.cogact import with_new_head
 from vla_policy_node.training.cognition import CognitionData
@@ -48,7 +49,7 @@ def weights(run):
 
 
 def test_what_sees_and_reads_stays_and_the_head_is_new(folders):
-    config = checkpoints.read_model_config(folders[0])
+    config = read_model_config(folders[0])
     start = checkpoints.load_model(folders[0], config, 'cpu', 'float32')
     model = with_new_head(start, COGACT)
     for name, tensor in start.state_dict().items():
@@ -128,7 +129,7 @@ def test_the_head_learns_alone(folders, tmp_path, processes):
 def head_data(folders, tmp_path, monkeypatch):
     """Makes what one of some processes learns from, in parts of four frames, in float32."""
     first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
-    config = checkpoints.read_model_config(first)
+    config = read_model_config(first)
     model = checkpoints.load_model(first, config, 'cpu', 'float32')
     monkeypatch.setattr(cognition, 'autocast', lambda device: contextlib.nullcontext())
     monkeypatch.setattr(cognition, '_FRAMES', 2)

@@ -7,9 +7,9 @@ import pytest
 from training_data import CAMERAS, make_demonstrations, small_config
 
 from vla_policy_node.commands.train import stage_config
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.run import Run, train
 
 METHODS = {'deer': 'deer', 'mole': 'mole', 'foreground': 'fastdrivevla'}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from training_data import CAMERAS, make_demonstrations, small_config
 
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.outputs.folder import claim
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.curves import read_metrics
 from vla_policy_node.training.run import COMMAND, HEADS, Run, train

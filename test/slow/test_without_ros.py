@@ -12,7 +12,7 @@ from made_up_episodes import tiny_checkpoint
 from replay_bag import make_bag
 from training_data import make_demonstrations, small_config
 
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ROS = ['rclpy', 'rosidl_*', '*_msgs', '*_interfaces', '*_srvs', 'rpyutils', 'ament_*', 'launch*']

@@ -17,10 +17,11 @@ from tiny_model import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from vla_policy_node import families
 from vla_policy_node.acceleration.adp import MotionGate, importance
 from vla_policy_node.models.float8 import Float8Linear
-from vla_policy_node.models.fusing import fuse
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.runtime.fusing import fuse
 
 
 def test_importance_is_the_mean_product_of_queries_and_keys():
@@ -65,7 +66,7 @@ def test_start_prompt_and_stop_ask():
     ids = torch.cat([prompt[0], torch.tensor([CONFIG.token_ids.stop])])
     embed = shared_model().language_model.embed_tokens
     assert torch.equal(method._asking(shared_sequence()), embed(ids))
-    method.prepare(None, replace(CONFIG, head='cogact'))
+    method.prepare(None, families.named('cogact').configure(CONFIG))
     states = shared_sequence().states[:, :-57]
     causal = replace(shared_sequence(), states=states, spans=shared_sequence().spans[:-2])
     assert torch.equal(method._asking(causal), embed(prompt[0]))

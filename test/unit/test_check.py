@@ -15,7 +15,7 @@ from vla_policy_node.checks.behaviour import SampleRun
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS
 from vla_policy_node.checks.report import check_checkpoint
-from vla_policy_node.models import checkpoint
+from vla_policy_node.families import read_model_config
 from vla_policy_node.models.prompt import PromptEncoder
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
@@ -37,7 +37,7 @@ def l1(made, tmp_path):
 @pytest.fixture
 def trial(made):
     directory = made['l1']
-    config = checkpoint.read_model_config(directory)
+    config = read_model_config(directory)
     return SampleRun.prepare(directory, config, variants.load(directory))
 
 
@@ -83,7 +83,7 @@ def test_what_is_not_there_is_refused_with_a_sentence():
 
 
 def check_files(directory):
-    return files.check_files(directory, checkpoint.read_model_config(directory))
+    return files.check_files(directory, read_model_config(directory))
 
 
 def test_totals_are_said(made):
@@ -137,7 +137,7 @@ def test_the_index_promises_bytes_and_places(l1):
 
 def test_public_sizes_have_public_totals(made, monkeypatch):
     """A checkpoint of the public size has to have 982 tensors and 7,541,237,184 parameters."""
-    config = checkpoint.read_model_config(made['l1'])
+    config = read_model_config(made['l1'])
     monkeypatch.setattr(files, 'DecoderConfig', lambda: config.language_model)
     monkeypatch.setattr(type(config), 'image_px', 224)
     assert 'public checkpoints 982 of 7,541,237,184' in files.check_files(
@@ -148,7 +148,7 @@ def test_public_sizes_have_public_totals(made, monkeypatch):
 
 
 def check_statistics(directory, suite='', key=''):
-    config = checkpoint.read_model_config(directory)
+    config = read_model_config(directory)
     return files.check_statistics(directory, config, suite, key)
 
 
@@ -184,11 +184,11 @@ def test_imagenets_constants_before_rounding_are_found(l1):
 
 
 def test_prompt_ids_are_compared_where_the_vocabulary_is_llamas(l1, monkeypatch):
-    config = checkpoint.read_model_config(l1)
+    config = read_model_config(l1)
     assert files.check_prompt_ids(l1, config).verdict == SKIP
     edit(l1 / 'config.json', lambda document: document.pop('tiny_token_ids'))
     edit(l1 / 'config.json', lambda document: document['text_config'].update(vocab_size=32064))
-    config = checkpoint.read_model_config(l1)
+    config = read_model_config(l1)
     assert files.check_prompt_ids(l1, config).verdict == FAIL
 
     class Llama2:
@@ -201,7 +201,7 @@ def test_prompt_ids_are_compared_where_the_vocabulary_is_llamas(l1, monkeypatch)
 
 def test_weights_that_are_no_numbers_are_found(made):
     directory = made['l1']
-    config, model = checkpoint.read_model_config(directory), variants.load(directory)
+    config, model = read_model_config(directory), variants.load(directory)
     assert files.check_dtypes(directory, config, model, 'float32').verdict == PASS
     assert files.check_dtypes(directory, config, model, 'bfloat16').verdict == FAIL
     model.projector.fc1.bias = torch.nn.Parameter(torch.full((192,), torch.nan))

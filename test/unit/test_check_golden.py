@@ -23,17 +23,9 @@ from vla_policy_node.checks import golden, golden_cases, golden_images
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.golden_model import GoldenModel
-from vla_policy_node.models import (
-    checkpoint,
-    heads,
-    openvla_oft,
-    preprocess,
-    prompt,
-    statistics,
-    towers,
-)
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families import config_of, create_network, prismatic
+from vla_policy_node.models import heads, preprocess, prompt, statistics, towers
+from vla_policy_node.runtime import checkpoint
 
 DATA = Path(__file__).parents[1] / 'data'
 CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
@@ -157,7 +149,7 @@ def approximate_gelu():
         **vars(functional), 'gelu': partial(functional.gelu, approximate='tanh')})
 
 
-def wrist_first(model, pixels, *rest, see=openvla_oft.OpenVlaOft.visual_features):
+def wrist_first(model, pixels, *rest, see=prismatic.PrismaticVla.visual_features):
     return see(model, pixels.flip(1), *rest)
 
 
@@ -166,8 +158,8 @@ def unscaled_softmax(logits, dim, softmax=torch.softmax):
 
 
 @pytest.mark.parametrize(('pack', 'where', 'name', 'value', 'stage'), [
-    ('oft_tiny', openvla_oft.ACTION_ROWS, 'oft', 0, 'action rows'),
-    ('oft_tiny', openvla_oft.OpenVlaOft, 'visual_features', wrist_first, 'projector'),
+    ('oft_tiny', prismatic.ACTION_ROWS, 'oft', 0, 'action rows'),
+    ('oft_tiny', prismatic.PrismaticVla, 'visual_features', wrist_first, 'projector'),
     ('oft_tiny', towers.Mlp.__init__, '__defaults__', ('tanh',), 'DINOv2 tower'),
     ('oft_tiny', towers, 'functional', approximate_gelu(), 'projector'),
     ('oft_tiny', heads, 'functional', approximate_gelu(), 'proprio projector'),
@@ -176,7 +168,7 @@ def unscaled_softmax(logits, dim, softmax=torch.softmax):
     ('oft_tiny', statistics, 'RANGE_EPS', 1e-2, 'proprio normalisation'),
     ('lightvla_tiny', lightvla, 'NORM_EPS', 1e-2, 'LightVLA scores'),
     ('lightvla_tiny', torch, 'softmax', unscaled_softmax, 'LightVLA scores'),
-    ('lightvla_tiny', openvla_oft.ACTION_ROWS, 'last56', 2, 'action head, rows last56'),
+    ('lightvla_tiny', prismatic.ACTION_ROWS, 'last56', 2, 'action head, rows last56'),
     ('preprocess', preprocess, 'JPEG_QUALITY', 94, 'JPEG round trip'),
     ('preprocess', preprocess, 'JPEG_FAST_DCT', False, 'JPEG round trip'),
     ('preprocess', preprocess, 'LANCZOS_RADIUS', 2, 'resize, before rounding'),
@@ -223,7 +215,7 @@ def test_a_failure_names_the_first_stage_and_says_so_in_the_exit_code(vla, direc
 
 
 def test_an_altered_weight_is_found(directory, one_case):
-    config = read_config(checkpoint.read_json(directory, CONFIG))
+    config = config_of(checkpoint.read_json(directory, CONFIG))
     model = checkpoint.load_model(directory, config, 'cpu', 'float32')
     model = model.to(torch.float32)
     altered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -277,7 +269,7 @@ def other_sizes(tmp_path_factory):
     directory.mkdir()
     pack.mkdir()
     torch.manual_seed(3)
-    model = OpenVlaOft(read_config(SIZES)).eval()
+    model = create_network(config_of(SIZES)).eval()
     checkpoint.save_model(directory, model, step=9)
     shutil.copy(CHECKPOINT / IMAGES, directory)
     shutil.copy(CHECKPOINT / RANGES, directory)

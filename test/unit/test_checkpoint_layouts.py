@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_policy_node.models import checkpoint, layout
-from vla_policy_node.models.config_file import read_config
+from vla_policy_node.families import config_of, read_model_config
+from vla_policy_node.models import layout
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime import checkpoint
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
 
@@ -138,7 +139,7 @@ def test_a_part_that_is_missing_is_not_taken_for_another_kind(
     for path in directory.glob(f'{part}--*'):
         path.unlink()
     with pytest.raises(ValueError, match=sentence):
-        checkpoint.read_model_config(directory)
+        read_model_config(directory)
 
 
 def test_an_l1_policy_that_lost_its_head_does_not_act_as_a_discrete_one(l1):
@@ -161,7 +162,7 @@ def test_an_l1_policy_that_lost_its_head_does_not_act_as_a_discrete_one(l1):
 ])
 def test_an_architecture_that_is_not_supported_says_so(entries, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_config({**variants.CONFIG, **entries})
+        config_of({**variants.CONFIG, **entries})
 
 
 # --- FiLM ---
@@ -309,10 +310,10 @@ def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):
     assert len(policy.description.sha256) == 64
     assert policy.infer(request()).actions.shape == (1, 7)
     # Pre-training saw whole pictures; fine-tuning for LIBERO saw random crops.
-    assert not checkpoint.read_model_config(directory).center_crop
-    assert checkpoint.read_model_config(made['autoregressive']).center_crop
+    assert not read_model_config(directory).center_crop
+    assert read_model_config(made['autoregressive']).center_crop
     (directory / 'config.json').write_text(json.dumps(document | {'center_crop': True}))
-    assert checkpoint.read_model_config(directory).center_crop
+    assert read_model_config(directory).center_crop
 
 
 def test_the_noise_schedule_is_the_squared_cosine():
@@ -340,8 +341,8 @@ def test_denoising_with_the_true_noise_finds_the_actions():
 def test_the_diffusion_head_sees_the_step_and_the_noisy_actions(made):
     model = variants.load(made['diffusion'])
     sequences = []
-    decode = model.decode
-    model.decode = lambda sequence, *rest: sequences.append(sequence) or decode(sequence, *rest)
+    prefill = model.prefill
+    model.prefill = lambda sequence, *rest: sequences.append(sequence) or prefill(sequence, *rest)
     pixels, proprio = torch.randn(1, 2, 6, 56, 56), torch.zeros(1, 8)
     actions = model(pixels, proprio, torch.tensor([[1, 40, 3]]))
     assert actions.shape == (1, 8, 7)

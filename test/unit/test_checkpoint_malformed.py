@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vla_policy_node import cli
-from vla_policy_node.models import checkpoint, reading, tensor_files
+from vla_policy_node.models import reading, tensor_files
 from vla_policy_node.models.heads import VocabularyHead
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime import checkpoint
 
 LIMIT_S = 5.0  # of the processor's time, on which other processes have no claim
 LIMIT_MB = 600

@@ -11,15 +11,14 @@ import torch
 
 from vla_policy_node.acceleration import Method, create
 from vla_policy_node.checks.report import check_checkpoint
-from vla_policy_node.models import checkpoint, small
+from vla_policy_node.families import config_of, count_flops, create_network, read_model_config
 from vla_policy_node.models.config import DitConfig
-from vla_policy_node.models.config_file import read_config
 from vla_policy_node.models.dit import DiffusionTransformer
-from vla_policy_node.models.variants import create_model
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime import checkpoint, small
 
 TWO_CAMERAS = {**variants.COGACT, 'cameras': 2, 'proprio': True}
 
@@ -128,7 +127,7 @@ def test_a_release_that_cannot_run_says_why(released, spoil, sentence):
     ({'head': 'cogact'}, "under 'dit'"), ({'dit': {}}, "under 'dit'")])
 def test_sizes_of_the_head_belong_to_it_alone(entries, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_config({**small.CONFIG, **entries})
+        config_of({**small.CONFIG, **entries})
 
 
 @pytest.mark.parametrize(('sizes', 'millions'), [
@@ -160,14 +159,14 @@ def test_the_cognition_token_reads_what_token_by_token_decoding_reads(made):
         states = model.language_model(
             TokenSequence(sequence.states[:, rows], sequence.positions[:, rows],
                           lay_out({'prompt': 1})), cache=cache)
-    torch.testing.assert_close(model.decode(sequence), states, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model.prefill(sequence), states, rtol=0, atol=2e-5)
 
 
 def test_filled_up_prompts_of_a_batch_change_nothing(made):
     model = variants.load(made['two cameras'])
     together = sequence_of(model, ((1, 520, 520, 9, 3), (1, 7, 9, 11, 3)))
-    states = model.decode(together)
-    alone = model.decode(sequence_of(model, ((1, 9, 3), (1, 9, 3))))
+    states = model.prefill(together)
+    alone = model.prefill(sequence_of(model, ((1, 9, 3), (1, 9, 3))))
     torch.testing.assert_close(states[:1], alone[:1], rtol=0, atol=2e-5)
 
 
@@ -179,7 +178,7 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
     model, method = variants.load(made['two cameras']), create(name, **settings)
     method.prepare(made['two cameras'], model.config)
     sequence = sequence_of(model)
-    dropped = model.decode(sequence, [method])
+    dropped = model.prefill(sequence, [method])
     kept = method.report().kept
     assert kept.sum() < len(kept)
 
@@ -190,7 +189,7 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
         def before_layer(self, index, sequence):
             return hide_all_but(sequence, kept) if index == method.report().layer else sequence
 
-    torch.testing.assert_close(model.decode(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model.prefill(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
 
 
 class Twice(Method):
@@ -207,13 +206,13 @@ def test_a_row_sees_of_appended_keys_those_that_are_not_behind_it(made):
     for sequence in (sequence_of(model), sequence_of(model, ((1, 5, 9, 3), (1, 7, 9, 3)))):
         # Each key counts twice, which changes no mean.
         torch.testing.assert_close(
-            model.decode(sequence, [Placed()]), model.decode(sequence), rtol=0, atol=2e-5)
+            model.prefill(sequence, [Placed()]), model.prefill(sequence), rtol=0, atol=2e-5)
 
 
 def test_keys_without_a_position_have_no_place_in_a_causal_model(made):
     model = variants.load(made['one camera'])
     with pytest.raises(ValueError, match='need positions in a causal language model'):
-        model.decode(sequence_of(model), [Twice()])
+        model.prefill(sequence_of(model), [Twice()])
 
 
 def test_vla_cache_serves_a_causal_policy(made):
@@ -226,10 +225,9 @@ def test_vla_cache_serves_a_causal_policy(made):
 
 
 def test_guidance_of_one_is_the_conditional_prediction_at_half_the_price(made):
-    from vla_policy_node.models.flops import count_flops
 
     model = variants.load(made['one camera'])
-    cognition = model.decode(sequence_of(model))
+    cognition = model.prefill(sequence_of(model))
     plain = replace(model.config, dit=replace(model.config.dit, guidance=1.0))
     rows = [10, 10]
     assert count_flops(plain, rows)['head'] < 0.6 * count_flops(model.config, rows)['head']
@@ -274,17 +272,20 @@ def test_the_small_policy_runs_at_once(tmp_path):
 def test_public_sizes_are_read_from_a_public_config(tmp_path, monkeypatch):
     """The 7.6 billion weights themselves are not at hand; their shapes are."""
     document = {'vla': {'base_vlm': 'prism-dinosiglip-224px+7b'}}
+    from vla_policy_node import families
     from vla_policy_node.models import cogact_release, weights
 
-    config = read_config({
+    family = families.named('cogact')
+
+    config = config_of({
         'vision_backbone_id': 'dinosiglip-vit-so-224px', 'head': 'cogact', 'dit': {},
         'chunk_length': 16, 'cameras': 1, 'proprio': False})
     with torch.device('meta'):
-        state = create_model(config).state_dict()
+        state = create_network(config).state_dict()
 
     class Names:
         def __enter__(self):
-            names = {weights.locate(name, config)[1]: tensor for name, tensor in state.items()}
+            names = {family.locate(name, config)[1]: tensor for name, tensor in state.items()}
             return set(names), names.get
 
         def __exit__(self, *_):
@@ -292,7 +293,7 @@ def test_public_sizes_are_read_from_a_public_config(tmp_path, monkeypatch):
 
     monkeypatch.setattr(weights, 'open_tensors', lambda path: Names())
     (tmp_path / 'tokenizer.json').touch()
-    described = read_config(cogact_release.describe(tmp_path / 'checkpoints' / 'x.pt', document))
+    described = config_of(cogact_release.describe(tmp_path / 'checkpoints' / 'x.pt', document))
     assert described.dit == DitConfig()
     assert (described.chunk_length, described.cameras, described.proprio) == (16, 1, False)
     assert described.language_model.norm_eps == 1e-5
@@ -300,7 +301,7 @@ def test_public_sizes_are_read_from_a_public_config(tmp_path, monkeypatch):
 
 
 def test_a_float_policy_may_run_in_bfloat16(made):
-    config = checkpoint.read_model_config(made['one camera'])
+    config = read_model_config(made['one camera'])
     model = checkpoint.load_model(made['one camera'], config, 'cpu', 'bfloat16')
     cognition = torch.randn(1, 1, 32, dtype=torch.bfloat16)
-    assert model.act(cognition).dtype == torch.float32
+    assert model.decode(cognition).dtype == torch.float32

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla_policy_node.models.cogact import CogAct, DenoisingStep
+from vla_policy_node.families.cogact import CogAct
 from vla_policy_node.models.config import DitConfig
 from vla_policy_node.models.ddim import Ddim
+from vla_policy_node.models.denoising import DenoisingStep
 from vla_policy_node.models.dit import DiffusionTransformer, step_waves
 from vla_policy_node.models.statistics import Statistics
 

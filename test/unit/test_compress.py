@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.cli import app
-from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.compress import CompressionRecipe, compress
 
 
@@ -50,7 +50,7 @@ def released(directory):
 def test_a_smaller_policy_needs_no_settings(make, layers, demonstrations, tmp_path):
     large, out = make(tmp_path / 'large'), tmp_path / 'small'
     result = compress(str(large), out, CompressionRecipe(1, 0.75, demonstrations, samples=5))
-    config = checkpoints.read_model_config(out)
+    config = read_model_config(out)
     assert config.language_model.layers == layers - 1
     assert config.language_model.mlp_width == 36
     assert len(result.importance) == layers

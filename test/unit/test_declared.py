@@ -50,7 +50,7 @@ LOAD_EACH = '''
 import sys, tempfile
 from pathlib import Path
 import numpy as np
-from vla_policy_node.models.small import create_small_checkpoint
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 checkpoint = create_small_checkpoint(Path(tempfile.mkdtemp()) / 'small')

@@ -19,7 +19,7 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import deer
 from vla_policy_node.acceleration.deer_training import EarlyExits
-from vla_policy_node.models.flops import count_flops
+from vla_policy_node.families import count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
 
 EARLIEST, NEVER = 1e9, -1.0
@@ -47,7 +47,7 @@ def test_a_large_threshold_takes_the_first_exit_and_larger_never_runs_longer():
 
 def test_an_early_answer_is_that_of_the_head_at_the_exit():
     lesson = EarlyExits(CONFIG, every=2, ratio=1.0)
-    shared_model().decode(assemble(shared_model(), shared_inputs(0)), [lesson])
+    shared_model().prefill(assemble(shared_model(), shared_inputs(0)), [lesson])
     early = shared_model()(*shared_inputs(0), methods=[prepared('deer', threshold=EARLIEST)])
     torch.testing.assert_close(early, lesson._answers(shared_model())[2], rtol=0, atol=2e-5)
 
@@ -113,7 +113,7 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
 
 def test_the_lesson_teaches_the_head_at_all_exits():
     model, lesson = load_model().requires_grad_(True), EarlyExits(CONFIG, every=2, ratio=1.0)
-    model.decode(assemble(model, shared_inputs(0)), [lesson])
+    model.prefill(assemble(model, shared_inputs(0)), [lesson])
     batch = SimpleNamespace(actions=torch.zeros(1, 8, 7), has_actions=torch.tensor([True]))
     loss = lesson.state_losses(model, None, batch)['exits']
     answer = lesson._answers(model)[2]

@@ -24,13 +24,11 @@ from vla_policy_node.acceleration.efficientvla_layers import (
     remove_layers,
 )
 from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
-from vla_policy_node.models.cogact import DenoisingStep
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
+from vla_policy_node.models.denoising import DenoisingStep
 from vla_policy_node.models.towers import Tower
-from vla_policy_node.models.variants import create_model
 
-COGACT_CONFIG = read_config({**variants.CONFIG, **variants.COGACT, 'head': 'cogact',
+COGACT_CONFIG = config_of({**variants.CONFIG, **variants.COGACT, 'head': 'cogact',
                              'text_config': {**variants.CONFIG['text_config'],
                                              'num_hidden_layers': 3}})
 
@@ -68,10 +66,10 @@ def prepared(name, model_name, **settings):
 
 def test_removing_no_layer_and_no_width_changes_no_bit():
     for model, sequence in map(model_and_sequence, CONFIGS):
-        expected = model.decode(sequence)
+        expected = model.prefill(sequence)
         remove_layers(model, [])
         narrow_mlps(model, 1.0)
-        assert torch.equal(model.decode(sequence), expected)
+        assert torch.equal(model.prefill(sequence), expected)
 
 
 def test_a_layer_that_does_nothing_has_no_importance_and_its_removal_is_exact():
@@ -85,9 +83,9 @@ def test_a_layer_that_does_nothing_has_no_importance_and_its_removal_is_exact():
     assert abs(importance[1]) < 1e-12
     assert importance[[0, 2]].min() > 1e-3
     assert least_important(importance, 1) == [1]
-    expected = model.decode(sequence)
+    expected = model.prefill(sequence)
     remove_layers(model, least_important(importance, 1))
-    assert torch.equal(model.decode(sequence), expected)
+    assert torch.equal(model.prefill(sequence), expected)
     assert model.config.language_model.layers == len(model.language_model.layers) == 2
 
 
@@ -99,7 +97,7 @@ def test_importance_is_one_minus_the_mean_cosine_of_input_and_output():
             states.append(sequence.states[0].double().numpy())
 
     model, sequence = model_and_sequence('OFT')
-    model.decode(sequence, [Inputs()])
+    model.prefill(sequence, [Inputs()])
     importance = layer_importance(model.language_model, [sequence])
     for index, (x, y) in enumerate(pairwise(states)):
         x, y = x[x.any(1)], y[x.any(1)]  # action slots enter as zeros
@@ -124,13 +122,13 @@ def test_channels_that_weigh_nothing_go_first_and_cost_nothing():
         weights = (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight,
                    layer.mlp.down_proj.weight.T)
         weights[index][dead] = 0  # any of the three silences a channel
-    expected = model.decode(sequence)
+    expected = model.prefill(sequence)
     narrow_mlps(model, 0.75)
     assert model.config.language_model.mlp_width == 36
     for layer in model.language_model.layers:
         assert channel_norms(layer.mlp).min() > 0
         assert layer.mlp.down_proj.weight.shape == (32, 36)
-    torch.testing.assert_close(model.decode(sequence), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.prefill(sequence), expected, rtol=0, atol=1e-5)
 
 
 # Part 2: visual tokens.
@@ -175,7 +173,7 @@ def test_diversity_is_measured_against_the_key_tokens_and_a_copy_of_one_is_dropp
 def test_keeping_every_token_changes_no_bit(name, count):
     model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=count)
-    assert torch.equal(model.decode(sequence, [method]), model.decode(sequence))
+    assert torch.equal(model.prefill(sequence, [method]), model.prefill(sequence))
     assert method.report().kept.all()
 
 
@@ -184,7 +182,7 @@ def test_keeping_every_token_changes_no_bit(name, count):
 def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name, direction):
     model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=9, attention_from=direction)
-    dropped = model.decode(sequence, [method])
+    dropped = model.prefill(sequence, [method])
     report = method.report()
     assert (report.kept.sum(), report.layer) == (9, 2)
     maps = []
@@ -197,7 +195,7 @@ def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name,
         def before_layer(self, index, sequence):
             return hide_all_but(sequence, report.kept) if index == 2 else sequence
 
-    torch.testing.assert_close(model.decode(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model.prefill(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
     visual = sequence.span('visual')
     total = sequence.states.shape[1]
     # Proprio comes before the prompt, action slots and stop after it; CogACT's last is the stop.
@@ -350,16 +348,16 @@ def test_the_parts_work_together():
             method.begin_pass()
 
     begun()
-    together = model.act(model.decode(sequence, [tokens, cache]), [tokens, cache])
+    together = model.decode(model.prefill(sequence, [tokens, cache]), [tokens, cache])
     begun()
-    apart = model.act(model.decode(sequence, [tokens]), [cache])
+    apart = model.decode(model.prefill(sequence, [tokens]), [cache])
     assert torch.equal(together, apart)
     assert isinstance(tokens, EfficientVlaTokens)
 
 
 # The paper's figures at full size, from shapes alone.
 
-PUBLIC = read_config({
+PUBLIC = config_of({
     'vision_backbone_id': 'dinosiglip-vit-so-224px', 'head': 'cogact', 'dit': {},
     'chunk_length': 16, 'cameras': 1, 'proprio': False})
 PROMPT_IDS = 25  # with the cognition token 26 rows of text, 282 in all
@@ -368,7 +366,7 @@ PROMPT_IDS = 25  # with the cognition token 26 rows of text, 282 in all
 def public_model(layers=32, mlp_share=1.0):
     """CogACT-Base on the meta device, made smaller by the functions that make real ones so."""
     with torch.device('meta'):
-        model = create_model(PUBLIC).requires_grad_(False)
+        model = create_network(PUBLIC).requires_grad_(False)
     remove_layers(model, range(32 - layers))
     if mlp_share < 1:
         narrow_mlps(model, mlp_share)

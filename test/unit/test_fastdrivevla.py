@@ -20,7 +20,7 @@ from vla_policy_node.acceleration.fastdrivevla_training import (
     ssim,
     straight_through,
 )
-from vla_policy_node.models.flops import count_flops
+from vla_policy_node.families import count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.transformer import DecoderConfig
 

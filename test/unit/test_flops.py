@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch.utils import flop_counter
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration.base import Method
-from vla_policy_node.models import small
+from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
 from vla_policy_node.models.config import DitConfig
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops, sequence_rows
-from vla_policy_node.models.variants import create_model
+from vla_policy_node.runtime import small
 
 PROMPT_IDS = 11
 LAYERS = 4
@@ -27,9 +25,10 @@ def make_model(**changes):
         tower.update(embed_dim=24, feature_block=1, num_heads=2, mlp_hidden=40, img_size=56)
     document['text_config'].update(
         hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=48)
-    config = replace(read_config(document), **changes)
+    family = families.named(changes.pop('head', 'l1'))
+    config = replace(family.configure(config_of(document)), **changes)
     torch.manual_seed(0)
-    return create_model(config).eval()
+    return create_network(config).eval()
 
 
 def torchs_count(model, methods=()):
@@ -148,7 +147,7 @@ def test_methods_report_what_choosing_costs(name, settings):
 
 def test_the_published_sizes_cost_what_their_paper_says():
     """OpenVLA-OFT on two images: 8.8 TFLOPs in the LightVLA paper (arXiv 2509.12594)."""
-    config = read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px', 'text_config': {}})
+    config = config_of({'vision_backbone_id': 'dinosiglip-vit-so-224px', 'text_config': {}})
     flops = count_flops(config, [605] * 32)
     assert sum(flops.values()) == pytest.approx(8.8e12, rel=0.03)
     assert flops['vision'] == pytest.approx(0.77e12 + 0.073e12, rel=0.05)

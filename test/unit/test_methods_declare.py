@@ -1,6 +1,6 @@
 """What a method does in a run is what it declares, for every method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ from tiny_model import (
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Capability, Effect, create, deer
-from vla_policy_node.acceleration.declarations import capabilities_of, check_policy
+from vla_policy_node.acceleration.declarations import check_policy
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.mole import LayerRouter
-from vla_policy_node.models.config_file import read_config
+from vla_policy_node.families import config_of
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.policy.interface import InferenceRequest, Observation
@@ -163,7 +163,7 @@ def learnt(tmp_path_factory):
 def world_of(name):
     """Config, network and inputs of a policy on which the method runs."""
     if name == 'efficientvla_cache':
-        config = read_config({**VARIANT, **COGACT, 'head': 'cogact'})
+        config = config_of({**VARIANT, **COGACT, 'head': 'cogact'})
         with torch.random.fork_rng():
             torch.manual_seed(0)
             generator = torch.Generator().manual_seed(0)
@@ -230,21 +230,19 @@ def test_it_does_what_it_declares_and_nothing_else(name, learnt):
 
 
 @pytest.mark.parametrize('name', acceleration.available())
-def test_a_policy_that_offers_less_than_it_needs_is_refused_with_a_sentence(name, monkeypatch):
+def test_a_policy_that_offers_less_than_it_needs_is_refused_with_a_sentence(name):
     method = create(name)
     assert method.needs <= frozenset(Capability)
     for need in method.needs:
-        monkeypatch.setattr(
-            'vla_policy_node.acceleration.declarations.capabilities_of',
-            lambda config, need=need: frozenset(Capability) - {need})
+        family = replace(CONFIG.family, capabilities=frozenset(Capability) - {need})
         with pytest.raises(ValueError, match=f'^{name} .*[.]$'):
-            check_policy([method], CONFIG)
+            check_policy([method], replace(CONFIG, family=family))
 
 
 def test_what_a_method_needs_its_policies_offer():
-    cogact = read_config({**VARIANT, **COGACT, 'head': 'cogact'})
-    offered = capabilities_of(CONFIG) | capabilities_of(cogact)
-    assert offered == frozenset(Capability)
-    assert not capabilities_of(CONFIG) >= {Capability.DENOISING}
+    cogact = config_of({**VARIANT, **COGACT, 'head': 'cogact'})
+    offered = CONFIG.family.capabilities | cogact.family.capabilities
+    assert not CONFIG.can(Capability.DENOISING)
     for name in acceleration.available():
         assert create(name).needs, name
+        assert create(name).needs <= offered, name

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families import config_of, create_network
 from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 PUBLIC_LAYOUT = Path(__file__).parents[1] / 'data' / 'oft_tiny' / 'checkpoint'
 
@@ -27,14 +26,14 @@ def directory(tmp_path):
 
 
 def load(directory):
-    config = read_config(checkpoint.read_json(directory, 'config.json'))
+    config = config_of(checkpoint.read_json(directory, 'config.json'))
     return checkpoint.load_model(directory, config, 'cpu', 'float32')
 
 
 def test_public_sizes_add_up_to_the_public_checkpoint():
     """7,541,237,184 parameters are stored; what the forward pass never uses is not built."""
     with torch.device('meta'):
-        model = OpenVlaOft(read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px'}))
+        model = create_network(config_of({'vision_backbone_id': 'dinosiglip-vit-so-224px'}))
     count = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     dino_block = 4 * 1024**2 + 4 * 1024 + 2 * 4096 * 1024 + 4096 + 1024 + 6 * 1024
     siglip_block = 4 * 1152**2 + 4 * 1152 + 2 * 4304 * 1152 + 4304 + 1152 + 4 * 1152
@@ -69,16 +68,16 @@ def test_small_checkpoint_is_the_same_bytes_for_the_same_seed(tmp_path):
 
 
 def test_small_checkpoint_says_that_it_is_untrained(tmp_path):
-    config = read_config(
+    config = config_of(
         checkpoint.read_json(create_small_checkpoint(tmp_path / 'small'), 'config.json')
     )
     assert not config.trained
-    assert read_config(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json')).trained
+    assert config_of(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json')).trained
 
 
 def test_small_tokenizer_knows_every_instruction(tmp_path):
     directory = create_small_checkpoint(tmp_path / 'small')
-    config = read_config(checkpoint.read_json(directory, 'config.json'))
+    config = config_of(checkpoint.read_json(directory, 'config.json'))
     encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
     for instruction in ('Pick up the alphabet soup and place it in the basket', 'zwölf ☂ Kisten'):
         ids = encoder.encode(instruction)
@@ -119,7 +118,7 @@ def test_weights_of_another_size_are_refused(directory):
 
 def test_an_unknown_backbone_is_refused(directory):
     with pytest.raises(ValueError, match="vision backbone 'clip'"):
-        read_config({'vision_backbone_id': 'clip'})
+        config_of({'vision_backbone_id': 'clip'})
 
 
 def test_damaged_json_is_named(directory):
@@ -162,7 +161,7 @@ def test_a_pickle_with_code_is_not_run(directory, monkeypatch):
     ],
 )
 def test_unknown_device_or_dtype(device, dtype, sentence):
-    config = read_config(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json'))
+    config = config_of(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json'))
     with pytest.raises(ValueError, match=sentence):
         checkpoint.load_model(PUBLIC_LAYOUT, config, device, dtype)
 
@@ -175,7 +174,7 @@ def test_an_entry_that_is_not_there_is_named_with_its_file(tmp_path):
 
 def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"')
-    config = read_config({'vision_backbone_id': 'dinosiglip-vit-so-224px'})
+    config = config_of({'vision_backbone_id': 'dinosiglip-vit-so-224px'})
     with pytest.raises(ValueError, match=r'tokenizer\.json is not valid JSON'):
         PromptEncoder.load(tmp_path / 'tokenizer.json', config)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from vla_policy_node.models import checkpoint
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families import config_of
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.runtime import checkpoint
 
 DATA = Path(__file__).parents[1] / 'data' / 'oft_tiny'
 CHECKPOINT = DATA / 'checkpoint'
@@ -27,8 +27,8 @@ def assert_close(value, reference):
 
 
 @pytest.fixture(scope='module')
-def model() -> OpenVlaOft:
-    config = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
+def model() -> PrismaticVla:
+    config = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
     return checkpoint.load_model(CHECKPOINT, config, 'cpu', 'float32')
 
 
@@ -115,7 +115,7 @@ def test_actions(case, model, inputs, statistics):
 
 
 def test_bfloat16_stays_near_float32(case, inputs):
-    config = read_config(checkpoint.read_json(CHECKPOINT, 'config.json'))
+    config = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
     model = checkpoint.load_model(CHECKPOINT, config, 'cpu', 'bfloat16')
     pixels, proprio, ids = inputs
     normalised = model(pixels.bfloat16(), proprio.bfloat16(), ids)[0].float()

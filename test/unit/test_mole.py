@@ -37,7 +37,7 @@ def make(checkpoint, **settings):
 
 
 def act(sequence, lesson):
-    return shared_model().action_head(shared_model().decode(sequence, [lesson]))
+    return shared_model().action_head(shared_model().prefill(sequence, [lesson]))
 
 
 def layers_of(method):
@@ -186,12 +186,12 @@ def test_the_teacher_runs_all_layers_with_the_averaged_weights():
     name = 'language_model.layers.1.mlp.up_proj.weight'
     averaged = 2 * model.get_parameter(name).detach()
     lesson.average = {f'model.{name}': averaged, 'model.action_head.fc1.bias': torch.zeros(1)}
-    states = model.decode(assemble(model, shared_inputs(0)), [lesson])
+    states = model.prefill(assemble(model, shared_inputs(0)), [lesson])
     losses = lesson.state_losses(model, states, None)
     with torch.no_grad():
         before = model.get_parameter(name).clone()
         model.get_parameter(name).copy_(averaged)
-        taught = model.decode(assemble(model, shared_inputs(0)))
+        taught = model.prefill(assemble(model, shared_inputs(0)))
         model.get_parameter(name).copy_(before)
     torch.testing.assert_close(losses['distil'], mole.distillation_loss(states, taught))
     assert losses['distil'] > 0

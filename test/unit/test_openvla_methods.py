@@ -10,11 +10,10 @@ import pytest
 import torch
 from tiny_model import HideInstead, torchs_flops
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Step
+from vla_policy_node.families import config_of, count_flops
 from vla_policy_node.models.config import ACTION_DIMENSION
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
@@ -22,7 +21,8 @@ from vla_policy_node.policy.local import LocalPolicy
 DOCUMENT = {**variants.CONFIG, 'text_config': {
     **variants.CONFIG['text_config'], 'num_hidden_layers': 4}}
 CONFIG = replace(
-    read_config(DOCUMENT), head='autoregressive', cameras=1, proprio=False, chunk_length=1)
+    families.named('autoregressive').configure(config_of(DOCUMENT)),
+    cameras=1, proprio=False, chunk_length=1)
 OFF = {
     'adp': {'keep': 1.0, 'rule': 'always'},
     'depth_cut': {'keep': 1.0},
@@ -64,7 +64,7 @@ def inputs_of(seed):
 
 def step_of(inputs):
     pixels = 0.5 + 0.2 * inputs[0][0, :, :3]
-    return Step(pixels, np.zeros(8), np.full(7, -1.0), np.ones(7))
+    return Step(pixels, np.zeros(8))
 
 
 @torch.inference_mode()

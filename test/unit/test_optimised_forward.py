@@ -2,7 +2,6 @@
 
 import copy
 import threading
-from dataclasses import replace
 
 import checkpoint_variants as variants
 import pytest
@@ -21,18 +20,18 @@ from tiny_model import (
     step_of,
 )
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
-from vla_policy_node.models import compiling, static_forward
 from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
-from vla_policy_node.models.fusing import fuse
-from vla_policy_node.models.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder
+from vla_policy_node.runtime import compiling, static_forward
+from vla_policy_node.runtime.fusing import fuse
+from vla_policy_node.runtime.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
@@ -50,7 +49,7 @@ def test_the_fused_network_is_the_plain_one(inputs):
 @torch.inference_mode()
 def test_every_folding_holds_to_1e_9_in_float64(method):
     """The golden checkpoint's norms and scales are near one; here they are not."""
-    config = variants.read_config({**variants.CONFIG, 'head': 'l1'})
+    config = variants.config_of({**variants.CONFIG, 'head': 'l1'})
     plain = variants.random_model(config).double()
     fused = fuse(copy.deepcopy(plain))
     inputs = (torch.randn(1, 2, 6, 56, 56).double(), torch.rand(1, 8).double(),
@@ -89,7 +88,7 @@ def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_th
 
 @torch.inference_mode()
 def test_weights_of_any_width_can_be_fused():
-    model = variants.random_model(variants.read_config({
+    model = variants.random_model(variants.config_of({
         **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
             name: {**tower, 'embed_dim': 20, 'mlp_hidden': 30}
             for name, tower in variants.CONFIG['vision_tiny'].items()},
@@ -268,7 +267,7 @@ def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence(inputs):
     with pytest.raises(ValueError, match='one acceleration method'):
         StaticForward(shared_model(), [LightVla(), LightVla()])
     discrete = copy.copy(shared_model())
-    discrete.config = replace(shared_model().config, head='discrete')
+    discrete.config = families.named('discrete').configure(shared_model().config)
     with pytest.raises(ValueError, match='not the discrete head'):
         StaticForward(discrete)
 
@@ -288,7 +287,7 @@ def test_eight_bit_rows_keep_their_sign_zeros_and_three_bits():
 def model_for_eight_bits():
     """Every width is one that the hardware multiplies."""
     tower = {**variants.CONFIG['vision_tiny']['featurizer'], 'embed_dim': 32, 'mlp_hidden': 48}
-    return variants.random_model(variants.read_config({
+    return variants.random_model(variants.config_of({
         **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
             name: tower for name in variants.CONFIG['vision_tiny']},
         'text_config': {

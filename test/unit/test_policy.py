@@ -12,7 +12,6 @@ from PIL import Image
 
 from vla_policy_node import acceleration
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import (
     CAMERAS,
     InferenceRequest,
@@ -21,6 +20,7 @@ from vla_policy_node.policy.interface import (
 )
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.options import choose_action_rows
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 DATA = Path(__file__).parents[1] / 'data'
 PROPRIO = np.array([-0.1, 0.0, 0.9, 2.6, 0.0, 0.0, 0.02, -0.02])
@@ -217,7 +217,7 @@ def test_weights_that_give_no_number_give_no_action(checkpoint):
 
 def test_models_import_neither_ros_nor_the_control_layer():
     code = (
-        'import sys, vla_policy_node.policy, vla_policy_node.models.small;'
+        'import sys, vla_policy_node.policy, vla_policy_node.runtime.small;'
         "bad = {'rclpy', 'vla_policy_node.control', 'vla_policy_node.world'} & set(sys.modules);"
         'sys.exit(str(bad) if bad else 0)'
     )

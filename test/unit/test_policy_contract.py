@@ -8,7 +8,6 @@ from policies import INSTRUCTION, KINDS, look
 
 from vla_policy_node.evaluation.lock_step import LockStepControl
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.policy.interface import (
     EXECUTION_MODES,
     NORMALISED_ACTIONS,
@@ -20,6 +19,7 @@ from vla_policy_node.policy.interface import (
 )
 from vla_policy_node.policy.recorded import RecordedPolicy
 from vla_policy_node.policy.warm_up import warm_up
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vla_policy_node.models import preprocess
 from vla_policy_node.models.prompt import end_with_empty, prompt_text
-from vla_policy_node.models.small import NORMALISATION
+from vla_policy_node.runtime.small import NORMALISATION
 
 DATA = Path(__file__).parents[1] / 'data' / 'preprocess'
 NAMES = ('gradient_480x640', 'noise_256', 'shapes_224', 'shapes_256', 'shapes_480x640')

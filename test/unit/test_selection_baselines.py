@@ -19,13 +19,14 @@ from tiny_model import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from vla_policy_node import families
 from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.fastv import FastV
 from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.acceleration.selection import Budget, top_of_cameras
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.nn.transformer import Rope
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 
 @pytest.fixture(params=range(4), ids='case{}'.format)
@@ -127,7 +128,7 @@ def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, rows):
 
 def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
     """Of a causal model it is the last row of all, as published."""
-    sequence, config = sequence_of(case), replace(CONFIG, head='cogact')
+    sequence, config = sequence_of(case), families.named('cogact').configure(CONFIG)
     method = prepared('fastv')
     ids = inputs_of(case)[2]
     row = method._asking(sequence)
@@ -197,7 +198,7 @@ def test_hidden_rows_get_no_attention():
         def watch_attention(self, index, sequence, attention):
             seen.append(attention(slice(-3, None))[..., 2:33:2])
 
-    shared_model().decode(sequence, [Look()])
+    shared_model().prefill(sequence, [Look()])
     assert seen and all((weights == 0).all() for weights in seen)
 
 

@@ -9,12 +9,12 @@ import torch
 from training_data import make_demonstrations, small_config
 
 from vla_policy_node.commands.train import stage_config
-from vla_policy_node.models.checkpoint import read_json
-from vla_policy_node.models.config_file import read_config
+from vla_policy_node.families import config_of
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.small import create_small_checkpoint
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.runtime.checkpoint import read_json
+from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.data import FreshFrames, TrainingData
@@ -30,7 +30,7 @@ def maker(tmp_path_factory):
     make_demonstrations(folder / 'demos')
     make_demonstrations(folder / 'scenes', layout=SCATTERED)
     create_small_checkpoint(folder / 'checkpoint', config=small_config())
-    config = read_config(small_config())
+    config = config_of(small_config())
     document = read_json(folder / 'checkpoint', 'preprocessor_config.json')
     maker = BatchMaker(
         config,

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from training_data import OBJECTS, PX, SEGMENTS, episode, small_config
 
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families import config_of, create_network
 from vla_policy_node.models.preprocess import center_crop
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.grounding import attend_loss, similarity
@@ -21,7 +20,7 @@ from vla_policy_node.training.token_sampling import sample_tokens
 
 def small_model():
     torch.manual_seed(0)
-    model = OpenVlaOft(read_config(small_config()))
+    model = create_network(config_of(small_config()))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return model.double().eval()

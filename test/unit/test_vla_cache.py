@@ -21,8 +21,7 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import Step, create
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops
+from vla_policy_node.families import config_of, count_flops
 from vla_policy_node.models.row_recorder import RowRecorder
 
 EAGER = {'relevant': 4, 'static': 12}
@@ -89,7 +88,7 @@ def test_low_entropy_reuses_much_and_rises_are_damped():
 
 # A causal language model, for which the method was made; float64, so that exact means exact.
 
-CAUSAL_CONFIG = read_config({
+CAUSAL_CONFIG = config_of({
     **variants.CONFIG, **variants.COGACT, 'head': 'cogact', 'cameras': 2, 'proprio': True,
     'text_config': {**variants.CONFIG['text_config'], 'num_hidden_layers': 4}})
 
@@ -135,7 +134,7 @@ def feature(method, images, sequence, *others):
     hooks = [method, *others]
     for hook in hooks:
         hook.begin_pass()
-    return causal_model().decode(sequence, hooks)
+    return causal_model().prefill(sequence, hooks)
 
 
 @pytest.mark.parametrize('row', [LAST_VISUAL, PROPRIO, WORD])
@@ -146,8 +145,8 @@ def test_causal_reuse_of_what_lies_before_the_change_is_exact(row):
     images, changed = with_changed_row(images, sequence, row)
     reused = feature(method, images, changed)
     assert 0 < (~method.report().kept[: row - 1]).sum() == (~method.report().kept).sum()
-    torch.testing.assert_close(reused, causal_model().decode(changed), **EXACT)
-    assert (reused - causal_model().decode(sequence)).abs().max() > 1e-3
+    torch.testing.assert_close(reused, causal_model().prefill(changed), **EXACT)
+    assert (reused - causal_model().prefill(sequence)).abs().max() > 1e-3
 
 
 def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
@@ -157,7 +156,7 @@ def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
     images, changed = with_changed_row(images, sequence, 1)
     reused = feature(method, images, changed)
     assert method.report().kept[0] and not method.report().kept[1:].all()
-    assert (reused - causal_model().decode(changed)).abs().max() > 1e-6
+    assert (reused - causal_model().prefill(changed)).abs().max() > 1e-6
 
 
 def test_of_an_identical_frame_a_causal_model_computes_less_and_says_the_same():
@@ -175,7 +174,7 @@ def test_the_first_causal_frame_and_the_first_after_a_reset_are_the_plain_models
     method = causal_method()
     images, sequence = causal_inputs()
     for _ in range(2):
-        assert torch.equal(feature(method, images, sequence), causal_model().decode(sequence))
+        assert torch.equal(feature(method, images, sequence), causal_model().prefill(sequence))
         assert method.report().kept.all()
         feature(method, images, sequence)
         assert not method.report().kept.all()

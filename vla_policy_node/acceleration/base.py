@@ -60,7 +60,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
 
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
-        '' for no wish (see `models.openvla_oft.ACTION_ROWS`).
+        '' for no wish (see `families.prismatic.ACTION_ROWS`).
     needs_sync: whether it relies on a chunk being executed to its end before the next inference,
         as in execution mode 'sync'; it is then refused in the others.
     answers: what answers some steps instead of the network, None if nothing does.

@@ -80,21 +80,10 @@ def check_together(methods: Sequence[Method]) -> None:
 
 def check_policy(methods: Sequence[Method], config: ModelConfig) -> None:
     """Raise ValueError with one sentence for a method that needs what a policy does not offer."""
-    offered = capabilities_of(config)
+    offered = config.family.capabilities
     for method in methods:
         for need in Capability:
             if need in method.needs - offered:
                 own = need == Capability.DENOISING or Capability.DENOISING in offered
                 raise ValueError((REFUSALS.get(need, REFUSAL) if own else REFUSAL).format(
                     name=method.name, need=need.value, architecture=config.architecture))
-
-
-def capabilities_of(config: ModelConfig) -> frozenset[Capability]:
-    """Return what a policy of these sizes offers to methods."""
-    if config.head == 'diffusion':
-        return frozenset()
-    # Token by token there is an answer only behind the last layer.
-    head = {'cogact': {Capability.DENOISING}, 'autoregressive': set()}.get(
-        config.head, {Capability.EARLY_ANSWERS})
-    return frozenset({
-        Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV, *head})

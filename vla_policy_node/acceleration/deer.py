@@ -27,7 +27,6 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.flops import head_flops
 
 FILE_NAME = 'method--deer.safetensors'
 POSE = slice(0, 6)
@@ -66,13 +65,13 @@ class Deer(Method):
     def begin_pass(self) -> None:
         """Forget the answers of the last pass."""
         self._previous: Tensor | None = None
-        self._asked = 0
+        self._asked, self._flops = True, 0
 
     def should_exit(self, index: int, answer: Callable[[], Tensor]) -> bool:
         """Compare the answer of this exit with that of the previous one."""
         if index in self._thresholds or index + 1 == min(self._thresholds, default=0):
             now = answer()
-            self._asked += 1
+            self._asked, self._flops = True, self._flops + answer.flops
             before, self._previous = self._previous, now
             if before is not None and index in self._thresholds:
                 return float(distance(before, now)) <= self._thresholds[index]
@@ -81,14 +80,14 @@ class Deer(Method):
     def reset(self) -> None:
         """Forget the last pass; nothing crosses steps."""
         self._previous = None
-        self._asked = -1
+        self._asked, self._flops = False, 0
 
     def report(self) -> Report | None:
         """All tokens stay; running the head at the exits costs."""
-        if self._asked < 0:
+        if not self._asked:
             return None
         kept = np.ones(self._config.visual_tokens, bool)
-        return Report(kept, flops=self._asked * head_flops(self._config))
+        return Report(kept, flops=self._flops)
 
 
 def exits_of(layers: int, every: int) -> list[int]:

@@ -15,7 +15,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.openvla_oft import OpenVlaOft
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 
 class EarlyExits(Objective):
@@ -32,7 +32,7 @@ class EarlyExits(Objective):
             self._states[index] = sequence.states
         return sequence
 
-    def _answers(self, model: OpenVlaOft) -> dict[int, Tensor]:
+    def _answers(self, model: PrismaticVla) -> dict[int, Tensor]:
         rows = model.action_rows('oft')
         norm = model.language_model.norm
         return {
@@ -40,7 +40,7 @@ class EarlyExits(Objective):
             for index, states in self._states.items()
         }
 
-    def state_losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def state_losses(self, model: PrismaticVla, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """L1 of the actions, mean over the exits."""
         errors = [
             (answer - batch.actions).abs()[batch.has_actions].mean()
@@ -49,7 +49,7 @@ class EarlyExits(Objective):
         return {'exits': torch.stack(errors).mean()}
 
     @torch.no_grad()
-    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+    def save(self, checkpoint: Path, model: PrismaticVla, held_out: HeldOut) -> None:
         """Calibrate on frames that training never saw."""
         weight = next(model.parameters())
         deltas = []
@@ -58,7 +58,7 @@ class EarlyExits(Objective):
             sequence = model.assemble(
                 visual, batch.proprio.to(weight), batch.prompt_ids.to(weight.device))
             self.begin_pass()
-            model.decode(sequence, [self])
+            model.prefill(sequence, [self])
             answers = self._answers(model)
             before = [self._exits[0] - 1, *self._exits[:-1]]
             deltas.append(torch.stack([

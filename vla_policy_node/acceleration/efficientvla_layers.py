@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder, GatedMlp
+
+if TYPE_CHECKING:
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 
 @torch.inference_mode()
@@ -52,7 +54,7 @@ def least_important(importance: Tensor, count: int) -> list[int]:
     return sorted(importance.argsort(stable=True)[:count].tolist())
 
 
-def remove_layers(model: OpenVlaOft, removed: Sequence[int]) -> None:
+def remove_layers(model: PrismaticVla, removed: Sequence[int]) -> None:
     """Take layers out of the language model, in place; the others keep their order."""
     decoder = model.language_model
     decoder.layers = nn.ModuleList(
@@ -60,7 +62,7 @@ def remove_layers(model: OpenVlaOft, removed: Sequence[int]) -> None:
     _describe(model, layers=len(decoder.layers))
 
 
-def narrow_mlps(model: OpenVlaOft, share: float) -> None:
+def narrow_mlps(model: PrismaticVla, share: float) -> None:
     """Keep this share of the channels of every MLP of the language model, in place.
 
     The paper uses PruneNet (arXiv 2501.15296), which learns what to keep. Here the channels with
@@ -98,7 +100,7 @@ def _keep_channels(mlp: GatedMlp, kept: Tensor) -> None:
         linear.weight = nn.Parameter(weight, linear.weight.requires_grad)
 
 
-def _describe(model: OpenVlaOft, **changes: Any) -> None:
+def _describe(model: PrismaticVla, **changes: Any) -> None:
     decoder = model.language_model
     decoder.config = replace(decoder.config, **changes)
     model.config = replace(model.config, language_model=decoder.config)

@@ -22,7 +22,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.openvla_oft import OpenVlaOft
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 LAYERS = 2  # six in the paper, whose tokens are of a model of 3 billion parameters
 SSIM_SHARE = 0.2
@@ -52,7 +52,7 @@ class Foreground(Objective):
         right = ((scores > 0) == things).float().mean()
         return {'reconstruct': loss, 'right_tokens': right.detach()}
 
-    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+    def save(self, checkpoint: Path, model: PrismaticVla, held_out: HeldOut) -> None:
         """Write the scorer; the painter has done its work."""
         self.scorer.save(checkpoint)
 

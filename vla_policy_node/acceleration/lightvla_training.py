@@ -24,7 +24,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.openvla_oft import OpenVlaOft
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 NOISES = ('uniform', 'gumbel')
 
@@ -158,7 +158,7 @@ class LightVlaStarTraining(StraightThroughSelection):
         self.queries = queries
         self.learnt = {'queries': queries}
 
-    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+    def save(self, checkpoint: Path, model: PrismaticVla, held_out: HeldOut) -> None:
         """Write the queries."""
         self.queries.save(checkpoint)
 

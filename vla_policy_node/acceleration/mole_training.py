@@ -23,7 +23,7 @@ from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.openvla_oft import OpenVlaOft
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 SHARE = 18 / 32  # of the layers run, as published
 
@@ -61,7 +61,7 @@ class Routing(Objective):
         self._input = self._input + gate * (sequence.states - self._input)
         return replace(sequence, states=self._input)
 
-    def state_losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def state_losses(self, model: PrismaticVla, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Load balance, and how far the states are from those of the teacher."""
         losses = {'balance': balance_loss(self._logits, self.run - 1)}
         if self._distils:
@@ -69,7 +69,7 @@ class Routing(Objective):
         return losses
 
     @torch.no_grad()
-    def _taught(self, model: OpenVlaOft) -> Tensor:
+    def _taught(self, model: PrismaticVla) -> Tensor:
         """States of the action rows where all layers run, with averaged weights."""
         prefix = 'model.language_model.'
         weights = {name.removeprefix(prefix): weight for name, weight in self.average.items()
@@ -77,7 +77,7 @@ class Routing(Objective):
         return functional_call(
             model.language_model, weights, (self._sequence, model.action_rows('oft')))
 
-    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+    def save(self, checkpoint: Path, model: PrismaticVla, held_out: HeldOut) -> None:
         """Write the router."""
         self.router.save(checkpoint, self.run)
 

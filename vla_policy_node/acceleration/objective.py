@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla_policy_node.nn.hooks import PassHooks
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.openvla_oft import OpenVlaOft
+    from vla_policy_node.families.prismatic import PrismaticVla
 
 # Of training: `training.batches.Batch`, which lies above methods.
 Batch = Any
@@ -38,7 +38,7 @@ class Objective(PassHooks):
         """Losses on the visual tokens [B, V, width], where the language model need not run."""
         return {}
 
-    def state_losses(self, model: OpenVlaOft, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def state_losses(self, model: PrismaticVla, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Losses after the language model ran; states: of the rows that the head reads."""
         return {}
 
@@ -46,7 +46,7 @@ class Objective(PassHooks):
         """Scalars of the last pass for the log."""
         return {}
 
-    def save(self, checkpoint: Path, model: OpenVlaOft, held_out: HeldOut) -> None:
+    def save(self, checkpoint: Path, model: PrismaticVla, held_out: HeldOut) -> None:
         """Write what was learnt beside the weights; held_out: frames that were not trained on."""
 
     def method_settings(self) -> dict[str, dict[str, object]]:

@@ -20,7 +20,7 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
-from vla_policy_node.models.cogact import DenoisingStep
+from vla_policy_node.models.denoising import DenoisingStep
 from vla_policy_node.nn.hooks import PassHooks, hooks_of
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy
@@ -30,7 +30,7 @@ from vla_policy_node.policy.wrapper import innermost
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
 
 # Calls of a method in which an inference may spend time, except those within a pass that a device
-# replays as a whole (`models.static_forward`), whose parts cannot be timed.
+# replays as a whole (`runtime.static_forward`), whose parts cannot be timed.
 TIMED = frozenset(hooks_of(StepHooks, PassHooks)) - {'select_static', 'record_selection'}
 
 

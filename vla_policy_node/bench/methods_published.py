@@ -26,14 +26,12 @@ from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.bench.policy_run import PUBLIC_COUNT
 from vla_policy_node.evaluation.contenders import Contender
-from vla_policy_node.models import small
+from vla_policy_node.families import config_of, count_flops, create_network
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.flops import count_flops
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.row_recorder import RowRecorder
-from vla_policy_node.models.variants import create_model
 from vla_policy_node.policy.interface import Execution
+from vla_policy_node.runtime import small
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
 # LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
@@ -60,9 +58,9 @@ class Published:
     @property
     def config(self) -> ModelConfig:
         """Its sizes."""
-        return read_config(self.document)
+        return config_of(self.document)
 
-    def stand_in(self) -> OpenVlaOft:
+    def stand_in(self) -> PrismaticVla:
         """As deep as the model and with as many rows, 64 wide."""
         document = copy.deepcopy({**small.CONFIG, **self.document})
         for tower in document['vision_tiny'].values():
@@ -75,7 +73,7 @@ class Published:
             document['dit'] = {'blocks': 1, 'width': 16, 'heads': 1}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return create_model(read_config(document)).eval()
+            return create_network(config_of(document)).eval()
 
 
 _TOWERS_AND_LLAMA = {'vision_backbone_id': 'dinosiglip-vit-so-224px'}
@@ -110,7 +108,7 @@ def published_rows(contenders: Sequence[Contender]) -> list[dict]:
     return rows
 
 
-def _row(published: Published, model: OpenVlaOft, contender: Contender, learnt: Path) -> dict:
+def _row(published: Published, model: PrismaticVla, contender: Contender, learnt: Path) -> dict:
     config = model.config
     fixed = {'lightvla': {'count': round(LIGHTVLA_SHARE * config.visual_tokens)}}
     methods = [

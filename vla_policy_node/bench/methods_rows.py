@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vla_policy_node import acceleration
 from vla_policy_node.evaluation.contenders import Contender, parse_contender
-from vla_policy_node.models import checkpoint as checkpoints
-from vla_policy_node.models.config import HEADS
+from vla_policy_node.families import read_model_config
 
 # FastV ranked by other rows than published; the larger of EfficientVLA's two published shares;
 # then methods of different stages, which add up. Pairs that cannot run together are refused when
@@ -56,17 +55,17 @@ def share_out(
     A contender with a checkpoint of its own goes to the first of them whose actions come from a
     head of the same kind, the others to all. ValueError if there is no such checkpoint.
     """
-    heads = [checkpoints.read_model_config(directory).head for directory in directories]
+    heads = [read_model_config(directory).family for directory in directories]
     shares: list[list[Contender]] = [[] for _ in directories]
     for contender in chosen:
         if contender.checkpoint is None:
             places = range(len(directories))
         else:
-            head = checkpoints.read_model_config(contender.checkpoint).head
+            head = read_model_config(contender.checkpoint).family
             if head not in heads:
                 raise ValueError(
                     f'{contender.label} cannot be compared: no checkpoint here has its kind of '
-                    f'action head ({HEADS[head]}); name one with --checkpoint.')
+                    f'action head ({head.head}); name one with --checkpoint.')
             places = (heads.index(head),)
         for place in places:
             shares[place].append(contender)
@@ -84,7 +83,7 @@ def split_usable(
     usable, refused = [], {}
     for contender in chosen:
         directory = contender.checkpoint or checkpoint
-        config = checkpoints.read_model_config(directory)
+        config = read_model_config(directory)
         try:
             acceleration.prepare(
                 [acceleration.create(name, **contender.settings.get(name, {}))

@@ -15,7 +15,7 @@ from vla_policy_node.bench.public_structure import wasted_flops
 from vla_policy_node.bench.random_policy import stored_bytes
 from vla_policy_node.bench.rates import Rates
 from vla_policy_node.control.latency import percentiles
-from vla_policy_node.models.flops import count_flops, sequence_rows
+from vla_policy_node.families import count_flops, sequence_rows
 from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
 from vla_policy_node.models.quantise import INT4_SHARE
 from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation

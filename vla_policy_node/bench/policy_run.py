@@ -34,11 +34,12 @@ from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.common.scoped import torch_threads
-from vla_policy_node.models.checkpoint import load_model, read_model_config
+from vla_policy_node.families import read_model_config
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim_file, seal
 from vla_policy_node.policy.interface import Observation
+from vla_policy_node.runtime.checkpoint import load_model
 from vla_policy_node.system.files import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from vla_policy_node.bench.public_structure import PublicStructure
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, imitate_int4
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -81,14 +81,14 @@ def list_variants(device: str, compiled: bool) -> list[PolicyVariant]:
 class PolicyCache:
     """Loads policies of one checkpoint; networks of the same dtype and form are loaded once.
 
-    load_model: with the arguments of `models.checkpoint.load_model`. settings: of the methods.
+    load_model: with the arguments of `runtime.checkpoint.load_model`. settings: of the methods.
     read_s: what policies measure their stages with.
     """
 
     directory: Path
     device: str
     threads: int
-    load_model: Callable[..., OpenVlaOft]
+    load_model: Callable[..., PrismaticVla]
     settings: Mapping[str, Mapping[str, object]]
     read_s: Callable[[], float] = time.perf_counter
     _models: dict[tuple, nn.Module] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class PolicyCache:
         policy.read_s = self.read_s
         return policy
 
-    def network(self, variant: PolicyVariant) -> OpenVlaOft:
+    def network(self, variant: PolicyVariant) -> PrismaticVla:
         """Return the network of a row that was loaded, without what the baseline adds."""
         return self._models[variant.dtype, _is_fused(variant)]
 

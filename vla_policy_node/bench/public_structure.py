@@ -4,7 +4,7 @@ It does what openvla-oft and its fork of transformers 4.40 do and this package a
 passes each vision encoder separately; the encoders' last blocks run although their output is
 unused; every decoder layer recomputes its rotary embedding; the last layer computes all rows; all
 hidden states are kept; the vocabulary head runs on every row, and its result is cast to float32
-and dropped. Results are those of `OpenVlaOft`.
+and dropped. Results are those of `PrismaticVla`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Method
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config import ModelConfig, TowerConfig
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Block, Tower
 
 
 class PublicStructure(nn.Module):
-    """Runs a plain `OpenVlaOft` with an L1 head the public way; batch 1.
+    """Runs a plain `PrismaticVla` with an L1 head the public way; batch 1.
 
     Weights whose results are dropped stay uninitialised.
     """
 
-    def __init__(self, model: OpenVlaOft):
+    def __init__(self, model: PrismaticVla):
         super().__init__()
         self.config = model.config
         self.model = model
@@ -47,7 +47,7 @@ class PublicStructure(nn.Module):
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """As `OpenVlaOft.forward`."""
+        """As `PrismaticVla.forward`."""
         for method in methods:
             method.begin_pass()
         images = [self._features(image[None]) for image in pixels[0]]

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.models import checkpoint, small
+from vla_policy_node.families import create_network
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, make_quantiser
-from vla_policy_node.models.variants import create_model
 from vla_policy_node.nn.norms import RmsNorm
+from vla_policy_node.runtime import checkpoint, small
 
 # Sizes as in the public config.json of OpenVLA-OFT and LightVLA.
 SIZES: Mapping[str, Mapping] = {
@@ -44,14 +44,14 @@ def write_files(directory: Path, document: Mapping) -> Path:
 
 def load_random(
     directory: Path, config: ModelConfig, device: str, dtype: str, fused: bool = False
-) -> OpenVlaOft:
-    """Make the model in place of `models.checkpoint.load_model`; one tensor at a time.
+) -> PrismaticVla:
+    """Make the model in place of `runtime.checkpoint.load_model`; one tensor at a time.
 
     The same config gives the same weights, before they are rounded to the dtype.
     """
     where = torch.device(device)
     with torch.device('meta'):
-        model = create_model(config)
+        model = create_network(config)
     quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
     norms = {
         f'{name}.weight' for name, module in model.named_modules()
@@ -67,7 +67,7 @@ def load_random(
 
 
 def _random(name: str, shape: torch.Size, norm: bool, device: torch.device) -> Tensor:
-    """Weights that carry signals through at about unit size, as in `models.small`."""
+    """Weights that carry signals through at about unit size, as in `runtime.small`."""
     if norm or name.endswith('scale_factor'):
         return torch.ones(shape, device=device)
     if name.endswith('.bias'):
@@ -77,7 +77,7 @@ def _random(name: str, shape: torch.Size, norm: bool, device: torch.device) -> T
     if name.endswith(('embed_tokens.weight', 'pos_embed', 'cls_token', 'reg_token')):
         return weight
     weight *= weight[0].numel() ** -0.5
-    # See `models.small`: otherwise all visual tokens share a direction.
+    # See `runtime.small`: otherwise all visual tokens share a direction.
     return weight - weight.mean(dim=1, keepdim=True) if weight.ndim == 2 else weight
 
 

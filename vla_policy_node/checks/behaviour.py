@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.layout import published_action_rows, read_normalisation
-from vla_policy_node.models.openvla_oft import ACTION_ROWS, OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder
+from vla_policy_node.nn.capabilities import Capability
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
 # Changes of normalised actions below this count as none.
@@ -29,13 +30,13 @@ class SampleRun:
     image: preprocesses [H, W, 3] uint8 to [6, side, side].
     """
 
-    model: OpenVlaOft
+    model: PrismaticVla
     config: ModelConfig
     image: ImagePreprocessor
     prompt_ids: Tensor
 
     @classmethod
-    def prepare(cls, directory: Path, config: ModelConfig, model: OpenVlaOft) -> SampleRun:
+    def prepare(cls, directory: Path, config: ModelConfig, model: PrismaticVla) -> SampleRun:
         """Use the checkpoint's tokenizer if there is one, made-up ids if not."""
         device = next(model.parameters()).device
         ids = config.token_ids
@@ -70,7 +71,9 @@ class SampleRun:
         return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
 
 
-def check_behaviour(directory: Path, config: ModelConfig, model: OpenVlaOft) -> Iterator[Finding]:
+def check_behaviour(
+    directory: Path, config: ModelConfig, model: PrismaticVla
+) -> Iterator[Finding]:
     """Run every check of this module."""
     trial = SampleRun.prepare(directory, config, model)
     yield check_attention(trial)
@@ -85,7 +88,7 @@ def check_attention(trial: SampleRun) -> Finding:
     In a causal model it does not, but a change of the first row reaches the last.
     """
     name = 'attention'
-    if trial.config.head == 'autoregressive':
+    if trial.config.can(Capability.TOKENS):
         return Finding(name, SKIP, 'causal, as this kind of policy is')
     change = _reaches(trial, -1, 0)
     if trial.config.causal:
@@ -112,15 +115,15 @@ def _reaches(trial: SampleRun, changed: int, seen: int) -> float:
 def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
     """The head reads the rows that the convention names."""
     name, config = 'action rows', trial.config
-    if config.head == 'autoregressive':
+    if config.can(Capability.TOKENS):
         return Finding(name, SKIP, 'there are none: one token after the other')
     sequence = trial.sequence()
     total, slots = sequence.states.shape[1], config.action_slots
     states = trial.model.language_model(sequence)
     # The same numbers computed another way, up to the precision of the arithmetic.
     near = (1e-4 if states.dtype is torch.float32 else 5e-2) * float(states.abs().max())
-    if config.head == 'cogact':
-        read = trial.model.decode(sequence)
+    if not config.action_slots:
+        read = trial.model.prefill(sequence)
         if read.shape != states[:, -1:].shape or not torch.allclose(
                 read, states[:, -1:], rtol=0, atol=near):
             return Finding(name, FAIL, 'the head does not read the cognition token')
@@ -129,7 +132,7 @@ def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
     prompt_end = total - 1 - slots  # row after the prompt: action slots and stop follow
     first_rows = {'oft': prompt_end - 1, 'last56': total - slots}
     for rows in ACTION_ROWS:
-        read = trial.model.decode(sequence, action_rows=rows)
+        read = trial.model.prefill(sequence, action_rows=rows)
         expected = states[:, first_rows[rows] : first_rows[rows] + slots]
         if read.shape != expected.shape or not torch.allclose(read, expected, rtol=0, atol=near):
             return Finding(name, FAIL, f'convention {rows!r} does not read rows '

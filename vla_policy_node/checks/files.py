@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vla_policy_node import families
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
+from vla_policy_node.families import create_network
 from vla_policy_node.models import cogact_release
-from vla_policy_node.models.checkpoint import DTYPES
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.entries import Entries
 from vla_policy_node.models.layout import (
@@ -29,9 +30,9 @@ from vla_policy_node.models.preprocess import normalisation
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.reading import listed, plain
 from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.models.variants import create_model
-from vla_policy_node.models.weights import INDEX, MODEL, locate, open_tensors
+from vla_policy_node.models.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.nn.transformer import DecoderConfig
+from vla_policy_node.runtime.checkpoint import DTYPES
 
 # The vision-language model of every public checkpoint; 2 bytes each in bfloat16.
 PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184
@@ -187,10 +188,10 @@ def _missing(
     directory: Path, config: ModelConfig, stored: dict[str, StoredTensor]
 ) -> list[str]:
     with torch.device('meta'):
-        wanted = create_model(config).state_dict()
+        wanted = create_network(config).state_dict()
     names = {}
     for name, tensor in wanted.items():
-        kind, file_name = locate(name, config)
+        kind, file_name = families.of(config).locate(name, config)
         if kind == MODEL or cogact_release.find(directory):  # which keep all in one file
             names[file_name] = tuple(tensor.shape)
     problems = []

@@ -168,7 +168,7 @@ def _dense(golden: GoldenModel, sequence: TokenSequence) -> dict[str, object]:
         lambda _, arguments: read.append(arguments[0][0])
     )
     # The way that inference takes, which computes only the rows that are read.
-    normalised = golden.model.action_head(golden.model.decode(sequence))[0]
+    normalised = golden.model.action_head(golden.model.prefill(sequence))[0]
     hook.remove()
     return {
         'all_hidden': states,
@@ -197,7 +197,7 @@ def _lightvla(golden: GoldenModel, sequence: TokenSequence) -> dict[str, object]
         'last_hidden': model.language_model(pruned)[0],
     }
     for rows, suffix in (('last56', 'last56'), ('oft', 'oft_rows')):
-        normalised = model.action_head(model.decode(sequence, [LightVla()], rows))[0]
+        normalised = model.action_head(model.prefill(sequence, [LightVla()], rows))[0]
         values[f'normalized_actions_{suffix}'] = normalised
         values[f'actions_{suffix}'] = golden.unnormalise(normalised)
     return values

@@ -21,11 +21,12 @@ from vla_policy_node.checks.findings import (
     share_of_differing,
 )
 from vla_policy_node.checks.prompts import uses_llama2_tokenizer
+from vla_policy_node.families import read_model_config
 from vla_policy_node.models import preprocess
 from vla_policy_node.models.config import TokenIds
 from vla_policy_node.models.config_file import MAX_VOCABULARY
 from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.layout import read_model_config, read_normalisation
+from vla_policy_node.models.layout import read_normalisation
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import PromptEncoder, end_with_empty, prompt_text
 from vla_policy_node.models.reading import MB, foreign, plain, read_json, regular_file, shown

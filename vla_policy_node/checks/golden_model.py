@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.models import checkpoint
+from vla_policy_node.families import read_model_config
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config_file import MAX_VOCABULARY
 from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import ImagePreprocessor
 from vla_policy_node.models.prompt import end_with_empty
 from vla_policy_node.models.statistics import Statistics, read_statistics
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.runtime import checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class GoldenModel:
     recorded id sequences; only their number matters to the model.
     """
 
-    model: OpenVlaOft
+    model: PrismaticVla
     statistics: Statistics
     document: Mapping
     placeholder: int
@@ -52,11 +54,11 @@ class GoldenModel:
         statistics_key: may be empty if there is one data set. chunk_length: as recorded, 0 for
         what the checkpoint says.
         """
-        config = checkpoint.read_model_config(directory)
-        if config.head != 'l1':
+        config = read_model_config(directory)
+        if not config.can(Capability.REGRESSION):
             raise ValueError(
-                f'Recordings are of policies with an L1 head; {directory} has a {config.head} '
-                'head.'
+                f'Recordings are of policies with an L1 head; {directory} has a '
+                f'{config.family.name} head.'
             )
         if chunk_length:
             config = replace(config, chunk_length=chunk_length)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_policy_node import families
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
 from vla_policy_node.checks.findings import (
@@ -20,7 +21,7 @@ from vla_policy_node.checks.findings import (
     relative,
 )
 from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
-from vla_policy_node.models.weights import MODEL, locate
+from vla_policy_node.models.weights import MODEL
 from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT, GRADIENT = relative(1e-4), relative(1e-3)
@@ -88,7 +89,7 @@ def _batch(
     cases: list[Mapping[str, np.ndarray]],
     recording: Mapping[str, np.ndarray],
 ) -> GoldenInputs:
-    """Shorter prompts are filled up right after BOS, as `OpenVlaOft.forward` wants them."""
+    """Shorter prompts are filled up right after BOS, as `PrismaticVla.forward` wants them."""
     pixels = [golden.preprocess(list(case['images_u8']), center_crop=False) for case in cases]
     prompts = [golden.prompt(case['prompt_ids']) for case in cases]
     longest, pad = max(map(len, prompts)), golden.model.config.token_ids.pad
@@ -158,7 +159,7 @@ def _step(
     recording: Mapping[str, np.ndarray],
 ) -> dict[str, object]:
     """Forward and, if there is something to compare with, backward through our training."""
-    model, read = golden.model, []
+    model, read, locate = golden.model, [], families.locator(golden.model.config)
     hook = model.action_head.register_forward_pre_hook(
         lambda _, arguments: read.append(arguments[0])
     )
@@ -172,7 +173,7 @@ def _step(
         loss.backward()
         values['l1_loss'] = loss
         for own_name, parameter in model.named_parameters():
-            kind, file_name = locate(own_name, model.config)
+            kind, file_name = locate(own_name)
             name = file_name if kind == MODEL else f'{kind}.{file_name}'
             if parameter.grad is not None:
                 values[f'grad__{name}'] = parameter.grad

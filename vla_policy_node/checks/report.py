@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vla_policy_node.checks import behaviour, files
 from vla_policy_node.checks.findings import FAIL, Finding
-from vla_policy_node.models import checkpoint
+from vla_policy_node.families import read_model_config
+from vla_policy_node.runtime import checkpoint
 
 
 def check_checkpoint(
@@ -23,7 +24,7 @@ def check_checkpoint(
     progress: called with the share of the weights that is loaded.
     """
     try:
-        config = checkpoint.read_model_config(directory)
+        config = read_model_config(directory)
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)
         yield files.check_statistics(directory, config, suite, statistics_key)

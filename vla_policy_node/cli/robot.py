@@ -108,9 +108,9 @@ def new_checkpoint(
         raise refusal(f"head is '{head}'; choose l1 or cogact.")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise refusal(f"'{directory}' exists and is not empty; choose another directory.")
-    from vla_policy_node.models.small import COGACT_CONFIG, CONFIG, create_small_checkpoint
     from vla_policy_node.outputs.folder import OutputError
     from vla_policy_node.outputs.whole import whole_folder
+    from vla_policy_node.runtime.small import COGACT_CONFIG, CONFIG, create_small_checkpoint
 
     try:
         with whole_folder(directory, 'vla new-checkpoint') as folder:

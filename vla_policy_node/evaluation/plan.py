@@ -12,7 +12,7 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import CONTROLS
 from vla_policy_node.evaluation.results import Key
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.world.layouts import HELD_OUT_SEED, HELD_OUT_STATES, LAYOUTS
 from vla_policy_node.world.libero_world import tasks
 

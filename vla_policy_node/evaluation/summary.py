@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_policy_node import families
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.grounding import shares
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.progress import FAILURES, PHASES
 from vla_policy_node.evaluation.statistics import compare, wilson_interval
-from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.runtime import checkpoint as checkpoints
 
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')
 
@@ -141,7 +142,7 @@ def _pair(first: str, second: str, by_method: Mapping[str, Sequence[Mapping]]) -
 def describe_policy(plan: Plan) -> dict:
     """Return the identity of the checkpoint that was evaluated."""
     directory = Path(plan.parameters.checkpoint)
-    config = checkpoints.read_model_config(directory)
+    config = families.read_model_config(directory)
     return {
         'name': Path(plan.checkpoint).name,
         'sha256': checkpoints.fingerprint(directory),

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.transformer import DecoderConfig
 
 ACTION_DIMENSION = 7
 PROPRIO_DIMENSION = 8
 STEP_WAVES = 256  # cosines and sines that tell a diffusion transformer its step
-# How hidden states become actions. 'l1', 'discrete' and 'diffusion' are those of OpenVLA-OFT,
-# 'autoregressive' is OpenVLA before it: token by token, one step per inference. 'cogact' is a
-# diffusion transformer behind a causal language model.
-HEADS = {
-    'l1': 'L1 head',
-    'discrete': 'discrete head',
-    'diffusion': 'diffusion head',
-    'autoregressive': 'autoregressive, one camera',
-    'cogact': 'diffusion transformer',
-}
+@dataclass(frozen=True)
+class FamilyTraits:
+    """What a family says of its policies where numbers of layers and widths do not.
+
+    name: the `head` of config.json. family, head: words for reports. capabilities: what policies
+    of the family let others do. action_slots: rows of the sequence for one action of the chunk.
+    step_rows: rows that say which denoising step it is. end_rows: rows behind the prompt and the
+    slots. causal: whether a row of the language model sees only itself and what is before it.
+    """
+
+    name: str
+    family: str
+    head: str
+    capabilities: frozenset[Capability] = frozenset()
+    action_slots: int = ACTION_DIMENSION
+    step_rows: int = 0
+    end_rows: int = 1
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,15 @@ class ModelConfig:
     """Everything that decides shapes and meaning of a checkpoint's tensors.
 
     action_rows: rows whose hidden states the action head reads, '' if the file does not say
-        (see `models.openvla_oft.ACTION_ROWS`).
+        (see `families.prismatic.ACTION_ROWS`).
     trained: False only where the file says that the weights are random.
-    head: one of HEADS; `models.checkpoint.read_model_config` recognises it from the files.
+    family: what sizes do not say; `families.read_model_config` recognises it from the files.
     proprio: whether the robot's state is a row of the sequence.
     cameras: how many images, the first one third-person.
     action_bins, action_ids_end: heads that predict tokens divide [-1, 1] into so many bins; the
         ids count down from the end of the tokenizer's vocabulary, which padding follows.
-    diffusion_steps: denoising steps, of training and of inference, of the head 'diffusion'.
-    dit: the head 'cogact', which no other policy has.
+    diffusion_steps: denoising steps, of training and of inference, of OpenVLA-OFT's diffusion.
+    dit: the action head of CogACT, which no other policy has.
     method_settings: method -> setting -> value, what acceleration methods were trained with.
     """
 
@@ -101,11 +110,11 @@ class ModelConfig:
     siglip: TowerConfig
     language_model: DecoderConfig
     token_ids: TokenIds
+    family: FamilyTraits
     chunk_length: int = 8
     center_crop: bool = True
     action_rows: str = ''
     trained: bool = True
-    head: str = 'l1'
     proprio: bool = True
     cameras: int = 2
     action_bins: int = 256
@@ -127,7 +136,7 @@ class ModelConfig:
     @property
     def action_slots(self) -> int:
         """Sequence rows reserved for the chunk: one per action dimension and time step."""
-        return 0 if self.head == 'cogact' else self.chunk_length * ACTION_DIMENSION
+        return self.chunk_length * self.family.action_slots
 
     @property
     def rows_read(self) -> int:
@@ -137,12 +146,12 @@ class ModelConfig:
     @property
     def causal(self) -> bool:
         """Whether a row of the language model sees only itself and what is before it."""
-        return self.head in ('autoregressive', 'cogact')
+        return self.family.causal
 
     @property
     def state_rows(self) -> int:
         """Rows between visual tokens and prompt: proprio, and the step of a diffusion head."""
-        return self.proprio + (self.head == 'diffusion')
+        return self.proprio + self.family.step_rows
 
     @property
     def visual_tokens(self) -> int:
@@ -152,9 +161,7 @@ class ModelConfig:
     @property
     def other_rows(self) -> int:
         """Sequence rows that are neither visual tokens nor prompt."""
-        if self.head == 'autoregressive':
-            return self.action_slots
-        return self.action_slots + self.state_rows + 1
+        return self.action_slots + self.state_rows + self.family.end_rows
 
     @property
     def least_weights(self) -> int:
@@ -181,7 +188,11 @@ class ModelConfig:
             for name, tower in (('DINOv2', self.dino), ('SigLIP', self.siglip))
         )
         decoder = self.language_model
-        name = {'autoregressive': 'OpenVLA', 'cogact': 'CogACT'}.get(self.head, 'OpenVLA-OFT')
         film = ' with FiLM' if self.film else ''
-        head = HEADS[self.head] + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
-        return f'{name}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, {head}'
+        head = self.family.head + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
+        return (f'{self.family.family}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, '
+                f'{head}')
+
+    def can(self, capability: Capability) -> bool:
+        """Whether policies of this family can do something."""
+        return capability in self.family.capabilities

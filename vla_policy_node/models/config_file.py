@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from vla_policy_node.models.config import (
-    HEADS,
     DecoderConfig,
     DitConfig,
+    FamilyTraits,
     ModelConfig,
     TokenIds,
     TowerConfig,
 )
 from vla_policy_node.models.entries import REQUIRED, Entries, is_number
 from vla_policy_node.models.reading import shown
+from vla_policy_node.nn.capabilities import Capability
 
 # More than any published policy has of them, and little enough to count before anything is built.
 MAX_LAYERS = 512
@@ -51,8 +52,8 @@ _DINOSIGLIP_224 = {
 }
 
 
-def read_config(document: Mapping) -> ModelConfig:
-    """Turn a parsed `config.json` into sizes.
+def read_sizes(document: Mapping, family: FamilyTraits) -> ModelConfig:
+    """Turn a parsed `config.json` into the sizes of a policy of this family.
 
     Public checkpoints name their towers; small ones spell the sizes out under `vision_tiny`,
     `text_config` and `tiny_token_ids`. ValueError for an architecture not known, and for sizes
@@ -68,11 +69,11 @@ def read_config(document: Mapping) -> ModelConfig:
         siglip=_tower(towers.inside('fused_featurizer')),
         language_model=language_model,
         token_ids=_token_ids(entries.inside('tiny_token_ids', {}), vocabulary),
+        family=family,
         chunk_length=entries.integer('chunk_length', 1, 1000, 8),
         center_crop=entries.flag('center_crop', True),
         action_rows=entries.word('action_rows', ('', 'oft', 'last56'), ''),
         trained=entries.flag('trained', True),
-        head=entries.word('head', default='l1'),
         proprio=entries.flag('proprio', True),
         cameras=entries.integer('cameras', 1, CAMERAS, CAMERAS),
         action_bins=entries.integer('n_action_bins', 2, 1 << 16, 256),
@@ -81,12 +82,7 @@ def read_config(document: Mapping) -> ModelConfig:
         dit=_dit(entries.inside('dit')) if 'dit' in entries else None,
         method_settings=_method_settings(entries.inside('method_settings', {})),
     )
-    if config.head not in HEADS:
-        raise ValueError(
-            f'config.json names the head {shown(config.head)}; it must be one of '
-            f'{", ".join(HEADS)}.'
-        )
-    if (config.head == 'cogact') != (config.dit is not None):
+    if config.can(Capability.DENOISING) != (config.dit is not None):
         raise ValueError(
             "config.json must give the sizes of the head 'cogact' under 'dit', and of no other.")
     if (config.dino.image_px, config.dino.grid) != (config.siglip.image_px, config.siglip.grid):

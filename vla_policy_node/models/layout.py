@@ -1,16 +1,8 @@
-"""Which files make up a checkpoint directory, and what kind of policy they make.
+"""Which files make up a checkpoint directory, and where the documents in it are.
 
-Public checkpoints do not write down which head they have; the files that fine-tuning left tell:
-
-| files beside the language model's | policy |
-|---|---|
-| `action_head--*`, `proprio_projector--*` | L1 regression (OpenVLA-OFT, LightVLA) |
-| ... and `noisy_action_projector--*` | diffusion |
-| `proprio_projector--*` alone | discrete: the vocabulary head, all tokens in one pass |
-| none | OpenVLA before OFT: one camera, token by token |
-| `vision_backbone--*` beside any of the others | the prompt modulates the towers (FiLM) |
-| `checkpoints/*.pt` and nothing else | CogACT (see `models.cogact_release`) |
-
+Public checkpoints do not write down which head they have; the files that fine-tuning left tell,
+and each family knows its own. `vision_backbone--*` beside any of them says that the prompt
+modulates the vision encoders (FiLM); `checkpoints/*.pt` and nothing else is a release of CogACT.
 `"head"`, `"proprio"` and `"cameras"` in config.json have the last word.
 """
 
@@ -18,17 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from vla_policy_node.models import cogact_release, reading
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.config_file import check_room, read_config
 from vla_policy_node.models.entries import Entries
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
-
-PRETRAINING_SET = 'bridge_orig'  # one of the many of openvla/openvla-7b
 
 # Rows that the action head read when the published numbers were measured; files do not tell.
 _PUBLISHED_ROWS = {
@@ -46,39 +33,6 @@ def read_json(directory: Path, name: str) -> Mapping:
     if not path.exists():
         raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
     return reading.read_json(path)
-
-
-def read_model_config(directory: Path) -> ModelConfig:
-    """Read `config.json` and recognise from the other files what it does not say.
-
-    ValueError with one sentence for a directory that holds no policy which can run.
-    """
-    _refuse_adapters(directory)
-    document = read_document(directory)
-    config = read_config(document)
-    parts = {part for part in PARTS if part_files(directory, part)}
-    head = document.get('head') or _recognise_head(directory, parts)
-    if head == 'autoregressive':
-        config = replace(config, head=head, proprio=False, cameras=1, chunk_length=1)
-        if 'center_crop' not in document and _is_pretrained(directory, document):
-            config = replace(config, center_crop=False)
-    else:
-        if config.proprio and 'proprio_projector' not in parts:
-            raise ValueError(
-                f'{directory} has an action head and no proprio_projector--*: the download is '
-                'incomplete; if the policy was trained without proprio, write "proprio": false '
-                'into its config.json.'
-            )
-        config = replace(config, head=head)
-    if 'vision_backbone' in parts:
-        width = config.language_model.width
-        config = replace(
-            config,
-            dino=replace(config.dino, language_width=width),
-            siglip=replace(config.siglip, language_width=width),
-        )
-    check_room(config)
-    return config
 
 
 def read_document(directory: Path) -> Mapping:
@@ -104,17 +58,6 @@ def read_normalisation(directory: Path) -> Mapping:
     return read_json(directory, 'preprocessor_config.json')
 
 
-def _is_pretrained(directory: Path, document: Mapping) -> bool:
-    """Whether OpenVLA is as its pre-training left it, which saw no random crops.
-
-    Its authors forbid the centre crop then (openvla/openvla, run_bridgev2_eval.py) and demand it
-    of what was fine-tuned with random crops (run_libero_eval.py).
-    """
-    fine_tuned = (directory / 'dataset_statistics.json').is_file()
-    entries = Entries(document, 'config.json')
-    return not fine_tuned and PRETRAINING_SET in entries.inside('norm_stats', {})
-
-
 def published_action_rows(directory: Path) -> str:
     """Rows a public checkpoint was evaluated with, going by the name of its directory, or ''."""
     for part in reversed(directory.absolute().parts):
@@ -130,7 +73,7 @@ def model_files(directory: Path) -> list[Path]:
         return [release]
     files = sorted(directory.glob('model*.safetensors'))
     if not files:
-        _refuse_adapters(directory)
+        refuse_adapters(directory)
         other = ', '.join(sorted(path.name for path in directory.glob('pytorch_model*')))
         found = f', only {other}, which is not read' if other else ''
         raise ValueError(
@@ -159,20 +102,8 @@ def part_file(directory: Path, part: str) -> Path:
     return files[0]
 
 
-def _recognise_head(directory: Path, parts: set[str]) -> str:
-    if 'noisy_action_projector' in parts:
-        if 'action_head' not in parts:
-            raise ValueError(
-                f'{directory} has a noisy_action_projector--* and no action_head--*; a diffusion '
-                'policy needs both, the download is incomplete.'
-            )
-        return 'diffusion'
-    if 'action_head' in parts:
-        return 'l1'
-    return 'discrete' if 'proprio_projector' in parts else 'autoregressive'
-
-
-def _refuse_adapters(directory: Path) -> None:
+def refuse_adapters(directory: Path) -> None:
+    """Raise ValueError for a directory that holds changes of a model instead of a model."""
     adapter = (directory / 'adapter_config.json').is_file()
     if (adapter or (directory / 'lora_adapter').is_dir()) and not any(
         directory.glob('model*.safetensors')

@@ -6,7 +6,6 @@ Nothing here runs code from a file: safetensors hold tensors only, and `.pt` fil
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,30 +30,9 @@ INDEX = 'model.safetensors.index.json'
 MODEL = 'model'  # where the vision-language model is, beside the parts of `models.layout`
 # What wrappers of distributed training put before every name.
 _WRAPPER = 'module.'
-# The Llama decoder and its vocabulary head, here and in the files.
-_DECODER = 'language_model.', 'language_model.model.'
-_VOCABULARY_HEAD = 'action_head.lm_head.', 'language_model.lm_head.'
-_HEAD_ROOTS = {'l1': 'model.', 'diffusion': 'noise_predictor.mlp_resnet.', 'cogact': 'net.'}
-
-
-def locate(name: str, config: ModelConfig) -> tuple[str, str]:
-    """Return the file kind that holds a tensor of the model, and its name in there.
-
-    The kind is MODEL or one of `models.layout.PARTS`.
-    """
-    part, _, rest = name.partition('.')
-    if name.startswith(_VOCABULARY_HEAD[0]):
-        return MODEL, _VOCABULARY_HEAD[1] + name.removeprefix(_VOCABULARY_HEAD[0])
-    if part == 'action_head':
-        return part, _HEAD_ROOTS[config.head] + rest
-    if part in ('proprio_projector', 'noisy_action_projector'):
-        return part, rest
-    if part == 'vision_backbone' and config.film:
-        # Each block is wrapped together with the two layers that modulate it.
-        return part, re.sub(r'(\.blocks\.\d+\.)(?!scale\.|shift\.)', r'\1block.', name)
-    if name.startswith(_DECODER[0]):
-        return MODEL, _DECODER[1] + name.removeprefix(_DECODER[0])
-    return MODEL, name
+# Name of a tensor in the model -> kind of the files that hold it (MODEL or one of
+# `models.layout.PARTS`), and its name in there. Every family has its own.
+Locate = Callable[[str], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +49,12 @@ class Stored:
 
 
 def stored_tensors(
-    directory: Path, names: Iterable[str], config: ModelConfig
+    directory: Path, names: Iterable[str], locate: Locate
 ) -> Iterator[Stored]:
     """Yield the tensors of the model that are there, file by file, in no certain order."""
     wanted: dict[str, dict[str, str]] = {}
     for name in names:
-        kind, file_name = locate(name, config)
+        kind, file_name = locate(name)
         wanted.setdefault(kind, {})[file_name] = name
     for kind, by_file_name in wanted.items():
         files = model_files(directory) if kind == MODEL else [part_file(directory, kind)]
@@ -89,7 +67,7 @@ def stored_tensors(
 
 
 def check_stored(
-    directory: Path, wanted: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype
+    directory: Path, wanted: Mapping[str, Tensor], locate: Locate, dtype: torch.dtype
 ) -> int:
     """Compare what files say they hold with what the model needs; nothing is read or placed.
 
@@ -99,7 +77,7 @@ def check_stored(
     """
     found: dict[str, Path] = {}
     copied = 0
-    for stored in stored_tensors(directory, wanted, config):
+    for stored in stored_tensors(directory, wanted, locate):
         name, path, shape = stored.name, stored.path, wanted[stored.name].shape
         if name in found:
             raise ValueError(
@@ -119,7 +97,7 @@ def check_stored(
     if missing:
         raise ValueError(
             f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}'
-            f'{_shard_of(directory, missing[0], config)}; the download may be incomplete.'
+            f'{_shard_of(directory, missing[0], locate)}; the download may be incomplete.'
         )
     return copied
 
@@ -222,9 +200,9 @@ def lora_scale(directory: Path) -> Callable[[int], float]:
     return lambda rank: min(rank, 16) / rank
 
 
-def _shard_of(directory: Path, name: str, config: ModelConfig) -> str:
+def _shard_of(directory: Path, name: str, locate: Locate) -> str:
     """Say where the index of a sharded model expects a tensor, if it does."""
-    kind, file_name = locate(name, config)
+    kind, file_name = locate(name)
     path = directory / INDEX
     if kind != MODEL or not path.exists():
         return ''

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.cogact import DenoisingStep
+    from vla_policy_node.models.denoising import DenoisingStep
     from vla_policy_node.nn.lazy_attention import LazyAttention
     from vla_policy_node.nn.sequence import TokenSequence
 
@@ -89,7 +89,7 @@ class PrefixHooks:
     def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose what `select_tokens` would keep, in shapes that do not depend on the picture.
 
-        A device replays this as part of a graph (`models.static_forward`): it neither waits for
+        A device replays this as part of a graph (`runtime.static_forward`): it neither waits for
         the device nor reads anything of the host that changes, except tensors that `begin_pass`
         writes into. Nothing is remembered; the result is passed to `record_selection`.
 
@@ -120,7 +120,7 @@ class LayerHooks:
 
         answer: computes what the pass would end with, were it to end here: of a decoder by itself
         the states that it was asked for, of a policy its normalised actions [B, K, 7], which
-        costs the head.
+        costs the head: `answer.flops`.
         """
         return False
 
@@ -197,16 +197,31 @@ def hooks_of(*interfaces: type) -> Iterator[str]:
 NO_HOOKS = LayerHooks()
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the policy would answer now; computed when called. flops: what that costs."""
+
+    compute: Callable[[], Tensor]
+    flops: int
+
+    def __call__(self) -> Tensor:
+        """Normalised actions [B, K, 7]."""
+        return self.compute()
+
+
 class HookChain(LayerHooks):
     """Several owners of hooks as one, in their order.
 
     head: states of the rows that the decoder was asked for -> what the policy would answer.
+    head_flops: what that costs.
     """
 
-    def __init__(self, owners: Sequence[LayerHooks], head: Callable[[Tensor], Tensor]):
+    def __init__(
+        self, owners: Sequence[LayerHooks], head: Callable[[Tensor], Tensor], head_flops: int = 0
+    ):
         for name in hooks_of(LayerHooks):
             own = [getattr(owner, name) for owner in owners]
             setattr(self, name, partial(getattr(LayerHooks, name).rule, own))
         ask = self.should_exit
         self.should_exit = (  # type: ignore[method-assign]
-            lambda index, states: ask(index, lambda: head(states())))
+            lambda index, states: ask(index, Answer(lambda: head(states()), head_flops)))

@@ -171,7 +171,7 @@ class PolicyDescription:
     instructions: the only ones that it knows, none if it takes any.
     control_period_s: of its training data, None if nobody says.
     checkpoint, sha256: where it comes from, and of which bytes; '' for no checkpoint.
-    action_rows: see `models.openvla_oft.ACTION_ROWS`.
+    action_rows: see `families.prismatic.ACTION_ROWS`.
     action_range: 1st and 99th percentile of each action dimension in the training data.
     """
 

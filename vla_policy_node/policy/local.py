@@ -14,22 +14,21 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.common.scoped import torch_threads
-from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.families import PolicyNetwork, count_flops
 from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.flops import LayerRows, count_flops
+from vla_policy_node.models.flops import LayerRows
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
 from vla_policy_node.models.layout import published_action_rows, read_normalisation
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.prompt import TEMPLATE
 from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.models.stage_clock import StageClock
-from vla_policy_node.models.static_forward import StaticForward
 from vla_policy_node.models.statistics import Statistics, read_statistics
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.policy.interface import (
     CAMERAS,
     END_EFFECTOR_STATE,
@@ -49,6 +48,8 @@ from vla_policy_node.policy.options import (
     complete_settings,
     complete_transforms,
 )
+from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime.static_forward import StaticForward
 
 
 class LocalPolicy:
@@ -64,7 +65,7 @@ class LocalPolicy:
 
     def __init__(
         self,
-        model: OpenVlaOft,
+        model: PolicyNetwork,
         inputs: InputEncoder,
         statistics: Statistics,
         methods: Sequence[Method],
@@ -107,7 +108,7 @@ class LocalPolicy:
         chunk_length: int = 0,
         preprocessing: str = 'exact',
         optimisation: str = 'none',
-        load_model: Callable[..., OpenVlaOft] = checkpoints.load_model,
+        load_model: Callable[..., PolicyNetwork] = checkpoints.load_model,
     ) -> LocalPolicy:
         """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
@@ -121,25 +122,26 @@ class LocalPolicy:
         threads: CPU threads torch may use while this policy loads and computes, 0 to leave that
             alone. Before and after a call torch has what it had (`scoped.torch_threads`).
         action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
-            else what the methods wish, else 'oft' (see `models.openvla_oft.ACTION_ROWS`).
+            else what the methods wish, else 'oft' (see `families.prismatic.ACTION_ROWS`).
         chunk_length: actions per inference, 0 for what the checkpoint says, else 8; where the
             weights fix it, they decide.
         preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`models.preprocess`).
         optimisation: one of OPTIMISATIONS; all but 'none' change results by rounding.
-        load_model: makes the network, with the arguments of `models.checkpoint.load_model`.
+        load_model: makes the network, with the arguments of `runtime.checkpoint.load_model`.
         method_settings: method -> setting -> value, over what the checkpoint says.
         Raises ValueError with one sentence if anything does not fit.
         """
         directory = find_checkpoint(checkpoint)
-        config = checkpoints.read_model_config(directory)
-        if chunk_length and config.head not in ('autoregressive', 'cogact'):
-            config = replace(config, chunk_length=chunk_length)
-        if methods and config.head == 'diffusion':
+        config = families.read_model_config(directory)
+        family = families.of(config)
+        if chunk_length:
+            config = family.with_chunk_length(config, chunk_length)
+        if methods and not config.can(Capability.LAYERS):
             raise ValueError(
-                f'{directory} has a {config.head} head, which runs without acceleration methods; '
-                'choose none (dense).'
+                f'{directory} has a {config.family.name} head, which runs without acceleration '
+                'methods; choose none (dense).'
             )
-        check_optimisation(optimisation, config.head)
+        check_optimisation(optimisation, config)
         statistics = read_statistics(
             checkpoints.read_statistics_document(directory), statistics_key, config.proprio
         )
@@ -152,7 +154,7 @@ class LocalPolicy:
         )
         transforms = complete_transforms(camera_transforms or {})
         cameras = CAMERAS[: config.cameras]
-        inputs = InputEncoder.load(
+        inputs = family.load_encoder(
             directory, config, statistics, {camera: transforms[camera] for camera in cameras},
             preprocessing)
         with torch_threads(threads):

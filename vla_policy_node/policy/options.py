@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
-from vla_policy_node.models.openvla_oft import ACTION_ROWS
+from vla_policy_node.families.prismatic import ACTION_ROWS
+from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import TRANSFORMS
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.policy.interface import CAMERAS, OPTIMISATIONS
 
 
@@ -34,14 +36,15 @@ def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -
     return rows
 
 
-def check_optimisation(optimisation: str, head: str) -> None:
-    """Refuse an optimisation that does not exist or that the head cannot run with."""
+def check_optimisation(optimisation: str, config: ModelConfig) -> None:
+    """Refuse an optimisation that does not exist or that the policy cannot run with."""
     if optimisation not in OPTIMISATIONS:
         raise ValueError(
             f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'
         )
-    if optimisation != 'none' and head == 'autoregressive':
-        raise ValueError("A policy that answers token by token runs with optimisation 'none'.")
+    if optimisation != 'none' and not config.can(Capability.FUSED):
+        how = 'that answers token by token' if config.can(Capability.TOKENS) else 'of this family'
+        raise ValueError(f"A policy {how} runs with optimisation 'none'.")
 
 
 def complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:

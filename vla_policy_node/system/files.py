@@ -88,7 +88,7 @@ def untrained_checkpoint_path() -> Path:
     """Return where the small untrained checkpoint is, or will be; it changes with its recipe."""
     from vla_policy_node.world.cache import cache_root, digest
 
-    recipe = Path(find_spec('vla_policy_node.models.small').origin)
+    recipe = Path(find_spec('vla_policy_node.runtime.small').origin)
     return cache_root() / 'checkpoints' / f'small-seed0-{digest([recipe.read_bytes()])}'
 
 
@@ -97,7 +97,7 @@ def untrained_checkpoint() -> Path:
     from vla_policy_node.world.cache import build_once
 
     def build(directory: Path) -> None:
-        from vla_policy_node.models.small import create_small_checkpoint
+        from vla_policy_node.runtime.small import create_small_checkpoint
 
         create_small_checkpoint(directory, seed=0)
         print(f'Created a small policy, UNTRAINED (random weights, seed 0): {target}')

@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_policy_node.models.cogact import CogAct
+from vla_policy_node.families.cogact import CogAct
 from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.batches import Batch
@@ -118,5 +118,5 @@ class CognitionData:
         batch = batch.to(next(model.parameters()).device)
         with autocast(batch.pixels.device):
             visual = model.visual(batch.pixels, batch.prompt_ids)
-            states = model.decode(model.assemble(visual, batch.proprio, batch.prompt_ids))
+            states = model.prefill(model.assemble(visual, batch.proprio, batch.prompt_ids))
         return CognitionBatch(states.float(), batch.actions)

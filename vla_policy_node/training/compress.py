@@ -22,9 +22,9 @@ from vla_policy_node.acceleration.efficientvla_layers import (
     narrow_mlps,
     remove_layers,
 )
-from vla_policy_node.models import checkpoint as checkpoints
+from vla_policy_node.families import count_flops, read_model_config
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.flops import count_flops
 from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.models.inputs import InputEncoder
 from vla_policy_node.models.layout import (
@@ -33,12 +33,13 @@ from vla_policy_node.models.layout import (
     read_normalisation,
     read_statistics_document,
 )
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.preprocess import Normaliser
 from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.training.demonstrations import Demonstrations
 
 COMMAND = 'vla compress'  # whose files they are
@@ -94,7 +95,7 @@ def compress(
     ValueError with one sentence for what cannot be made smaller this way.
     """
     directory = find_checkpoint(checkpoint)
-    config = checkpoints.read_model_config(directory)
+    config = read_model_config(directory)
     _check(directory, out, config, recipe)
     model = checkpoints.load_model(directory, config, device, dtype)
     samples = _samples(directory, model, recipe, progress) if recipe.demonstrations else []
@@ -116,10 +117,10 @@ def compress(
 
 
 def _check(directory: Path, out: Path, config: ModelConfig, recipe: CompressionRecipe) -> None:
-    if config.head in ('diffusion', 'autoregressive'):
+    if not config.can(Capability.ONE_PASS):
         raise ValueError(
-            f'{directory} has a {config.head} head; only OpenVLA-OFT with an L1 or discrete head '
-            'and CogACT can be made smaller.')
+            f'{directory} has a {config.family.name} head; only OpenVLA-OFT with an L1 or '
+            'discrete head and CogACT can be made smaller.')
     if recipe.layers and recipe.demonstrations is None:
         raise ValueError(
             'Which layers matter least is measured on samples; name a folder made by vla demos.')
@@ -132,7 +133,7 @@ def _check(directory: Path, out: Path, config: ModelConfig, recipe: CompressionR
 
 @torch.inference_mode()
 def _samples(
-    directory: Path, model: OpenVlaOft, recipe: CompressionRecipe,
+    directory: Path, model: PrismaticVla, recipe: CompressionRecipe,
     progress: Callable[[int, int], None],
 ) -> list[TokenSequence]:
     """What enters the language model, for frames drawn from all demonstrations."""
@@ -159,14 +160,14 @@ def _samples(
 
 
 @torch.inference_mode()
-def _actions(model: OpenVlaOft, samples: Sequence[TokenSequence]) -> Tensor | None:
+def _actions(model: PrismaticVla, samples: Sequence[TokenSequence]) -> Tensor | None:
     """[samples, K, 7], normalised."""
     if not samples:
         return None
-    return torch.cat([model.act(model.decode(sequence)).float() for sequence in samples])
+    return torch.cat([model.decode(model.prefill(sequence)).float() for sequence in samples])
 
 
-def _flops(model: OpenVlaOft, samples: Sequence[TokenSequence]) -> int:
+def _flops(model: PrismaticVla, samples: Sequence[TokenSequence]) -> int:
     """Of an inference on the first sample."""
     if not samples:
         return 0
@@ -175,7 +176,7 @@ def _flops(model: OpenVlaOft, samples: Sequence[TokenSequence]) -> int:
     return sum(count_flops(model.config, [rows] * layers).values())
 
 
-def _parameters(model: OpenVlaOft) -> int:
+def _parameters(model: PrismaticVla) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -190,7 +191,7 @@ def _compare(result: Compression, before: tuple, after: tuple) -> Compression:
     )
 
 
-def _write(directory: Path, out: Path, model: OpenVlaOft, provenance: dict) -> None:
+def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) -> None:
     decoder = model.config.language_model
     document = dict(read_document(directory))
     document['text_config'] = {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.training.batches import Batch
@@ -49,7 +49,7 @@ class GroundingHeads(nn.Module):
 class AttentionRecorder(PassHooks):
     """Records how the action rows divide their attention in layer ATTEND_LAYER, or the last."""
 
-    def __init__(self, model: OpenVlaOft):
+    def __init__(self, model: PrismaticVla):
         self._rows = model.action_rows('oft')
         self._layer = min(ATTEND_LAYER, len(model.language_model.layers) - 1)
         self.attention: Tensor | None = None  # [B, heads, rows, visual rows]

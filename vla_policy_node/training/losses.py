@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective
-from vla_policy_node.models.cogact import CogAct
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families.cogact import CogAct
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch
@@ -24,7 +24,7 @@ from vla_policy_node.training.token_sampling import sample_tokens
 
 
 def compute_losses(
-    model: OpenVlaOft,
+    model: PrismaticVla,
     heads: GroundingHeads,
     batch: Batch | CognitionBatch,
     config: TrainingConfig,
@@ -67,7 +67,7 @@ def compute_losses(
     hooks.append(objective)
     for hook in hooks:
         hook.begin_pass()
-    states = model.decode(sequence, hooks)
+    states = model.prefill(sequence, hooks)
     if config.losses.get('attend'):
         losses['attend'] = attend_loss(recorder.attention, coverage, batch)
     if config.losses.get('readout'):
@@ -92,7 +92,7 @@ def _noise_losses(
         states[batch.has_actions], batch.actions[batch.has_actions],
         config.repeated_diffusion_steps, generator)}
     if not model.training:
-        losses |= _action_errors(model.act(states), batch)
+        losses |= _action_errors(model.decode(states), batch)
     return losses
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,18 +17,20 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
+from vla_policy_node import families
 from vla_policy_node.acceleration.objective import STAGES, Objective
 from vla_policy_node.common.scoped import environment, torch_threads
-from vla_policy_node.models import checkpoint as checkpoints
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.models.reading import foreign
 from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
+from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.cognition import CognitionData
@@ -93,7 +95,7 @@ def train(run: Run) -> Path:
 
 
 def _check_head(run: Run) -> None:
-    has_head = checkpoints.read_model_config(run.start).head == 'cogact'
+    has_head = families.read_model_config(run.start).can(Capability.DENOISING)
     if not has_head or run.demonstrations is None or run.scenes is not None:
         raise ValueError(
             'Stage cogact_head goes on from a checkpoint of `vla train cogact`, and takes --demos '
@@ -145,11 +147,11 @@ def _process(rank: int, processes: int, run: Run) -> None:
 
 
 def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> None:
-    config = checkpoints.read_model_config(run.start)
-    if run.config.chunk_length and config.head != 'cogact':
-        config = replace(config, chunk_length=run.config.chunk_length)
+    config = families.read_model_config(run.start)
+    if run.config.chunk_length:
+        config = families.of(config).with_chunk_length(config, run.config.chunk_length)
     model = checkpoints.load_model(run.start, config, str(device), 'float32')
-    if run.config.stage == 'cogact' and config.head != 'cogact':
+    if run.config.stage == 'cogact' and not config.can(Capability.DENOISING):
         model = with_new_head(model, run.config)
         config = model.config
     heads = GroundingHeads(config.language_model.width, config.cameras).to(device)

@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vla_policy_node.acceleration.objective import Objective
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.reading import foreign
 from vla_policy_node.models.tensor_files import load_pt
 from vla_policy_node.outputs.files import draft
@@ -45,7 +45,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: OpenVlaOft,
+        model: PrismaticVla,
         heads: GroundingHeads,
         data: TrainingData | CognitionData,
         config: TrainingConfig,

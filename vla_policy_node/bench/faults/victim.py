@@ -18,10 +18,10 @@ import numpy as np
 
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.world import ScriptedPolicy, Setup
-from vla_policy_node.models.small import CONFIG, create_small_checkpoint
 from vla_policy_node.nodes import policy_node
 from vla_policy_node.policy.interface import InferenceRequest
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.small import CONFIG, create_small_checkpoint
 
 CHUNK_LENGTH, LATENCY_S = 8, 0.02
 

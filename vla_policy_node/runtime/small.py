@@ -14,11 +14,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
-from vla_policy_node.models.checkpoint import save_model
-from vla_policy_node.models.config_file import read_config
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families import config_of, create_network
+from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.models.heads import L1ActionHead
 from vla_policy_node.models.prompt import prompt_text
-from vla_policy_node.models.variants import create_model
+from vla_policy_node.runtime.checkpoint import save_model
 
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576
@@ -145,14 +145,14 @@ def _tokenizer() -> Tokenizer:
 
 
 @torch.no_grad()
-def _random_model(config: Mapping, seed: int) -> OpenVlaOft:
+def _random_model(config: Mapping, seed: int) -> PrismaticVla:
     """Weights that carry signals through at about unit size, so that images reach the actions.
 
     Linear layers sum to zero over their inputs. Otherwise the positive mean of GELU and ReLU
     becomes a direction all visual tokens share, and LightVLA's queries all vote for the same few.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = create_model(read_config(config))
+    model = create_network(config_of(config))
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
@@ -168,7 +168,7 @@ def _random_model(config: Mapping, seed: int) -> OpenVlaOft:
             nn.init.normal_(parameter, std=0.5, generator=generator)
         elif name.endswith('uncondition'):
             nn.init.normal_(parameter, generator=generator)
-    if model.config.head == 'l1':
+    if isinstance(model.action_head, L1ActionHead):
         last = model.action_head.fc2
         last.weight *= 0.4  # normalised actions mostly within [-1, 1]
         last.bias[-1] = 0.5  # the gripper between open and closed

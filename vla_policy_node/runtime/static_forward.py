@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vla_policy_node.models import compiling
-from vla_policy_node.models.flops import sequence_rows
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.runtime import compiling
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Method
@@ -34,7 +34,7 @@ _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must n
 
 
 class StaticForward:
-    """Runs an `OpenVlaOft` with an L1 head, batch 1, in buckets. One thread.
+    """Runs an `PrismaticVla` with an L1 head, batch 1, in buckets. One thread.
 
     compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
@@ -43,15 +43,15 @@ class StaticForward:
 
     def __init__(
         self,
-        model: OpenVlaOft,
+        model: PrismaticVla,
         methods: Sequence[Method] = (),
         compiled: bool = False,
         normalise: Callable[[Tensor], Tensor] | None = None,
     ):
         """ValueError with one sentence for a head or methods that shapes cannot be fixed for."""
-        if model.config.head != 'l1':
+        if not model.config.can(Capability.FIXED_SHAPES):
             raise ValueError(
-                f'Fixed shapes are for the L1 head, not the {model.config.head} head; '
+                f'Fixed shapes are for the L1 head, not the {model.config.family.name} head; '
                 "choose optimisation 'none'."
             )
         choosing = [method for method in methods if method.acts_in_pass]
@@ -80,7 +80,7 @@ class StaticForward:
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """As `OpenVlaOft.forward`; the result is overwritten by the next pass.
+        """As `PrismaticVla.forward`; the result is overwritten by the next pass.
 
         The inputs may be on the CPU still: they are copied to where they are needed.
         """
@@ -152,7 +152,7 @@ class StaticForward:
         config = self._model.config
         if config.film:
             return prompt_ids
-        others = sequence_rows(config, prompt_ids.shape[1]) - config.visual_tokens
+        others = prompt_ids.shape[1] + config.other_rows
         padding = prompt_ids.new_full((1, -others % OTHERS_BUCKET), config.token_ids.pad)
         return torch.cat([prompt_ids[:, :1], padding, prompt_ids[:, 1:]], dim=1)
 

@@ -13,11 +13,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.models.fusing import PatchProduct
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Block
 from vla_policy_node.nn.transformer import DecoderLayer
+from vla_policy_node.runtime.fusing import PatchProduct
 
 # The compiler would fill up operands to sizes that matrix units do not need, with copies.
 OPTIONS = {
@@ -29,7 +29,7 @@ OPTIONS = {
 _FORMS = 4096
 
 
-def compile_parts(model: OpenVlaOft) -> OpenVlaOft:
+def compile_parts(model: PrismaticVla) -> PrismaticVla:
     """Another network on the same weights, with compiled blocks, head and embedding of patches."""
     weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, weights)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.models.float8 import Float8Linear
 from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.towers import Attention, Block, LayerScale, PatchEmbedding, Tower
 from vla_policy_node.nn.norms import RmsNorm
 from vla_policy_node.nn.transformer import (
@@ -29,7 +29,7 @@ from vla_policy_node.nn.transformer import (
 )
 
 try:
-    from vla_policy_node.models import kernels
+    from vla_policy_node.runtime import kernels
 except ImportError:  # triton comes with torch where torch supports GPUs
     kernels = None
 
@@ -196,7 +196,7 @@ class WholeWords(nn.Module):
 
 
 @torch.no_grad()
-def fuse(model: OpenVlaOft) -> OpenVlaOft:
+def fuse(model: PrismaticVla) -> PrismaticVla:
     """Put the weights of `model` together, in place, and return it.
 
     For models that run `Decoder.forward`. The result cannot be saved as a checkpoint.

@@ -8,17 +8,26 @@ language model runs once; only the head runs once per denoising step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vla_policy_node.models.config import ACTION_DIMENSION
+from vla_policy_node.families.prismatic import PrismaticFamily, PrismaticVla
+from vla_policy_node.models.config import (
+    ACTION_DIMENSION,
+    STEP_WAVES,
+    DitConfig,
+    FamilyTraits,
+    ModelConfig,
+)
 from vla_policy_node.models.ddim import Ddim, initial_noise
+from vla_policy_node.models.denoising import DenoisingStep
 from vla_policy_node.models.dit import DiffusionTransformer
-from vla_policy_node.models.openvla_oft import OpenVlaOft
+from vla_policy_node.models.flops import block_flops, chain_flops
+from vla_policy_node.nn.capabilities import HOOKED, Capability
 
 if TYPE_CHECKING:
     from vla_policy_node.nn.hooks import PassHooks
@@ -27,57 +36,10 @@ GRIPPER = ACTION_DIMENSION - 1
 CONDITION_DROPOUT = 0.1  # share of training samples without condition, for guidance
 
 
-@dataclass(frozen=True)
-class DenoisingStep:
-    """What an acceleration method may do in one denoising step.
+class CogAct(PrismaticVla):
+    """The trunk of `PrismaticVla`, causal, with a diffusion transformer as its head."""
 
-    index: 0, 1, ... in the order they run. actions: [B, K, 7], noisy. step: the diffusion step.
-    conditions: [B, 1, width] embedded, with guidance [2 B, 1, width], the second half of it none.
-    """
-
-    head: DiffusionTransformer
-    index: int
-    actions: Tensor
-    step: int
-    conditions: Tensor
-    guidance: float
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Run all blocks: noise [B, K, 7], and what the blocks added to the embedded actions.
-
-        The latter is [B or 2 B, K, width] and contains the positional embedding.
-        """
-        embedded = self._embedded()
-        steps = torch.tensor([self.step], device=self.actions.device)
-        rows = self.head.run_blocks(embedded, steps, self.conditions)
-        return self._guide(self.head.finish(rows)), rows - embedded
-
-    def reuse(self, added: Tensor) -> Tensor:
-        """Noise [B, K, 7] as if the blocks added what they did in another step.
-
-        One embedding, one sum, one norm and one product. The diffusion step is nowhere in it: it
-        enters by a token that this head drops at the end.
-        """
-        return self._guide(self.head.finish(self._embedded() + added))
-
-    def _embedded(self) -> Tensor:
-        embedded = self.head.embed(self.actions.to(self.conditions.dtype))
-        # Both halves of a guided pass share the noise.
-        return embedded.repeat(len(self.conditions) // len(embedded), 1, 1)
-
-    def _guide(self, noise: Tensor) -> Tensor:
-        """Move away from the prediction without condition, in float32."""
-        noise = noise.float()
-        if self.guidance <= 1:
-            return noise
-        conditional, unconditional = noise.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
-
-
-class CogAct(OpenVlaOft):
-    """Towers, projector and decoder of `OpenVlaOft`, causal, with a diffusion transformer."""
-
-    def act(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
+    def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
         """Cognition feature [B, 1, width] -> normalised actions [B, K, 7] float32."""
         return self.finish(self.denoise(states, methods))
 
@@ -149,3 +111,34 @@ def _predict_noise(state: DenoisingStep, methods: Sequence[PassHooks]) -> Tensor
         if noise is not None:
             return noise
     return state.run()[0]
+
+
+class CogActFamily(PrismaticFamily):
+    """Only config.json tells it, or the layout of its releases (`models.cogact_release`)."""
+
+    traits = FamilyTraits(
+        'cogact', 'CogACT', 'diffusion transformer',
+        HOOKED | {Capability.FUSED, Capability.DENOISING}, action_slots=0, causal=True)
+    head_root = 'net.'
+    network = CogAct
+
+    def configure(self, config: ModelConfig, dit: DitConfig | None = None) -> ModelConfig:
+        """Sizes of another Prismatic family -> of this one, with the same trunk and a new head."""
+        return replace(config, family=self.traits, dit=dit or config.dit or DitConfig())
+
+    def make_head(self, config: ModelConfig) -> DiffusionTransformer:
+        """Build the diffusion transformer, whose positions fix the length of the chunk."""
+        return DiffusionTransformer(
+            config.dit, config.language_model.width, config.chunk_length)
+
+    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+        """All denoising steps; guidance doubles what comes after the embedded actions."""
+        dit, rows = config.dit, config.chunk_length
+        halves, width = 1 + (dit.guidance > 1), dit.width
+        embedding = rows * chain_flops(ACTION_DIMENSION, width)
+        last = halves * rows * chain_flops(width, ACTION_DIMENSION)
+        blocks = dit.blocks * block_flops(1 + rows, width, dit.mlp_width)
+        full = chain_flops(STEP_WAVES, width, width) + halves * blocks
+        conditions = halves * chain_flops(config.language_model.width, width)
+        steps = dit.denoising_steps
+        return conditions + steps * (embedding + last) + (steps - denoising_reused) * full

@@ -19,29 +19,27 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_policy_node import families
 from vla_policy_node.common.machine import memory_bytes
+from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.models.float8 import check_device, to_float8
-from vla_policy_node.models.fusing import fuse
 from vla_policy_node.models.layout import (
     PARTS,
     model_files,
     part_files,
     read_json,
-    read_model_config,
     read_statistics_document,
 )
-from vla_policy_node.models.openvla_oft import OpenVlaOft
 from vla_policy_node.models.quantise import BITS, make_quantiser
-from vla_policy_node.models.variants import create_model
 from vla_policy_node.models.weights import (
     MODEL,
     Stored,
     check_file_sizes,
     check_stored,
-    locate,
     stored_tensors,
 )
+from vla_policy_node.runtime.fusing import fuse
 
 __all__ = [
     'DTYPES',
@@ -49,7 +47,6 @@ __all__ = [
     'finish_model',
     'load_model',
     'read_json',
-    'read_model_config',
     'read_statistics_document',
     'save_model',
 ]
@@ -71,11 +68,11 @@ def load_model(
     dtype: str,
     progress: Callable[[float], None] = lambda share: None,
     fused: bool = False,
-) -> OpenVlaOft:
+) -> PolicyNetwork:
     """Build the model and fill it with the weights of `directory`.
 
     dtype: one of DTYPES. progress: called with the share of parameters that is loaded, up to 1.
-    fused: put weights together (`models.fusing`), unless they are of 8 or 4 bit integers.
+    fused: put weights together (`runtime.fusing`), unless they are of 8 or 4 bit integers.
     Tensors the forward pass never uses (vocabulary head, attention pool, blocks after the
     feature block) are not read. ValueError names what is missing or has the wrong shape.
     """
@@ -84,10 +81,10 @@ def load_model(
         check_device(where)
     check_file_sizes(directory, config)
     with torch.device('meta'):
-        model = create_model(config)
+        model = families.create_network(config)
     quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
-    wanted = model.state_dict()
-    copied = check_stored(directory, wanted, config, precision) * BITS.get(dtype, 16) // 16
+    wanted, locate = model.state_dict(), families.locator(config)
+    copied = check_stored(directory, wanted, locate, precision) * BITS.get(dtype, 16) // 16
     if where.type == 'cpu' and copied > memory_bytes():
         raise ValueError(
             f'{directory} takes {copied / 1e9:.0f} GB of memory as {dtype}, and this machine has '
@@ -95,7 +92,7 @@ def load_model(
         )
     total, loaded = sum(tensor.numel() for tensor in wanted.values()), 0
     state: dict[str, Tensor] = {}
-    for stored in stored_tensors(directory, wanted, config):
+    for stored in stored_tensors(directory, wanted, locate):
         placed = _place(stored, where, precision)
         state[stored.name] = quantise(stored.name, placed) if quantise else placed
         loaded += placed.numel()
@@ -104,7 +101,7 @@ def load_model(
     return finish_model(model, dtype, fused)
 
 
-def finish_model(model: OpenVlaOft, dtype: str, fused: bool) -> OpenVlaOft:
+def finish_model(model: PolicyNetwork, dtype: str, fused: bool) -> PolicyNetwork:
     """Make a filled model ready to run, see `load_model`."""
     model.eval().requires_grad_(False)
     if fused and dtype not in BITS:
@@ -112,14 +109,15 @@ def finish_model(model: OpenVlaOft, dtype: str, fused: bool) -> OpenVlaOft:
     return to_float8(model) if dtype == 'float8' else model
 
 
-def save_model(directory: Path, model: OpenVlaOft, step: int = 0) -> None:
+def save_model(directory: Path, model: PolicyNetwork, step: int = 0) -> None:
     """Write the weights of `model` into `directory`, all in safetensors.
 
     Files are replaced, not overwritten: the model may be a view of the ones that are there.
     """
     files: dict[str, dict[str, Tensor]] = {}
+    locate = families.locator(model.config)
     for name, tensor in model.state_dict().items():
-        kind, file_name = locate(name, model.config)
+        kind, file_name = locate(name)
         files.setdefault(kind, {})[file_name] = tensor.contiguous()
     for kind, tensors in files.items():
         name = MODEL if kind == MODEL else f'{kind}--{step}_checkpoint'

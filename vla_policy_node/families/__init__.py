@@ -1,0 +1,98 @@
+"""Families of policies by the `head` of their config.json: one file each, found by being there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
+from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.flops import LayerRows
+from vla_policy_node.models.layout import PARTS, part_files, read_document, refuse_adapters
+from vla_policy_node.models.reading import shown
+from vla_policy_node.models.weights import Locate
+
+# In this order messages name OpenVLA-OFT first.
+for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), reverse=True):
+    importlib.import_module(f'{__name__}.{_name}')
+
+__all__ = [
+    'PolicyFamily', 'PolicyNetwork', 'available', 'config_of', 'count_flops', 'create_network',
+    'locator', 'named', 'of', 'read_model_config', 'sequence_rows']
+
+_DEFAULT = 'l1'  # of a config.json alone that names no head
+
+
+def _subclasses(kind: type[PolicyFamily]) -> list[type[PolicyFamily]]:
+    return [family for sub in kind.__subclasses__() for family in (sub, *_subclasses(sub))]
+
+
+_FAMILIES = {
+    kind.traits.name: kind() for kind in _subclasses(PolicyFamily) if hasattr(kind, 'traits')}
+
+
+def available() -> tuple[str, ...]:
+    """Names of all families, as config.json has them under `head`."""
+    return tuple(_FAMILIES)
+
+
+def named(name: str) -> PolicyFamily:
+    """Return the family of this name; ValueError if there is none."""
+    if name not in _FAMILIES:
+        raise ValueError(
+            f'config.json names the head {shown(name)}; it must be one of {", ".join(_FAMILIES)}.')
+    return _FAMILIES[name]
+
+
+def of(config: ModelConfig) -> PolicyFamily:
+    """Return the family that a policy of these sizes is of."""
+    return named(config.family.name)
+
+
+def config_of(document: Mapping) -> ModelConfig:
+    """Turn a parsed `config.json` into sizes, without the files beside it."""
+    return named(Entries(document, 'config.json').word('head', default=_DEFAULT)).config_of(
+        document)
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Read `config.json` and recognise from the other files what it does not say.
+
+    ValueError with one sentence for a directory that holds no policy which can run.
+    """
+    refuse_adapters(directory)
+    document = read_document(directory)
+    parts = {part for part in PARTS if part_files(directory, part)}
+    if document.get('head'):
+        family = named(Entries(document, 'config.json').word('head'))
+    else:
+        family = next(f for f in _FAMILIES.values() if f.recognises(directory, parts))
+    return family.read_config(directory, document, parts)
+
+
+def create_network(config: ModelConfig) -> PolicyNetwork:
+    """Build the network with weights that are not initialised for any use."""
+    return of(config).create_network(config)
+
+
+def locator(config: ModelConfig) -> Locate:
+    """Return what says where each tensor of the network lies in the files."""
+    return partial(of(config).locate, config=config)
+
+
+def count_flops(
+    config: ModelConfig,
+    layer_rows: Sequence[int] | Sequence[LayerRows],
+    denoising_reused: int = 0,
+) -> dict[str, int]:
+    """FLOPs of one inference by stage; see `PolicyFamily.count_flops`."""
+    return of(config).count_flops(config, layer_rows, denoising_reused)
+
+
+def sequence_rows(config: ModelConfig, prompt_ids: int) -> int:
+    """Rows of a sequence from which nothing was dropped; prompt_ids: how many, with BOS."""
+    return of(config).sequence_rows(config, prompt_ids)

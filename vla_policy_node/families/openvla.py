@@ -1,0 +1,151 @@
+"""OpenVLA before OFT: one camera, seven tokens one after the other (Kim et al. 2024, 2406.09246).
+
+The baseline of every published table. Unlike OpenVLA-OFT it is causal: a row sees itself and what
+is before it, so keys and values of the prompt are computed once and kept. Methods work on that
+first pass; the tokens that follow run the layers that it ran and see, in each, the rows it kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vla_policy_node.families.prismatic import (
+    PrismaticFamily,
+    PrismaticVla,
+    VocabularyAnswers,
+    with_film,
+)
+from vla_policy_node.models.config import ACTION_DIMENSION, FamilyTraits, ModelConfig
+from vla_policy_node.models.entries import Entries
+from vla_policy_node.models.flops import LayerRows, decoder_flops, layer_flops, vision_flops
+from vla_policy_node.nn.capabilities import HOOKED, Capability
+from vla_policy_node.nn.hooks import NO_HOOKS, HookChain, LayerHooks
+from vla_policy_node.nn.kv_cache import KvCache
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vla_policy_node.nn.hooks import PassHooks
+
+PRETRAINING_SET = 'bridge_orig'  # one of the many of openvla/openvla-7b
+
+
+class OpenVla(PrismaticVla):
+    """The trunk of `PrismaticVla`, read out token by token."""
+
+    def forward(
+        self,
+        pixels: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        methods: Sequence[PassHooks] = (),
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """[1, 1, 6, H, W] and [1, L] -> normalised actions [1, 1, 7].
+
+        proprio and action_rows mean nothing here; they are there to be called alike.
+        """
+        for method in methods:
+            method.begin_pass()
+        visual = self.visual(pixels, prompt_ids, methods)
+        mark('vision')
+        sequence = self.assemble(visual, proprio, prompt_ids)
+        for method in methods:
+            sequence = method.select_tokens(sequence)
+        mark('select')
+        ids = self.generate(sequence, HookChain(methods, self.decode))
+        mark('language_model')
+        return self.action_head.decode(ids)
+
+    def assemble(self, visual: Tensor, proprio: Tensor, prompt_ids: Tensor) -> TokenSequence:
+        """Lay out bos | visual | prompt; proprio is not used."""
+        text = self.language_model.embed(prompt_ids)
+        rows = {'bos': text[:, :1], 'visual': visual, 'prompt': text[:, 1:]}
+        states = torch.cat([*rows.values()], dim=1)
+        positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
+        return TokenSequence(
+            states, positions, lay_out({name: part.shape[1] for name, part in rows.items()}))
+
+    def generate(self, sequence: TokenSequence, hooks: LayerHooks = NO_HOOKS) -> Tensor:
+        """The prompt's rows, batch 1 -> the seven likeliest tokens, greedily, [1, 7] int64.
+
+        hooks: have their turn in the pass over the prompt.
+        """
+        cache = KvCache(room=ACTION_DIMENSION - 1)
+        position = sequence.positions[:, -1:]
+        states = self.language_model(sequence, slice(-1, None), hooks, cache)
+        ids = [self.action_head.token_ids(states[:, -1])]
+        for step in range(1, ACTION_DIMENSION):
+            row = TokenSequence(
+                self.language_model.embed(ids[-1].clamp(min=0))[:, None], position + step,
+                lay_out({'actions': 1}))
+            states = self.language_model(row, cache=cache)
+            ids.append(self.action_head.token_ids(states[:, -1]))
+        return torch.stack(ids, dim=1)
+
+
+class OpenVlaFamily(VocabularyAnswers, PrismaticFamily):
+    """One camera, no proprio, one action per inference; sizes of nothing else tell."""
+
+    traits = FamilyTraits(
+        'autoregressive', 'OpenVLA', 'autoregressive, one camera',
+        HOOKED - {Capability.ONE_PASS} | {Capability.TOKENS}, end_rows=0, causal=True)
+    network = OpenVla
+
+    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+        """By its having nothing beside the language model."""
+        return not {'action_head', 'proprio_projector', 'noisy_action_projector'} & set(parts)
+
+    def read_config(
+        self, directory: Path, document: Mapping, parts: Collection[str]
+    ) -> ModelConfig:
+        """Whatever config.json says: one camera, no proprio, no chunk."""
+        config = replace(
+            self.config_of(document), proprio=False, cameras=1, chunk_length=1)
+        if 'center_crop' not in document and _is_pretrained(directory, document):
+            config = replace(config, center_crop=False)
+        return with_film(config, parts)
+
+    def sequence_rows(self, config: ModelConfig, prompt_ids: int) -> int:
+        """Those of the first pass; tokens come one after the other behind it."""
+        return prompt_ids + config.visual_tokens
+
+    def count_flops(
+        self,
+        config: ModelConfig,
+        layer_rows: Sequence[int] | Sequence[LayerRows],
+        denoising_reused: int = 0,
+    ) -> dict[str, int]:
+        """Keys and values are kept: the prompt, then one row after the other.
+
+        layer_rows: of the pass over the prompt; the tokens that follow run the same layers and see
+        what was seen there.
+        """
+        model = config.language_model
+        kept = [rows.seen if isinstance(rows, LayerRows) else rows for rows in layer_rows]
+        steps = sum(layer_flops(model, LayerRows(1, 1, rows + step))
+                    for rows in kept for step in range(1, ACTION_DIMENSION))
+        return {
+            'vision': vision_flops(config),
+            'language_model': decoder_flops(model, layer_rows, 1) + steps,
+            'head': self.head_flops(config),
+        }
+
+
+def _is_pretrained(directory: Path, document: Mapping) -> bool:
+    """Whether OpenVLA is as its pre-training left it, which saw no random crops.
+
+    Its authors forbid the centre crop then (openvla/openvla, run_bridgev2_eval.py) and demand it
+    of what was fine-tuned with random crops (run_libero_eval.py).
+    """
+    fine_tuned = (directory / 'dataset_statistics.json').is_file()
+    entries = Entries(document, 'config.json')
+    return not fine_tuned and PRETRAINING_SET in entries.inside('norm_stats', {})

@@ -1,0 +1,163 @@
+"""OpenVLA-OFT, any size: L1, discrete and diffusion heads (Kim et al. 2025; arXiv 2502.19645).
+
+The decoder sees the whole sequence both ways and fills all action slots in one pass.
+
+| files beside the language model's | head |
+|---|---|
+| `action_head--*`, `proprio_projector--*` | L1 regression (also LightVLA) |
+| ... and `noisy_action_projector--*` | diffusion: the decoder runs once per denoising step |
+| `proprio_projector--*` alone | discrete: the vocabulary head, all tokens in one pass |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vla_policy_node.families.prismatic import (
+    PrismaticFamily,
+    PrismaticVla,
+    VocabularyAnswers,
+)
+from vla_policy_node.models.config import (
+    ACTION_DIMENSION,
+    PROPRIO_DIMENSION,
+    FamilyTraits,
+    ModelConfig,
+)
+from vla_policy_node.models.ddim import Ddim, initial_noise
+from vla_policy_node.models.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.models.heads import (
+    L1ActionHead,
+    NoisyActionProjector,
+    time_embedding,
+)
+from vla_policy_node.nn.capabilities import HOOKED, Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vla_policy_node.nn.hooks import PassHooks
+
+
+class DiffusionVla(PrismaticVla):
+    """The action slots hold noisy actions, a row after proprio the step, the head the noise."""
+
+    def __init__(self, config: ModelConfig, family: PrismaticFamily):
+        super().__init__(config, family)
+        self.noisy_action_projector = NoisyActionProjector(config.language_model.width)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        methods: Sequence[PassHooks] = (),
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """As in the base class; the methods see the layers once per denoising step."""
+        for method in methods:
+            method.begin_pass()
+        visual = self.visual(pixels, prompt_ids, methods)
+        mark('vision')
+        shape = (len(pixels), self.config.chunk_length, ACTION_DIMENSION)
+        actions = initial_noise(visual, shape)
+        schedule = Ddim(self.config.diffusion_steps)
+        mark('select')  # there is nothing to select; the stages are those of every policy
+        for step in schedule.steps:
+            steps = torch.full((len(pixels),), step, device=visual.device)
+            time = time_embedding(steps, visual.shape[-1]).to(visual.dtype)
+            slots = self.noisy_action_projector(actions)
+            sequence = self.assemble(visual, proprio, prompt_ids, time, slots)
+            noise = self.action_head(self.prefill(sequence, methods, action_rows))
+            actions = schedule.step(noise, step, actions)
+        mark('language_model')
+        return actions
+
+
+class _OftFamily(PrismaticFamily):
+    """What the three have in common."""
+
+    network = PrismaticVla
+
+    def with_chunk_length(self, config: ModelConfig, chunk_length: int) -> ModelConfig:
+        """There are as many slots as wanted."""
+        return replace(config, chunk_length=chunk_length)
+
+    def make_head(self, config: ModelConfig) -> nn.Module:
+        """Build an MLP that reads the seven rows of each time step."""
+        return L1ActionHead(config.language_model.width)
+
+    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+        """Those of the MLP."""
+        width = config.language_model.width
+        return config.chunk_length * chain_flops(
+            ACTION_DIMENSION * width, width, width, width, ACTION_DIMENSION)
+
+
+class L1Oft(_OftFamily):
+    """OpenVLA-OFT with its L1 head, and LightVLA."""
+
+    traits = FamilyTraits(
+        'l1', 'OpenVLA-OFT', 'L1 head',
+        HOOKED | {Capability.EARLY_ANSWERS, Capability.REGRESSION, Capability.FUSED,
+                  Capability.FIXED_SHAPES})
+    head_root = 'model.'
+
+    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+        """By its action head."""
+        return 'action_head' in parts and 'noisy_action_projector' not in parts
+
+
+class DiscreteOft(VocabularyAnswers, _OftFamily):
+    """OpenVLA-OFT that answers with words, all at once."""
+
+    traits = FamilyTraits(
+        'discrete', 'OpenVLA-OFT', 'discrete head',
+        HOOKED | {Capability.EARLY_ANSWERS, Capability.FUSED})
+
+    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+        """By proprio without an action head."""
+        return 'proprio_projector' in parts and not {
+            'action_head', 'noisy_action_projector'}.intersection(parts)
+
+
+class DiffusionOft(_OftFamily):
+    """OpenVLA-OFT with its diffusion head."""
+
+    traits = FamilyTraits(
+        'diffusion', 'OpenVLA-OFT', 'diffusion head', frozenset({Capability.FUSED}), step_rows=1)
+    head_root = 'noise_predictor.mlp_resnet.'
+    network = DiffusionVla
+
+    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+        """By what embeds noisy actions."""
+        if 'noisy_action_projector' in parts and 'action_head' not in parts:
+            raise ValueError(
+                f'{directory} has a noisy_action_projector--* and no action_head--*; a diffusion '
+                'policy needs both, the download is incomplete.'
+            )
+        return 'noisy_action_projector' in parts
+
+    def count_flops(
+        self,
+        config: ModelConfig,
+        layer_rows: Sequence[int] | Sequence[LayerRows],
+        denoising_reused: int = 0,
+    ) -> dict[str, int]:
+        """All layers run once per denoising step, and so does what makes their rows."""
+        width, passes = config.language_model.width, config.diffusion_steps
+        inputs = config.proprio * chain_flops(PROPRIO_DIMENSION, width, width)
+        inputs += config.action_slots * chain_flops(1, width, width)
+        return {
+            'vision': vision_flops(config),
+            'language_model': passes * inputs + decoder_flops(
+                config.language_model, layer_rows, config.rows_read),
+            'head': passes * self.head_flops(config),
+        }

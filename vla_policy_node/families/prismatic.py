@@ -1,0 +1,280 @@
+"""What OpenVLA-OFT, OpenVLA and CogACT share: two vision encoders, a projector and a Llama.
+
+The trunk of the Prismatic models (Karamcheti et al. 2024); families differ in the rows behind the
+visual ones, in who sees whom, and in how hidden states become actions.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
+from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.models.config_file import check_room, read_sizes
+from vla_policy_node.models.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.models.heads import ProprioProjector, VocabularyHead
+from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
+from vla_policy_node.models.weights import MODEL
+from vla_policy_node.nn.hooks import HookChain
+from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.nn.transformer import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vla_policy_node.nn.hooks import PassHooks
+
+# Rows the head reads, as the number of rows between them and the end of the sequence.
+# 'oft': each slot is predicted by the row before it, as training does: the last prompt row and
+#     all slots but the last. 'last56': LightVLA's released inference, two rows later, which ends
+#     on the stop token although its training used the rows of 'oft'.
+ACTION_ROWS = {'oft': 2, 'last56': 0}
+
+
+class PrismaticFamily(PolicyFamily):
+    """Families whose network is a `PrismaticVla`, in the layout of the public OpenVLA files.
+
+    head_root: what the files put before the names of the action head. network: its class.
+    """
+
+    head_root: ClassVar[str] = ''
+    network: ClassVar[type[PrismaticVla]]
+
+    def create_network(self, config: ModelConfig) -> PrismaticVla:
+        """Build the network with weights that are not initialised for any use."""
+        return self.network(config, self)
+
+    @abstractmethod
+    def make_head(self, config: ModelConfig) -> nn.Module:
+        """Build what turns hidden states into actions."""
+
+    def config_of(self, document: Mapping) -> ModelConfig:
+        """Read sizes; see `models.config_file`."""
+        return read_sizes(document, self.traits)
+
+    def configure(self, config: ModelConfig) -> ModelConfig:
+        """Sizes of another Prismatic family -> of this one, with the same trunk."""
+        return replace(config, family=self.traits)
+
+    def read_config(
+        self, directory: Path, document: Mapping, parts: Collection[str]
+    ) -> ModelConfig:
+        """Read sizes; the parts tell whether the prompt modulates the vision encoders (FiLM)."""
+        config = self.config_of(document)
+        if config.proprio and 'proprio_projector' not in parts:
+            raise ValueError(
+                f'{directory} has an action head and no proprio_projector--*: the download is '
+                'incomplete; if the policy was trained without proprio, write "proprio": false '
+                'into its config.json.'
+            )
+        return with_film(config, parts)
+
+    def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
+        """Tensors of the trunk are named in files as in the network, but for the decoder's."""
+        part, _, rest = name.partition('.')
+        if part == 'action_head':
+            return part, self.head_root + rest
+        if part in ('proprio_projector', 'noisy_action_projector'):
+            return part, rest
+        if part == 'vision_backbone' and config.film:
+            # Each block is wrapped together with the two layers that modulate it.
+            return part, re.sub(r'(\.blocks\.\d+\.)(?!scale\.|shift\.)', r'\1block.', name)
+        if part == 'language_model':
+            return MODEL, f'language_model.model.{rest}'
+        return MODEL, name
+
+    def count_flops(
+        self,
+        config: ModelConfig,
+        layer_rows: Sequence[int] | Sequence[LayerRows],
+        denoising_reused: int = 0,
+    ) -> dict[str, int]:
+        """As in the base class; numbers are the rows of the sequence in each layer."""
+        width = config.language_model.width
+        inputs = config.proprio * chain_flops(PROPRIO_DIMENSION, width, width)
+        decoder = decoder_flops(config.language_model, layer_rows, config.rows_read)
+        return {
+            'vision': vision_flops(config),
+            'language_model': decoder + inputs,
+            'head': self.head_flops(config, denoising_reused),
+        }
+
+    @abstractmethod
+    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+        """Return the FLOPs of reading the actions out of hidden states once."""
+
+
+class VocabularyAnswers:
+    """Of families whose action head is the vocabulary head of the language model."""
+
+    def make_head(self, config: ModelConfig) -> VocabularyHead:
+        """Build the head whose last words of the vocabulary are actions."""
+        return VocabularyHead(
+            config.language_model.width, config.language_model.vocabulary, config.action_bins,
+            config.action_ids_end)
+
+    def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
+        """The head lies with the language model."""
+        if name.startswith('action_head.'):
+            return MODEL, name.replace('action_head.', 'language_model.')
+        return super().locate(name, config)
+
+    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+        """Every slot is compared with every word."""
+        return config.action_slots * chain_flops(
+            config.language_model.width, config.language_model.vocabulary)
+
+
+def with_film(config: ModelConfig, parts: Collection[str]) -> ModelConfig:
+    """Let the prompt modulate the vision encoders if these have a file of their own."""
+    if 'vision_backbone' in parts:
+        width = config.language_model.width
+        config = replace(
+            config,
+            dino=replace(config.dino, language_width=width),
+            siglip=replace(config.siglip, language_width=width),
+        )
+    check_room(config)
+    return config
+
+
+class PrismaticVla(PolicyNetwork):
+    """Cameras, proprio and a prompt in, one chunk of normalised actions out.
+
+    family: what makes the head and knows its price.
+    prompt_ids: BOS first, `empty` last, `pad` right after BOS where a prompt is shorter than
+    others of its batch.
+    """
+
+    def __init__(self, config: ModelConfig, family: PrismaticFamily):
+        super().__init__()
+        self.config = config
+        self.family = family
+        width = config.language_model.width
+        self.vision_backbone = VisionBackbone(config.dino, config.siglip)
+        self.projector = Projector(config.dino.width + config.siglip.width, width)
+        self.language_model = Decoder(
+            config.language_model, CAUSAL if config.causal else BIDIRECTIONAL)
+        if config.proprio:
+            self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
+        self.action_head = self.family.make_head(config)
+
+    def embed(
+        self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor,
+        methods: Sequence[PassHooks] = (),
+    ) -> TokenSequence:
+        """Pictures, state and words -> rows with named spans."""
+        return self.assemble(self.visual(pixels, prompt_ids, methods), proprio, prompt_ids)
+
+    def prefill(
+        self,
+        sequence: TokenSequence,
+        methods: Sequence[PassHooks] = (),
+        action_rows: str = 'oft',
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """Select tokens and run the language model: hidden states of the action rows."""
+        for method in methods:
+            sequence = method.select_tokens(sequence)
+        mark('select')
+
+        hooks = HookChain(methods, self.decode, self.family.head_flops(self.config))
+        states = self.language_model(sequence, self.action_rows(action_rows), hooks)
+        mark('language_model')
+        return states
+
+    def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
+        """Hidden states of the action rows -> normalised actions [B, K, 7]."""
+        return self.action_head(states)
+
+    def visual(
+        self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[PassHooks] = ()
+    ) -> Tensor:
+        """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""
+        features = self.visual_features(pixels, prompt_ids)
+        for method in methods:
+            features = method.visual_features(features)
+        return self.projector(features)
+
+    def visual_features(
+        self,
+        pixels: Tensor,
+        prompt_ids: Tensor | None = None,
+        sample: PatchSample | None = None,
+    ) -> Tensor:
+        """[B, cameras, 6, H, W] -> [B, cameras * patches, features], camera by camera.
+
+        prompt_ids: needed if the prompt modulates the towers. sample: run on these patches of
+        the B * cameras images alone.
+        """
+        language = None
+        if self.config.film:
+            text = self.language_model.embed_tokens(prompt_ids)
+            stop = self._stop_row(len(prompt_ids))
+            language = torch.cat([text, stop], dim=1).mean(dim=1)
+            language = language.repeat_interleave(pixels.shape[1], dim=0)
+        features = self.vision_backbone(pixels.flatten(0, 1), sample, language)
+        return features.reshape(len(pixels), -1, features.shape[-1])
+
+    def _stop_row(self, batch: int) -> Tensor:
+        stop = self.language_model.embed_tokens.weight[self.config.token_ids.stop]
+        return stop.expand(batch, 1, -1)
+
+    def assemble(
+        self,
+        visual: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        time: Tensor | None = None,
+        slots: Tensor | None = None,
+        padded: bool | None = None,
+    ) -> TokenSequence:
+        """Lay out the rows of `nn.sequence`; the action slots are zero vectors.
+
+        time [B, 1, width] and slots [B, 7 K, width]: the row after proprio and the action slots
+        of a diffusion head. padded: whether prompts may be filled up, None: those of batches.
+        Padding sits before the prompt instead of at the end, where the reference has it: with
+        explicit positions and hidden keys the place of a row does not matter, and the action
+        rows are the same for the whole batch.
+        """
+        text = self.language_model.embed_tokens(prompt_ids)
+        batch, _, width = text.shape
+        if slots is None:
+            slots = text.new_zeros(batch, self.config.action_slots, width)
+        state = {'proprio': self.proprio_projector(proprio)} if self.config.proprio else {}
+        state |= {} if time is None else {'time': time}
+        prompt, stop = text[:, 1:], self._stop_row(batch)
+        if slots.shape[1]:
+            end = {'prompt': prompt, 'actions': slots, 'stop': stop}
+        else:
+            end = {'prompt': torch.cat([prompt, stop], dim=1)}
+        rows = {'bos': text[:, :1], 'visual': visual, **state, **end}
+        states = torch.cat([*rows.values()], dim=1)
+        spans = lay_out({name: part.shape[1] for name, part in rows.items()})
+        if not (batch > 1 if padded is None else padded):
+            positions = torch.arange(states.shape[1], device=states.device).expand(batch, -1)
+            return TokenSequence(states, positions, spans)
+        real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        first = 1 + visual.shape[1] + len(state)
+        words = slice(first, first + prompt_ids.shape[1] - 1)
+        real[:, words] = prompt_ids[:, 1:] != self.config.token_ids.pad
+        return TokenSequence(
+            states,
+            positions=real.cumsum(1) - 1,
+            spans=spans,
+            key_bias=torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf),
+        )
+
+    def action_rows(self, convention: str) -> slice:
+        """Rows the action head reads, counted from the end (dropped tokens do not move them)."""
+        after = ACTION_ROWS[convention]
+        return slice(-self.config.action_slots - after, -after or None)

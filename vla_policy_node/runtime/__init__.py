@@ -1,0 +1,1 @@
+"""Weights into a network that runs: loaded, fused, quantised, compiled or captured."""
