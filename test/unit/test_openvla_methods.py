@@ -84,9 +84,7 @@ def read(model, methods=(), steps=2):
         states.clear()
         for method in methods:
             method.begin_step(step_of(inputs_of(seed)))
-        actions = model(*inputs_of(seed), methods=methods)
-        for method in methods:
-            method.end_step(actions[0].double().numpy(), reused=False)
+        model(*inputs_of(seed), methods=methods)
     del model.action_head.token_ids
     return torch.stack(states)
 
