@@ -23,6 +23,7 @@ MADE_BY = {
     'create_publisher': 'publishes', 'create_subscription': 'subscribes',
     'create_service': 'serves', 'ActionServer': 'serves',
 }
+PARTS_OF_POLICY = ('goals', 'reporting')  # files of nodes/ that create endpoints of its node
 # What the policy sees by the default contract; the player publishes it from a bag.
 INPUTS = (
     ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed'),
@@ -110,7 +111,7 @@ def endpoints() -> Iterator[Endpoint]:
 def _endpoints_of(path: Path, call: ast.Call, bound: dict[str, ast.expr]) -> Iterator[Endpoint]:
     made_by = _name_of(call.func)
     kind, name = call.args[1:3] if made_by == 'ActionServer' else call.args[:2]
-    node = 'policy' if path.stem == 'goals' else path.stem.removesuffix('_node')
+    node = 'policy' if path.stem in PARTS_OF_POLICY else path.stem.removesuffix('_node')
     name = _resolved(name, bound)
     if isinstance(name, ast.Constant):
         found = ((ast.unparse(_resolved(kind, bound)), name.value),)

@@ -37,6 +37,7 @@ def alone():
 @contextmanager
 def context_alone():
     """The same with rclpy's default context, without the arguments of pytest."""
+    rclpy.try_shutdown()  # a test whose own clean-up failed must not fail all that follow
     with alone():
         rclpy.init(args=[])
         try:
