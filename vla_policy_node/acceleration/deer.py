@@ -17,7 +17,7 @@ Published ratios r are 0.8, 1.0 and 1.5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import read_weights, save_weights
 from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.hooks import Answer
 
 FILE_NAME = 'method--deer.safetensors'
 POSE = slice(0, 6)
@@ -67,7 +68,7 @@ class Deer(Method):
         self._previous: Tensor | None = None
         self._asked, self._flops = True, 0
 
-    def should_exit(self, index: int, answer: Callable[[], Tensor]) -> bool:
+    def should_exit(self, index: int, answer: Answer) -> bool:
         """Compare the answer of this exit with that of the previous one."""
         if index in self._thresholds or index + 1 == min(self._thresholds, default=0):
             now = answer()

@@ -39,6 +39,8 @@ CONDITION_DROPOUT = 0.1  # share of training samples without condition, for guid
 class CogAct(PrismaticVla):
     """The trunk of `PrismaticVla`, causal, with a diffusion transformer as its head."""
 
+    action_head: DiffusionTransformer
+
     def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
         """Cognition feature [B, 1, width] -> normalised actions [B, K, 7] float32."""
         return self.finish(self.denoise(states, methods))
@@ -59,7 +61,7 @@ class CogAct(PrismaticVla):
         The noise is the same in every inference. Sums run in float32, whatever the head
         computes in.
         """
-        config = self.config.dit
+        config = _dit(self.config)
         guided = config.guidance > 1
         embedder = self.action_head.z_embedder
         conditions = cognition
@@ -91,7 +93,7 @@ class CogAct(PrismaticVla):
         actions = actions.repeat(repeats, 1, 1)
         cognition = cognition.repeat(repeats, 1, 1)
         noise = torch.randn(actions.shape, generator=generator).to(device)
-        schedule = Ddim(self.config.dit.training_steps)
+        schedule = Ddim(_dit(self.config).training_steps)
         steps = torch.randint(len(schedule.steps), (len(actions),), generator=generator)
         dropped = torch.rand(len(actions), 1, 1, generator=generator) < CONDITION_DROPOUT
         none = self.action_head.z_embedder.uncondition.to(cognition.dtype)
@@ -103,6 +105,11 @@ class CogAct(PrismaticVla):
     def action_rows(self, convention: str) -> slice:
         """The cognition token, whatever the convention; it is the last row."""
         return slice(-1, None)
+
+
+def _dit(config: ModelConfig) -> DitConfig:
+    assert config.dit is not None  # `CogActFamily.configure` sets it
+    return config.dit
 
 
 def _predict_noise(state: DenoisingStep, methods: Sequence[PassHooks]) -> Tensor:
@@ -129,11 +136,11 @@ class CogActFamily(PrismaticFamily):
     def make_head(self, config: ModelConfig) -> DiffusionTransformer:
         """Build the diffusion transformer, whose positions fix the length of the chunk."""
         return DiffusionTransformer(
-            config.dit, config.language_model.width, config.chunk_length)
+            _dit(config), config.language_model.width, config.chunk_length)
 
     def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
         """All denoising steps; guidance doubles what comes after the embedded actions."""
-        dit, rows = config.dit, config.chunk_length
+        dit, rows = _dit(config), config.chunk_length
         halves, width = 1 + (dit.guidance > 1), dit.width
         embedding = rows * chain_flops(ACTION_DIMENSION, width)
         last = halves * rows * chain_flops(width, ACTION_DIMENSION)

@@ -115,7 +115,7 @@ class LayerHooks:
         return layers
 
     @combined(anyone)
-    def should_exit(self, index: int, answer: Callable[[], Tensor]) -> bool:
+    def should_exit(self, index: int, answer: Answer) -> bool:
         """Whether to leave out layer `index` (1, 2, ...) and all behind it.
 
         answer: computes what the pass would end with, were it to end here: of a decoder by itself

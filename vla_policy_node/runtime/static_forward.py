@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from vla_policy_node.runtime import compiling
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Method
+    from vla_policy_node.families.base import PolicyNetwork
     from vla_policy_node.nn.hooks import Choice
 
 # Rows. Together they are a multiple of 8, which matrix units and attention want.
@@ -34,7 +35,7 @@ _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must n
 
 
 class StaticForward:
-    """Runs an `PrismaticVla` with an L1 head, batch 1, in buckets. One thread.
+    """Runs a `PrismaticVla` with an L1 head, batch 1, in buckets. One thread.
 
     compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
@@ -43,7 +44,7 @@ class StaticForward:
 
     def __init__(
         self,
-        model: PrismaticVla,
+        model: PolicyNetwork,
         methods: Sequence[Method] = (),
         compiled: bool = False,
         normalise: Callable[[Tensor], Tensor] | None = None,
@@ -60,7 +61,8 @@ class StaticForward:
                 "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
                 f'{"+".join(method.name for method in methods)}.'
             )
-        self._model = compiling.compile_parts(model) if compiled else model
+        trunk = cast(PrismaticVla, model)  # only its families offer fixed shapes
+        self._model = compiling.compile_parts(trunk) if compiled else trunk
         self._method = choosing[0] if choosing else None
         self._normalise = normalise
         if compiled:

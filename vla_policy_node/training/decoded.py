@@ -22,6 +22,7 @@ from vla_policy_node.training.batches import Batch, BatchMaker, questions_of
 from vla_policy_node.training.demonstrations import Demonstrations
 
 _FRAMES = 16  # that a process decodes between two messages
+_task: tuple  # of a process that decodes: source, maker, folder
 
 
 class DecodedFrames:
