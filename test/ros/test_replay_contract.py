@@ -70,3 +70,11 @@ def test_policies_of_two_robots_are_not_compared(recorded, tmp_path):
         against=robot(tmp_path, 'b', name_the_fingers), video=False)
     with pytest.raises(ValueError, match='different contracts'):
         replay_bag(bag, settings, lambda what, share: None)
+
+
+def test_the_policy_is_told_the_state_in_its_own_order_whatever_that_of_the_contract(
+        recorded, tmp_path):
+    traces = [replayed(recorded, robot(tmp_path, name, change)) for name, change in (
+        ('as_it_is', lambda plain: None), ('reversed', lambda plain: plain['state'].reverse()))]
+    for one, other in zip(*(trace.inferences for trace in traces), strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)

@@ -16,7 +16,7 @@ from vla_policy_node.models import layout
 from vla_policy_node.models.ddim import Ddim
 from vla_policy_node.models.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
-from vla_policy_node.policy.interface import InferenceRequest, Observation
+from vla_policy_node.policy.interface import END_EFFECTOR_STATE, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import checkpoint
 
@@ -294,6 +294,21 @@ def test_a_base_policy_sees_one_camera_and_no_proprio(made):
         {'third_person': seen.images['third_person']}, np.zeros(8), seen.instruction)))
     np.testing.assert_array_equal(chunk.actions, policy.infer(InferenceRequest(seen)).actions)
     assert [selection.camera for selection in chunk.selections] == ['third_person']
+
+
+def test_a_method_that_goes_by_motion_is_told_the_state_that_the_network_does_not_read(made):
+    described = [LocalPolicy.load(made['autoregressive'], methods=methods).description.spec.state
+                 for methods in ((), ('adp',))]
+    assert described == [(), END_EFFECTOR_STATE]
+
+
+def test_fixed_shapes_are_refused_before_weights_are_read(made):
+    def load_model(*_, **__):
+        raise AssertionError('read')
+
+    with pytest.raises(ValueError, match="choose optimisation 'none' or 'fused'"):
+        LocalPolicy.load(
+            made['discrete'], methods=(), optimisation='graphs', load_model=load_model)
 
 
 def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):

@@ -410,3 +410,8 @@ def test_the_contract_needs_neither_ros_nor_torch():
     found = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
                            check=True, cwd=Path(__file__).parents[2]).stdout.split()
     assert not {*found} & {'rclpy', 'torch', 'vla_msgs', 'sensor_msgs', 'mujoco', 'cv2'}
+
+
+def test_a_file_of_a_user_whom_nobody_knows_is_refused_with_a_sentence():
+    with pytest.raises(ContractError, match='cannot be found'):
+        load_contract('~nobody-of-this-name/robot.yaml')

@@ -13,6 +13,7 @@ from vla_policy_node.loop.contract_fields import values_of
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.system.description import SystemDescriptionError, describe
+from vla_policy_node.system.recorded import followed
 
 PLAIN = to_plain(find_contract(''))
 SAID = {'checkpoint': '/some/checkpoint'}
@@ -158,3 +159,18 @@ def test_a_contract_that_cannot_be_used_starts_nothing(tmp_path):
         describe({**SAID, 'contract': 'two_arms'})
     with pytest.raises(SystemDescriptionError, match='cannot be read'):
         describe({**SAID, 'contract': str(tmp_path / 'none.yaml')})
+
+
+def test_parameters_cannot_widen_the_box_of_a_contract_without_a_workspace():
+    parameters = PolicyParameters.of('end_effector')
+    with pytest.raises(ValueError, match='workspace_min_m'):
+        parameters(contract='end_effector', workspace_min_m=(-100.0,) * 3,
+                   workspace_max_m=(100.0,) * 3)
+
+
+def test_a_recording_of_another_robot_is_not_followed_in_silence():
+    recorded = {'contract': '/robots/mine.yaml', 'max_age_s': 0.2}
+    with pytest.raises(ValueError, match="not with 'end_effector'"):
+        followed(recorded, {'contract': '', 'max_age_s': 0.3}, live=False)
+    same = {'contract': '/robots/mine.yaml', 'max_age_s': 0.3}
+    assert followed(recorded, same, live=False)['max_age_s'] == 0.2

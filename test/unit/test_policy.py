@@ -230,6 +230,7 @@ def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimis
     expected, chunk = policy.infer(observe()), optimised.infer(observe())
     np.testing.assert_allclose(chunk.actions, expected.actions, atol=1e-4)
     assert chunk.tokens_kept == expected.tokens_kept
+    assert chunk.layers_run == expected.layers_run == chunk.layers_total
     assert chunk.flops >= expected.flops  # rows that fill up a bucket are paid for
     assert set(chunk.stage_ms) == STAGES
 

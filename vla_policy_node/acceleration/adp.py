@@ -51,6 +51,7 @@ class Adp(Selection):
     name = 'adp'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES})
+    reads_state = True
 
     def __init__(
         self,

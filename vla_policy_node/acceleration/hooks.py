@@ -10,7 +10,7 @@ hooks do nothing. All calls come from the one thread that runs the policy, with 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -47,7 +47,12 @@ class WeightHooks:
 
 
 class StepHooks:
-    """Hooks before the network."""
+    """Hooks before the network.
+
+    reads_state: whether `Step.proprio` counts, also where the network reads none.
+    """
+
+    reads_state: ClassVar[bool] = False
 
     def begin_step(self, step: Step) -> None:
         """A step begins in which the network will run: look at the inputs."""

@@ -38,7 +38,10 @@ def load_contract(path: Path | str) -> RobotContract:
 
     Raises ContractError with one sentence that names the file, the place in it and what to do.
     """
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # of a user that nobody knows
+        raise ContractError(f"'{path}' cannot be found: {error}") from error
     return _named(f"'{path}'", lambda: _contract(read_plain_yaml(path, MOST_BYTES)))
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vla_policy_node.control.action_spec import ROTATION_FORMS, ActionSpec, GripperLatch
+from vla_policy_node.control.action_spec import ROTATION_FORMS, GripperLatch
 from vla_policy_node.control.limits import Limits
 
 CAMERA_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
@@ -325,11 +325,3 @@ class GripperGroup:
 
 
 ActionGroup = EndEffectorGroup | JointGroup | GripperGroup
-
-
-def action_spec_of(arm: EndEffectorGroup, gripper: GripperGroup) -> ActionSpec:
-    """Return what seven actions mean, an end effector's displacement and its gripper."""
-    return ActionSpec(
-        frame_id=arm.frame, rotation_form=arm.rotation_form,
-        translation_scale_m=arm.translation_scale_m, rotation_scale_rad=arm.rotation_scale_rad,
-        gripper_open=gripper.open, gripper_closed=gripper.closed)

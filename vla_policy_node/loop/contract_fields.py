@@ -96,6 +96,8 @@ def check_agreement(robot: RobotContract, parameters: Any) -> None:
         pairs = zip(parameters.workspace_max_m, values['workspace_max_m'], strict=True)
         if any(given > most for given, most in pairs):
             looser.append('workspace_max_m')
+    elif parameters.has_workspace:  # the contract's is a box round where each goal begins
+        looser.append('workspace_min_m')
     if looser:
         raise ValueError(
             f'{looser[0]} is {getattr(parameters, looser[0])}, looser than '

@@ -95,7 +95,10 @@ class ShadowedPolicy(PolicyWrapper):
         self._offered = self._compared = self._skipped = self._failed = 0
         self._gripper_differs = 0
         self._idle.set()
-        self._thread = threading.Thread(target=self._run, name='shadow', daemon=True)
+        # One of its own for each thread: one that hung must not take what is for the next.
+        self._inbox = queue.Queue(1)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._inbox,), name='shadow', daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -138,12 +141,12 @@ class ShadowedPolicy(PolicyWrapper):
             found['plain'].p50_ms, found['translation'].p50_ms, found['rotation'].p50_ms,
             found['translation'].max_ms, found['rotation'].max_ms, self._gripper_differs)
 
-    def _run(self) -> None:
+    def _run(self, inbox: queue.Queue) -> None:
         if hasattr(os, 'setpriority'):
             # Linux: of this thread, and of those that torch starts for it.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(),
                            os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-        while (item := self._inbox.get()) is not None:
+        while (item := inbox.get()) is not None:
             try:
                 self._compare(*item)
             except Exception:  # a failed comparison must not affect anything else

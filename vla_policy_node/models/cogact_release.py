@@ -83,7 +83,7 @@ def rename_release(state: Mapping) -> dict[str, Tensor]:
 
 
 def describe(release: Path, document: Mapping) -> dict:
-    """Return what `models.config_file.read_config` wants to know, from their files.
+    """Return what `models.config_file.read_sizes` wants to know, from their files.
 
     document: their parsed config.json. ValueError with one sentence for what cannot run.
     """

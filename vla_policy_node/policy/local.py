@@ -162,7 +162,8 @@ class LocalPolicy:
             for method in chosen:
                 method.change_model(model)
         description = PolicyDescription(
-            spec=PolicySpec(cameras, END_EFFECTOR_STATE if config.proprio else ()),
+            spec=PolicySpec(cameras, END_EFFECTOR_STATE if config.proprio or any(
+                method.reads_state for method in chosen) else ()),
             capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
             execution_modes=acceleration.execution_modes(methods),
             checkpoint=str(directory),
@@ -237,7 +238,7 @@ class LocalPolicy:
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
             tokens_total=self.description.visual_tokens,
             flops=self._flops(),
-            layers_run=len(self._rows.layer_rows),
+            layers_run=len(self.layer_rows),
             layers_total=self._model.config.language_model.layers,
             normalised=normalised,
         )

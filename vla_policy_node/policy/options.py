@@ -45,6 +45,10 @@ def check_optimisation(optimisation: str, config: ModelConfig) -> None:
     if optimisation != 'none' and not config.can(Capability.FUSED):
         how = 'that answers token by token' if config.can(Capability.TOKENS) else 'of this family'
         raise ValueError(f"A policy {how} runs with optimisation 'none'.")
+    if optimisation in ('graphs', 'compiled') and not config.can(Capability.FIXED_SHAPES):
+        raise ValueError(
+            f'Fixed shapes are for the L1 head, not the {config.family.name} head; '
+            "choose optimisation 'none' or 'fused'.")
 
 
 def complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:

@@ -45,7 +45,8 @@ def run_policy(
         on_inference(result.pair.stamp_ns)
 
     worker = PolicyWorker(
-        loop, topics.streams, lambda: timeline.now_ns, keep,
+        loop, replace(topics.streams, spec=policy.description.spec),
+        lambda: timeline.now_ns, keep,
         (lambda pair: None) if by_timer else timeline.command_for,
         logger=logging.getLogger(__name__),
     )

@@ -232,7 +232,11 @@ def _with_recorded(
         raise SystemDescriptionError(str(error)) from error
     if recorded is None:
         return dict(configured)
-    parameters = followed(recorded, configured, live=not a['trust_bag'])
+    configured = {**configured, 'contract': a['contract'] or configured.get('contract', '')}
+    try:
+        parameters = followed(recorded, configured, live=not a['trust_bag'])
+    except ValueError as error:
+        raise SystemDescriptionError(str(error)) from error
     if a['policy'] and not a['checkpoint'] and not configured.get('checkpoint'):
         parameters['checkpoint'] = checkpoint_to_follow(
             bag, recorded.get('checkpoint'), recorded.get('methods'), comes_with_package,

@@ -91,6 +91,12 @@ def followed(
     live: a robot may hear the commands; then no limit is wider than the configured one.
     """
     recorded = dict(recorded)
+    if 'contract' in recorded:
+        then, now = (str(values.get('contract') or 'end_effector')
+                     for values in (recorded, configured))
+        if then != now:  # the numbers of another robot would be taken for those of this one
+            raise ValueError(f"The bag was recorded with the contract '{then[:_LONGEST]}', not "
+                             f"with '{now[:_LONGEST]}'; name it (contract, or --config FILE).")
     # Until 2026 a camera was frozen after so many equal pictures; 0 meant never, as it does now.
     if recorded.get('max_identical_frames') == 0:
         recorded.setdefault('freeze_timeout_s', 0.0)
