@@ -26,6 +26,7 @@ LARGE = {
 LOAD = '''
 import sys
 from pathlib import Path
+from vla_policy_node.families import read_model_config
 from vla_policy_node.runtime import checkpoint
 
 def anonymous():
