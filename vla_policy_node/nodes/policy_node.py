@@ -9,6 +9,7 @@ results. `control.commander` decides what to send; this file only connects it to
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -320,7 +321,7 @@ class PolicyNode(LifecycleNode):
             self._reports.publish_diagnostics(
                 self._make_status(worker), description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
-                {camera: ages_ns.get(camera, 0) / 1e6 for camera in self._streams.cameras},
+                {camera: ages_ns.get(camera, math.inf) / 1e6 for camera in self._streams.cameras},
                 self._shadow.summary() if self._shadow else None, worker.trouble())
 
     def _publish_info(self) -> None:

@@ -73,7 +73,7 @@ class MessageBuilder:
         observation_age_ns: int,
         spread_ns: int,
     ) -> Any:
-        """Return the result of one inference; header is the third-person picture's."""
+        """Return the result of one inference; header: that of the first camera's picture."""
         length, dimension = chunk.actions.shape
         stage_ms = list(chunk.stage_ms.values())
         return self._kind('vla_msgs/msg/ActionChunk')(
