@@ -5,7 +5,7 @@ import torch
 from tiny_model import CASES, assert_close, inputs_of, shared_fused_model, shared_model
 
 from vla_policy_node.acceleration.lightvla import LightVla
-from vla_policy_node.models.float8 import Float8Linear
+from vla_policy_node.compression.float8 import Float8Linear
 from vla_policy_node.nn.transformer import Rope
 from vla_policy_node.runtime.fusing import LongProduct
 from vla_policy_node.runtime.static_forward import StaticForward

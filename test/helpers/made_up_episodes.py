@@ -17,8 +17,8 @@ from vla_policy_node.runtime.small import CONFIG, create_small_checkpoint
 
 def tiny_checkpoint(directory: Path) -> Path:
     document = copy.deepcopy(CONFIG)
-    for tower in document['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
+    for encoder in document['vision_tiny'].values():
+        encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
     document['text_config'].update(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     return create_small_checkpoint(directory, config=document)

@@ -37,8 +37,8 @@ START_NS = 1_000_000_000_000
 def create_tiny_checkpoint(directory):
     """The small checkpoint, smaller: 4 x 4 patches per camera, one layer of everything."""
     config = copy.deepcopy(CONFIG)
-    for tower in config['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
+    for encoder in config['vision_tiny'].values():
+        encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
     config['text_config'].update(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )

@@ -14,10 +14,10 @@ from torch.utils import flop_counter
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import config_of
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import end_with_empty
-from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.policy.interface import (
     ActionChunk,
     Execution,

@@ -60,8 +60,8 @@ def small_config() -> dict:
     from vla_policy_node.runtime.small import CONFIG
 
     config = json.loads(json.dumps(CONFIG))
-    for tower in config['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=2, mlp_hidden=32, img_size=PX)
+    for encoder in config['vision_tiny'].values():
+        encoder.update(embed_dim=16, feature_block=0, num_heads=2, mlp_hidden=32, img_size=PX)
     config['text_config'].update(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     return config

@@ -21,8 +21,8 @@ from vla_policy_node.bench.methods_rows import contenders, share_out, split_usab
 from vla_policy_node.evaluation import run
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
-from vla_policy_node.models.denoising import DenoisingStep
-from vla_policy_node.models.flops import LayerRows
+from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.outputs.listing import LIST
 from vla_policy_node.runtime.small import create_small_checkpoint
 

@@ -54,8 +54,8 @@ def test_the_baseline_computes_the_same_actions_for_more_flops(methods):
     rows = int(kept) + inputs[2].shape[1] + config.other_rows
     attention = 4 * config.language_model.width * rows * (rows - config.action_slots)
     attention += sum(
-        2 * config.cameras * 2 * (tower.grid[0] * tower.grid[1]) ** 2 * tower.width
-        for tower in (config.dino, config.siglip))
+        2 * config.cameras * 2 * (encoder.grid[0] * encoder.grid[1]) ** 2 * encoder.width
+        for encoder in (config.dino, config.siglip))
     assert difference == sum(wasted_flops(config, rows).values()) - attention
 
 

@@ -1,4 +1,4 @@
-"""Stage cogact: a diffusion head on the towers and language model of another policy."""
+"""Stage cogact: a diffusion head on the vision encoders and language model of another policy."""
 
 import contextlib
 import json

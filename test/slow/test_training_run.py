@@ -126,7 +126,7 @@ def test_grounding_finds_the_named_square_and_attends_to_it(folders, tmp_path):
 
 
 @pytest.mark.parametrize('noise', ['uniform', 'gumbel'])
-def test_the_pruner_is_trained_with_its_projector_and_not_the_towers(folders, tmp_path, noise):
+def test_the_pruner_is_trained_with_its_projector_and_not_the_encoders(folders, tmp_path, noise):
     config = replace(
         CLONE, stage='lightvla', tokens_kept=0, losses={'action': 1.0}, objective={'noise': noise},
         frozen=('vision_backbone',))

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node import families
 from vla_policy_node.acceleration.adp import MotionGate, importance
-from vla_policy_node.models.float8 import Float8Linear
+from vla_policy_node.compression.float8 import Float8Linear
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.runtime.fusing import fuse
 

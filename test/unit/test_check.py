@@ -15,8 +15,8 @@ from vla_policy_node.checks.behaviour import SampleRun
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS
 from vla_policy_node.checks.report import check_checkpoint
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import read_model_config
-from vla_policy_node.models.prompt import PromptEncoder
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
 

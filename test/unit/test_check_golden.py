@@ -19,12 +19,14 @@ from typer.testing import CliRunner
 
 from vla_policy_node import cli
 from vla_policy_node.acceleration import lightvla
+from vla_policy_node.checkpoints import statistics
 from vla_policy_node.checks import golden, golden_cases, golden_images
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.golden_model import GoldenModel
+from vla_policy_node.encoding import preprocess, prompt
 from vla_policy_node.families import config_of, create_network, prismatic
-from vla_policy_node.models import heads, preprocess, prompt, statistics, towers
+from vla_policy_node.nn import heads, vision
 from vla_policy_node.runtime import checkpoint
 
 DATA = Path(__file__).parents[1] / 'data'
@@ -68,7 +70,7 @@ def test_recordings_of_the_public_implementation_pass(vla, pack):
     result = vla('check', CHECKPOINT, '--golden', DATA / pack)
     assert result.exit_code == 0, result.output
     assert 'FAIL' not in result.output
-    for stage in {'oft_tiny': ('DINOv2 tower', 'un-normalisation', 'training: gradients'),
+    for stage in {'oft_tiny': ('DINOv2 vision encoder', 'un-normalisation', 'training: gradients'),
                   'lightvla_tiny': ('LightVLA kept tokens', 'action head, rows last56'),
                   'preprocess': ('JPEG round trip', 'resize', 'crop')}[pack]:
         assert stage in result.output
@@ -110,11 +112,12 @@ IMAGENET, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 @pytest.mark.parametrize(('file', 'change', 'stage'), [
     (CONFIG, set_entry('text_config', 'rms_norm_eps', value=1e-5), 'language model, every layer'),
     (CONFIG, set_entry('text_config', 'rope_theta', value=5e5), 'language model, every layer'),
-    (CONFIG, set_entry('vision_tiny', 'featurizer', 'norm_eps', value=1e-5), 'DINOv2 tower'),
+    (CONFIG, set_entry('vision_tiny', 'featurizer', 'norm_eps', value=1e-5),
+     'DINOv2 vision encoder'),
     (CONFIG, set_entry('vision_tiny', 'fused_featurizer', 'feature_block', value=2),
-     'SigLIP tower'),
+     'SigLIP vision encoder'),
     (CONFIG, set_entry('vision_tiny', 'fused_featurizer', 'norm_eps', value=1e-5),
-     'SigLIP tower'),
+     'SigLIP vision encoder'),
     (CONFIG, set_entry('tiny_token_ids', 'bos', value=5), 'token ids'),
     (CONFIG, set_entry('tiny_token_ids', 'empty', value=190), 'token ids'),
     (CONFIG, set_entry('tiny_token_ids', 'stop', value=3), 'token ids'),
@@ -160,8 +163,8 @@ def unscaled_softmax(logits, dim, softmax=torch.softmax):
 @pytest.mark.parametrize(('pack', 'where', 'name', 'value', 'stage'), [
     ('oft_tiny', prismatic.ACTION_ROWS, 'oft', 0, 'action rows'),
     ('oft_tiny', prismatic.PrismaticVla, 'visual_features', wrist_first, 'projector'),
-    ('oft_tiny', towers.Mlp.__init__, '__defaults__', ('tanh',), 'DINOv2 tower'),
-    ('oft_tiny', towers, 'functional', approximate_gelu(), 'projector'),
+    ('oft_tiny', vision.Mlp.__init__, '__defaults__', ('tanh',), 'DINOv2 vision encoder'),
+    ('oft_tiny', vision, 'functional', approximate_gelu(), 'projector'),
     ('oft_tiny', heads, 'functional', approximate_gelu(), 'proprio projector'),
     ('oft_tiny', heads, 'NORM_EPS', 1e-6, 'action head'),
     ('oft_tiny', preprocess, 'CROP_AREA', 0.95, 'camera images [levels]'),
@@ -203,7 +206,7 @@ def test_a_causal_mask_is_found(one_case, monkeypatch):
     recording = np.load(pack / 'case0.npz')
     causal(monkeypatch)
     failing = [c.stage for c in golden_cases.compare_case(model, 'case0', recording) if not c.ok]
-    # The towers share the function, and their attention is wrong as well.
+    # The vision encoders share the function, and their attention is wrong as well.
     assert 'language model, every layer' in failing
 
 
@@ -287,7 +290,7 @@ def other_sizes(tmp_path_factory):
     tensors = golden.inputs(pixels, inputs['proprio_raw'], inputs['prompt_ids'])
     with torch.no_grad():
         visual, sequence = golden.assemble(tensors)
-        values = golden_cases._inputs_and_towers(golden, tensors, inputs)
+        values = golden_cases._inputs_and_encoders(golden, tensors, inputs)
         values |= {'projected': visual[0], 'input_embeds': sequence.states[0]}
         dense = {**values, **golden_cases._dense(golden, sequence)}
         pruned = {**values, **golden_cases._lightvla(golden, sequence)}
@@ -306,7 +309,8 @@ def test_a_pack_of_another_checkpoint_does_not_agree(other_sizes):
     directory, _ = other_sizes
     comparisons = list(compare_pack(directory, DATA / 'oft_tiny'))
     assert comparisons
-    assert not any(c.ok for c in comparisons if c.stage in ('DINOv2 tower', 'action head'))
+    wrong = ('DINOv2 vision encoder', 'action head')
+    assert not any(c.ok for c in comparisons if c.stage in wrong)
 
 
 def test_preprocessing_recordings_may_be_of_any_side(tmp_path):

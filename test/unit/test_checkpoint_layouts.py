@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vla_policy_node.checkpoints import layout
 from vla_policy_node.families import config_of, read_model_config
-from vla_policy_node.models import layout
-from vla_policy_node.models.ddim import Ddim
-from vla_policy_node.models.heads import VocabularyHead
+from vla_policy_node.nn.ddim import Ddim
+from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import END_EFFECTOR_STATE, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
@@ -169,7 +169,7 @@ def test_an_architecture_that_is_not_supported_says_so(entries, sentence):
 
 
 def to_wrapped_film(directory, rank=4, alpha=None):
-    """Split the towers' weights into base and adapter, as fine-tuning saves a FiLM backbone."""
+    """Split the weights into base and adapter, as fine-tuning saves a FiLM backbone."""
     path = variants.to_pt(directory, 'vision_backbone', prefix='')
     state, wrapped = torch.load(path, weights_only=True), {}
     scale = (alpha or min(rank, 16)) / rank
@@ -197,7 +197,7 @@ def film(tmp_path_factory):
     return variants.make(tmp_path_factory.mktemp('film') / 'film', film=True)
 
 
-def test_a_film_backbone_is_recognised_and_the_instruction_reaches_the_towers(film):
+def test_a_film_backbone_is_recognised_and_the_instruction_reaches_the_encoders(film):
     policy = LocalPolicy.load(film, methods=())
     assert 'FiLM' in policy.description.architecture
     model, ids = policy._model, torch.tensor([[1, 40, 41, 3]])
@@ -422,7 +422,7 @@ def offline(cache, code):
 
 
 def test_an_id_of_the_hub_is_found_in_its_cache_without_a_network(hub_cache):
-    code = ('from vla_policy_node.models.hub import find_checkpoint;'
+    code = ('from vla_policy_node.checkpoints.hub import find_checkpoint;'
             f'print(find_checkpoint({ID!r}))')
     done = offline(hub_cache, code)
     assert done.stdout.strip() == str(
@@ -430,7 +430,7 @@ def test_an_id_of_the_hub_is_found_in_its_cache_without_a_network(hub_cache):
 
 
 def test_without_network_and_cache_there_is_one_sentence(tmp_path):
-    code = ('from vla_policy_node.models.hub import find_checkpoint\n'
+    code = ('from vla_policy_node.checkpoints.hub import find_checkpoint\n'
             f'try: find_checkpoint({ID!r})\n'
             'except ValueError as error: print(error)')
     done = offline(tmp_path, code)
@@ -442,7 +442,7 @@ def test_without_network_and_cache_there_is_one_sentence(tmp_path):
 def test_only_what_a_policy_needs_is_downloaded(monkeypatch, tmp_path):
     from fnmatch import fnmatch
 
-    from vla_policy_node.models import hub
+    from vla_policy_node.checkpoints import hub
 
     asked = {}
 

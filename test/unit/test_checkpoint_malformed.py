@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vla_policy_node import cli
-from vla_policy_node.models import reading, tensor_files
-from vla_policy_node.models.heads import VocabularyHead
+from vla_policy_node.checkpoints import reading, tensor_files
+from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import checkpoint
@@ -78,7 +78,7 @@ def edit(directory, file, place, value):
 # --- config.json ---
 
 NAN, INFINITY = float('nan'), float('inf')
-TEXT, TOWER = 'text_config', 'vision_tiny.featurizer'
+TEXT, VISION_ENCODER = 'text_config', 'vision_tiny.featurizer'
 SIZES = [
     *[(f'{TEXT}.hidden_size', value) for value in (-1, 0, 10**18, 33, '32', [], {}, True)],
     *[(f'{TEXT}.num_hidden_layers', value) for value in (10**6, 0, -5, 2.5, True, 'two')],
@@ -89,15 +89,15 @@ SIZES = [
     (f'{TEXT}.intermediate_size', -48),
     (TEXT, []),
     ('vision_tiny', 5),
-    (TOWER, None),
-    *[(f'{TOWER}.embed_dim', value) for value in (0, -24, 10**12)],
-    *[(f'{TOWER}.num_heads', value) for value in (0, 5)],
-    *[(f'{TOWER}.patch_size', value) for value in (0, 57, -14)],
-    *[(f'{TOWER}.img_size', value) for value in (0, 10**6)],
-    *[(f'{TOWER}.feature_block', value) for value in (-1, 10**6)],
-    (f'{TOWER}.num_reg_tokens', -4),
-    (f'{TOWER}.layer_scale', 'yes'),
-    (f'{TOWER}.norm_eps', 0),
+    (VISION_ENCODER, None),
+    *[(f'{VISION_ENCODER}.embed_dim', value) for value in (0, -24, 10**12)],
+    *[(f'{VISION_ENCODER}.num_heads', value) for value in (0, 5)],
+    *[(f'{VISION_ENCODER}.patch_size', value) for value in (0, 57, -14)],
+    *[(f'{VISION_ENCODER}.img_size', value) for value in (0, 10**6)],
+    *[(f'{VISION_ENCODER}.feature_block', value) for value in (-1, 10**6)],
+    (f'{VISION_ENCODER}.num_reg_tokens', -4),
+    (f'{VISION_ENCODER}.layer_scale', 'yes'),
+    (f'{VISION_ENCODER}.norm_eps', 0),
     *[('chunk_length', value) for value in (0, -8, 10**6, '8')],
     *[('cameras', value) for value in (0, 3, -1)],
     ('proprio', 'no'),
@@ -127,7 +127,7 @@ def test_a_size_that_no_policy_has_is_named(directory, place, value):
 @pytest.mark.parametrize(('place', 'value', 'sentence'), [
     (f'{TEXT}.num_hidden_layers', 500, 'config.json asks for|describes at least|lacks'),
     (f'{TEXT}.hidden_size', 65536, 'describes at least'),
-    (f'{TOWER}.img_size', 112, 'the two towers different images'),
+    (f'{VISION_ENCODER}.img_size', 112, 'the two vision encoders different images'),
     ('llm_max_length', 20, 'describes 90 rows'),
     ('head', 'flow', "names the head 'flow'"),
     ('head', 'cogact', "sizes of the head 'cogact' under 'dit'"),
@@ -250,7 +250,7 @@ def test_statistics_that_no_policy_can_use_are_refused(directory, place, value):
       for std in ([0.0] * 3, [NAN] * 3, [1.0] * 2, ['1'] * 3, [-1.0] * 3, 1.0, None, [[1]] * 3)],
     [{'mean': [INFINITY] * 3, 'std': [1.0] * 3}] * 2,
 ])
-def test_constants_with_which_no_tower_sees_are_refused(directory, value):
+def test_constants_with_which_no_encoder_sees_are_refused(directory, value):
     edit(directory, 'preprocessor_config.json', 'tvf_normalize_params', value)
     assert 'preprocessor_config.json' in refusal_of(directory)
 

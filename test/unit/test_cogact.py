@@ -12,8 +12,8 @@ import torch
 from vla_policy_node.acceleration import Method, create
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.families import config_of, count_flops, create_network, read_model_config
-from vla_policy_node.models.config import DitConfig
-from vla_policy_node.models.dit import DiffusionTransformer
+from vla_policy_node.nn.config import DitConfig
+from vla_policy_node.nn.dit import DiffusionTransformer
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
@@ -273,7 +273,7 @@ def test_public_sizes_are_read_from_a_public_config(tmp_path, monkeypatch):
     """The 7.6 billion weights themselves are not at hand; their shapes are."""
     document = {'vla': {'base_vlm': 'prism-dinosiglip-224px+7b'}}
     from vla_policy_node import families
-    from vla_policy_node.models import cogact_release, weights
+    from vla_policy_node.checkpoints import cogact_release, weights
 
     family = families.named('cogact')
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.families.cogact import CogAct
-from vla_policy_node.models.config import DitConfig
-from vla_policy_node.models.ddim import Ddim
-from vla_policy_node.models.denoising import DenoisingStep
-from vla_policy_node.models.dit import DiffusionTransformer, step_waves
-from vla_policy_node.models.statistics import Statistics
+from vla_policy_node.nn.config import DitConfig
+from vla_policy_node.nn.ddim import Ddim
+from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.dit import DiffusionTransformer, step_waves
 
 DATA = Path(__file__).parents[1] / 'data' / 'cogact_head'
 SIZES = json.loads((DATA / 'config.json').read_text())

@@ -20,7 +20,7 @@ from tiny_model import (
 from vla_policy_node.acceleration import deer
 from vla_policy_node.acceleration.deer_training import EarlyExits
 from vla_policy_node.families import count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 EARLIEST, NEVER = 1e9, -1.0
 

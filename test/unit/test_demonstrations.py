@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.training.dataset_statistics import statistics_of, write_statistics
 from vla_policy_node.training.demonstrations import (
     Demonstration,

@@ -25,8 +25,8 @@ from vla_policy_node.acceleration.efficientvla_layers import (
 )
 from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
-from vla_policy_node.models.denoising import DenoisingStep
-from vla_policy_node.models.towers import Tower
+from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.vision import VisionEncoder
 
 COGACT_CONFIG = config_of({**variants.CONFIG, **variants.COGACT, 'head': 'cogact',
                              'text_config': {**variants.CONFIG['text_config'],
@@ -377,13 +377,13 @@ def unused_parameters():
     """What public files hold and no inference uses: vocabulary head, blocks, norms, pooling."""
     text = PUBLIC.language_model
     count = text.width * text.vocabulary
-    for tower, blocks in ((PUBLIC.dino, 24), (PUBLIC.siglip, 27)):
+    for encoder, blocks in ((PUBLIC.dino, 24), (PUBLIC.siglip, 27)):
         with torch.device('meta'):
-            whole = Tower(replace(tower, blocks=blocks))
-            used = Tower(tower)
+            whole = VisionEncoder(replace(encoder, blocks=blocks))
+            used = VisionEncoder(encoder)
         count += sum(p.numel() for p in whole.parameters())
         count -= sum(p.numel() for p in used.parameters())
-        count += 2 * tower.width
+        count += 2 * encoder.width
     width, hidden = PUBLIC.siglip.width, PUBLIC.siglip.mlp_width
     return count + 4 * width * (width + 1) + 3 * width + 2 * width * hidden + hidden + width
 

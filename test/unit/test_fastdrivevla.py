@@ -21,8 +21,8 @@ from vla_policy_node.acceleration.fastdrivevla_training import (
     straight_through,
 )
 from vla_policy_node.families import count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.transformer import DecoderConfig
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 
 @pytest.fixture

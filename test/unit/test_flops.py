@@ -11,7 +11,7 @@ from torch.utils import flop_counter
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
-from vla_policy_node.models.config import DitConfig
+from vla_policy_node.nn.config import DitConfig
 from vla_policy_node.runtime import small
 
 PROMPT_IDS = 11
@@ -21,8 +21,8 @@ COGACT = {'head': 'cogact', 'chunk_length': 16}
 
 def make_model(**changes):
     document = copy.deepcopy(small.CONFIG)
-    for tower in document['vision_tiny'].values():
-        tower.update(embed_dim=24, feature_block=1, num_heads=2, mlp_hidden=40, img_size=56)
+    for encoder in document['vision_tiny'].values():
+        encoder.update(embed_dim=24, feature_block=1, num_heads=2, mlp_hidden=40, img_size=56)
     document['text_config'].update(
         hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=48)
     family = families.named(changes.pop('head', 'l1'))
@@ -122,9 +122,9 @@ def test_reused_denoising_steps_cost_an_embedding_and_a_product(interval):
 
 def test_film():
     config = make_model().config
-    towers = {name: replace(getattr(config, name), language_width=32)
+    encoders = {name: replace(getattr(config, name), language_width=32)
               for name in ('dino', 'siglip')}
-    model = make_model(**towers)
+    model = make_model(**encoders)
     rows = sequence_rows(model.config, PROMPT_IDS)
     assert counted(model, [rows] * LAYERS) == torchs_count(model)
 

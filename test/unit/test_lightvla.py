@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score
-from vla_policy_node.models.prompt import end_with_empty
+from vla_policy_node.encoding.prompt import end_with_empty
 
 
 def sequence_of(case):

@@ -26,10 +26,10 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import check_together, create
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.policy import load_policy
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 # Settings with which a method does nothing.

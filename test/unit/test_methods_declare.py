@@ -24,9 +24,9 @@ from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.families import config_of
-from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.policy.interface import InferenceRequest, Observation
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
 # Settings under which a method shows all that it can do, in one run after the other.

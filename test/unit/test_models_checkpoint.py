@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import config_of, create_network
-from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.runtime import checkpoint
 from vla_policy_node.runtime.small import create_small_checkpoint
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import config_of
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import end_with_empty
-from vla_policy_node.models.statistics import read_statistics
 from vla_policy_node.runtime import checkpoint
 
 DATA = Path(__file__).parents[1] / 'data' / 'oft_tiny'
@@ -66,7 +66,7 @@ def test_preprocessing_of_images_that_have_the_right_size(model, statistics, pre
     np.testing.assert_allclose(pixels.flatten(1, 2), case['pixel_values'], rtol=0, atol=1e-6)
 
 
-def test_tower_features(case, model, inputs):
+def test_encoder_features(case, model, inputs):
     dino, siglip = inputs[0][0].split(3, dim=1)
     assert_close(model.vision_backbone.featurizer(dino), case['dino_features'])
     assert_close(model.vision_backbone.fused_featurizer(siglip), case['siglip_features'])

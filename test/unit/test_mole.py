@@ -17,8 +17,8 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import create, mole
 from vla_policy_node.acceleration.mole_training import Routing
-from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.nn.hooks import LayerHooks
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 LAYERS, WIDTH = CONFIG.language_model.layers, CONFIG.language_model.width
 

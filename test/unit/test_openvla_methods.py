@@ -13,10 +13,10 @@ from tiny_model import HideInstead, torchs_flops
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Step
 from vla_policy_node.families import config_of, count_flops
-from vla_policy_node.models.config import ACTION_DIMENSION
-from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.config import ACTION_DIMENSION
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 DOCUMENT = {**variants.CONFIG, 'text_config': {
     **variants.CONFIG['text_config'], 'num_hidden_layers': 4}}

@@ -25,7 +25,7 @@ from vla_policy_node.acceleration import Effect
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
-from vla_policy_node.models.float8 import Float8Linear, quantise_rows, reach, to_float8
+from vla_policy_node.compression.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder
@@ -90,8 +90,8 @@ def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_th
 def test_weights_of_any_width_can_be_fused():
     model = variants.random_model(variants.config_of({
         **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
-            name: {**tower, 'embed_dim': 20, 'mlp_hidden': 30}
-            for name, tower in variants.CONFIG['vision_tiny'].items()},
+            name: {**encoder, 'embed_dim': 20, 'mlp_hidden': 30}
+            for name, encoder in variants.CONFIG['vision_tiny'].items()},
         'text_config': {
             **variants.CONFIG['text_config'], 'hidden_size': 36, 'num_attention_heads': 2,
             'intermediate_size': 51}}))
@@ -286,10 +286,10 @@ def test_eight_bit_rows_keep_their_sign_zeros_and_three_bits():
 
 def model_for_eight_bits():
     """Every width is one that the hardware multiplies."""
-    tower = {**variants.CONFIG['vision_tiny']['featurizer'], 'embed_dim': 32, 'mlp_hidden': 48}
+    encoder = {**variants.CONFIG['vision_tiny']['featurizer'], 'embed_dim': 32, 'mlp_hidden': 48}
     return variants.random_model(variants.config_of({
         **variants.CONFIG, 'head': 'l1', 'vision_tiny': {
-            name: tower for name in variants.CONFIG['vision_tiny']},
+            name: encoder for name in variants.CONFIG['vision_tiny']},
         'text_config': {
             **variants.CONFIG['text_config'], 'hidden_size': 128, 'intermediate_size': 256}}))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vla_policy_node import acceleration
-from vla_policy_node.models.prompt import PromptEncoder, end_with_empty
+from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty
 from vla_policy_node.policy.interface import (
     CAMERAS,
     InferenceRequest,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla_policy_node.models import preprocess
-from vla_policy_node.models.prompt import end_with_empty, prompt_text
+from vla_policy_node.encoding import preprocess
+from vla_policy_node.encoding.prompt import end_with_empty, prompt_text
 from vla_policy_node.runtime.small import NORMALISATION
 
 DATA = Path(__file__).parents[1] / 'data' / 'preprocess'
@@ -111,13 +111,13 @@ def test_a_plain_image_stays_plain(height, width, level):
     assert (preprocess.resize(image, 64) == level).all()
 
 
-def test_normalisation_is_that_of_each_tower():
+def test_normalisation_is_that_of_each_encoder():
     image = np.full((224, 224, 3), 255, np.uint8)
     pixels = preprocess.ImagePreprocessor(NORMALISATION, 224, center_crop=False)(image)
     expected = [
         (1 - mean) / std
-        for tower in NORMALISATION['tvf_normalize_params']
-        for mean, std in zip(tower['mean'], tower['std'], strict=True)
+        for encoder in NORMALISATION['tvf_normalize_params']
+        for mean, std in zip(encoder['mean'], encoder['std'], strict=True)
     ]
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor(expected))
 

@@ -8,9 +8,9 @@ import checkpoint_variants as variants
 import numpy as np
 import pytest
 
+from vla_policy_node.checkpoints.hub import _ID
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.models.hub import _ID
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.system.description import describe
 from vla_policy_node.system.files import read_config

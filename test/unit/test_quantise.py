@@ -6,7 +6,7 @@ import checkpoint_variants as variants
 import pytest
 import torch
 
-from vla_policy_node.models.quantise import make_quantiser, round_to_int4
+from vla_policy_node.compression.quantise import make_quantiser, round_to_int4
 
 HAS_TORCHAO = True
 try:

@@ -80,7 +80,7 @@ def test_a_span_that_is_not_there_is_named():
 
 
 def test_rows_that_are_missing_from_the_start_are_counted():
-    """Training may run the towers on some patches only; tokens keep the names they had."""
+    """Training may show the encoders some patches only; tokens keep the names they had."""
     spans = lay_out({'bos': 1, 'visual': 2, 'prompt': 1}, {'visual': 8})
     sequence = TokenSequence(torch.zeros(1, 4, 2), torch.tensor([[0, 3, 7, 9]]), spans)
     assert sequence.visual_tokens.tolist() == [2, 6]

@@ -14,8 +14,8 @@ from vla_policy_node.acceleration.sqap_vla import (
     spread,
 )
 from vla_policy_node.families import count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))

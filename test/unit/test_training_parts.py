@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from training_data import OBJECTS, PX, SEGMENTS, episode, small_config
 
+from vla_policy_node.encoding.preprocess import center_crop
 from vla_policy_node.families import config_of, create_network
-from vla_policy_node.models.preprocess import center_crop
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.grounding import attend_loss, similarity
 from vla_policy_node.training.lora import add_lora, merge_lora

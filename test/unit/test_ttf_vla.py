@@ -62,7 +62,7 @@ def test_what_changed_while_another_method_answered_is_taken_anew():
     assert torch.equal(features[0, changed, :DINO], FEATURES[1][0, changed, :DINO])
 
 
-def test_each_tower_decides_by_its_own_normalised_pixels():
+def test_each_encoder_decides_by_its_own_normalised_pixels():
     """As the code: gray of the normalised picture, mean difference of a patch above 0.1."""
     pixels = [shared_inputs(index)[0][0] for index in range(2)]
     normaliser, side = PREPROCESSOR._normaliser, CONFIG.grid[0]
@@ -79,8 +79,8 @@ def test_each_tower_decides_by_its_own_normalised_pixels():
         method.begin_pass()
         features = method.visual_features(FEATURES[number])
     fresh = (features == FEATURES[1])[0]
-    for tower, columns in ((slice(0, 3), slice(0, DINO)), (slice(3, 6), slice(DINO, None))):
-        gray = [(frame[:, tower] * grays).sum(dim=1) for frame in normalised]
+    for encoder, columns in ((slice(0, 3), slice(0, DINO)), (slice(3, 6), slice(DINO, None))):
+        gray = [(frame[:, encoder] * grays).sum(dim=1) for frame in normalised]
         apart = (gray[1] - gray[0]).abs().unfold(1, 14, 14).unfold(2, 14, 14).mean(dim=(3, 4))
         expected = apart.flatten() > 0.1
         assert 0 < expected.sum() < 32

@@ -22,7 +22,7 @@ from tiny_model import (
 from vla_policy_node.acceleration import Step, create
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
 from vla_policy_node.families import config_of, count_flops
-from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 EAGER = {'relevant': 4, 'static': 12}
 

@@ -15,7 +15,7 @@ from vla_policy_node.acceleration.declarations import (
     check_policy,
     check_together,
 )
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.interface import EXECUTION_MODES
 
 for _module in pkgutil.iter_modules(__path__):

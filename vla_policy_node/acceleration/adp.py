@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Capability, Effect, Step
 from vla_policy_node.acceleration.selection import Selection, mark_top, top_of_cameras
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import DecoderLayer

@@ -29,8 +29,8 @@ import numpy as np
 from vla_policy_node.acceleration.answers import StepAnswers
 from vla_policy_node.acceleration.declarations import IN_PASS, Effect
 from vla_policy_node.acceleration.hooks import Step, StepHooks, WeightHooks
-from vla_policy_node.models.config import ModelConfig
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import PassHooks
 
 __all__ = ['Capability', 'Effect', 'Method', 'Report', 'Step']
@@ -44,7 +44,7 @@ class Report:
         computed anew. Where tokens from earlier steps are attended to, these are not among them.
     scores: [V] float32, what it ranked the tokens by, empty if it ranked none.
     layer: the other tokens were dropped before this layer of the language model.
-    flops: what the choice itself cost, counted as in `models.flops`.
+    flops: what the choice itself cost, counted as in `nn.flops`.
     denoising_reused: denoising steps that reused what the action head did in another one.
     """
 

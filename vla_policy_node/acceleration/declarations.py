@@ -10,7 +10,7 @@ from vla_policy_node.nn.capabilities import Capability
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Method
-    from vla_policy_node.models.config import ModelConfig
+    from vla_policy_node.nn.config import ModelConfig
 
 
 class Effect(Enum):

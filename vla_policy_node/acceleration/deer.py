@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import read_weights, save_weights
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Answer
 
 FILE_NAME = 'method--deer.safetensors'

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.deer import calibrate, distance, exits_of, save_thresholds
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:

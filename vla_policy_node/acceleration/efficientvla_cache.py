@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.denoising import DenoisingStep
+from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.denoising import DenoisingStep
 
 
 class EfficientVlaCache(Method):

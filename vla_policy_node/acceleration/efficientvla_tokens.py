@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 

@@ -6,7 +6,7 @@ token is a linear reading of V* o Q* (their product, element by element), and th
 p)) stay; p = 50 % is recommended. `vla train foreground` trains it as the paper does, by
 reconstruction: the chosen tokens must suffice to paint the foreground, and the others the rest
 (`fastdrivevla_training`), with the world's labels in place of Grounded-SAM's. The policy stays as
-it is, and every policy with the same towers and projector can use the scorer.
+it is, and every policy with the same vision encoders and projector can use the scorer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
 from vla_policy_node.acceleration.selection import Selection, mark_top, top
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.flops import LayerRows, chain_flops, layer_flops
+from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.flops import LayerRows, chain_flops, layer_flops
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig, DecoderLayer, Rope
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def reconstruction_loss(
     """Return the loss of both halves.
 
     visual [B, V, width], positions and scores [B, V], things [B, V] bool: foreground.
-    pixels [B, C, 6, H, W] as the towers take them; the second tower's, which has mean and
-    deviation 0.5, are painted.
+    pixels [B, C, 6, H, W] as the vision encoders take them; the second vision encoder's, which has
+    mean and deviation 0.5, are painted.
     """
     pictures = 0.5 + 0.5 * pixels[:, :, 3:].flatten(0, 1)
     side = pictures.shape[-1] // grid[1]

@@ -26,7 +26,7 @@ from vla_policy_node.acceleration.selection import (
     by_token,
     top_of_cameras,
 )
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 

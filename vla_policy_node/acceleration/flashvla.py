@@ -29,7 +29,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.answers import StepAnswers
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, PolicyDescription
 

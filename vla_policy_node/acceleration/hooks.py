@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vla_policy_node.policy.interface import Execution
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.config import ModelConfig
+    from vla_policy_node.nn.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import cast
 from torch import nn
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 
 
 class LayerTruncation(Method):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.lightvla import find_winners, norm
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.checkpoints.tensor_files import open_safetensors
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 

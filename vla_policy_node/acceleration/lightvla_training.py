@@ -20,7 +20,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.objective import HeldOut, Objective, teaches
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.reading import plain
-from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.checkpoints.reading import plain
+from vla_policy_node.checkpoints.tensor_files import open_safetensors
+from vla_policy_node.nn.config import ModelConfig
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -31,8 +31,8 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.method_weights import fill, read_weights, save_weights
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.flops import chain_flops
+from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.flops import chain_flops
 from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--mole.safetensors'

@@ -19,7 +19,7 @@ from vla_policy_node.acceleration.mole import (
     prompt_of,
 )
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Method, Report
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 

@@ -4,9 +4,9 @@ Temporal token fusion, arXiv 2508.19257, in the form of the released code (PKU-X
 "hybrid" mode). A token is taken anew if its patch changed (mean absolute difference of the gray
 picture above `threshold`) or if it is among the `count` tokens of its camera to which the prompt
 attended most in the last pass, at layer 15 of 32; else the last frame's, itself perhaps older.
-Each of the two towers decides by itself, about its own part of a token's features. Every
-`keyframe`-th step takes all anew. It is meant to act better and saves no time: the towers run in
-full here as there.
+Each of the two vision encoders decides by itself, about its own part of a token's features. Every
+`keyframe`-th step takes all anew. It is meant to act better and saves no time: the vision encoders
+run in full here as there.
 
 The code's gray picture is made of normalised pixels; the threshold here is for pixels in [0, 1],
 so that the published 0.1 and 0.03 become 0.0225 and 0.0067 for DINOv2, whose normalisation divides
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, by_token, patches, top
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 GRAY = (0.299, 0.587, 0.114)
 ATTENTION_LAYER = 15
-SIGLIP_SCALE = 0.5 / 0.225  # of its threshold to DINOv2's: what the towers' pixels are divided by
+# Of its threshold to DINOv2's: what the pixels of the two encoders are divided by.
+SIGLIP_SCALE = 0.5 / 0.225
 
 
 class TtfVla(Method):
@@ -97,7 +98,7 @@ class TtfVla(Method):
         return features
 
     def _fresh(self, change: Tensor, threshold: float) -> Tensor:
-        """[V] bool, tokens of which a tower's features are taken anew."""
+        """[V] bool, tokens of which a vision encoder's features are taken anew."""
         fresh = change > threshold
         if self._relevance is None:
             return fresh

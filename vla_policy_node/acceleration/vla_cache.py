@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
 from vla_policy_node.acceleration.selection import at_depth, patches, top
-from vla_policy_node.models.config import ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 

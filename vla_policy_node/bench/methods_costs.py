@@ -20,7 +20,7 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
-from vla_policy_node.models.denoising import DenoisingStep
+from vla_policy_node.nn.denoising import DenoisingStep
 from vla_policy_node.nn.hooks import PassHooks, hooks_of
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy

@@ -28,10 +28,10 @@ from vla_policy_node.bench.policy_run import PUBLIC_COUNT
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.families import config_of, count_flops, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.row_recorder import RowRecorder
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.interface import Execution
 from vla_policy_node.runtime import small
+from vla_policy_node.runtime.row_recorder import RowRecorder
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
 # LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
@@ -63,8 +63,8 @@ class Published:
     def stand_in(self) -> PrismaticVla:
         """As deep as the model and with as many rows, 64 wide."""
         document = copy.deepcopy({**small.CONFIG, **self.document})
-        for tower in document['vision_tiny'].values():
-            tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16)
+        for encoder in document['vision_tiny'].values():
+            encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16)
         document['text_config'] = {
             'hidden_size': 64, 'num_hidden_layers': 32, 'num_attention_heads': 2,
             'intermediate_size': 64, 'vocab_size': 64,
@@ -76,13 +76,13 @@ class Published:
             return create_network(config_of(document)).eval()
 
 
-_TOWERS_AND_LLAMA = {'vision_backbone_id': 'dinosiglip-vit-so-224px'}
+_VISION_ENCODERS_AND_LLAMA = {'vision_backbone_id': 'dinosiglip-vit-so-224px'}
 MODELS = (
-    Published('OpenVLA-OFT 7.5 B (counted, not run)', _TOWERS_AND_LLAMA, prompt_ids=36),
+    Published('OpenVLA-OFT 7.5 B (counted, not run)', _VISION_ENCODERS_AND_LLAMA, prompt_ids=36),
     # With so long a prompt the FLOPs are those of EfficientVLA's table 1.
     Published('CogACT-Base 7.6 B (counted, not run)', {
-        **_TOWERS_AND_LLAMA, 'head': 'cogact', 'dit': {}, 'chunk_length': 16, 'cameras': 1,
-        'proprio': False}, prompt_ids=25),
+        **_VISION_ENCODERS_AND_LLAMA, 'head': 'cogact', 'dit': {}, 'chunk_length': 16,
+        'cameras': 1, 'proprio': False}, prompt_ids=25),
 )
 
 

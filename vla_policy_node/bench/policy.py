@@ -14,10 +14,10 @@ from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant
 from vla_policy_node.bench.public_structure import wasted_flops
 from vla_policy_node.bench.random_policy import stored_bytes
 from vla_policy_node.bench.rates import Rates
+from vla_policy_node.compression.quantise import INT4_SHARE
 from vla_policy_node.control.latency import percentiles
+from vla_policy_node.encoding.preprocess import PREPROCESSING, jpeg_round_trip, resize
 from vla_policy_node.families import count_flops, sequence_rows
-from vla_policy_node.models.preprocess import PREPROCESSING, jpeg_round_trip, resize
-from vla_policy_node.models.quantise import INT4_SHARE
 from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -44,7 +44,7 @@ class Row:
     slowest_ms: float = 0.0
 
     def total_ms(self) -> dict[str, float]:
-        """p50, p95, p99 from pictures of the towers' size on the host to actions on the host."""
+        """p50, p95, p99 from pictures of the encoders' size to actions, both on the host."""
         return percentiles([sum(run[s] for s in STAGES) for run in self.stage_ms])
 
     def stage(self, name: str) -> dict[str, float]:
@@ -171,7 +171,7 @@ def measure_cameras(
 
 
 def shrink(observations: Sequence[Observation], side: int) -> list[Observation]:
-    """The same observations as a camera of the towers' resolution would give them."""
+    """The same observations as a camera of the vision encoders' resolution would give them."""
     return [
         replace(observation, images={
             camera: resize(jpeg_round_trip(image), side)

@@ -32,10 +32,10 @@ from vla_policy_node.bench.policy_tables import (
 from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant, list_variants
 from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
+from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.families import read_model_config
-from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim_file, seal
 from vla_policy_node.policy.interface import Observation
@@ -147,7 +147,8 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
         variant_table(entries, 'From 224-px pictures on the host to actions on the host'),
         stage_table(entries, 'The same by stage'),
         camera_table(
-            cameras, f'Two {_size(observations[0])} pictures to what the towers take, one core'),
+            cameras,
+            f'Two {_size(observations[0])} pictures to what the vision encoders take, one core'),
     ]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from vla_policy_node.bench.public_structure import PublicStructure
+from vla_policy_node.compression.quantise import BITS, imitate_int4
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.quantise import BITS, imitate_int4
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.local import LocalPolicy
 
 # Ways to run one network: name -> dtype, optimisation, of PublicStructure.

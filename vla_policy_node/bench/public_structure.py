@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import ModelConfig, TowerConfig
-from vla_policy_node.models.towers import Block, Tower
+from vla_policy_node.nn.config import ModelConfig, VisionEncoderConfig
+from vla_policy_node.nn.vision import Block, VisionEncoder
 
 
 class PublicStructure(nn.Module):
@@ -34,7 +34,7 @@ class PublicStructure(nn.Module):
         options = {'device': weight.device, 'dtype': weight.dtype}
         decoder = self.config.language_model
         self.unused = nn.ModuleList(
-            Block(tower).to(**options) for tower in (self.config.dino, self.config.siglip))
+            Block(encoder).to(**options) for encoder in (self.config.dino, self.config.siglip))
         self.lm_head = nn.Linear(decoder.width, decoder.vocabulary, bias=False, **options)
         self.requires_grad_(False)
 
@@ -73,22 +73,22 @@ class PublicStructure(nn.Module):
     def _features(self, image: Tensor) -> Tensor:
         """[1, 6, H, W] -> [1, patches, features]."""
         backbone = self.model.vision_backbone
-        towers = (backbone.featurizer, backbone.fused_featurizer)
+        encoders = (backbone.featurizer, backbone.fused_featurizer)
         return torch.cat(
-            [_with_unused_block(tower, block, channels) for tower, block, channels
-             in zip(towers, self.unused, image.split(3, dim=1), strict=True)],
+            [_with_unused_block(encoder, block, channels) for encoder, block, channels
+             in zip(encoders, self.unused, image.split(3, dim=1), strict=True)],
             dim=-1,
         )
 
 
-def _with_unused_block(tower: Tower, block: Block, image: Tensor) -> Tensor:
-    features = tower(image)
+def _with_unused_block(encoder: VisionEncoder, block: Block, image: Tensor) -> Tensor:
+    features = encoder(image)
     block(features)  # without class and register tokens, 2 % less than it would cost
     return features
 
 
 def wasted_flops(config: ModelConfig, rows: int) -> dict[str, int]:
-    """FLOPs beyond those of `models.flops.count_flops`, by stage; rows: in the last layer."""
+    """FLOPs beyond those of `nn.flops.count_flops`, by stage; rows: in the last layer."""
     decoder = config.language_model
     unasked = rows - config.action_slots
     last_layer = unasked * (
@@ -100,7 +100,7 @@ def wasted_flops(config: ModelConfig, rows: int) -> dict[str, int]:
     }
 
 
-def _block(tower: TowerConfig) -> int:
-    rows = tower.grid[0] * tower.grid[1]
-    width = tower.width
-    return rows * (4 * width**2 + 2 * width * tower.mlp_width) + 2 * rows**2 * width
+def _block(encoder: VisionEncoderConfig) -> int:
+    rows = encoder.grid[0] * encoder.grid[1]
+    width = encoder.width
+    return rows * (4 * width**2 + 2 * width * encoder.mlp_width) + 2 * rows**2 * width

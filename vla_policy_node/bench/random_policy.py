@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vla_policy_node.compression.quantise import BITS, make_quantiser
 from vla_policy_node.families import create_network
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.quantise import BITS, make_quantiser
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.norms import RmsNorm
 from vla_policy_node.runtime import checkpoint, small
 

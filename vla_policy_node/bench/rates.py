@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vla_policy_node.models.float8 import quantise_rows
+from vla_policy_node.compression.float8 import quantise_rows
 
 _REPETITIONS = 7
 _SIDE = {'cpu': 1024, 'cuda': 8192}

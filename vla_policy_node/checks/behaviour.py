@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.layout import published_action_rows, read_normalisation
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import PromptEncoder
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
 # Changes of normalised actions below this count as none.

@@ -12,13 +12,9 @@ import numpy as np
 import torch
 
 from vla_policy_node import families
-from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
-from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
-from vla_policy_node.families import create_network
-from vla_policy_node.models import cogact_release
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.layout import (
+from vla_policy_node.checkpoints import cogact_release
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import (
     PARTS,
     model_files,
     part_files,
@@ -26,11 +22,15 @@ from vla_policy_node.models.layout import (
     read_normalisation,
     read_statistics_document,
 )
-from vla_policy_node.models.preprocess import normalisation
-from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.reading import listed, plain
-from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.models.weights import INDEX, MODEL, open_tensors
+from vla_policy_node.checkpoints.reading import listed, plain
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
+from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
+from vla_policy_node.encoding.preprocess import normalisation
+from vla_policy_node.encoding.prompt import PromptEncoder
+from vla_policy_node.families import create_network
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig
 from vla_policy_node.runtime.checkpoint import DTYPES
 

@@ -6,7 +6,7 @@ from the pack. The model runs in float32, whatever it will run in later.
 
 | form | recording | see |
 |---|---|---|
-| OpenVLA-OFT | towers to actions; training loss and gradients | `checks.golden_cases` |
+| OpenVLA-OFT | vision encoders to actions; training loss and gradients | `checks.golden_cases` |
 | LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
 | preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_policy_node.checkpoints.reading import foreign, plain, regular_file
 from vla_policy_node.checks import golden_cases, golden_images, golden_training
 from vla_policy_node.checks.findings import Comparison
 from vla_policy_node.checks.golden_model import GoldenModel
-from vla_policy_node.models.config import ACTION_DIMENSION
-from vla_policy_node.models.reading import foreign, plain, regular_file
+from vla_policy_node.nn.config import ACTION_DIMENSION
 
 Recording = Mapping[str, np.ndarray]
 PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size have 0.2 GB

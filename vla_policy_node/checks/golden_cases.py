@@ -30,8 +30,8 @@ PIXEL_STEP, PIXEL_SHARE = absolute(1.01), share_of_differing(0.01)
 # Recorded array -> stage it belongs to and how close it must be, in the order of the pass.
 _STAGES: dict[str, tuple[str, Rule]] = {
     'pixel_values': ('image normalisation', absolute(1e-5)),
-    'dino_features': ('DINOv2 tower', FLOAT),
-    'siglip_features': ('SigLIP tower', FLOAT),
+    'dino_features': ('DINOv2 vision encoder', FLOAT),
+    'siglip_features': ('SigLIP vision encoder', FLOAT),
     'projected': ('projector', PROJECTED),
     'proprio_norm': ('proprio normalisation', FLOAT),
     'proprio_token': ('proprio projector', FLOAT),
@@ -64,7 +64,7 @@ def compare_case(
     pixels = golden.preprocess(list(recording['images_u8']), center_crop=False)
     inputs = golden.inputs(pixels, recording['proprio_raw'], recording['prompt_ids'])
     visual, sequence = golden.assemble(inputs)
-    values = _inputs_and_towers(golden, inputs, recording)
+    values = _inputs_and_encoders(golden, inputs, recording)
     values |= {'projected': visual[0], 'input_embeds': sequence.states[0]}
     if 'kept_indices' in recording:
         values |= _lightvla(golden, sequence)
@@ -103,9 +103,9 @@ def compare_pixels(
     stage: str, pixels: Tensor, reference: np.ndarray, golden: GoldenModel, case: str
 ) -> Iterator[Comparison]:
     """Normalised pixels [..., 6 N, H, W], compared in steps of the 256 levels of an image."""
-    towers, cameras = golden.document['tvf_normalize_params'], reference.shape[-3] // 6
+    encoders, cameras = golden.document['tvf_normalize_params'], reference.shape[-3] // 6
     mean, std = (
-        np.tile(np.ravel([tower[key] for tower in towers]), cameras)[:, None, None]
+        np.tile(np.ravel([encoder[key] for encoder in encoders]), cameras)[:, None, None]
         for key in ('mean', 'std')
     )
     ours, theirs = (255 * (value * std + mean) for value in (pixels.numpy(), reference))
@@ -140,7 +140,7 @@ def layer_inputs(golden: GoldenModel, sequence: TokenSequence) -> Tensor:
     return torch.stack([*seen, last])
 
 
-def _inputs_and_towers(
+def _inputs_and_encoders(
     golden: GoldenModel, inputs: GoldenInputs, recording: Mapping[str, np.ndarray]
 ) -> dict[str, object]:
     model, ids = golden.model, inputs.prompt_ids[0].tolist()

@@ -11,6 +11,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from vla_policy_node.checkpoints.config_file import MAX_VOCABULARY
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import read_normalisation
+from vla_policy_node.checkpoints.reading import MB, foreign, plain, read_json, regular_file, shown
 from vla_policy_node.checks.findings import (
     Comparison,
     Rule,
@@ -21,15 +25,11 @@ from vla_policy_node.checks.findings import (
     share_of_differing,
 )
 from vla_policy_node.checks.prompts import uses_llama2_tokenizer
+from vla_policy_node.encoding import preprocess
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty, prompt_text
 from vla_policy_node.families import read_model_config
-from vla_policy_node.models import preprocess
-from vla_policy_node.models.config import TokenIds
-from vla_policy_node.models.config_file import MAX_VOCABULARY
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.layout import read_normalisation
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import PromptEncoder, end_with_empty, prompt_text
-from vla_policy_node.models.reading import MB, foreign, plain, read_json, regular_file, shown
+from vla_policy_node.nn.config import TokenIds
 
 Recording = Mapping[str, np.ndarray]
 IMAGE_BYTES, IMAGE_PIXELS = 64 * MB, 16_000_000
@@ -162,7 +162,7 @@ def _center(value: np.ndarray, side: int) -> np.ndarray:
 
 
 def _side(recording: Recording) -> int:
-    """Side of the images that the towers take, which the names of the arrays state."""
+    """Side of the images that the vision encoders take, which the names of the arrays state."""
     for key in recording:
         if match := re.match(r'(?:cropped|resized)_(\d+)', key):
             return int(match[1])

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.config_file import MAX_VOCABULARY
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config_file import MAX_VOCABULARY
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import end_with_empty
-from vla_policy_node.models.statistics import Statistics, read_statistics
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime import checkpoint

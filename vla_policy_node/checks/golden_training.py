@@ -12,6 +12,7 @@ from torch import Tensor
 from vla_policy_node import families
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
+from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.checks.findings import (
     Comparison,
     Rule,
@@ -21,7 +22,6 @@ from vla_policy_node.checks.findings import (
     relative,
 )
 from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
-from vla_policy_node.models.weights import MODEL
 from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT, GRADIENT = relative(1e-4), relative(1e-3)

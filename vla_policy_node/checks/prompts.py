@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_policy_node.models.config import ModelConfig, TokenIds
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.layout import read_json
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import read_json
+from vla_policy_node.nn.config import ModelConfig, TokenIds
 
 # Instruction -> ids that the tokenizer of the public checkpoints gives, 29871 appended.
 LLAMA2_PROMPTS = {

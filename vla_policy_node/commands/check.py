@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checks.findings import FAIL, PASS, Comparison, Finding, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.report import check_checkpoint
-from vla_policy_node.models.hub import find_checkpoint
 
 _COLOURS = {PASS: 'green', FAIL: 'bold red'}
 # Where output is not a terminal, lines may be longer than the 80 columns assumed there.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_policy_node import acceleration
+from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
-from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.policy.interface import Policy
 
 if TYPE_CHECKING:

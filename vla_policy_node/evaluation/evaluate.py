@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.evaluation.contenders import blind_contender, parse_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
@@ -16,7 +17,6 @@ from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.run import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
-from vla_policy_node.models.hub import find_checkpoint
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, claim_file, seal
 from vla_policy_node.world.layouts import HELD_OUT_STATES

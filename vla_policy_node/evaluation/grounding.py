@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_policy_node.models.preprocess import TRANSFORMS
+from vla_policy_node.encoding.preprocess import TRANSFORMS
 
 if TYPE_CHECKING:
     from vla_policy_node.policy.interface import TokenSelection

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import PARTS, part_files, read_document, refuse_adapters
+from vla_policy_node.checkpoints.reading import shown
+from vla_policy_node.checkpoints.weights import Locate
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.flops import LayerRows
-from vla_policy_node.models.layout import PARTS, part_files, read_document, refuse_adapters
-from vla_policy_node.models.reading import shown
-from vla_policy_node.models.weights import Locate
+from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.flops import LayerRows
 
 # In this order messages name OpenVLA-OFT first.
 for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), reverse=True):

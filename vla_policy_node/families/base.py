@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from vla_policy_node.models.config import FamilyTraits, ModelConfig
-from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.weights import MODEL
+from vla_policy_node.checkpoints.weights import MODEL
+from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.nn.config import FamilyTraits, ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.flops import LayerRows
-    from vla_policy_node.models.statistics import Statistics
+    from vla_policy_node.checkpoints.statistics import Statistics
+    from vla_policy_node.nn.flops import LayerRows
     from vla_policy_node.nn.hooks import PassHooks
 
 
@@ -90,8 +90,8 @@ class PolicyFamily(ABC):
     def recognises(self, directory: Path, parts: Collection[str]) -> bool:
         """Whether a checkpoint whose config.json names no `head` is of this family.
 
-        parts: those of `models.layout.PARTS` that have files. ValueError for files that can only
-        be of this family, and do not make a policy.
+        parts: those of `checkpoints.layout.PARTS` that have files. ValueError for files that can
+        only be of this family, and do not make a policy.
         """
         return False
 
@@ -116,7 +116,7 @@ class PolicyFamily(ABC):
     def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
         """Return the file kind that holds a tensor of the network, and its name in there.
 
-        The kind is MODEL or one of `models.layout.PARTS`.
+        The kind is MODEL or one of `checkpoints.layout.PARTS`.
         """
         return MODEL, name
 
@@ -142,7 +142,7 @@ class PolicyFamily(ABC):
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:
-        """Return the FLOPs of one inference, batch 1, by stage, counted as in `models.flops`.
+        """Return the FLOPs of one inference, batch 1, by stage, counted as in `nn.flops`.
 
         layer_rows: of each layer of the language model that ran, one after the other.
         denoising_reused: denoising steps that reused what the head's blocks did in another one.

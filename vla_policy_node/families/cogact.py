@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.families.prismatic import PrismaticFamily, PrismaticVla
-from vla_policy_node.models.config import (
+from vla_policy_node.nn.capabilities import HOOKED, Capability
+from vla_policy_node.nn.config import (
     ACTION_DIMENSION,
     STEP_WAVES,
     DitConfig,
     FamilyTraits,
     ModelConfig,
 )
-from vla_policy_node.models.ddim import Ddim, initial_noise
-from vla_policy_node.models.denoising import DenoisingStep
-from vla_policy_node.models.dit import DiffusionTransformer
-from vla_policy_node.models.flops import block_flops, chain_flops
-from vla_policy_node.nn.capabilities import HOOKED, Capability
+from vla_policy_node.nn.ddim import Ddim, initial_noise
+from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.dit import DiffusionTransformer
+from vla_policy_node.nn.flops import block_flops, chain_flops
 
 if TYPE_CHECKING:
     from vla_policy_node.nn.hooks import PassHooks
@@ -87,7 +87,8 @@ class CogAct(PrismaticVla):
         """Mean square error of the predicted noise, a scalar.
 
         cognition: [B, 1, width]. actions: [B, K, 7], normalised. repeats: noises and steps drawn
-        for each sample; the head is cheap beside the towers. generator: of the CPU, draws them.
+        for each sample; the head is cheap beside the vision encoders. generator: of the CPU, draws
+        them.
         """
         device = actions.device
         actions = actions.repeat(repeats, 1, 1)
@@ -121,7 +122,7 @@ def _predict_noise(state: DenoisingStep, methods: Sequence[PassHooks]) -> Tensor
 
 
 class CogActFamily(PrismaticFamily):
-    """Only config.json tells it, or the layout of its releases (`models.cogact_release`)."""
+    """Only config.json tells it, or the layout of its releases (`checkpoints.cogact_release`)."""
 
     traits = FamilyTraits(
         'cogact', 'CogACT', 'diffusion transformer',

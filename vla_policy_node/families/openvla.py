@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.families.prismatic import (
     PrismaticFamily,
     PrismaticVla,
     VocabularyAnswers,
     with_film,
 )
-from vla_policy_node.models.config import ACTION_DIMENSION, FamilyTraits, ModelConfig
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.flops import LayerRows, decoder_flops, layer_flops, vision_flops
 from vla_policy_node.nn.capabilities import HOOKED, Capability
+from vla_policy_node.nn.config import ACTION_DIMENSION, FamilyTraits, ModelConfig
+from vla_policy_node.nn.flops import LayerRows, decoder_flops, layer_flops, vision_flops
 from vla_policy_node.nn.hooks import NO_HOOKS, HookChain, LayerHooks
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out

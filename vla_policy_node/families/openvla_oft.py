@@ -24,20 +24,20 @@ from vla_policy_node.families.prismatic import (
     PrismaticVla,
     VocabularyAnswers,
 )
-from vla_policy_node.models.config import (
+from vla_policy_node.nn.capabilities import HOOKED, Capability
+from vla_policy_node.nn.config import (
     ACTION_DIMENSION,
     PROPRIO_DIMENSION,
     FamilyTraits,
     ModelConfig,
 )
-from vla_policy_node.models.ddim import Ddim, initial_noise
-from vla_policy_node.models.flops import LayerRows, chain_flops, decoder_flops, vision_flops
-from vla_policy_node.models.heads import (
+from vla_policy_node.nn.ddim import Ddim, initial_noise
+from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.nn.heads import (
     L1ActionHead,
     NoisyActionProjector,
     time_embedding,
 )
-from vla_policy_node.nn.capabilities import HOOKED, Capability
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

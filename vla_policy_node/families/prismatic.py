@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vla_policy_node.checkpoints.config_file import check_room, read_sizes
+from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
-from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.config_file import check_room, read_sizes
-from vla_policy_node.models.flops import LayerRows, chain_flops, decoder_flops, vision_flops
-from vla_policy_node.models.heads import ProprioProjector, VocabularyHead
-from vla_policy_node.models.towers import PatchSample, Projector, VisionBackbone
-from vla_policy_node.models.weights import MODEL
+from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.nn.heads import ProprioProjector, VocabularyHead
 from vla_policy_node.nn.hooks import HookChain
 from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.nn.transformer import Decoder
+from vla_policy_node.nn.vision import PatchSample, Projector, VisionBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class PrismaticFamily(PolicyFamily):
         """Build what turns hidden states into actions."""
 
     def config_of(self, document: Mapping) -> ModelConfig:
-        """Read sizes; see `models.config_file`."""
+        """Read sizes; see `checkpoints.config_file`."""
         return read_sizes(document, self.traits)
 
     def configure(self, config: ModelConfig) -> ModelConfig:
@@ -213,8 +213,8 @@ class PrismaticVla(PolicyNetwork):
     ) -> Tensor:
         """[B, cameras, 6, H, W] -> [B, cameras * patches, features], camera by camera.
 
-        prompt_ids: needed if the prompt modulates the towers. sample: run on these patches of
-        the B * cameras images alone.
+        prompt_ids: needed if the prompt modulates the vision encoders. sample: run on these
+        patches of the B * cameras images alone.
         """
         language = None
         if self.config.film:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vla_policy_node.models.denoising import DenoisingStep
+    from vla_policy_node.nn.denoising import DenoisingStep
     from vla_policy_node.nn.lazy_attention import LazyAttention
     from vla_policy_node.nn.sequence import TokenSequence
 
@@ -79,7 +79,7 @@ class PrefixHooks:
     """Before layer 0."""
 
     def visual_features(self, features: Tensor) -> Tensor:
-        """Features of both towers before the projector, [1, V, features] -> same."""
+        """Features of both vision encoders before the projector, [1, V, features] -> same."""
         return features
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:

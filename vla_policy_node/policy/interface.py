@@ -107,13 +107,13 @@ class ActionChunk:
 
     actions: [K, A] float64, un-normalised, in the units of the training data
         (LIBERO: [-1, 1] per dimension, dimension 6 is the gripper, 1 open, 0 closed).
-    stage_ms: wall time of 'preprocess' (pictures of the size the towers take), 'upload'
+    stage_ms: wall time of 'preprocess' (pictures of the size the vision encoders take), 'upload'
         (normalised, on the device), 'vision', 'select', 'language_model' and 'head' (actions);
         their sum is the whole inference. Where a method may answer instead of the network, its
         decision is the stage 'reuse'; where it did, there is no other stage.
     method: names of the acceleration methods joined by '+', 'dense' if there are none.
     tokens_kept: visual tokens that all layers computed anew, 0 if the network did not run.
-    flops: arithmetic of this inference, counted as in `models.flops`.
+    flops: arithmetic of this inference, counted as in `nn.flops`.
     layers_run: layers of the language model that ran, 0 if it did not or if it does not tell.
     reused_by: the method that answered from past actions, '' if the network ran.
     normalised: [K, A] float64, the actions as the model gave them; no rows if there is no model.

@@ -16,19 +16,17 @@ from torch import Tensor
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
+from vla_policy_node.checkpoints.hub import find_checkpoint
+from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
+from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.common.scoped import torch_threads
+from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.preprocess import Normaliser
+from vla_policy_node.encoding.prompt import TEMPLATE
 from vla_policy_node.families import PolicyNetwork, count_flops
-from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.flops import LayerRows
-from vla_policy_node.models.hub import find_checkpoint
-from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.layout import published_action_rows, read_normalisation
-from vla_policy_node.models.preprocess import Normaliser
-from vla_policy_node.models.prompt import TEMPLATE
-from vla_policy_node.models.row_recorder import RowRecorder
-from vla_policy_node.models.stage_clock import StageClock
-from vla_policy_node.models.statistics import Statistics, read_statistics
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.policy.interface import (
     CAMERAS,
     END_EFFECTOR_STATE,
@@ -49,6 +47,8 @@ from vla_policy_node.policy.options import (
     complete_transforms,
 )
 from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime.row_recorder import RowRecorder
+from vla_policy_node.runtime.stage_clock import StageClock
 from vla_policy_node.runtime.static_forward import StaticForward
 
 
@@ -112,7 +112,7 @@ class LocalPolicy:
     ) -> LocalPolicy:
         """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
-        `models.layout` says which kinds of checkpoints there are.
+        `checkpoints.layout` says which kinds of checkpoints there are.
         methods: acceleration methods in the order they take their turns, () for none.
         dtype: 'float32' or 'bfloat16'; few CPUs compute in bfloat16, on the others it is slow.
             'int8' and 'int4' compute in bfloat16 and need half and a third of its memory;
@@ -125,7 +125,7 @@ class LocalPolicy:
             else what the methods wish, else 'oft' (see `families.prismatic.ACTION_ROWS`).
         chunk_length: actions per inference, 0 for what the checkpoint says, else 8; where the
             weights fix it, they decide.
-        preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`models.preprocess`).
+        preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`encoding.preprocess`).
         optimisation: one of OPTIMISATIONS; all but 'none' change results by rounding.
         load_model: makes the network, with the arguments of `runtime.checkpoint.load_model`.
         method_settings: method -> setting -> value, over what the checkpoint says.

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
+from vla_policy_node.encoding.preprocess import TRANSFORMS
 from vla_policy_node.families.prismatic import ACTION_ROWS
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.preprocess import TRANSFORMS
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.interface import CAMERAS, OPTIMISATIONS
 
 

@@ -3,8 +3,8 @@
 `config.json`, `preprocessor_config.json`, `dataset_statistics.json`, `tokenizer.json`, one or
 more `*.safetensors` with the vision-language model, and action head and proprio projector in
 files of their own (`action_head--<step>_checkpoint.pt`, or the same name in safetensors).
-`models.layout` says which files there are, `models.weights` reads them. Loading runs no code
-from a file and needs hardly more memory than the model: tensors go one by one from the mapped
+`checkpoints.layout` says which files there are, `checkpoints.weights` reads them. Loading runs no
+code from a file and needs hardly more memory than the model: tensors go one by one from the mapped
 files to the device. On the CPU, without a change of dtype, they stay views of the files.
 """
 
@@ -20,25 +20,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node import families
-from vla_policy_node.common.machine import memory_bytes
-from vla_policy_node.families import PolicyNetwork
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.float8 import check_device, to_float8
-from vla_policy_node.models.layout import (
+from vla_policy_node.checkpoints.layout import (
     PARTS,
     model_files,
     part_files,
     read_json,
     read_statistics_document,
 )
-from vla_policy_node.models.quantise import BITS, make_quantiser
-from vla_policy_node.models.weights import (
+from vla_policy_node.checkpoints.weights import (
     MODEL,
     Stored,
     check_file_sizes,
     check_stored,
     stored_tensors,
 )
+from vla_policy_node.common.machine import memory_bytes
+from vla_policy_node.compression.float8 import check_device, to_float8
+from vla_policy_node.compression.quantise import BITS, make_quantiser
+from vla_policy_node.families import PolicyNetwork
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.runtime.fusing import fuse
 
 __all__ = [
@@ -57,7 +57,7 @@ DTYPES = {
     'bfloat16': torch.bfloat16,
     'int8': torch.bfloat16,
     'int4': torch.bfloat16,
-    'float8': torch.bfloat16,  # around products of 8-bit floats, see `models.float8`
+    'float8': torch.bfloat16,  # around products of 8-bit floats, see `compression.float8`
 }
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.towers import Block
+from vla_policy_node.nn.heads import L1ActionHead
 from vla_policy_node.nn.transformer import DecoderLayer
+from vla_policy_node.nn.vision import Block
 from vla_policy_node.runtime.fusing import PatchProduct
 
 # The compiler would fill up operands to sizes that matrix units do not need, with copies.
@@ -37,8 +37,8 @@ def compile_parts(model: PrismaticVla) -> PrismaticVla:
         if isinstance(module, PatchProduct | L1ActionHead):
             module.compile(**OPTIONS)
     vision = model.vision_backbone
-    for tower in (vision.featurizer, vision.fused_featurizer):
-        tower.blocks = _chain(tower.blocks)
+    for encoder in (vision.featurizer, vision.fused_featurizer):
+        encoder.blocks = _chain(encoder.blocks)
     model.language_model.layers = _chain(model.language_model.layers)
     return model
 

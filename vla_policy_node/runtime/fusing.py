@@ -1,7 +1,7 @@
 """Fewer, larger operators: the same network with its weights put together.
 
 One product for query, key and value, one for gate and up; the weights of the norms before them
-and the layer scale behind the vision towers' products move into the products (Realtime-VLA,
+and the layer scale behind the vision encoders' products move into the products (Realtime-VLA,
 arXiv 2510.26742, does so). On a GPU rotation and attention are one kernel. Weights that matrix
 units cannot read in whole words are filled up with zeros. Equal up to rounding: in float32 a few
 ulp, in bfloat16 the products of weights are rounded once more. `docs/speed.md` says what it gains.
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.compression.float8 import Float8Linear
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.float8 import Float8Linear
-from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.towers import Attention, Block, LayerScale, PatchEmbedding, Tower
+from vla_policy_node.nn.heads import L1ActionHead
 from vla_policy_node.nn.norms import RmsNorm
 from vla_policy_node.nn.transformer import (
     ALL_ROWS,
@@ -27,6 +26,7 @@ from vla_policy_node.nn.transformer import (
     SelfAttention,
     activate,
 )
+from vla_policy_node.nn.vision import Attention, Block, LayerScale, PatchEmbedding, VisionEncoder
 
 try:
     from vla_policy_node.runtime import kernels
@@ -103,7 +103,7 @@ class FusedSelfAttention(SelfAttention):
 
 
 class KernelAttention(Attention):
-    """`Attention` of a tower as one kernel on a GPU."""
+    """`Attention` of a vision encoder as one kernel on a GPU."""
 
     def __init__(self, attention: Attention):
         nn.Module.__init__(self)
@@ -205,8 +205,8 @@ def fuse(model: PrismaticVla) -> PrismaticVla:
     for layer in decoder.layers:
         _fuse_layer(layer, some_ask=layer is decoder.layers[-1])
     decoder.norm = KernelRmsNorm(decoder.norm, folded=False)
-    for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
-        _fuse_tower(tower)
+    for encoder in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
+        _fuse_encoder(encoder)
     if isinstance(model.action_head, L1ActionHead):
         last = model.action_head.fc2
         model.action_head.fc2 = WholeWords(last.weight, last.bias)
@@ -223,9 +223,9 @@ def _fuse_layer(layer: DecoderLayer, some_ask: bool) -> None:
     layer.post_attention_layernorm = KernelRmsNorm(between, folded=True)
 
 
-def _fuse_tower(tower: Tower) -> None:
-    tower.patch_embed = PatchProduct(tower.patch_embed)
-    for block in tower.blocks:
+def _fuse_encoder(encoder: VisionEncoder) -> None:
+    encoder.patch_embed = PatchProduct(encoder.patch_embed)
+    for block in encoder.blocks:
         block.attn = KernelAttention(block.attn)
         _fold_layer_scale(block)
 

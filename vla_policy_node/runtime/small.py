@@ -14,16 +14,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
+from vla_policy_node.encoding.prompt import prompt_text
 from vla_policy_node.families import config_of, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.heads import L1ActionHead
-from vla_policy_node.models.prompt import prompt_text
+from vla_policy_node.nn.heads import L1ActionHead
 from vla_policy_node.runtime.checkpoint import save_model
 
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576
 
-TOWER = {
+VISION_ENCODER = {
     'embed_dim': 96,
     'feature_block': 3,
     'num_heads': 3,
@@ -40,8 +40,9 @@ CONFIG = {
     'trained': False,
     'action_rows': 'oft',
     'vision_tiny': {
-        'featurizer': {**TOWER, 'class_token': True, 'num_reg_tokens': 4, 'layer_scale': True},
-        'fused_featurizer': TOWER,
+        'featurizer': {
+            **VISION_ENCODER, 'class_token': True, 'num_reg_tokens': 4, 'layer_scale': True},
+        'fused_featurizer': VISION_ENCODER,
     },
     'text_config': {
         'hidden_size': 192,
@@ -54,8 +55,8 @@ CONFIG = {
     'tiny_token_ids': {'bos': 1, 'stop': 2, 'empty': 3, 'pad': 0},
 }
 
-# The same towers and decoder as a CogACT policy; unlike the public ones it sees the wrist camera
-# and the robot's state, without which nothing is grasped in the simulated world.
+# The same vision encoders and decoder as a CogACT policy; unlike the public ones it sees the wrist
+# camera and the robot's state, without which nothing is grasped in the simulated world.
 COGACT_CONFIG = {
     **CONFIG,
     'head': 'cogact',

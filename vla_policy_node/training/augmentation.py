@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from vla_policy_node.models.preprocess import CROP_AREA
+from vla_policy_node.encoding.preprocess import CROP_AREA
 
 SIDE = math.sqrt(CROP_AREA)
 

@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.statistics import Statistics
+from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import PromptEncoder
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
@@ -62,8 +62,8 @@ class Batch:
 class View:
     """What is seen in one frame, N things and P patches in each of C pictures.
 
-    pictures: [C, H, W, 3] uint8, as the towers see them. counts: [C, N, P] uint8, pixels of the
-    label image that show the thing. things: [C, P] bool, patches with anything on them.
+    pictures: [C, H, W, 3] uint8, as the vision encoders see them. counts: [C, N, P] uint8, pixels
+    of the label image that show the thing. things: [C, P] bool, patches with anything on them.
     """
 
     pictures: np.ndarray
@@ -111,7 +111,7 @@ class BatchMaker:
         )
 
     def look(self, frame: Frame, rng: np.random.Generator) -> View:
-        """See one frame as the towers will: most of the work."""
+        """See one frame as the vision encoders will: most of the work."""
         pictures, counts, things = [], [], []
         wanted = [frame.segments.index(name) for name in frame.objects]
         thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]

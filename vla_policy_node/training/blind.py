@@ -18,12 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION
-from vla_policy_node.models.flops import chain_flops
-from vla_policy_node.models.reading import foreign
-from vla_policy_node.models.stage_clock import StageClock
-from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.checkpoints.reading import foreign
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.tensor_files import open_safetensors
+from vla_policy_node.nn.config import ACTION_DIMENSION, PROPRIO_DIMENSION
+from vla_policy_node.nn.flops import chain_flops
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.policy.interface import (
     NORMALISED_ACTIONS,
@@ -32,6 +31,7 @@ from vla_policy_node.policy.interface import (
     PolicyDescription,
     PolicySpec,
 )
+from vla_policy_node.runtime.stage_clock import StageClock
 from vla_policy_node.training.dataset_statistics import statistics_of
 from vla_policy_node.training.demonstrations import Demonstrations, pad_chunk
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from vla_policy_node import families
 from vla_policy_node.families.cogact import CogAct
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import DitConfig, ModelConfig
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import DitConfig, ModelConfig
 from vla_policy_node.training.config import TrainingConfig
 
 

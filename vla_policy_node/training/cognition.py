@@ -1,8 +1,8 @@
 """Caches the features that a CogACT head reads of every frame, so that it can train alone.
 
-A head needs many noises for each frame, and towers and language model cost a hundred times as much
-per frame as the head per noise. While those stay as they are, a frame has the same cognition
-feature each time it is drawn.
+A head needs many noises for each frame, and vision encoders and language model cost a hundred
+times as much per frame as the head per noise. While those stay as they are, a frame has the same
+cognition feature each time it is drawn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.families.cogact import CogAct
-from vla_policy_node.models.tensor_files import open_safetensors
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.config import TrainingConfig

@@ -22,20 +22,20 @@ from vla_policy_node.acceleration.efficientvla_layers import (
     narrow_mlps,
     remove_layers,
 )
-from vla_policy_node.families import count_flops, read_model_config
-from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.hub import find_checkpoint
-from vla_policy_node.models.inputs import InputEncoder
-from vla_policy_node.models.layout import (
+from vla_policy_node.checkpoints.hub import find_checkpoint
+from vla_policy_node.checkpoints.layout import (
     published_action_rows,
     read_document,
     read_normalisation,
     read_statistics_document,
 )
-from vla_policy_node.models.preprocess import Normaliser
-from vla_policy_node.models.statistics import read_statistics
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.preprocess import Normaliser
+from vla_policy_node.families import count_flops, read_model_config
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.interface import CAMERAS

@@ -40,8 +40,8 @@ class TrainingConfig:
     crop_shift, colour_strength: see `augmentation`.
     frozen: beginnings of the names of parameters that stay as they are.
     objective: entries that only the stage of a method has; in a file they stand beside the others.
-    lora_rank: train low-rank updates of all linear layers of towers, projector and language
-        model instead of their weights; 0 trains the weights.
+    lora_rank: train low-rank updates of all linear layers of vision encoders, projector and
+        language model instead of their weights; 0 trains the weights.
     repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
     head_blocks, head_width, head_heads: of a new diffusion transformer.
     """

@@ -1,7 +1,8 @@
 """Frames decoded in advance, since a GPU trains faster than pictures can be decoded.
 
-What the towers see of a folder of demonstrations is kept beside it, in `decoded-<side>px`, 0.3 MB
-a frame, and mapped into memory, so that runs share it. The rest of all frames fits into memory.
+What the vision encoders see of a folder of demonstrations is kept beside it, in
+`decoded-<side>px`, 0.3 MB a frame, and mapped into memory, so that runs share it. The rest of all
+frames fits into memory.
 """
 
 from __future__ import annotations

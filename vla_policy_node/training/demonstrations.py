@@ -39,7 +39,7 @@ import simplejpeg
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vla_policy_node.models.reading import read_json
+from vla_policy_node.checkpoints.reading import read_json
 from vla_policy_node.outputs.files import draft_name, write_text
 
 FORMAT = 1

@@ -1,7 +1,7 @@
 """Low-rank updates, through the `peft` library, for models too large to train in full.
 
-As OpenVLA-OFT fine-tunes: every linear layer of towers, projector and language model gets an
-update of rank r, scaled by min(r, 16) / r, zero at first; action head and proprio projector are
+As OpenVLA-OFT fine-tunes: every linear layer of vision encoders, projector and language model gets
+an update of rank r, scaled by min(r, 16) / r, zero at first; action head and proprio projector are
 trained whole. The checkpoint holds merged weights and no trace of the updates.
 """
 

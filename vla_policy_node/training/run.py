@@ -19,14 +19,14 @@ from torch import distributed, multiprocessing
 
 from vla_policy_node import families
 from vla_policy_node.acceleration.objective import STAGES, Objective
+from vla_policy_node.checkpoints.reading import foreign
+from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.common.scoped import environment, torch_threads
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.preprocess import ImagePreprocessor, Normaliser
-from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.reading import foreign
-from vla_policy_node.models.statistics import read_statistics
-from vla_policy_node.models.tensor_files import open_safetensors
+from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder

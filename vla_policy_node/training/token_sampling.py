@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.models.towers import PatchSample
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.nn.vision import PatchSample
 
 BACKGROUND_SHARE = 0.25  # of the places, at least, for tokens that lie on nothing
 
@@ -34,7 +34,7 @@ class TokenSample:
 
     @property
     def by_image(self) -> PatchSample:
-        """For the towers, which take B * cameras images."""
+        """For the vision encoders, which take B * cameras images."""
         return PatchSample(self.patches.flatten(0, 1), self.key_bias.flatten(0, 1))
 
     def place(self, sequence: TokenSequence) -> TokenSequence:

@@ -22,9 +22,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vla_policy_node.acceleration.objective import Objective
+from vla_policy_node.checkpoints.reading import foreign
+from vla_policy_node.checkpoints.tensor_files import load_pt
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.models.reading import foreign
-from vla_policy_node.models.tensor_files import load_pt
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training import lora
 from vla_policy_node.training.batches import Batch

@@ -29,8 +29,8 @@ CHUNK_LENGTH, LATENCY_S = 8, 0.02
 def create_checkpoint(directory: Path) -> Path:
     """Write an untrained checkpoint that loads in a moment; a real one, with its tokenizer."""
     config = copy.deepcopy(CONFIG)
-    for tower in config['vision_tiny'].values():
-        tower.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
+    for encoder in config['vision_tiny'].values():
+        encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
     config['text_config'].update(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     return create_small_checkpoint(directory, config=config)

@@ -14,24 +14,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vla_policy_node.models.cogact_release import is_release, rename_release
-from vla_policy_node.models.config import ModelConfig
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.layout import PARTS, model_files, part_file, part_files
-from vla_policy_node.models.reading import plain, read_json, regular_file
-from vla_policy_node.models.tensor_files import (
+from vla_policy_node.checkpoints.cogact_release import is_release, rename_release
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import PARTS, model_files, part_file, part_files
+from vla_policy_node.checkpoints.reading import plain, read_json, regular_file
+from vla_policy_node.checkpoints.tensor_files import (
     check_dtype,
     check_weights,
     load_pt,
     open_safetensors,
 )
+from vla_policy_node.nn.config import ModelConfig
 
 INDEX = 'model.safetensors.index.json'
-MODEL = 'model'  # where the vision-language model is, beside the parts of `models.layout`
+MODEL = 'model'  # where the vision-language model is, beside the parts of `checkpoints.layout`
 # What wrappers of distributed training put before every name.
 _WRAPPER = 'module.'
 # Name of a tensor in the model -> kind of the files that hold it (MODEL or one of
-# `models.layout.PARTS`), and its name in there. Every family has its own.
+# `checkpoints.layout.PARTS`), and its name in there. Every family has its own.
 Locate = Callable[[str], tuple[str, str]]
 
 

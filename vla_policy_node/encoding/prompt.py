@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vla_policy_node.models.config import ModelConfig, TokenIds
-from vla_policy_node.models.reading import foreign
-from vla_policy_node.models.tokenizer_file import read_tokenizer
+from vla_policy_node.checkpoints.reading import foreign
+from vla_policy_node.checkpoints.tokenizer_file import read_tokenizer
+from vla_policy_node.nn.config import ModelConfig, TokenIds
 
 TEMPLATE = 'In: What action should the robot take to {instruction}?\nOut:'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from vla_policy_node.models.reading import listed, shown
+from vla_policy_node.checkpoints.reading import listed, shown
 
 REQUIRED = object()
 

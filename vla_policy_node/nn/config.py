@@ -1,4 +1,4 @@
-"""Sizes of a policy; `models.config_file` reads them from a `config.json`."""
+"""Sizes of a policy; `checkpoints.config_file` reads them from a `config.json`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FamilyTraits:
 
 
 @dataclass(frozen=True)
-class TowerConfig:
+class VisionEncoderConfig:
     """One vision transformer, up to the block whose output is used."""
 
     width: int
@@ -106,8 +106,8 @@ class ModelConfig:
     method_settings: method -> setting -> value, what acceleration methods were trained with.
     """
 
-    dino: TowerConfig
-    siglip: TowerConfig
+    dino: VisionEncoderConfig
+    siglip: VisionEncoderConfig
     language_model: DecoderConfig
     token_ids: TokenIds
     family: FamilyTraits
@@ -125,7 +125,7 @@ class ModelConfig:
 
     @property
     def image_px(self) -> int:
-        """Side of the square images that both towers take."""
+        """Side of the square images that both vision encoders take."""
         return self.dino.image_px
 
     @property
@@ -165,32 +165,32 @@ class ModelConfig:
 
     @property
     def least_weights(self) -> int:
-        """Values in the large matrices of towers and decoder: less than the model has."""
-        towers = sum(
-            tower.blocks * tower.width * (4 * tower.width + 2 * tower.mlp_width)
-            for tower in (self.dino, self.siglip)
+        """Values in the large matrices of vision encoders and decoder: less than the model has."""
+        encoders = sum(
+            encoder.blocks * encoder.width * (4 * encoder.width + 2 * encoder.mlp_width)
+            for encoder in (self.dino, self.siglip)
         )
         text = self.language_model
         layer = text.width * (
             2 * text.query_width + 2 * text.key_width + 3 * text.mlp_width)
-        return towers + text.layers * layer + text.vocabulary * text.width
+        return encoders + text.layers * layer + text.vocabulary * text.width
 
     @property
     def film(self) -> bool:
-        """Whether the prompt modulates the vision towers."""
+        """Whether the prompt modulates the vision encoders."""
         return self.dino.language_width > 0
 
     @property
     def architecture(self) -> str:
         """One line for logs and reports."""
-        towers = ' + '.join(
-            f'{name} {tower.blocks}x{tower.width}'
-            for name, tower in (('DINOv2', self.dino), ('SigLIP', self.siglip))
+        encoders = ' + '.join(
+            f'{name} {encoder.blocks}x{encoder.width}'
+            for name, encoder in (('DINOv2', self.dino), ('SigLIP', self.siglip))
         )
         decoder = self.language_model
         film = ' with FiLM' if self.film else ''
         head = self.family.head + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
-        return (f'{self.family.family}: {towers}{film}, Llama {decoder.layers}x{decoder.width}, '
+        return (f'{self.family.family}: {encoders}{film}, Llama {decoder.layers}x{decoder.width}, '
                 f'{head}')
 
     def can(self, capability: Capability) -> bool:

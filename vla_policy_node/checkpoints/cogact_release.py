@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.reading import shown
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.reading import shown
 
 BASE_MODEL = 'prism-dinosiglip-224px+7b'
 # Of each block count and width of the published heads, DiT-S, -B and -L, the number of heads.
@@ -83,11 +83,11 @@ def rename_release(state: Mapping) -> dict[str, Tensor]:
 
 
 def describe(release: Path, document: Mapping) -> dict:
-    """Return what `models.config_file.read_sizes` wants to know, from their files.
+    """Return what `checkpoints.config_file.read_sizes` wants to know, from their files.
 
     document: their parsed config.json. ValueError with one sentence for what cannot run.
     """
-    from vla_policy_node.models.weights import open_tensors  # which imports this module
+    from vla_policy_node.checkpoints.weights import open_tensors  # which imports this module
 
     directory = release.parent.parent
     entries = Entries(document, f'{directory}/config.json')

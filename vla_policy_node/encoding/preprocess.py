@@ -1,4 +1,5 @@
-"""From a camera image to the tensor the towers take, as OpenVLA-OFT's evaluation code does it.
+"""From a camera image to the tensor the vision encoders take, as OpenVLA-OFT's evaluation code
+does it.
 
 The order is binding: JPEG round trip, lanczos3 resize, centre crop, two normalisations. Policies
 were trained on images that went through the first two, and details that look like taste (which
@@ -20,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.reading import shown
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.reading import shown
 
 JPEG_QUALITY = 95
 JPEG_FAST_DCT = True  # the inverse DCT of the decoder: the fast integer one
@@ -55,32 +56,33 @@ class Normaliser:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[..., H, W, 3] uint8 RGB -> [..., 6, H, W] float32: once for each tower."""
+        """[..., H, W, 3] uint8 RGB -> [..., 6, H, W] float32: once for each vision encoder."""
         rgb = images.movedim(-1, -3).contiguous().float().div_(255)
         return torch.cat([rgb, rgb], dim=-3).sub_(self._mean).div_(self._std)
 
 
 def normalisation(document: Mapping) -> tuple[list[list[float]], list[list[float]]]:
-    """Mean and deviation of R, G and B for each of the two towers, in levels from 0 to 1.
+    """Mean and deviation of R, G and B for each of the two vision encoders, in levels from 0 to 1.
 
-    ValueError for a `preprocessor_config.json` with which no tower sees a picture.
+    ValueError for a `preprocessor_config.json` with which no vision encoder sees a picture.
     """
     name, key = 'preprocessor_config.json', 'tvf_normalize_params'
-    towers = Entries(document, name).value(key)
-    if not isinstance(towers, list) or len(towers) != 2:
+    encoders = Entries(document, name).value(key)
+    if not isinstance(encoders, list) or len(encoders) != 2:
         raise ValueError(
-            f'{name} has {key} {shown(towers)}; it must be a list of two objects, one for each '
-            'tower.'
+            f'{name} has {key} {shown(encoders)}; it must be a list of two objects, one for each '
+            'vision encoder.'
         )
-    entries = [Entries(tower, name, f'{key}[{index}]') for index, tower in enumerate(towers)]
+    entries = [Entries(encoder, name, f'{key}[{index}]') for index, encoder in enumerate(encoders)]
     return (
-        [tower.numbers('mean', 3, -10, 10) for tower in entries],
-        [tower.numbers('std', 3, 1e-3, 10) for tower in entries],
+        [encoder.numbers('mean', 3, -10, 10) for encoder in entries],
+        [encoder.numbers('std', 3, 1e-3, 10) for encoder in entries],
     )
 
 
 class ImagePreprocessor:
-    """Turns one camera image into the picture that the towers see, and that into channels.
+    """Turns one camera image into the picture that the vision encoders see, and that into
+    channels.
 
     center_crop: cut out the central 0.9 of the area. preprocessing: one of PREPROCESSING.
     """
@@ -126,7 +128,7 @@ class ImagePreprocessor:
 
     @property
     def crop(self) -> tuple[float, float, float, float]:
-        """x, y, width, height of what the towers see, as fractions of the image."""
+        """x, y, width, height of what the vision encoders see, as fractions of the image."""
         side = math.sqrt(CROP_AREA) if self._center_crop else 1.0
         return ((1 - side) / 2, (1 - side) / 2, side, side)
 

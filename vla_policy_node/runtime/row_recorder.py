@@ -1,10 +1,10 @@
-"""Records what each layer works on: what `models.flops` counts, and how many layers ran."""
+"""Records what each layer works on: what `nn.flops` counts, and how many layers ran."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from vla_policy_node.models.flops import LayerRows
+from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from vla_policy_node.models.config import (
+from vla_policy_node.checkpoints.entries import REQUIRED, Entries, is_number
+from vla_policy_node.checkpoints.reading import shown
+from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import (
     DecoderConfig,
     DitConfig,
     FamilyTraits,
     ModelConfig,
     TokenIds,
-    TowerConfig,
+    VisionEncoderConfig,
 )
-from vla_policy_node.models.entries import REQUIRED, Entries, is_number
-from vla_policy_node.models.reading import shown
-from vla_policy_node.nn.capabilities import Capability
 
 # More than any published policy has of them, and little enough to count before anything is built.
 MAX_LAYERS = 512
@@ -55,18 +55,18 @@ _DINOSIGLIP_224 = {
 def read_sizes(document: Mapping, family: FamilyTraits) -> ModelConfig:
     """Turn a parsed `config.json` into the sizes of a policy of this family.
 
-    Public checkpoints name their towers; small ones spell the sizes out under `vision_tiny`,
-    `text_config` and `tiny_token_ids`. ValueError for an architecture not known, and for sizes
-    that no policy has: whoever builds a model of a ModelConfig need not ask again.
+    Public checkpoints name their vision encoders; small ones spell the sizes out under
+    `vision_tiny`, `text_config` and `tiny_token_ids`. ValueError for an architecture not known,
+    and for sizes that no policy has: whoever builds a model of a ModelConfig need not ask again.
     """
     entries = Entries(document, 'config.json')
-    towers = entries.inside('vision_tiny', _public_towers(entries))
+    encoders = entries.inside('vision_tiny', _public_encoders(entries))
     language_model = _language_model(entries)
     vocabulary = language_model.vocabulary
     padding = entries.integer('pad_to_multiple_of', 0, vocabulary - 1, min(64, vocabulary - 1))
     config = ModelConfig(
-        dino=_tower(towers.inside('featurizer')),
-        siglip=_tower(towers.inside('fused_featurizer')),
+        dino=_encoder(encoders.inside('featurizer')),
+        siglip=_encoder(encoders.inside('fused_featurizer')),
         language_model=language_model,
         token_ids=_token_ids(entries.inside('tiny_token_ids', {}), vocabulary),
         family=family,
@@ -87,8 +87,8 @@ def read_sizes(document: Mapping, family: FamilyTraits) -> ModelConfig:
             "config.json must give the sizes of the head 'cogact' under 'dit', and of no other.")
     if (config.dino.image_px, config.dino.grid) != (config.siglip.image_px, config.siglip.grid):
         raise ValueError(
-            'config.json gives the two towers different images or patches; both see the same '
-            'image, cut in the same way.'
+            'config.json gives the two vision encoders different images or patches; both see the '
+            'same image, cut in the same way.'
         )
     return config
 
@@ -103,7 +103,7 @@ def check_room(config: ModelConfig) -> None:
         )
 
 
-def _public_towers(entries: Entries) -> Mapping | None:
+def _public_encoders(entries: Entries) -> Mapping | None:
     if 'vision_tiny' in entries:
         return None
     backbone = entries.value('vision_backbone_id', None)
@@ -115,10 +115,10 @@ def _public_towers(entries: Entries) -> Mapping | None:
     return _DINOSIGLIP_224
 
 
-def _tower(sizes: Entries) -> TowerConfig:
+def _encoder(sizes: Entries) -> VisionEncoderConfig:
     width, heads = _width_and_heads(sizes, 'embed_dim', 'num_heads')
     image_px = sizes.integer('img_size', 1, 2048)
-    return TowerConfig(
+    return VisionEncoderConfig(
         width=width,
         blocks=sizes.integer('feature_block', 0, MAX_LAYERS - 1) + 1,
         heads=heads,

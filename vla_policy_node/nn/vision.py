@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.config import TowerConfig
+from vla_policy_node.nn.config import VisionEncoderConfig
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Block(nn.Module):
     FiLM (Perez et al. 2018, as in OpenVLA-OFT+): x (1 + gamma) + beta, both linear in the text.
     """
 
-    def __init__(self, config: TowerConfig):
+    def __init__(self, config: VisionEncoderConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attn = Attention(config.width, config.heads)
@@ -127,10 +127,10 @@ class PatchEmbedding(nn.Module):
         return self.proj(image).flatten(2).transpose(1, 2)
 
 
-class Tower(nn.Module):
+class VisionEncoder(nn.Module):
     """A vision transformer that returns patch features without a final norm."""
 
-    def __init__(self, config: TowerConfig):
+    def __init__(self, config: VisionEncoderConfig):
         super().__init__()
         rows, columns = config.grid
         self.patch_embed = PatchEmbedding(config.width, config.patch_px)
@@ -148,7 +148,7 @@ class Tower(nn.Module):
         """Normalised [B, 3, H, W] -> [B, patches, width].
 
         sample: run on these patches alone; None: all.
-        language: [B, language width], what modulates the features if the tower is FiLM.
+        language: [B, language width], what modulates the features if the vision encoder is FiLM.
         """
         x = self.patch_embed(image) + self.pos_embed
         if sample is not None:
@@ -167,19 +167,20 @@ class Tower(nn.Module):
 
 
 class VisionBackbone(nn.Module):
-    """Both towers on the same images, their features side by side."""
+    """Both vision encoders on the same images, their features side by side."""
 
-    def __init__(self, dino: TowerConfig, siglip: TowerConfig):
+    def __init__(self, dino: VisionEncoderConfig, siglip: VisionEncoderConfig):
         super().__init__()
-        self.featurizer = Tower(dino)
-        self.fused_featurizer = Tower(siglip)
+        self.featurizer = VisionEncoder(dino)
+        self.fused_featurizer = VisionEncoder(siglip)
 
     def forward(
         self, pixels: Tensor, sample: PatchSample | None = None, language: Tensor | None = None
     ) -> Tensor:
         """[B, 6, H, W], DINO-normalised RGB then SigLIP-normalised -> [B, patches, both]."""
         dino, siglip = pixels.split(3, dim=1)
-        # Neither tower fills a GPU. In a CUDA graph, where launching costs nothing, they share it.
+        # Neither vision encoder fills a GPU. In a CUDA graph, where launching costs nothing, they
+        # share it.
         if pixels.is_cuda and torch.cuda.is_current_stream_capturing():
             main, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(main)

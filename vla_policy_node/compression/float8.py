@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.towers import Block
 from vla_policy_node.nn.transformer import DecoderLayer
+from vla_policy_node.nn.vision import Block
 
 DTYPE = torch.float8_e4m3fn
 _LARGEST = torch.finfo(DTYPE).max
@@ -109,7 +109,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def to_float8(model: nn.Module) -> nn.Module:
-    """Replace the linear layers of towers and decoder in place, and return the model."""
+    """Replace the linear layers of vision encoders and decoder in place, and return the model."""
     for layer in list(model.modules()):
         for norm, part, first, second in _PARTS.get(type(layer), ()):
             _replace(getattr(layer, norm), getattr(layer, part), first, second)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.config import ACTION_DIMENSION, STEP_WAVES, DitConfig
-from vla_policy_node.models.towers import Attention, Mlp
+from vla_policy_node.nn.config import ACTION_DIMENSION, STEP_WAVES, DitConfig
+from vla_policy_node.nn.vision import Attention, Mlp
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02  # of what embeds

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vla_policy_node.models import cogact_release, reading
-from vla_policy_node.models.entries import Entries
+from vla_policy_node.checkpoints import cogact_release, reading
+from vla_policy_node.checkpoints.entries import Entries
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
 

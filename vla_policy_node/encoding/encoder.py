@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.models.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.models.layout import read_normalisation
-from vla_policy_node.models.preprocess import ImagePreprocessor
-from vla_policy_node.models.prompt import PromptEncoder
-from vla_policy_node.models.statistics import Statistics
+from vla_policy_node.checkpoints.layout import read_normalisation
+from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import PromptEncoder
+from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
 
 
 class InputEncoder:
     """Encodes images, proprio and instruction for one checkpoint. Any thread.
 
-    camera_transforms: camera -> name in `models.preprocess.TRANSFORMS`, in the order in which
+    camera_transforms: camera -> name in `encoding.preprocess.TRANSFORMS`, in the order in which
         the policy takes its cameras.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from vla_policy_node.models.config import DecoderConfig, ModelConfig, TowerConfig
+from vla_policy_node.nn.config import DecoderConfig, ModelConfig, VisionEncoderConfig
 
 
 class LayerRows(NamedTuple):
@@ -27,7 +27,7 @@ def vision_flops(config: ModelConfig) -> int:
     """Return the FLOPs of vision encoders and projector, for all cameras."""
     features = config.dino.width + config.siglip.width
     width = config.language_model.width
-    macs = config.cameras * (_tower(config.dino) + _tower(config.siglip))
+    macs = config.cameras * (_encoder(config.dino) + _encoder(config.siglip))
     macs += config.visual_tokens * _chain(features, 4 * features, width, width)
     return 2 * macs
 
@@ -64,14 +64,14 @@ def block_flops(rows: int, width: int, mlp_width: int) -> int:
     return 2 * _block(rows, width, mlp_width)
 
 
-def _tower(tower: TowerConfig) -> int:
+def _encoder(encoder: VisionEncoderConfig) -> int:
     """Multiply-accumulates of one vision transformer on one image."""
-    patches = tower.grid[0] * tower.grid[1]
-    rows = patches + tower.class_token + tower.register_tokens
-    width = tower.width
-    block = _block(rows, width, tower.mlp_width)
-    film = 2 * tower.language_width * width
-    return patches * 3 * tower.patch_px**2 * width + tower.blocks * (block + film)
+    patches = encoder.grid[0] * encoder.grid[1]
+    rows = patches + encoder.class_token + encoder.register_tokens
+    width = encoder.width
+    block = _block(rows, width, encoder.mlp_width)
+    film = 2 * encoder.language_width * width
+    return patches * 3 * encoder.patch_px**2 * width + encoder.blocks * (block + film)
 
 
 def _block(rows: int, width: int, mlp_width: int) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_policy_node.models.config import ACTION_DIMENSION, PROPRIO_DIMENSION
-from vla_policy_node.models.entries import Entries, is_number
-from vla_policy_node.models.reading import listed, plain, shown
+from vla_policy_node.checkpoints.entries import Entries, is_number
+from vla_policy_node.checkpoints.reading import listed, plain, shown
+from vla_policy_node.nn.config import ACTION_DIMENSION, PROPRIO_DIMENSION
 
 STATISTICS = 'dataset_statistics.json'
 LARGEST = 1e9  # of any number of a robot, whatever its unit; differences of these are exact enough

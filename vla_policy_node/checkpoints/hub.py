@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vla_policy_node.models.reading import shown
+from vla_policy_node.checkpoints.reading import shown
 
 # Weights, sizes, statistics and the tokenizer; neither code nor unmerged adapters.
 FILES = (

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vla_policy_node.models.reading import MB, foreign, plain, regular_file
+from vla_policy_node.checkpoints.reading import MB, foreign, plain, regular_file
 
 # 982 tensors, as of the public checkpoints, take 120 kB of header and as a pickle 250 kB.
 HEADER_BYTES = 16 * MB

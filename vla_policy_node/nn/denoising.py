@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla_policy_node.models.dit import DiffusionTransformer
+from vla_policy_node.nn.dit import DiffusionTransformer
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.models.config import ACTION_DIMENSION
+from vla_policy_node.nn.config import ACTION_DIMENSION
 
 NO_TOKEN = -1  # what is said where the weights or the input were no numbers
-NORM_EPS = 1e-5  # not that of the towers and the language model
+NORM_EPS = 1e-5  # not that of the vision encoders and the language model
 
 
 class ResidualBlock(nn.Module):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vla_policy_node.models.entries import Entries
-from vla_policy_node.models.reading import MB, foreign, read_json, shown
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.reading import MB, foreign, read_json, shown
 
 # Llama-2's has 1.8 MB, or 3.6 where each merge is a list; a vocabulary of 128,000 has 9 or 17.
 LARGEST_BYTES = 18 * MB

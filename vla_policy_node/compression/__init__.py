@@ -1,0 +1,1 @@
+"""Weights of fewer bits, and products of them."""

@@ -1,0 +1,1 @@
+"""What the robot delivers, checked and turned into tensors: pictures, state and prompt."""

@@ -1,1 +1,0 @@
-"""OpenVLA-OFT in any size: networks, preprocessing and checkpoints. Needs torch, not ROS."""
