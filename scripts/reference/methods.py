@@ -32,8 +32,9 @@ def _section(name: str) -> str:
 def _declared(method: type[acceleration.Method]) -> str:
     needs, does = (', '.join(f'`{name}`' for name in sorted(entry.name for entry in entries))
                    or 'nothing' for entries in (method.needs, method.does))
+    modes = acceleration.execution_modes([method.name])
     return f'Needs: {needs}. Does: {does}.' + (
-        ' Only in execution mode `sync`.' if method.needs_sync else '')
+        f' Only in execution mode {" or ".join(map(code, modes))}.' if method.assumes else '')
 
 
 def _value(value: object) -> str:

@@ -1,5 +1,6 @@
 """What a method does in a run is what it declares, for every method."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,10 +24,12 @@ from vla_policy_node.acceleration.declarations import check_policy
 from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.mole import LayerRouter
-from vla_policy_node.families import config_of
+from vla_policy_node.families import config_of, read_model_config
 from vla_policy_node.nn.lazy_attention import LazyAttention
-from vla_policy_node.policy.interface import InferenceRequest, Observation
+from vla_policy_node.policy.interface import EXECUTION_MODES, InferenceRequest, Observation
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.row_recorder import RowRecorder
+from vla_policy_node.runtime.small import create_small_checkpoint
 
 SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
 # Settings under which a method shows all that it can do, in one run after the other.
@@ -34,7 +37,7 @@ RUNS = {
     'adp': [{'keep': 0.5, 'windows': 3}],
     'deer': [{'threshold': 0.4}],
     'flashvla': [{'count': 10, 'max_angle': 4.0, 'min_overlap': -1.0}],
-    'lightvla': [{}, {'count': 5}],
+    'lightvla': [{}, {'count': 5}, {'extra_random': 3}],
     'lightvla_star': [{}, {}],
     'sp_vla': [{'slow': -1.0, 'fast': 0.5, 'min_keep': 0.3}, SIMPLE_MOTION],
     'specprune': [{'static': 14, 'static_fine': 14, 'similarity': -1.0, 'local_share': 0.1}],
@@ -67,6 +70,8 @@ class Witness:
                 object.__setattr__(arguments[-1], 'run', self._runs_head(arguments[-1].run))
                 self._ran_head = False
             result = hook(*spied)
+            if name == 'select_tokens' and self.method.select_static(*arguments) is not None:
+                self.seen.add(Effect.FIXED_SHAPES)
             if getattr(self, f'_sees_{name}', lambda *_: False)(result, *arguments):
                 self.seen.add(EFFECT_OF[name])
             return result
@@ -227,6 +232,67 @@ def test_it_does_what_it_declares_and_nothing_else(name, learnt):
         everything |= seen
         promised |= declared
     assert everything == promised >= create(name).does
+
+
+@pytest.mark.parametrize(('layer', 'drops'), [
+    (0, {Effect.DROPS_TOKENS, Effect.FIXED_SHAPES}), (2, {Effect.DROPS_TOKENS_LATER})])
+def test_queries_that_were_learnt_for_one_layer_declare_what_they_do_there(layer, drops, learnt):
+    method = create('lightvla_star')
+    for number in (2 - layer, layer):  # what the other checkpoint said is forgotten
+        acceleration.prepare([method], learnt / str(number), CONFIG)
+    assert method.does == {Effect.COST_VARIES, *drops}
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    return create_small_checkpoint(tmp_path_factory.mktemp('small'))
+
+
+def reading_nothing(*_, **__):
+    raise AssertionError('weights were read')
+
+
+@pytest.mark.parametrize('name', [
+    name for name in acceleration.available()
+    if (method := create(name)).acts_in_pass and Effect.FIXED_SHAPES not in method.does
+    and method.needs <= CONFIG.family.capabilities])
+def test_what_cannot_choose_in_fixed_shapes_is_refused_before_weights_are_read(name, small):
+    settings = {name: {'threshold': 0.1}} if name == 'deer' else {}
+    folder = small
+    if name == 'mole':
+        folder = create_small_checkpoint(small / 'mole')
+        decoder = read_model_config(folder).language_model
+        LayerRouter(decoder.width, decoder.layers).save(folder, 2)
+    sentence = f"{name}, as it is set, cannot run in fixed shapes; choose optimisation 'fused'."
+    for optimisation in ('graphs', 'compiled'):
+        with pytest.raises(ValueError, match=f'^{re.escape(sentence)}$'):
+            LocalPolicy.load(folder, methods=(name,), method_settings=settings,
+                             optimisation=optimisation, load_model=reading_nothing)
+
+
+def test_of_two_that_choose_in_the_pass_fixed_shapes_refuse_one_before_weights_are_read(small):
+    with pytest.raises(ValueError, match=r'one acceleration method.* lightvla\+random_tokens\.'):
+        LocalPolicy.load(small, methods=('lightvla', 'random_tokens'), optimisation='graphs',
+                         load_model=reading_nothing)
+    with pytest.raises(AssertionError, match='weights were read'):
+        LocalPolicy.load(small, methods=('lightvla', 'depth_cut'), optimisation='graphs',
+                         load_model=reading_nothing)
+
+
+@pytest.mark.parametrize('name', acceleration.available())
+def test_execution_modes_are_those_that_keep_what_a_method_assumes(name):
+    modes = acceleration.execution_modes([name])
+    assert 'sync' in modes
+    assert (modes == EXECUTION_MODES) == (not create(name).assumes)
+    for mode in EXECUTION_MODES:
+        if mode in modes:
+            acceleration.check_execution([name], mode)
+        else:
+            with pytest.raises(ValueError, match=(
+                    f'^{name} takes it that a chunk is executed to its end before the next '
+                    f"inference: set execution_mode to 'sync', it is '{mode}', or choose another "
+                    'method[.]$')):
+                acceleration.check_execution([name], mode)
 
 
 @pytest.mark.parametrize('name', acceleration.available())

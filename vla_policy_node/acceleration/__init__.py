@@ -8,15 +8,17 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vla_policy_node.acceleration import declarations
 from vla_policy_node.acceleration.base import Method, Report, Step
 from vla_policy_node.acceleration.declarations import (
+    Assumption,
     Capability,
     Effect,
+    check_fixed_shapes,
     check_policy,
     check_together,
 )
 from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.policy.interface import EXECUTION_MODES
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
@@ -29,9 +31,9 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-    'Capability', 'Effect', 'Method', 'Report', 'Step', 'available', 'check_execution',
-    'check_policy', 'check_together', 'create', 'execution_modes', 'open_settings', 'prepare',
-    'settings']
+    'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
+    'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together', 'create',
+    'execution_modes', 'open_settings', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -56,20 +58,15 @@ def open_settings(name: str) -> Mapping[str, Sequence[object]]:
 
 
 def execution_modes(methods: Sequence[str]) -> tuple[str, ...]:
-    """Execution modes in which these methods are valid; see `Method.needs_sync`."""
-    if any(_METHODS[name].needs_sync for name in methods):
-        return ('sync',)
-    return EXECUTION_MODES
+    """Execution modes in which these methods are valid; see `Method.assumes`."""
+    return declarations.execution_modes(map(_METHODS.__getitem__, methods))
 
 
 def check_execution(methods: Sequence[str], mode: str) -> None:
     """Raise ValueError with one sentence for methods that are invalid in an execution mode."""
     for name in methods:
         settings(name)  # refuses what is unknown
-        if mode not in execution_modes([name]):
-            raise ValueError(
-                f'{name} takes it that a chunk is executed to its end before the next inference: '
-                f"set execution_mode to 'sync', it is {mode!r}, or choose another method.")
+        declarations.check_execution([_METHODS[name]], mode)
 
 
 def create(name: str, **chosen: object) -> Method:

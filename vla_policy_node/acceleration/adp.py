@@ -50,7 +50,7 @@ class Adp(Selection):
 
     name = 'adp'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
-    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES, Effect.FIXED_SHAPES})
     reads_state = True
 
     def __init__(

@@ -27,13 +27,13 @@ from typing import ClassVar
 import numpy as np
 
 from vla_policy_node.acceleration.answers import StepAnswers
-from vla_policy_node.acceleration.declarations import IN_PASS, Effect
+from vla_policy_node.acceleration.declarations import IN_PASS, Assumption, Effect
 from vla_policy_node.acceleration.hooks import Step, StepHooks, WeightHooks
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import PassHooks
 
-__all__ = ['Capability', 'Effect', 'Method', 'Report', 'Step']
+__all__ = ['Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step']
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ class Method(WeightHooks, StepHooks, PassHooks):
     name: how configuration files and reports call the method.
     action_rows: the rows the head should read if neither user nor checkpoint says,
         '' for no wish (see `families.prismatic.ACTION_ROWS`).
-    needs_sync: whether it relies on a chunk being executed to its end before the next inference,
-        as in execution mode 'sync'; it is then refused in the others.
     answers: what answers some steps instead of the network, None if nothing does.
-    needs: what the policy must offer. does: what the method may do to it, as it is set.
+    needs: what the policy must offer. does: what the method may do to it, as it is set; what
+        has been learnt may narrow it in `prepare`.
+    assumes: what must hold of how actions are executed; in other execution modes it is refused.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
     """
 
     name: ClassVar[str] = ''
     action_rows: ClassVar[str] = ''
-    needs_sync: ClassVar[bool] = False
     answers: StepAnswers | None = None
     needs: ClassVar[frozenset[Capability]] = frozenset()
     does: frozenset[Effect] = frozenset()
+    assumes: ClassVar[frozenset[Assumption]] = frozenset()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
 
     @property

@@ -75,7 +75,7 @@ class FastDriveVla(Selection):
 
     name = 'fastdrivevla'
     needs = frozenset({Capability.VISUAL_TOKENS})
-    does = frozenset({Effect.DROPS_TOKENS})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.FIXED_SHAPES})
 
     def __init__(self, *, prune: float = 0.5):
         super().__init__()

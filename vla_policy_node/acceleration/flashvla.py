@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.answers import StepAnswers
-from vla_policy_node.acceleration.base import Capability, Effect
+from vla_policy_node.acceleration.base import Assumption, Capability, Effect
 from vla_policy_node.acceleration.selection import Budget, Selection, by_token, top
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
@@ -48,7 +48,7 @@ class FlashVla(Selection):
     does = frozenset({
         Effect.DROPS_TOKENS_LATER, Effect.READS_OUTPUTS, Effect.ANSWERS_STEPS,
         Effect.COST_VARIES})
-    needs_sync = True
+    assumes = frozenset({Assumption.WHOLE_CHUNKS})
     open_settings: ClassVar = {
         'keep': (0.25, 0.75), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}
 

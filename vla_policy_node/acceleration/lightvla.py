@@ -34,7 +34,7 @@ class LightVla(Method):
 
     name = 'lightvla'
     needs = frozenset({Capability.VISUAL_TOKENS})
-    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES, Effect.FIXED_SHAPES})
     action_rows = 'last56'
 
     def __init__(
@@ -59,8 +59,14 @@ class LightVla(Method):
         self.count = count
         if count:
             self.does = self.does - {Effect.COST_VARIES}
+        if self._ablates:
+            self.does = self.does - {Effect.FIXED_SHAPES}
         self._generator = torch.Generator().manual_seed(seed)
         self._report: tuple[Tensor, Tensor, int] | None = None
+
+    @property
+    def _ablates(self) -> bool:
+        return bool(self.extra_random or self.drop_fraction)
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens without a vote."""
@@ -77,7 +83,7 @@ class LightVla(Method):
 
     def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose the visual tokens with a vote; not with the ablation, which draws at random."""
-        return None if self.extra_random or self.drop_fraction else self._vote(sequence)
+        return None if self._ablates else self._vote(sequence)
 
     def record_selection(self, choice: Choice) -> None:
         """Store a choice among all visual tokens as that of the last pass."""
@@ -99,7 +105,7 @@ class LightVla(Method):
 
     def _ablate(self, voted: Tensor, others: Tensor) -> Tensor:
         """Tokens to keep, ascending; at least one of the voted ones stays."""
-        if not self.extra_random and not self.drop_fraction:
+        if not self._ablates:
             return voted
         count = max(1, len(voted) - round(self.drop_fraction * len(voted)))
         kept = draw(voted, count, self._generator)

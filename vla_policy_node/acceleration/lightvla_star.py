@@ -91,7 +91,9 @@ class LightVlaStar(Method):
 
     name = 'lightvla_star'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
-    does = frozenset({Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER, Effect.COST_VARIES})
+    # Of these, the layer that the queries were learnt for decides.
+    does = frozenset({
+        Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER, Effect.COST_VARIES, Effect.FIXED_SHAPES})
 
     def __init__(self):
         self.queries: LearnedQueries | None = None
@@ -107,10 +109,14 @@ class LightVlaStar(Method):
                 f'and select before layer {queries.layer}.'
             )
         self.queries = queries
+        if queries.layer:
+            self.does = type(self).does - {Effect.DROPS_TOKENS, Effect.FIXED_SHAPES}
+        else:
+            self.does = type(self).does - {Effect.DROPS_TOKENS_LATER}
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens no query chose, if the queries look here."""
-        return self.before_layer(0, sequence)
+        return self._drop(0, sequence)
 
     def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose the same, if the queries look here."""
@@ -129,6 +135,9 @@ class LightVlaStar(Method):
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens no query chose, if the queries look here."""
+        return self._drop(index, sequence)
+
+    def _drop(self, index: int, sequence: TokenSequence) -> TokenSequence:
         if self.queries is None:
             raise ValueError('LightVLA* has no queries yet; call prepare with a checkpoint first.')
         if index != self.queries.layer:

@@ -21,7 +21,7 @@ class RandomTokens(Selection):
 
     name = 'random_tokens'
     needs = frozenset({Capability.VISUAL_TOKENS})
-    does = frozenset({Effect.DROPS_TOKENS})
+    does = frozenset({Effect.DROPS_TOKENS, Effect.FIXED_SHAPES})
 
     def __init__(self, *, keep: float = 0.152, count: int = 0, seed: int = 0):
         super().__init__()

@@ -28,7 +28,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vla_policy_node.acceleration.answers import StepAnswers
-from vla_policy_node.acceleration.base import Capability, Effect, Step
+from vla_policy_node.acceleration.base import Assumption, Capability, Effect, Step
 from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
@@ -60,7 +60,7 @@ class SpVla(Selection):
     does = frozenset({
         Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.ANSWERS_STEPS,
         Effect.COST_VARIES})
-    needs_sync = True
+    assumes = frozenset({Assumption.WHOLE_CHUNKS})
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),
         'fast': (0.5,), 'min_keep': (0.5,), 'layer': (1,), 'edge_low': (0.05,),

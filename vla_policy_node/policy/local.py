@@ -149,6 +149,8 @@ class LocalPolicy:
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
         acceleration.prepare(chosen, directory, config)
+        if optimisation in ('graphs', 'compiled'):
+            acceleration.check_fixed_shapes(chosen)
         action_rows = choose_action_rows(
             action_rows, config.action_rows or published_action_rows(directory), chosen
         )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from vla_policy_node.acceleration.declarations import check_fixed_shapes
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
@@ -55,12 +56,8 @@ class StaticForward:
                 f'Fixed shapes are for the L1 head, not the {model.config.family.name} head; '
                 "choose optimisation 'none'."
             )
+        check_fixed_shapes(methods)
         choosing = [method for method in methods if method.acts_in_pass]
-        if len(choosing) > 1:
-            raise ValueError(
-                "Fixed shapes are for one acceleration method; choose optimisation 'fused' for "
-                f'{"+".join(method.name for method in methods)}.'
-            )
         trunk = cast(PrismaticVla, model)  # only its families offer fixed shapes
         self._model = compiling.compile_parts(trunk) if compiled else trunk
         self._method = choosing[0] if choosing else None
@@ -182,11 +179,7 @@ class StaticForward:
         if self._method is None:
             return sequence, torch.arange(visual.shape[1], device=visual.device), None, None
         choice = self._method.select_static(sequence)
-        if choice is None:
-            raise ValueError(
-                f'{self._method.name}, as it is set, cannot run in fixed shapes; choose '
-                "optimisation 'fused'."
-            )
+        assert choice is not None, f'{self._method.name} declares FIXED_SHAPES'
         bias = torch.zeros_like(choice.scores, dtype=torch.float32)
         bias = (bias if choice.bias is None else choice.bias).masked_fill(
             ~choice.kept, -torch.inf)
