@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def find(directory: Path) -> Path | None:
     return files[0]
 
 
-def is_release(state: object) -> bool:
+def is_release(state: object) -> TypeGuard[Mapping]:
     """Whether this is what a `.pt` of CogACT holds."""
     model = state.get('model') if isinstance(state, Mapping) else None
     return isinstance(model, Mapping) and 'action_model' in model and all(

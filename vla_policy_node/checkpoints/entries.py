@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from vla_policy_node.checkpoints.reading import listed, shown
 
@@ -120,7 +121,7 @@ class Entries:
         return f'{self._place}.{key}' if self._place else str(key)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number that a float can hold; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -45,9 +45,9 @@ def read_document(directory: Path) -> Mapping:
 def read_statistics_document(directory: Path) -> Mapping:
     """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`."""
     if not (directory / 'dataset_statistics.json').is_file():
-        entries = Entries(read_json(directory, 'config.json'), 'config.json')
-        if entries.inside('norm_stats', {}).names():
-            return entries.value('norm_stats')
+        document = read_json(directory, 'config.json')
+        if Entries(document, 'config.json').inside('norm_stats', {}).names():
+            return document['norm_stats']
     return read_json(directory, 'dataset_statistics.json')
 
 

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MB = 1 << 20
 # Of public checkpoints, the largest config.json has 150 kB and the largest index 100 kB.
@@ -104,7 +105,7 @@ def foreign(path: Path, sentence: str = 'cannot be read; the download may be inc
         raise ValueError(f'{path} {sentence}.') from error
 
 
-def read_json(path: Path, largest_bytes: int = JSON_BYTES, kind: type = dict) -> object:
+def read_json(path: Path, largest_bytes: int = JSON_BYTES, kind: type = dict) -> Any:
     """Parse a JSON file whose outermost value is of this kind, dict or list.
 
     In the objects of the file, an entry that is looked up and not there is a ValueError, too.
@@ -142,7 +143,7 @@ def read_json(path: Path, largest_bytes: int = JSON_BYTES, kind: type = dict) ->
     if _depth(value) > JSON_DEPTH:
         raise ValueError(_too_deep(path))
     if not isinstance(value, kind):
-        wanted = {dict: 'an object', list: 'a list'}[kind]
+        wanted = 'an object' if kind is dict else 'a list'
         raise ValueError(
             f'{path} must hold {wanted}, not {shown(value)}; put the real file there.'
         )

@@ -86,7 +86,8 @@ def check_weights(path: Path, name: str, tensor: object) -> None:
 
     A view that repeats a few stored numbers would grow to any size when it is copied.
     """
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+    known = type(tensor) in (Tensor, torch.nn.Parameter)  # no class of a library's own
+    if not known or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         raise ValueError(f'{path} holds no table of tensors; it is no part of a checkpoint.')
     if tensor.device.type != 'cpu' or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise ValueError(
@@ -137,6 +138,6 @@ def _pickle_problem(stream: BinaryIO) -> str:
     stream.seek(0)
     for _ in range(_OLDER_PICKLES):
         for _, _, position in pickletools.genops(stream):
-            if position > OLDER_PICKLE_BYTES:
+            if position is not None and position > OLDER_PICKLE_BYTES:
                 return 'holds more than one MB beside its tensors; save it again with torch.save'
     return ''

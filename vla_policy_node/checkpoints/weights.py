@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -153,12 +154,12 @@ def merge_adapters(
         if '.lora_A.' in name or '.lora_B.' in name:
             continue
         if not stem.endswith('.base_layer'):
-            readers[name] = name, lambda name=name: get(name)
+            readers[name] = name, partial(get, name)
             continue
         stem = stem.removesuffix('.base_layer')
         down, up = (f'{stem}.lora_{piece}.default.weight' for piece in 'AB')
         if kind != 'weight' or down not in names:
-            readers[f'{stem}.{kind}'] = name, lambda name=name: get(name)
+            readers[f'{stem}.{kind}'] = name, partial(get, name)
             continue
 
         def merged(name: str = name, down: str = down, up: str = up) -> Tensor:
@@ -173,9 +174,8 @@ def _merge(
     scale: Callable[[int], float],
 ) -> Tensor:
     rank, rows = len(down) if down.ndim else 0, base.shape[0] if base.ndim else 0
-    fits = up is not None and rank and rows and down.ndim > 1 and up.ndim > 1
-    if not fits or up.shape[0] != rows or up[0].numel() != rank or (
-        down[0].numel() != base[0].numel()
+    if up is None or not (rank and rows and down.ndim > 1 and up.ndim > 1) or (
+        up.shape[0] != rows or up[0].numel() != rank or down[0].numel() != base[0].numel()
     ):
         raise ValueError(
             f'{path} has an adapter around {plain(name)} that does not fit its weight; the file '

@@ -53,6 +53,11 @@ class Float8Linear(nn.Module):
     factor: what inputs are multiplied with before they are rounded, None without a bound.
     """
 
+    channels: Tensor | None
+    weight_scale: Tensor
+    input_scale: Tensor
+    factor: Tensor | None
+
     def __init__(self, linear: nn.Linear, bound: float | None = None, by_channel: bool = True):
         super().__init__()
         # Tensors, not numbers: layers that differ in these alone share what is compiled.
@@ -121,7 +126,8 @@ def _replace(norm: nn.Module, part: nn.Module, first: Sequence[str], second: str
     linears = {
         name: child for name, child in part.named_children() if isinstance(child, nn.Linear)}
     first = [name for name in first if name in linears]
-    bounds = {name: reach(norm, linears[name].in_features) for name in first}
+    bounds: dict[str, float | None] = {
+        name: reach(norm, linears[name].in_features) for name in first}
     # Attention averages, a GELU shrinks; a gate multiplies.
     bounds[second] = None if second == 'down_proj' else reach(
         norm, linears[second].in_features, linears[first[-1]])
@@ -133,8 +139,8 @@ def _replace(norm: nn.Module, part: nn.Module, first: Sequence[str], second: str
 
 def reach(norm: nn.Module, width: int, linear: nn.Linear | None = None) -> float:
     """What no value of the norm's result exceeds, or none of the last `width` of its product."""
-    gain = 1.0 if norm.weight is None else norm.weight.float()
-    shift = getattr(norm, 'bias', None)
+    gain, shift = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    gain = 1.0 if gain is None else gain.float()
     if linear is None:
         largest = torch.as_tensor(gain).abs() * width**0.5
         largest = largest if shift is None else largest + shift.float().abs()

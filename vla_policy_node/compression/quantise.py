@@ -60,11 +60,11 @@ def imitate_int4(small: nn.Module, plain: nn.Module) -> None:
 
     For what int4 changes, on devices that cannot run it.
     """
-    for name, module in plain.language_model.layers.named_modules():
+    target = small.get_submodule('language_model.layers')
+    for name, module in plain.get_submodule('language_model.layers').named_modules():
         if isinstance(module, nn.Linear) and module.weight.shape[1] % GROUP_SIZE == 0:
             rounded = round_to_int4(module.weight.detach())
-            small.language_model.layers.get_submodule(name).weight = nn.Parameter(
-                rounded, requires_grad=False)
+            target.get_submodule(name).weight = nn.Parameter(rounded, requires_grad=False)
 
 
 def _import() -> tuple[Callable, dict[str, Callable]]:

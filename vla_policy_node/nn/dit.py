@@ -45,7 +45,7 @@ class DiffusionTransformer(nn.Module):
 
     def embed(self, actions: Tensor) -> Tensor:
         """[B, K, 7] -> [B, K, width]."""
-        return self.x_embedder.linear(actions)
+        return self.x_embedder(actions)
 
     def run_blocks(self, embedded: Tensor, steps: Tensor, conditions: Tensor) -> Tensor:
         """[B, K, width], [B] or [1] int64, [B, 1, width] -> rows after the blocks, [B, K, width].
@@ -53,7 +53,7 @@ class DiffusionTransformer(nn.Module):
         conditions: embedded by `z_embedder`.
         """
         waves = step_waves(steps).to(conditions.dtype)
-        first = self.t_embedder.mlp(waves)[:, None] + conditions
+        first = self.t_embedder(waves)[:, None] + conditions
         rows = torch.cat([first, embedded], dim=1) + self.positional_embedding
         for block in self.blocks:
             rows = block(rows)
@@ -61,7 +61,7 @@ class DiffusionTransformer(nn.Module):
 
     def finish(self, rows: Tensor) -> Tensor:
         """[B, K, width] -> noise [B, K, 7]."""
-        return self.final_layer.linear(_norm(rows))
+        return self.final_layer(_norm(rows))
 
     def _initialise(self) -> None:
         for module in self.blocks.modules():
@@ -71,7 +71,7 @@ class DiffusionTransformer(nn.Module):
             for name, parameter in module.named_parameters():
                 if not name.endswith('bias'):
                     nn.init.normal_(parameter, std=INITIAL_STD)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.get_parameter('linear.weight'))
         for name, parameter in self.named_parameters():
             if name.endswith('bias'):
                 nn.init.zeros_(parameter)

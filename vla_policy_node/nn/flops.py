@@ -33,7 +33,7 @@ def vision_flops(config: ModelConfig) -> int:
 
 
 def decoder_flops(
-    model: DecoderConfig, layer_rows: Sequence[int] | Sequence[LayerRows], read: int
+    model: DecoderConfig, layer_rows: Sequence[int | LayerRows], read: int
 ) -> int:
     """Return the FLOPs of the layers that run; queries and MLP only for rows that ask.
 
