@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vla_policy_node.families import read_model_config
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 
 
 def test_int4_runs_on_cuda(tmp_path):
@@ -13,7 +13,7 @@ def test_int4_runs_on_cuda(tmp_path):
     sizes = {**variants.CONFIG['text_config'], 'hidden_size': 128, 'intermediate_size': 256}
     directory = variants.make(tmp_path / 'policy', text_config=sizes)
     config = read_model_config(directory)
-    model = checkpoint.load_model(directory, config, 'cuda', 'int4')
+    model = loading.load_model(directory, config, 'cuda', 'int4')
     inputs = (torch.randn(1, 2, 6, 56, 56).bfloat16().cuda(), torch.zeros(1, 8).bfloat16().cuda(),
               torch.tensor([[1, 40, 41, 3]]).cuda())
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vla_policy_node import families
 from vla_policy_node.families import config_of, create_network, read_model_config
-from vla_policy_node.runtime import checkpoint, small
+from vla_policy_node.runtime import loading, saving, small
 
 CONFIG = {
     'model_type': 'openvla',
@@ -56,7 +56,7 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
     for path in directory.glob('*.safetensors'):
         path.unlink()
     (directory / 'config.json').write_text(json.dumps(document))
-    checkpoint.save_model(directory, random_model(config), step=7)
+    saving.save_model(directory, random_model(config), step=7)
     return directory
 
 
@@ -83,7 +83,7 @@ def _random_model(config):
 
 def load(directory, dtype='float32'):
     config = read_model_config(directory)
-    return checkpoint.load_model(directory, config, 'cpu', dtype)
+    return loading.load_model(directory, config, 'cpu', dtype)
 
 
 def shard(directory: Path, pieces: int, prefix: str = '') -> None:

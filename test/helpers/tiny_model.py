@@ -14,6 +14,7 @@ from torch.utils import flop_counter
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method, Step
+from vla_policy_node.checkpoints import layout
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
@@ -26,18 +27,18 @@ from vla_policy_node.policy.interface import (
     PolicyDescription,
     TokenSelection,
 )
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.fusing import fuse
 
 DATA = Path(__file__).parents[1] / 'data'
 CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
 CASES = [np.load(DATA / 'lightvla_tiny' / f'case{index}.npz') for index in range(4)]
-CONFIG = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
-STATISTICS = read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
+CONFIG = config_of(layout.read_json(CHECKPOINT, 'config.json'))
+STATISTICS = read_statistics(layout.read_json(CHECKPOINT, 'dataset_statistics.json'))
 DESCRIPTION = PolicyDescription(
     architecture='tiny', chunk_length=8, action_range=((-1.0,) * 7, (1.0,) * 7))
 PREPROCESSOR = ImagePreprocessor(
-    checkpoint.read_json(CHECKPOINT, 'preprocessor_config.json'), 56, center_crop=False
+    layout.read_json(CHECKPOINT, 'preprocessor_config.json'), 56, center_crop=False
 )
 
 
@@ -52,7 +53,7 @@ def shared(make):
 
 def load_model():
     """A model of one's own, to change."""
-    return checkpoint.load_model(CHECKPOINT, CONFIG, 'cpu', 'float32')
+    return loading.load_model(CHECKPOINT, CONFIG, 'cpu', 'float32')
 
 
 @shared
@@ -126,7 +127,7 @@ def prepared(name, model=None, **settings):
     method = acceleration.create(name, **settings)
     method.prepare(CHECKPOINT, CONFIG)
     if model is not None:
-        method.change_model(model)
+        acceleration.change_network([method], model)
     return method
 
 

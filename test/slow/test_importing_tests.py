@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 
 MODULES = [path for path in sorted(marks.TESTS.rglob('*.py')) if path.name != 'conftest.py']
 
@@ -20,7 +20,7 @@ def test_importing_it_runs_no_network(path, monkeypatch):
         raise AssertionError(f'{path.name} computes while it is imported; use a fixture.')
 
     for owner, name in (
-        (nn.Module, '__call__'), (PrismaticVla, '__init__'), (checkpoint, 'load_model'),
+        (nn.Module, '__call__'), (PrismaticVla, '__init__'), (loading, 'load_model'),
     ):
         monkeypatch.setattr(owner, name, refuse)
     monkeypatch.syspath_prepend(str(path.parent))

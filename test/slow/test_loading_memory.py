@@ -27,7 +27,7 @@ LOAD = '''
 import sys
 from pathlib import Path
 from vla_policy_node.families import read_model_config
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 
 def anonymous():
     lines = Path('/proc/self/status').read_text().splitlines()
@@ -42,7 +42,7 @@ def sample(share):
     global peak
     peak = max(peak, anonymous())
 
-model = checkpoint.load_model(directory, config, 'cpu', dtype, sample)
+model = loading.load_model(directory, config, 'cpu', dtype, sample)
 print(peak - before, anonymous() - before,
       sum(tensor.nbytes for tensor in model.state_dict().values()))
 '''

@@ -90,7 +90,7 @@ def test_a_policy_computes_with_its_threads_and_leaves_those_of_others(small, th
     loading = set()
 
     def load_model(*arguments, **options):
-        from vla_policy_node.runtime.checkpoint import load_model
+        from vla_policy_node.runtime.loading import load_model
 
         loading.add(torch.get_num_threads())
         return load_model(*arguments, **options)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.system.files import default_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[2] / 'checkpoints'
@@ -34,7 +34,7 @@ def test_it_is_small_and_whole(folder):
 @pytest.mark.parametrize(('suite', 'episodes'), [('libero_object', 200), ('libero_spatial', 50)])
 def test_its_evaluation_is_of_these_very_weights(suite, episodes):
     document = json.loads((CHECKPOINTS / suite / 'evaluation.json').read_text())
-    assert document['checkpoint']['sha256'] == checkpoints.fingerprint(CHECKPOINTS / suite)
+    assert document['checkpoint']['sha256'] == fingerprint(CHECKPOINTS / suite)
     assert document['suite'] == suite
     assert (document['layout'], document['episodes']) == ('shuffled', episodes)
     assert {row['method'] for row in document['rows']} == {

@@ -14,7 +14,7 @@ from training_data import CAMERAS, make_demonstrations, small_config
 from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training import cognition
 from vla_policy_node.training.cogact import with_new_head
@@ -50,7 +50,7 @@ def weights(run):
 
 def test_what_sees_and_reads_stays_and_the_head_is_new(folders):
     config = read_model_config(folders[0])
-    start = checkpoints.load_model(folders[0], config, 'cpu', 'float32')
+    start = loading.load_model(folders[0], config, 'cpu', 'float32')
     model = with_new_head(start, COGACT)
     for name, tensor in start.state_dict().items():
         if not name.startswith('action_head.'):
@@ -130,7 +130,7 @@ def head_data(folders, tmp_path, monkeypatch):
     """Makes what one of some processes learns from, in parts of four frames, in float32."""
     first = train(run_in(tmp_path / 'a', folders, replace(COGACT, steps=1)))
     config = read_model_config(first)
-    model = checkpoints.load_model(first, config, 'cpu', 'float32')
+    model = loading.load_model(first, config, 'cpu', 'float32')
     monkeypatch.setattr(cognition, 'autocast', lambda device: contextlib.nullcontext())
     monkeypatch.setattr(cognition, '_FRAMES', 2)
     monkeypatch.setattr(cognition, '_PART', 2)

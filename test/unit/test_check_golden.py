@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node import cli
 from vla_policy_node.acceleration import lightvla
-from vla_policy_node.checkpoints import statistics
+from vla_policy_node.checkpoints import layout, statistics
 from vla_policy_node.checks import golden, golden_cases, golden_images
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
@@ -27,7 +27,7 @@ from vla_policy_node.checks.golden_model import GoldenModel
 from vla_policy_node.encoding import preprocess, prompt
 from vla_policy_node.families import config_of, create_network, prismatic
 from vla_policy_node.nn import heads, vision
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading, saving
 
 DATA = Path(__file__).parents[1] / 'data'
 CHECKPOINT = DATA / 'oft_tiny' / 'checkpoint'
@@ -218,15 +218,15 @@ def test_a_failure_names_the_first_stage_and_says_so_in_the_exit_code(vla, direc
 
 
 def test_an_altered_weight_is_found(directory, one_case):
-    config = config_of(checkpoint.read_json(directory, CONFIG))
-    model = checkpoint.load_model(directory, config, 'cpu', 'float32')
+    config = config_of(layout.read_json(directory, CONFIG))
+    model = loading.load_model(directory, config, 'cpu', 'float32')
     model = model.to(torch.float32)
     altered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     altered['projector.fc2.weight'][3] *= 1.05
     model.load_state_dict(altered, assign=True)
     for path in [*directory.glob('model*'), *directory.glob('*.pt')]:
         path.unlink()
-    checkpoint.save_model(directory, model)
+    saving.save_model(directory, model)
     assert failing_stages(directory, one_case('oft_tiny'))[0] == 'projector'
 
 
@@ -273,7 +273,7 @@ def other_sizes(tmp_path_factory):
     pack.mkdir()
     torch.manual_seed(3)
     model = create_network(config_of(SIZES)).eval()
-    checkpoint.save_model(directory, model, step=9)
+    saving.save_model(directory, model, step=9)
     shutil.copy(CHECKPOINT / IMAGES, directory)
     shutil.copy(CHECKPOINT / RANGES, directory)
     edit_json(directory / RANGES, lambda document: document.update(

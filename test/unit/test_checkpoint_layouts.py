@@ -1,5 +1,6 @@
 """Every layout of public checkpoints is recognised from its files, and runs or says why not."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_policy_node.checkpoints import layout
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.families import config_of, read_model_config
 from vla_policy_node.nn.ddim import Ddim
 from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import END_EFFECTOR_STATE, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import saving
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive')
 
@@ -118,7 +120,7 @@ def test_a_merged_checkpoint_may_keep_its_adapter(made, l1):
 
 def test_a_model_may_be_saved_over_the_files_it_is_a_view_of(made, l1):
     model = variants.load(l1)
-    checkpoint.save_model(l1, model, step=7)
+    saving.save_model(l1, model, step=7)
     same_weights(variants.load(made['l1']), model)
     same_weights(variants.load(made['l1']), variants.load(l1))
 
@@ -477,14 +479,14 @@ def test_a_path_that_is_no_directory_asks_no_hub(monkeypatch, name, sentence):
 
 
 def test_a_file_of_the_hubs_cache_need_not_be_read_for_its_hash(made, tmp_path):
-    plain = checkpoint.fingerprint(made['l1'])
+    plain = fingerprint(made['l1'])
     blobs, snapshot = tmp_path / 'blobs', tmp_path / 'snapshot'
     blobs.mkdir()
     variants.copy(made['l1'], snapshot)
     path = snapshot / 'model.safetensors'
-    blob = blobs / checkpoint._sha256(path)
+    blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
     shutil.move(path, blob)
     path.symlink_to(blob)
-    assert checkpoint.fingerprint(snapshot) == plain
+    assert fingerprint(snapshot) == plain
     blob.write_bytes(b'not read')
-    assert checkpoint.fingerprint(snapshot) == plain
+    assert fingerprint(snapshot) == plain

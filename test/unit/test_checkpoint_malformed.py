@@ -25,7 +25,7 @@ from vla_policy_node.checkpoints import reading, tensor_files
 from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 
 LIMIT_S = 5.0  # of the processor's time, on which other processes have no claim
 LIMIT_MB = 600
@@ -404,7 +404,7 @@ def rewrite(path, change):
 def test_weights_that_do_not_fit_are_refused_before_any_is_placed(
         directory, monkeypatch, change, sentence):
     rewrite(directory / MODEL, change)
-    monkeypatch.setattr(checkpoint, '_place', lambda *_: pytest.fail('a weight was placed'))
+    monkeypatch.setattr(loading, '_place', lambda *_: pytest.fail('a weight was placed'))
     assert re.search(sentence, refusal_of(directory))
 
 
@@ -414,7 +414,7 @@ def test_a_weight_in_two_files_is_refused(directory):
 
 
 def test_a_model_that_the_machine_has_no_memory_for_is_refused(directory, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'memory_bytes', lambda: 1000)
+    monkeypatch.setattr(loading, 'memory_bytes', lambda: 1000)
     rewrite(directory / MODEL, lambda t: t.update({n: v.half() for n, v in t.items()}))
     assert 'this machine has' in refusal_of(directory)
     rewrite(directory / MODEL, lambda t: t.update({n: v.float() for n, v in t.items()}))

@@ -18,7 +18,7 @@ from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime import checkpoint, small
+from vla_policy_node.runtime import loading, small
 
 TWO_CAMERAS = {**variants.COGACT, 'cameras': 2, 'proprio': True}
 
@@ -302,6 +302,6 @@ def test_public_sizes_are_read_from_a_public_config(tmp_path, monkeypatch):
 
 def test_a_float_policy_may_run_in_bfloat16(made):
     config = read_model_config(made['one camera'])
-    model = checkpoint.load_model(made['one camera'], config, 'cpu', 'bfloat16')
+    model = loading.load_model(made['one camera'], config, 'cpu', 'bfloat16')
     cognition = torch.randn(1, 1, 32, dtype=torch.bfloat16)
     assert model.decode(cognition).dtype == torch.float32

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.lightvla_star import FILE_NAME, LearnedQueries, LightVlaStar
 from vla_policy_node.acceleration.lightvla_training import LightVlaStarTraining
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.checkpoint import fingerprint
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 WIDTH = CONFIG.language_model.width

@@ -125,9 +125,9 @@ def test_the_counter_counts_what_torch_counts(name, keep):
 def test_reset_forgets_everything(name):
     settings = DROPPING.get(name, {})
     used, fresh = (prepared(name, **settings) for _ in range(2))
-    used.change_model(model := load_model())
+    acceleration.change_network([used], model := load_model())
     if name == 'adp':
-        fresh.change_model(model)
+        acceleration.change_network([fresh], model)
     for inputs in map(shared_inputs, range(1, 4)):
         run_step(model, used, inputs)
     used.reset()

@@ -190,7 +190,7 @@ def observed(name, settings, checkpoint):
     method, seen = create(name, **settings), set()
     acceleration.prepare([method], checkpoint, config)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
-    method.change_model(model)
+    acceleration.change_network([method], model)
     after = model.state_dict()
     if before.keys() != after.keys() or any(
             not torch.equal(before[key], after[key]) for key in before):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from vla_policy_node.checkpoints import layout
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import config_of, create_network
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading, saving
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 PUBLIC_LAYOUT = Path(__file__).parents[1] / 'data' / 'oft_tiny' / 'checkpoint'
@@ -26,8 +28,8 @@ def directory(tmp_path):
 
 
 def load(directory):
-    config = config_of(checkpoint.read_json(directory, 'config.json'))
-    return checkpoint.load_model(directory, config, 'cpu', 'float32')
+    config = config_of(layout.read_json(directory, 'config.json'))
+    return loading.load_model(directory, config, 'cpu', 'float32')
 
 
 def test_public_sizes_add_up_to_the_public_checkpoint():
@@ -49,7 +51,7 @@ def test_saved_weights_load_again(directory, tmp_path):
     model = load(directory)
     for path in [*directory.glob('model*'), *directory.glob('*.pt')]:
         path.unlink()
-    checkpoint.save_model(directory, model, step=7)
+    saving.save_model(directory, model, step=7)
     assert (directory / 'action_head--7_checkpoint.safetensors').is_file()
     again = load(directory)
     for name, tensor in model.state_dict().items():
@@ -63,21 +65,21 @@ def test_small_checkpoint_is_the_same_bytes_for_the_same_seed(tmp_path):
     )
     for path in sorted(first.iterdir()):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
-    assert checkpoint.fingerprint(first) == checkpoint.fingerprint(second)
-    assert checkpoint.fingerprint(first) != checkpoint.fingerprint(other)
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(other)
 
 
 def test_small_checkpoint_says_that_it_is_untrained(tmp_path):
     config = config_of(
-        checkpoint.read_json(create_small_checkpoint(tmp_path / 'small'), 'config.json')
+        layout.read_json(create_small_checkpoint(tmp_path / 'small'), 'config.json')
     )
     assert not config.trained
-    assert config_of(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json')).trained
+    assert config_of(layout.read_json(PUBLIC_LAYOUT, 'config.json')).trained
 
 
 def test_small_tokenizer_knows_every_instruction(tmp_path):
     directory = create_small_checkpoint(tmp_path / 'small')
-    config = config_of(checkpoint.read_json(directory, 'config.json'))
+    config = config_of(layout.read_json(directory, 'config.json'))
     encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
     for instruction in ('Pick up the alphabet soup and place it in the basket', 'zwölf ☂ Kisten'):
         ids = encoder.encode(instruction)
@@ -161,15 +163,15 @@ def test_a_pickle_with_code_is_not_run(directory, monkeypatch):
     ],
 )
 def test_unknown_device_or_dtype(device, dtype, sentence):
-    config = config_of(checkpoint.read_json(PUBLIC_LAYOUT, 'config.json'))
+    config = config_of(layout.read_json(PUBLIC_LAYOUT, 'config.json'))
     with pytest.raises(ValueError, match=sentence):
-        checkpoint.load_model(PUBLIC_LAYOUT, config, device, dtype)
+        loading.load_model(PUBLIC_LAYOUT, config, device, dtype)
 
 
 def test_an_entry_that_is_not_there_is_named_with_its_file(tmp_path):
     (tmp_path / 'dataset_statistics.json').write_text('{"bridge": {"action": {"q01": []}}}')
     with pytest.raises(ValueError, match=r"statistics\.json has no entry 'bridge\.proprio'"):
-        read_statistics(checkpoint.read_json(tmp_path, 'dataset_statistics.json'))
+        read_statistics(layout.read_json(tmp_path, 'dataset_statistics.json'))
 
 
 def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
@@ -188,7 +190,7 @@ def test_an_unknown_statistics_key_lists_the_known_ones():
 
 
 def test_actions_survive_normalising_and_back():
-    statistics = read_statistics(checkpoint.read_json(PUBLIC_LAYOUT, 'dataset_statistics.json'))
+    statistics = read_statistics(layout.read_json(PUBLIC_LAYOUT, 'dataset_statistics.json'))
     actions = np.random.default_rng(0).uniform(-2, 2, (8, 7))
     np.testing.assert_allclose(
         statistics.unnormalise_actions(statistics.normalise_actions(actions)), actions, atol=1e-12
@@ -197,6 +199,6 @@ def test_actions_survive_normalising_and_back():
 
 
 def test_proprio_outside_the_training_range_is_clipped():
-    statistics = read_statistics(checkpoint.read_json(PUBLIC_LAYOUT, 'dataset_statistics.json'))
+    statistics = read_statistics(layout.read_json(PUBLIC_LAYOUT, 'dataset_statistics.json'))
     assert statistics.normalise_proprio(np.full(8, 100.0)).tolist() == [1.0] * 8
     assert statistics.normalise_proprio(np.full(8, -100.0)).tolist() == [-1.0] * 8

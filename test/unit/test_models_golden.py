@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from vla_policy_node.checkpoints import layout
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import config_of
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime import loading
 
 DATA = Path(__file__).parents[1] / 'data' / 'oft_tiny'
 CHECKPOINT = DATA / 'checkpoint'
@@ -28,18 +29,18 @@ def assert_close(value, reference):
 
 @pytest.fixture(scope='module')
 def model() -> PrismaticVla:
-    config = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
-    return checkpoint.load_model(CHECKPOINT, config, 'cpu', 'float32')
+    config = config_of(layout.read_json(CHECKPOINT, 'config.json'))
+    return loading.load_model(CHECKPOINT, config, 'cpu', 'float32')
 
 
 @pytest.fixture(scope='module')
 def statistics():
-    return read_statistics(checkpoint.read_json(CHECKPOINT, 'dataset_statistics.json'))
+    return read_statistics(layout.read_json(CHECKPOINT, 'dataset_statistics.json'))
 
 
 @pytest.fixture(scope='module')
 def preprocessor() -> ImagePreprocessor:
-    document = checkpoint.read_json(CHECKPOINT, 'preprocessor_config.json')
+    document = layout.read_json(CHECKPOINT, 'preprocessor_config.json')
     return ImagePreprocessor(document, image_px=56, center_crop=False)
 
 
@@ -115,8 +116,8 @@ def test_actions(case, model, inputs, statistics):
 
 
 def test_bfloat16_stays_near_float32(case, inputs):
-    config = config_of(checkpoint.read_json(CHECKPOINT, 'config.json'))
-    model = checkpoint.load_model(CHECKPOINT, config, 'cpu', 'bfloat16')
+    config = config_of(layout.read_json(CHECKPOINT, 'config.json'))
+    model = loading.load_model(CHECKPOINT, config, 'cpu', 'bfloat16')
     pixels, proprio, ids = inputs
     normalised = model(pixels.bfloat16(), proprio.bfloat16(), ids)[0].float()
     assert np.abs(normalised.numpy() - case['normalized_actions']).max() < 0.03

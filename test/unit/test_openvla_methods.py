@@ -92,7 +92,7 @@ def read(model, methods=(), steps=2):
 def prepared(name, model, **settings):
     method = acceleration.create(name, **settings)
     acceleration.prepare([method], None, CONFIG)
-    method.change_model(model)
+    acceleration.change_network([method], model)
     return method
 
 

@@ -153,7 +153,7 @@ def test_every_choice_before_layer_0_is_the_same_in_fixed_shapes(name, settings,
     plain, static = (acceleration.create(name, **settings) for _ in range(2))
     for method in (plain, static):
         acceleration.prepare([method], learnt, CONFIG)
-        method.change_model(shared_model())
+        acceleration.change_network([method], shared_model())
     forward = StaticForward(shared_model(), [static])
     for number in range(8):
         inputs = shared_inputs(number % 4)

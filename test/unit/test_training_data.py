@@ -8,12 +8,12 @@ import pytest
 import torch
 from training_data import make_demonstrations, small_config
 
+from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import config_of
-from vla_policy_node.runtime.checkpoint import read_json
 from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.config import TrainingConfig

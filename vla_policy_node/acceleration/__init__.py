@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from vla_policy_node.acceleration import declarations
 from vla_policy_node.acceleration.base import Method, Report, Step
 from vla_policy_node.acceleration.declarations import (
@@ -31,9 +33,9 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-    'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
-    'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together', 'create',
-    'execution_modes', 'open_settings', 'prepare', 'settings']
+'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
+    'change_network', 'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together',
+    'create', 'execution_modes', 'open_settings', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -97,3 +99,11 @@ def prepare(methods: Sequence[Method], checkpoint: Path, config: ModelConfig) ->
         config = method.changed_config(config)
     for method in methods:
         method.prepare(checkpoint, config)
+
+
+def change_network(methods: Sequence[Method], network: nn.Module) -> None:
+    """Let methods change a network that has its weights already, instead of while it is loaded."""
+    for method in methods:
+        method.change_structure(network)
+    for method in methods:
+        method.change_weights(network)

@@ -78,16 +78,16 @@ class Adp(Selection):
         self.third_person_share = third_person_share
         self.gate = MotionGate(rule, windows, max_pruned, hold)
         self._config: ModelConfig  # from `prepare` on
-        self._layer0: DecoderLayer  # from `change_model` on
+        self._layer0: DecoderLayer  # from `change_weights` on
         self._is_open: Tensor | None = None  # the gate on the device, where shapes are fixed
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Remember the layout of the sequence."""
         self._config = config
 
-    def change_model(self, model: nn.Module) -> None:
+    def change_weights(self, network: nn.Module) -> None:
         """Change nothing, but keep layer 0, whose projections rank the tokens."""
-        self._layer0 = cast(DecoderLayer, model.get_submodule('language_model.layers.0'))
+        self._layer0 = cast(DecoderLayer, network.get_submodule('language_model.layers.0'))
 
     def begin_step(self, step: Step) -> None:
         """Measure how far the arm came."""

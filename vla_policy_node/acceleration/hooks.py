@@ -36,14 +36,24 @@ class Step:
 
 
 class WeightHooks:
-    """Hooks on the weights."""
+    """Hooks on the weights, in this order and after `Method.prepare`; see `runtime.loading`."""
 
     def changed_config(self, config: ModelConfig) -> ModelConfig:
-        """Return the config of a model after `change_model`, where its shape changes."""
+        """Return the config of a network after `change_structure`, where that changes it."""
         return config
 
-    def change_model(self, model: nn.Module) -> None:
-        """Change the loaded weights in place: once, after `prepare`, before the first pass."""
+    def change_structure(self, network: nn.Module) -> None:
+        """Take parts out, in place: once, before their weights are read.
+
+        network: has no values yet, only shapes (device 'meta'). Whatever stays must be the
+        object that it was, which tells where the files have its values.
+        """
+
+    def change_weights(self, network: nn.Module) -> None:
+        """Change the weights in place, or keep some to compute with: once, before the first pass.
+
+        network: has all its values, fused and of few bits if the policy will run so.
+        """
 
 
 class StepHooks:

@@ -18,7 +18,7 @@ from vla_policy_node.nn.config import ModelConfig
 
 
 class LayerTruncation(Method):
-    """Keeps the first layers, or evenly spaced ones, and frees the memory of the others.
+    """Keeps the first layers, or evenly spaced ones, and reads no others.
 
     keep: share of the layers, (0, 1]. 0.5 is SmolVLA, 0.7 FLOWER, 1.0 keeps all.
     spread: keep layers evenly spaced over the depth, the first one always, instead of the first
@@ -41,9 +41,9 @@ class LayerTruncation(Method):
         return replace(
             config, language_model=replace(decoder, layers=self._count(decoder.layers)))
 
-    def change_model(self, model: nn.Module) -> None:
+    def change_structure(self, network: nn.Module) -> None:
         """Remove the layers."""
-        layers = cast(nn.ModuleList, model.get_submodule('language_model.layers'))
+        layers = cast(nn.ModuleList, network.get_submodule('language_model.layers'))
         count = self._count(len(layers))
         step = len(layers) / count if self.spread else 1
         kept = {int(index * step) for index in range(count)}

@@ -103,11 +103,11 @@ class SqapVla(Selection):
         if round(self.attended * budget) + RING * self.robot > budget:  # the robot may exceed it
             self.does = self.does | {Effect.COST_VARIES}
 
-    def change_model(self, model: nn.Module) -> None:
+    def change_weights(self, network: nn.Module) -> None:
         """Quantise the linear layers of the decoder."""
         if not self.four_bits:
             return
-        layers = model.get_submodule('language_model.layers')
+        layers = network.get_submodule('language_model.layers')
         for name, weight in layers.named_parameters():
             if type(weight.data) is not Tensor or weight.element_size() == 1:
                 raise ValueError(

@@ -116,8 +116,7 @@ def _row(published: Published, model: PrismaticVla, contender: Contender, learnt
         for name in contender.methods
     ]
     acceleration.prepare(methods, learnt, config)
-    for method in methods:
-        method.change_model(model)
+    acceleration.change_network(methods, model)
     recorder = RowRecorder()
     generator = torch.Generator().manual_seed(0)
     side = config.image_px

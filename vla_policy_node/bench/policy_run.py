@@ -39,7 +39,7 @@ from vla_policy_node.families import read_model_config
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim_file, seal
 from vla_policy_node.policy.interface import Observation
-from vla_policy_node.runtime.checkpoint import load_model
+from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.system.files import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are

@@ -81,7 +81,8 @@ def list_variants(device: str, compiled: bool) -> list[PolicyVariant]:
 class PolicyCache:
     """Loads policies of one checkpoint; networks of the same dtype and form are loaded once.
 
-    load_model: with the arguments of `runtime.checkpoint.load_model`. settings: of the methods.
+    load_model: with the arguments of `runtime.loading.load_model`. settings: of the methods, of
+    which none changes or keeps weights.
     read_s: what policies measure their stages with.
     """
 
@@ -105,7 +106,8 @@ class PolicyCache:
             method_settings={name: self.settings.get(name, {}) for name in methods},
             preprocessing=preprocessing,
             optimisation=variant.optimisation,
-            load_model=lambda *arguments, fused: self._model(variant, *arguments, fused=fused),
+            load_model=lambda *arguments, fused, methods: self._model(
+                variant, *arguments, fused=fused),
         )
         policy.read_s = self.read_s
         return policy

@@ -7,18 +7,17 @@ LightVLA keeps do; with random weights they say nothing about a trained policy.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.compression.quantise import BITS, make_quantiser
-from vla_policy_node.families import create_network
-from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.acceleration.hooks import WeightHooks
+from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.nn.norms import RmsNorm
-from vla_policy_node.runtime import checkpoint, small
+from vla_policy_node.runtime import small
+from vla_policy_node.runtime.loading import DTYPES, make_network
 
 # Sizes as in the public config.json of OpenVLA-OFT and LightVLA.
 SIZES: Mapping[str, Mapping] = {
@@ -43,31 +42,29 @@ def write_files(directory: Path, document: Mapping) -> Path:
 
 
 def load_random(
-    directory: Path, config: ModelConfig, device: str, dtype: str, fused: bool = False
-) -> PrismaticVla:
-    """Make the model in place of `runtime.checkpoint.load_model`; one tensor at a time.
+    directory: Path,
+    config: ModelConfig,
+    device: str,
+    dtype: str,
+    fused: bool = False,
+    methods: Sequence[WeightHooks] = (),
+) -> PolicyNetwork:
+    """Make the model in place of `runtime.loading.load_model`; one tensor at a time.
 
     The same config gives the same weights, before they are rounded to the dtype.
     """
     where = torch.device(device)
-    with torch.device('meta'):
-        model = create_network(config)
-    quantise = make_quantiser(model, dtype, where) if dtype in BITS else None
-    norms = {
-        f'{name}.weight' for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm | RmsNorm)
-    }
-    state = {}
-    for name, wanted in model.state_dict().items():
-        tensor = _random(name, wanted.shape, name in norms, where)
-        tensor = tensor.to(checkpoint.DTYPES[dtype])
-        state[name] = quantise(name, tensor) if quantise else tensor
-    model.load_state_dict(state, assign=True)
-    return checkpoint.finish_model(model, dtype, fused)
+
+    def make(wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in wanted.items():
+            yield name, _random(name, tensor.shape, where).to(DTYPES[dtype])
+
+    return make_network(config, make, where, dtype, fused=fused, methods=methods)
 
 
-def _random(name: str, shape: torch.Size, norm: bool, device: torch.device) -> Tensor:
+def _random(name: str, shape: torch.Size, device: torch.device) -> Tensor:
     """Weights that carry signals through at about unit size, as in `runtime.small`."""
+    norm = len(shape) == 1 and name.endswith('.weight')
     if norm or name.endswith('scale_factor'):
         return torch.ones(shape, device=device)
     if name.endswith('.bias'):

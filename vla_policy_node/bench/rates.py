@@ -25,7 +25,7 @@ class Rates:
     def floor_ms(self, flops: float, stored_bytes: float, dtype: str) -> float:
         """Return the time that no implementation can beat: `flops`, or reading the weights once.
 
-        dtype: of the arithmetic, see `runtime.checkpoint.DTYPES`; int8 and int4 compute in
+        dtype: of the arithmetic, see `runtime.loading.DTYPES`; int8 and int4 compute in
         bfloat16, and float8 too where this device has no products of it.
         """
         rate = self.flop_s.get(dtype, self.flop_s['bfloat16'])

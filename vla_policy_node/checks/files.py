@@ -32,7 +32,7 @@ from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import create_network
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig
-from vla_policy_node.runtime.checkpoint import DTYPES
+from vla_policy_node.runtime.loading import DTYPES
 
 # The vision-language model of every public checkpoint; 2 bytes each in bfloat16.
 PUBLIC_TENSORS, PUBLIC_PARAMETERS = 982, 7_541_237_184

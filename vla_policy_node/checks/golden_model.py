@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vla_policy_node.checkpoints.config_file import MAX_VOCABULARY
 from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
@@ -19,7 +20,7 @@ from vla_policy_node.families import read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime.loading import load_model
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class GoldenModel:
             )
         if chunk_length:
             config = replace(config, chunk_length=chunk_length)
-        statistics = checkpoint.read_json(directory, 'dataset_statistics.json')
-        document = Entries(checkpoint.read_json(directory, 'config.json'), 'config.json')
+        statistics = read_json(directory, 'dataset_statistics.json')
+        document = Entries(read_json(directory, 'config.json'), 'config.json')
         special = document.inside('tiny_token_ids', {})
         return cls(
-            model=checkpoint.load_model(directory, config, device, 'float32'),
+            model=load_model(directory, config, device, 'float32'),
             statistics=read_statistics(statistics, statistics_key),
-            document=checkpoint.read_json(directory, 'preprocessor_config.json'),
+            document=read_json(directory, 'preprocessor_config.json'),
             placeholder=special.integer('placeholder', 0, MAX_VOCABULARY, 1),
             device=device,
         )

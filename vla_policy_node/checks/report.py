@@ -8,7 +8,7 @@ from pathlib import Path
 from vla_policy_node.checks import behaviour, files
 from vla_policy_node.checks.findings import FAIL, Finding
 from vla_policy_node.families import read_model_config
-from vla_policy_node.runtime import checkpoint
+from vla_policy_node.runtime.loading import load_model
 
 
 def check_checkpoint(
@@ -30,7 +30,7 @@ def check_checkpoint(
         yield files.check_statistics(directory, config, suite, statistics_key)
         yield files.check_normalisation(directory)
         yield files.check_prompt_ids(directory, config)
-        model = checkpoint.load_model(directory, config, device, dtype, progress)
+        model = load_model(directory, config, device, dtype, progress)
         yield files.check_dtypes(directory, config, model, dtype)
         yield from behaviour.check_behaviour(directory, config, model)
     except ValueError as error:

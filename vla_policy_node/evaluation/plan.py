@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_policy_node import acceleration
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import CONTROLS
 from vla_policy_node.evaluation.results import Key
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.runtime import checkpoint as checkpoints
 from vla_policy_node.world.layouts import HELD_OUT_SEED, HELD_OUT_STATES, LAYOUTS
 from vla_policy_node.world.libero_world import tasks
 
@@ -96,10 +96,10 @@ class Plan:
         for name in ('checkpoint', 'methods', 'method_settings', 'threads', 'autostart'):
             del parameters[name]
         return {
-            'checkpoint_sha256': checkpoints.fingerprint(Path(self.parameters.checkpoint)),
+            'checkpoint_sha256': fingerprint(Path(self.parameters.checkpoint)),
             'blind_sha256': [_sha256(c.blind) for c in self.contenders if c.blind],
             'other_checkpoints_sha256': sorted({
-                checkpoints.fingerprint(c.checkpoint) for c in self.contenders if c.checkpoint}),
+                fingerprint(c.checkpoint) for c in self.contenders if c.checkpoint}),
             'suite': self.suite,
             'layout': self.layout,
             'seed': self.seed,

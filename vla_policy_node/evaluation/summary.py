@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from vla_policy_node import families
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.grounding import shares
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.progress import FAILURES, PHASES
 from vla_policy_node.evaluation.statistics import compare, wilson_interval
-from vla_policy_node.runtime import checkpoint as checkpoints
 
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')
 
@@ -145,7 +145,7 @@ def describe_policy(plan: Plan) -> dict:
     config = families.read_model_config(directory)
     return {
         'name': Path(plan.checkpoint).name,
-        'sha256': checkpoints.fingerprint(directory),
+        'sha256': fingerprint(directory),
         'trained': config.trained,
         'architecture': config.architecture,
         'chunk_length': config.chunk_length,

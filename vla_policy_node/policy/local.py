@@ -16,8 +16,13 @@ from torch import Tensor
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
+from vla_policy_node.checkpoints.layout import (
+    published_action_rows,
+    read_normalisation,
+    read_statistics_document,
+)
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.encoding.encoder import InputEncoder
@@ -46,7 +51,7 @@ from vla_policy_node.policy.options import (
     complete_settings,
     complete_transforms,
 )
-from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.stage_clock import StageClock
 from vla_policy_node.runtime.static_forward import StaticForward
@@ -108,7 +113,7 @@ class LocalPolicy:
         chunk_length: int = 0,
         preprocessing: str = 'exact',
         optimisation: str = 'none',
-        load_model: Callable[..., PolicyNetwork] = checkpoints.load_model,
+        load_model: Callable[..., PolicyNetwork] = loading.load_model,
     ) -> LocalPolicy:
         """Load a checkpoint: a directory, or an id of the Hugging Face hub, which is downloaded.
 
@@ -127,7 +132,7 @@ class LocalPolicy:
             weights fix it, they decide.
         preprocessing: 'exact', as the checkpoint was evaluated, or 'fast' (`encoding.preprocess`).
         optimisation: one of OPTIMISATIONS; all but 'none' change results by rounding.
-        load_model: makes the network, with the arguments of `runtime.checkpoint.load_model`.
+        load_model: makes the network, with the arguments of `runtime.loading.load_model`.
         method_settings: method -> setting -> value, over what the checkpoint says.
         Raises ValueError with one sentence if anything does not fit.
         """
@@ -143,7 +148,7 @@ class LocalPolicy:
             )
         check_optimisation(optimisation, config)
         statistics = read_statistics(
-            checkpoints.read_statistics_document(directory), statistics_key, config.proprio
+            read_statistics_document(directory), statistics_key, config.proprio
         )
         settings = complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
@@ -160,16 +165,15 @@ class LocalPolicy:
             directory, config, statistics, {camera: transforms[camera] for camera in cameras},
             preprocessing)
         with torch_threads(threads):
-            model = load_model(directory, config, device, dtype, fused=optimisation != 'none')
-            for method in chosen:
-                method.change_model(model)
+            model = load_model(
+                directory, config, device, dtype, fused=optimisation != 'none', methods=chosen)
         description = PolicyDescription(
             spec=PolicySpec(cameras, END_EFFECTOR_STATE if config.proprio or any(
                 method.reads_state for method in chosen) else ()),
             capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
             execution_modes=acceleration.execution_modes(methods),
             checkpoint=str(directory),
-            sha256=checkpoints.fingerprint(directory),
+            sha256=fingerprint(directory),
             trained=config.trained,
             architecture=config.architecture,
             parameters=sum(weight.numel() for weight in model.parameters()),

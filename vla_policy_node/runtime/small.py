@@ -18,7 +18,7 @@ from vla_policy_node.encoding.prompt import prompt_text
 from vla_policy_node.families import config_of, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.heads import L1ActionHead
-from vla_policy_node.runtime.checkpoint import save_model
+from vla_policy_node.runtime.saving import save_model
 
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<empty>')
 VOCABULARY = 576

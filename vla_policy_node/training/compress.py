@@ -22,6 +22,7 @@ from vla_policy_node.acceleration.efficientvla_layers import (
     narrow_mlps,
     remove_layers,
 )
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import (
     published_action_rows,
@@ -39,7 +40,8 @@ from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training.demonstrations import Demonstrations
 
 COMMAND = 'vla compress'  # whose files they are
@@ -97,7 +99,7 @@ def compress(
     directory = find_checkpoint(checkpoint)
     config = read_model_config(directory)
     _check(directory, out, config, recipe)
-    model = checkpoints.load_model(directory, config, device, dtype)
+    model = load_model(directory, config, device, dtype)
     samples = _samples(directory, model, recipe, progress) if recipe.demonstrations else []
     before = _parameters(model), _flops(model, samples), _actions(model, samples)
     importance = layer_importance(model.language_model, samples) if recipe.layers else ()
@@ -112,7 +114,7 @@ def compress(
     with whole_folder(out, COMMAND) as folder:
         _write(directory, folder, model, {
             'removed_layers': removed, 'mlp_share': recipe.mlp_share,
-            'from_sha256': checkpoints.fingerprint(directory)})
+            'from_sha256': fingerprint(directory)})
     return result
 
 
@@ -210,4 +212,4 @@ def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) ->
     shutil.copyfile(directory / 'tokenizer.json', out / 'tokenizer.json')
     for path in directory.glob('method--*.safetensors'):  # what methods have learnt
         shutil.copyfile(path, out / path.name)
-    checkpoints.save_model(out, model.bfloat16())
+    save_model(out, model.bfloat16())

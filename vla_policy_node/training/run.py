@@ -19,6 +19,8 @@ from torch import distributed, multiprocessing
 
 from vla_policy_node import families
 from vla_policy_node.acceleration.objective import STAGES, Objective
+from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
@@ -30,7 +32,8 @@ from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
-from vla_policy_node.runtime import checkpoint as checkpoints
+from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training.batches import BatchMaker
 from vla_policy_node.training.cogact import head_entries, with_new_head
 from vla_policy_node.training.cognition import CognitionData
@@ -150,7 +153,7 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
     config = families.read_model_config(run.start)
     if run.config.chunk_length:
         config = families.of(config).with_chunk_length(config, run.config.chunk_length)
-    model = checkpoints.load_model(run.start, config, str(device), 'float32')
+    model = load_model(run.start, config, str(device), 'float32')
     if run.config.stage == 'cogact' and not config.can(Capability.DENOISING):
         model = with_new_head(model, run.config)
         config = model.config
@@ -166,7 +169,7 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
     data = _data(run, config, device, rank, processes)
     if run.config.stage == 'cogact_head':
         statistics = hashlib.sha256((run.demonstrations / STATISTICS).read_bytes()).hexdigest()
-        source = f'{checkpoints.fingerprint(run.start)} {statistics}'
+        source = f'{fingerprint(run.start)} {statistics}'
         data = CognitionData(model, data, run.config, run.out, source, rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
@@ -197,7 +200,7 @@ def _objective(config: TrainingConfig, model: ModelConfig, device: torch.device)
 def _data(
     run: Run, config: ModelConfig, device: torch.device, rank: int, processes: int
 ) -> TrainingData:
-    normalisation = checkpoints.read_json(run.start, 'preprocessor_config.json')
+    normalisation = read_json(run.start, 'preprocessor_config.json')
     maker = BatchMaker(
         config,
         PromptEncoder.load(run.start / 'tokenizer.json', config),
@@ -220,7 +223,7 @@ def _data(
 
 def _statistics(run: Run) -> Mapping:
     """Those of the demonstrations, where there are any: they decide what 1.0 means."""
-    return checkpoints.read_json(run.demonstrations or run.start, STATISTICS)
+    return read_json(run.demonstrations or run.start, STATISTICS)
 
 
 def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
@@ -229,14 +232,14 @@ def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
         shutil.copyfile(run.start / name, target / name)
     if run.demonstrations:
         shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
-    document = checkpoints.read_json(target, 'config.json') | {'trained': True}
+    document = read_json(target, 'config.json') | {'trained': True}
     document |= head_entries(model.config)
     if method_settings:
         document['method_settings'] = method_settings
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     if run.config.lora_rank:
         merge_lora(model)
-    checkpoints.save_model(target, model.bfloat16(), run.config.steps)
+    save_model(target, model.bfloat16(), run.config.steps)
 
 
 def _free_port() -> int:
