@@ -38,8 +38,7 @@ class Bench:
     def __init__(self, compressed=False):
         parameters = PolicyParameters(compressed=compressed)
         self.compressed = compressed
-        self.commander = Commander(
-            parameters.action_spec(), Session(), parameters.make_parts())
+        self.commander = Commander(Session(), parameters.make_parts())
         self.streams = parameters.streams
         self.inputs = Inputs(self.commander, self.streams)
         self.pairer = self.commander.parts.pairer

@@ -138,8 +138,8 @@ def test_live_node_and_replay_send_the_same_actions(play, parameters, tmp_path, 
         moved = (sent.translation, sent.rotation)
         np.testing.assert_array_equal(
             [getattr(vector, axis) for vector in moved for axis in 'xyz'],
-            [*command.delta.translation_m, *command.delta.rotation_rad])
-        np.testing.assert_array_equal(sent.gripper, np.float32(command.delta.gripper))
+            [*command.motion.translation_m, *command.motion.rotation_rad])
+        np.testing.assert_array_equal(sent.gripper, np.float32(command.motion.gripper))
     assert sum(not sent.hold for sent in commands) > 8
 
 

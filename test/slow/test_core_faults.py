@@ -50,10 +50,10 @@ def test_a_node_that_ignores_a_stop_is_caught(monkeypatch, stop):
 
 
 def test_a_node_without_a_speed_limit_is_caught(monkeypatch):
-    from vla_policy_node.control import commander
+    from vla_policy_node.control import end_effector
     from vla_policy_node.control.limits import CommandLimiter, LimitedDelta
 
-    monkeypatch.setattr(commander, 'find_breach', lambda *_: '')
+    monkeypatch.setattr(end_effector, 'find_breach', lambda *_: '')
     monkeypatch.setattr(
         CommandLimiter, 'apply', lambda self, delta, *_, **__: LimitedDelta(delta, ()))
     assert 'limits' in rules_found('policy_wild')

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vla_policy_node.control.action_spec import ActionSpec, GripperLatch
 from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
+from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.executors import create_executor
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
@@ -34,10 +35,11 @@ def make_parts(**changes):
         'pairer': ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, MAX_AGE, 20 * MS),
         'cameras': CameraWatch(STREAMS[:2], 0),
         'executor': create_executor('async', PERIOD),
-        'limiter': CommandLimiter(
-            Limits(0.05, 0.25, 1.0, 5.0, 20.0, 100.0, (-1, -1, -1), (1, 1, 1)), PERIOD / 1e9
-        ),
-        'latch': GripperLatch(),
+        'mover': EndEffectorMover(
+            ActionSpec.libero(), CommandLimiter(
+                Limits(0.05, 0.25, 1.0, 5.0, 20.0, 100.0, (-1, -1, -1), (1, 1, 1)),
+                PERIOD / 1e9),
+            GripperLatch()),
         'input_timeout_ns': 0,
     }
     return CommanderParts(**{**arguments, **changes})
@@ -49,7 +51,7 @@ class Bench:
     def __init__(self, **parts):
         self.session = Session()
         self.session.activate()
-        self.commander = Commander(ActionSpec.libero(), self.session, make_parts(**parts))
+        self.commander = Commander(self.session, make_parts(**parts))
         self.now = START
         self.dead = set()
 
@@ -68,9 +70,9 @@ class Bench:
         for stream in set(STREAMS) - self.dead:
             self.commander.parts.pairer.file(stream, self.now, b'')
         if isinstance(position_m, HoldError):
-            self.commander.poses.reject(position_m)
+            self.commander.parts.mover.measured.reject(position_m)
         elif 'ee_pose' not in self.dead:
-            self.commander.poses.observe(
+            self.commander.parts.mover.measured.observe(
                 MeasuredPose(self.now, np.array(position_m), np.zeros(3)))
         return self.commander.tick(self.now, self.now + PERIOD, steady_ns)
 
@@ -81,7 +83,7 @@ def bench():
 
 
 def is_still(command):
-    return not command.delta.translation_m.any() and not command.delta.rotation_rad.any()
+    return not command.motion.translation_m.any() and not command.motion.rotation_rad.any()
 
 
 def test_an_action_says_where_it_comes_from(bench):
@@ -93,7 +95,7 @@ def test_an_action_says_where_it_comes_from(bench):
     assert command.observation_stamp_ns == START
     assert command.target_time_ns == bench.now + PERIOD
     assert command.epoch == goal.epoch
-    np.testing.assert_allclose(command.delta.translation_m, 0.1 * 0.05)
+    np.testing.assert_allclose(command.motion.translation_m, 0.1 * 0.05)
 
 
 def test_a_goal_without_a_chunk_waits_and_one_with_a_used_chunk_says_so(bench):
@@ -125,7 +127,8 @@ def test_what_was_inferred_from_bad_inputs_never_goes_on_once_they_are_good_agai
     goal = bench.begin()
     bench.push(goal)
     assert bench.tick().hold.code is HoldReason.NONE
-    bench.commander.poses.reject(HoldError(Hold(HoldReason.INPUT_INVALID, 'ee_pose'), 'no pose'))
+    bench.commander.parts.mover.measured.reject(
+        HoldError(Hold(HoldReason.INPUT_INVALID, 'ee_pose'), 'no pose'))
     bench.dead = {'ee_pose'}
     observed_ns = bench.now
     assert bench.tick().hold.code is HoldReason.INPUT_INVALID
@@ -343,24 +346,24 @@ def test_whatever_the_policy_says_no_command_breaks_a_limit(values):
     for value in values:
         bench.push(goal, value)
         command = bench.tick()
-        assert np.linalg.norm(command.delta.translation_m) <= 0.05
-        assert np.linalg.norm(command.delta.rotation_rad) <= 0.25
+        assert np.linalg.norm(command.motion.translation_m) <= 0.05
+        assert np.linalg.norm(command.motion.rotation_rad) <= 0.25
     if max(map(abs, values)) > 2:
-        assert bench.commander.parts.limiter.counts()['step_translation'] > 0
+        assert bench.commander.parts.mover.counts()['step_translation'] > 0
 
 
 def test_a_hold_before_the_first_action_says_nothing_of_the_hand(bench):
-    assert math.isnan(bench.tick().delta.gripper)
+    assert math.isnan(bench.tick().motion.gripper)
     bench.commander.replace(make_parts())
-    assert math.isnan(bench.tick().delta.gripper)
+    assert math.isnan(bench.tick().motion.gripper)
 
 
 def test_a_hold_keeps_the_hand_as_it_was_told_last(bench):
     goal = bench.begin()
     bench.push(goal, gripper=0.0)
-    assert bench.tick().delta.gripper == 0.0
+    assert bench.tick().motion.gripper == 0.0
     bench.commander.end(Outcome.CANCELLED)
-    assert bench.tick().delta.gripper == 0.0
+    assert bench.tick().motion.gripper == 0.0
 
 
 def test_new_parameters_drop_the_plan_but_do_not_open_the_hand(bench):
@@ -370,7 +373,7 @@ def test_new_parameters_drop_the_plan_but_do_not_open_the_hand(bench):
     bench.commander.replace(make_parts())
     assert is_still(bench.tick())
     bench.push(goal, gripper=0.55)  # within the dead band
-    assert bench.tick().delta.gripper == 0.0
+    assert bench.tick().motion.gripper == 0.0
 
 
 def test_steps_count_actions_of_the_goal_and_counts_all_ticks(bench):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
 from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
+from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.executors import create_executor
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.limits import CommandLimiter, Limits
@@ -44,11 +45,13 @@ class Cell:
         self.position_m = np.zeros(3)  # once all is carried out
         self._done = [(START - 10_000 * MS, START - 10_000 * MS, np.zeros(3))]
         self.commander = Commander(
-            ActionSpec('base_link', 'axis_angle', 1.0, 1.0, 1.0, 0.0), session, CommanderParts(
+            session, CommanderParts(
                 ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 10_000 * MS, 20 * MS,
                                   state_tolerance_ns=10_000 * MS),
                 CameraWatch(STREAMS[:2], 0), create_executor('async', PERIOD),
-                CommandLimiter(limits, PERIOD / 1e9), GripperLatch(), 0, motion))
+                EndEffectorMover(
+                    ActionSpec('base_link', 'axis_angle', 1.0, 1.0, 1.0, 0.0),
+                    CommandLimiter(limits, PERIOD / 1e9), GripperLatch(), motion), 0))
         self.begin()
 
     def begin(self):
@@ -75,11 +78,11 @@ class Cell:
         stamp_ns = self.now - self.delay_ns
         pose = measured(self.now) if measured else MeasuredPose(
             stamp_ns, self.where(stamp_ns), np.zeros(3))
-        self.commander.poses.observe(pose)
+        self.commander.parts.mover.measured.observe(pose)
         for stream in STREAMS:
             self.commander.parts.pairer.file(stream, self.now, b'')
         command = self.commander.tick(self.now, self.now + PERIOD)
-        delta_m = command.delta.translation_m
+        delta_m = command.motion.translation_m
         assert command.hold.code is HoldReason.NONE or not delta_m.any()
         self.position_m = self.position_m + delta_m
         self._done.append((self.now, self.now + PERIOD, np.array(delta_m)))
@@ -253,11 +256,11 @@ def test_commands_after_a_pause_begin_at_rest():
     cell = Cell(WIDE)
     for _ in range(20):
         command = cell.tick((0.03, 0.0, 0.0))
-    assert np.linalg.norm(command.delta.translation_m) > 0.01
+    assert np.linalg.norm(command.motion.translation_m) > 0.01
     cell.now += 10 * PERIOD
     command = cell.tick((0.03, 0.0, 0.0))
     assert command.hold.code is HoldReason.NONE
-    assert np.linalg.norm(command.delta.translation_m) <= 1.0 * 0.05**2 * (1 + 1e-9)
+    assert np.linalg.norm(command.motion.translation_m) <= 1.0 * 0.05**2 * (1 + 1e-9)
 
 
 numbers = st.integers(-50, 50)

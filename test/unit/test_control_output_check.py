@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
 from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import Commander, CommanderParts
+from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.ensemble import EnsembleSettings
 from vla_policy_node.control.executors import create_executor
 from vla_policy_node.control.hold import HoldError, HoldReason
@@ -104,10 +105,11 @@ def test_whatever_goes_in_no_command_is_unbounded_and_nothing_is_raised(
 ):
     session = Session()
     session.activate()
-    commander = Commander(ActionSpec.libero(), session, CommanderParts(
+    commander = Commander(session, CommanderParts(
         ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 2000 * MS, 20 * MS),
         CameraWatch(STREAMS[:2], 0), create_executor(executor[0], period_ns, executor[1]),
-        CommandLimiter(limits, period_ns / 1e9), GripperLatch(), 0))
+        EndEffectorMover(
+            ActionSpec.libero(), CommandLimiter(limits, period_ns / 1e9), GripperLatch()), 0))
     goal = commander.begin('go', 10**18)
     now, last = 10**12, delta()
     for action, pose in sequence:
@@ -117,18 +119,19 @@ def test_whatever_goes_in_no_command_is_unbounded_and_nothing_is_raised(
         for stream in STREAMS:
             commander.parts.pairer.file(stream, now, b'')
         try:
-            commander.poses.observe(MeasuredPose(now, np.array(pose[:3]), np.array(pose[3:])))
+            commander.parts.mover.measured.observe(
+                MeasuredPose(now, np.array(pose[:3]), np.array(pose[3:])))
         except HoldError as error:
-            commander.poses.reject(error)
-        commander.poses.begin()  # jumps are forgiven: something has to move here
+            commander.parts.mover.measured.reject(error)
+        commander.parts.mover.measured.begin()  # jumps are forgiven: something has to move here
         command = commander.tick(now, now + period_ns)
         check(command, last, np.array(pose[:3]), limits, period_ns / 1e9)
-        last = command.delta
+        last = command.motion
     assert 'Traceback' not in command.detail
 
 
 def check(command, last, position_m, limits, period_s):
-    sent = command.delta
+    sent = command.motion
     if command.hold.code is not HoldReason.NONE:
         assert not sent.translation_m.any() and not sent.rotation_rad.any()
         return
@@ -159,17 +162,18 @@ def test_a_breach_becomes_a_hold_that_is_counted(monkeypatch):
     monkeypatch.setattr(limiter, 'apply', lambda delta, *_: dataclasses.replace(
         CommandLimiter(LIMITS, PERIOD_S).apply(delta, CENTRE, WORKSPACE),
         delta=delta))
-    commander = Commander(ActionSpec.libero(), session, CommanderParts(
+    commander = Commander(session, CommanderParts(
         ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 200 * MS, 20 * MS),
-        CameraWatch(STREAMS[:2], 0), create_executor('async', PERIOD), limiter, GripperLatch(), 0))
+        CameraWatch(STREAMS[:2], 0), create_executor('async', PERIOD),
+        EndEffectorMover(ActionSpec.libero(), limiter, GripperLatch()), 0))
     goal = commander.begin('go', 10**18)
     now = 10**12
     commander.parts.executor.push(np.ones((4, 7)), now - PERIOD, goal.epoch)
     for stream in STREAMS:
         commander.parts.pairer.file(stream, now, b'')
-    commander.poses.observe(MeasuredPose(now, CENTRE, np.zeros(3)))
+    commander.parts.mover.measured.observe(MeasuredPose(now, CENTRE, np.zeros(3)))
     command = commander.tick(now, now + PERIOD)
     assert command.hold.code is HoldReason.ACTION_INVALID
     assert 'longer than' in command.detail
-    assert math.isnan(command.delta.gripper), 'the hand was told something all the same'
+    assert math.isnan(command.motion.gripper), 'the hand was told something all the same'
     assert commander.counts() == {'action_invalid': 1}

@@ -33,7 +33,7 @@ def test_codes_are_those_of_the_interface(codes, message_type):
 
 def make_command(hold=HoldReason.NONE, **changes):
     fields = {
-        'delta': EndEffectorDelta(np.array([0.01, 0.02, 0.03]), np.array([0.1, 0.2, 0.3]), 1.0),
+        'motion': EndEffectorDelta(np.array([0.01, 0.02, 0.03]), np.array([0.1, 0.2, 0.3]), 1.0),
         'hold': Hold(hold),
         'target_time_ns': 2_500_000_000,
         'observation_stamp_ns': 2_400_000_000,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.rotations import euler_xyz_to_axis_angle
 
 ACTION_DIMENSION = 7
-MOTION = slice(0, 6)  # translation, then rotation
 GRIPPER = 6
 # The longest chunk that vla_msgs/ActionChunk can describe.
 MAX_CHUNK_LENGTH = 255
@@ -19,6 +19,21 @@ _LARGEST_ACTION = 1e6
 ROTATION_FORMS = ('axis_angle', 'euler_xyz')
 # Displacements per control period: larger than any arm makes, and too small to notice.
 _LARGEST_STEP_M, _LARGEST_STEP_RAD, _SMALLEST_STEP_M = 0.5, np.pi, 1e-4
+
+
+@dataclass(frozen=True)
+class ActionLayout:
+    """How many numbers an action has, and which of them are motion, to be averaged.
+
+    What is no motion is a gripper, which is open or closed.
+    """
+
+    dimension: int
+    motion: slice | tuple[int, ...]
+
+
+# Translation, rotation, gripper.
+END_EFFECTOR_LAYOUT = ActionLayout(ACTION_DIMENSION, slice(0, GRIPPER))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +65,7 @@ class ActionSpec:
     gripper_closed: float
     names: tuple[str, ...] = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
     units: tuple[str, ...] = ('normalised',) * ACTION_DIMENSION
+    layout: ClassVar[ActionLayout] = END_EFFECTOR_LAYOUT
 
     def __post_init__(self) -> None:
         if not self.frame_id:
@@ -157,16 +173,16 @@ def check_chunk_length(length: int) -> None:
         )
 
 
-def checked_actions(actions: np.ndarray) -> np.ndarray:
-    """Return a read-only float64 copy of actions [K, 7].
+def checked_actions(actions: np.ndarray, dimension: int = ACTION_DIMENSION) -> np.ndarray:
+    """Return a read-only float64 copy of actions [K, dimension].
 
     Raises ValueError for another shape and for a chunk that is too long, HoldError
     (ACTION_INVALID) for numbers that are NaN, infinite or absurd.
     """
     actions = np.asarray(actions)
-    if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIMENSION:
+    if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != dimension:
         raise ValueError(
-            f'Actions have shape {actions.shape}; a chunk is [K, {ACTION_DIMENSION}] with K >= 1.'
+            f'Actions have shape {actions.shape}; a chunk is [K, {dimension}] with K >= 1.'
         )
     check_chunk_length(len(actions))
     actions = np.array(actions, dtype=np.float64)

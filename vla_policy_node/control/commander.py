@@ -4,20 +4,15 @@ import math
 import threading
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
 from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.clock_watch import ClockWatch
 from vla_policy_node.control.executors import ChunkExecutor
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.control.limits import CommandLimiter
-from vla_policy_node.control.motion import MotionLimits, MotionRecord
-from vla_policy_node.control.output_check import find_breach
+from vla_policy_node.control.mover import Mover
 from vla_policy_node.control.pairing import ObservationPairer
-from vla_policy_node.control.robot_state import PoseWatch
 from vla_policy_node.control.session import Goal, Outcome, Session
 
 NO_HOLD = Hold(HoldReason.NONE)
@@ -34,9 +29,6 @@ _INPUT_HOLDS = frozenset({
     HoldReason.CLOCK_STOPPED,
     HoldReason.MOTION_MISMATCH,
 })
-_STILL = np.zeros(3)
-_STILL.setflags(write=False)
-_REST = EndEffectorDelta(_STILL, _STILL, math.nan)
 # The arm has come to rest after more than this many periods without a command: they expire.
 _LASTING_PERIODS = 2
 # Whatever goes wrong while deciding, no action may be sent.
@@ -47,14 +39,14 @@ _UNDECIDED = Hold(HoldReason.ACTION_INVALID)
 class Command:
     """The command of one control period.
 
-    delta: zero while holding; the gripper then keeps its last commanded opening, NaN before any.
+    motion: what moves, of the kind that the mover makes; while holding, what stands still.
     hold: its code is NONE when the policy moves the robot.
     observation_stamp_ns: capture stamp behind the action, 0 on a hold; chunk_step likewise -1.
     detail: the background of a hold, for the log: a sentence, or the traceback of an unexpected
         exception; often empty.
     """
 
-    delta: EndEffectorDelta
+    motion: Any
     hold: Hold
     target_time_ns: int
     observation_stamp_ns: int
@@ -72,10 +64,8 @@ class CommanderParts:
     pairer: ObservationPairer
     cameras: CameraWatch
     executor: ChunkExecutor
-    limiter: CommandLimiter
-    latch: GripperLatch
+    mover: Mover
     input_timeout_ns: int
-    motion: MotionLimits = field(default_factory=MotionLimits)
 
 
 class Commander:
@@ -84,24 +74,16 @@ class Commander:
     Any thread may call anything, one lock covers it all. `tick` is called by the command thread,
     in lock-step by the worker.
     Checks run in order of importance: stops first, then inputs, then the plan.
-
-    poses: must be told every measured pose (any thread).
     """
 
-    def __init__(self, spec: ActionSpec, session: Session, parts: CommanderParts):
-        self.spec = spec
+    def __init__(self, session: Session, parts: CommanderParts):
         self.session = session
         self.parts = parts
-        self.poses = PoseWatch()
         self._lock = threading.Lock()
-        self._motion = MotionRecord()
-        self._origin_m: np.ndarray | None = None  # where the end effector was as the goal began
-        self._last = _REST
-        self._acted_ns = 0  # when that was
+        self._acted_ns = 0  # when the last action was sent
         self._clock = ClockWatch()
         self._must_rest = False  # before the next action
         self._fault: Hold | None = None
-        self._gripper = math.nan  # not commanded yet; opening the hand could drop something
         self._bad_since_ns: int | None = None
         self._inputs_bad_ns: int | None = None  # when they were last, during this goal
         self._last_steady_ns: int | None = None
@@ -124,9 +106,7 @@ class Commander:
             # nothing new before it gets a command.
             self.parts.pairer.rearm()
             self.parts.cameras.begin()
-            self.poses.begin()
-            self._motion.begin()
-            self._origin_m = None
+            self.parts.mover.begin()
             return goal
 
     def end(
@@ -159,11 +139,10 @@ class Commander:
         with self._lock:
             parts.executor.reset(self.session.epoch, self._inputs_bad_ns)
             parts.cameras.follow(self.parts.cameras)
-            if not math.isnan(self._gripper):
-                parts.latch.update(self._gripper)  # other limits must not open the hand
+            parts.mover.follow(self.parts.mover)
             self.parts = parts
-            # Motion under new limits begins at rest.
-            self._must_rest = self._last is not _REST
+            # Motion under other limits begins at rest.
+            self._must_rest = not parts.mover.is_at_rest
 
     def counts(self) -> dict[str, int]:
         """Return ticks by hold reason, 'command' for those with an action (any thread)."""
@@ -185,7 +164,7 @@ class Commander:
             detail = ''
             try:
                 if step_ns := self._clock.look(now_ns, steady_ns):
-                    self._motion.shift(step_ns)
+                    self.parts.mover.shift(step_ns)
                 self._end_in_time(steady_ns)
                 decided = self._find_hold(now_ns, steady_ns, outside) or self._act(
                     now_ns, target_time_ns, steady_ns)
@@ -235,11 +214,8 @@ class Commander:
 
     def _act(self, now_ns: int, target_time_ns: int, steady_ns: int) -> Command | Hold:
         """Return what the plan says for this period, within all limits. Raises HoldError."""
-        parts = self.parts
-        newest = self.poses.newest()
-        self._motion.check(newest, now_ns, parts.motion)
-        if self._origin_m is None:
-            self._origin_m = newest.pose.position_m
+        parts, mover = self.parts, self.parts.mover
+        mover.check(now_ns)
         if self._must_rest:
             return Hold(HoldReason.AWAITING_INFERENCE)
         step = parts.executor.pop(target_time_ns)
@@ -248,37 +224,28 @@ class Commander:
             return Hold(
                 HoldReason.CHUNK_EXHAUSTED if exhausted else HoldReason.AWAITING_INFERENCE
             )
-        limiter = parts.limiter
-        if steady_ns - self._acted_ns > (_LASTING_PERIODS + 0.5) * limiter.period_s * 1e9:
-            limiter.reset()
-            self._last = _REST
-        position_m = self._motion.locate(newest, now_ns, parts.motion)
-        workspace = limiter.limits.workspace(self._origin_m)
-        limited = limiter.apply(self.spec.to_command(step.action), position_m, workspace)
-        delta = replace(limited.delta, gripper=parts.latch.update(limited.delta.gripper))
-        if breach := find_breach(
-                delta, self._last, position_m, workspace, limiter.limits, limiter.period_s):
-            raise HoldError(Hold(HoldReason.ACTION_INVALID), breach)
-        self._motion.add(delta, now_ns, step.target_time_ns)
-        self._last, self._acted_ns = delta, steady_ns
-        self._gripper = delta.gripper
+        if steady_ns - self._acted_ns > (_LASTING_PERIODS + 0.5) * mover.period_s * 1e9:
+            mover.rest()
+        motion, rules = mover.plan(step.action, now_ns)
+        mover.sent(motion, now_ns, step.target_time_ns)
+        self._acted_ns = steady_ns
         return Command(
-            delta,
+            motion,
             NO_HOLD,
             step.target_time_ns,
             step.observation_stamp_ns,
             step.chunk_step,
             self.session.epoch,
             step.disagreement,
-            limited.rules,
+            rules,
         )
 
     def _stand_still(
         self, hold: Hold, detail: str, now_ns: int, steady_ns: int, target_time_ns: int
     ) -> Command:
         parts = self.parts
-        parts.limiter.reset()
-        self._last, self._must_rest = _REST, False
+        parts.mover.rest()
+        self._must_rest = False
         if hold.code in _INPUT_HOLDS:
             self._inputs_bad_ns = now_ns
         if detail or hold.code in _INPUT_HOLDS:
@@ -291,10 +258,9 @@ class Commander:
         return self._hold_command(hold, target_time_ns, detail)
 
     def _hold_command(self, hold: Hold, target_time_ns: int, detail: str = '') -> Command:
-        delta = replace(_REST, gripper=self._gripper)
         return Command(
-            delta, hold, target_time_ns, 0, -1, self.session.epoch, math.nan, (), detail
-        )
+            self.parts.mover.still(), hold, target_time_ns, 0, -1, self.session.epoch, math.nan,
+            (), detail)
 
     def _end_if_lost(self, steady_ns: int) -> None:
         if self._bad_since_ns is None or steady_ns < self._bad_since_ns:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vla_policy_node.control.action_spec import MOTION, checked_actions
+from vla_policy_node.control.action_spec import END_EFFECTOR_LAYOUT, ActionLayout, checked_actions
 from vla_policy_node.control.ensemble import EnsembleSettings
 from vla_policy_node.policy.interface import EXECUTION_MODES, Execution
 
@@ -32,7 +32,7 @@ MOST_EXECUTED = 1024
 class ChunkStep:
     """The action for one control period.
 
-    action: [7] in the units of the chunk, read-only.
+    action: [D] in the units of the chunk, read-only.
     chunk_step: its index in the newest chunk it comes from.
     observation_stamp_ns: capture stamp of the observation behind that chunk.
     target_time_ns: end of the control period, on the grid of earlier targets.
@@ -63,14 +63,17 @@ class ChunkExecutor(ABC):
     back, call `reset`.
 
     One lock covers everything, so that the chunks cannot change between a look and an update.
+
+    layout: of the actions.
     """
 
     mode: ClassVar[str]  # one of EXECUTION_MODES
 
-    def __init__(self, period_ns: int, depth: int):
+    def __init__(self, period_ns: int, depth: int, layout: ActionLayout = END_EFFECTOR_LAYOUT):
         if period_ns <= 0:
             raise ValueError(f'The control period is {period_ns} ns; it must be positive.')
         self._period_ns = period_ns
+        self._layout = layout
         self._lock = threading.Lock()
         self._chunks: deque[_Chunk] = deque(maxlen=depth)  # oldest first
         self._executed: deque[tuple[int, np.ndarray]] = deque(maxlen=MOST_EXECUTED)
@@ -111,7 +114,7 @@ class ChunkExecutor(ABC):
         self, actions: np.ndarray, observation_stamp_ns: int, epoch: int,
         normalised: np.ndarray | None = None,
     ) -> None:
-        """Add the chunk [K, 7] of one inference (worker thread).
+        """Add the chunk [K, D] of one inference (worker thread).
 
         normalised: the same as the model gave them, for `Execution.leftover`.
         `epoch` is the one the inference was started under; a chunk of another epoch, one that is
@@ -119,7 +122,7 @@ class ChunkExecutor(ABC):
         inference outlasts a short trouble, and what it saw was part of it. Raises HoldError
         (ACTION_INVALID) for a non-finite or absurd chunk, ValueError for another shape or length.
         """
-        checked = checked_actions(actions)
+        checked = checked_actions(actions, self._layout.dimension)
         kept = checked[:0] if normalised is None or not len(normalised) else np.array(normalised)
         kept.setflags(write=False)
         chunk = _Chunk(checked, kept, observation_stamp_ns)
@@ -190,7 +193,7 @@ class ChunkExecutor(ABC):
     # The rest runs with the lock held.
 
     def _merge(self, candidates: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        """Return the action [7] for candidates, oldest first, and their disagreement."""
+        """Return the action [D] for candidates, oldest first, and their disagreement."""
         return candidates[-1], math.nan
 
     def _drop_chunks_of_another_clock(self, target_ns: int) -> None:
@@ -242,8 +245,8 @@ class SyncExecutor(ChunkExecutor):
 
     mode = 'sync'
 
-    def __init__(self, period_ns: int):
-        super().__init__(period_ns, depth=1)
+    def __init__(self, period_ns: int, layout: ActionLayout = END_EFFECTOR_LAYOUT):
+        super().__init__(period_ns, 1, layout)
 
     def needs_inference(self, target_time_ns: int) -> bool:
         """Return True once no element is left for the target, or for the next unserved one."""
@@ -258,10 +261,10 @@ class AsyncExecutor(ChunkExecutor):
 
     mode = 'async'
 
-    def __init__(self, period_ns: int):
+    def __init__(self, period_ns: int, layout: ActionLayout = END_EFFECTOR_LAYOUT):
         # Two: until the first period of the newest chunk begins, the one before it serves. That
         # is a tick away if the camera clock runs slightly ahead.
-        super().__init__(period_ns, depth=2)
+        super().__init__(period_ns, 2, layout)
 
     def needs_inference(self, target_time_ns: int) -> bool:
         """Return True: the next observation is always worth an inference."""
@@ -271,14 +274,17 @@ class AsyncExecutor(ChunkExecutor):
 class TemporalEnsembleExecutor(ChunkExecutor):
     """Averages what all recent chunks predict for the target (ACT, CogACT).
 
-    The gripper is neither averaged nor asked for agreement: half open is no grasp, so its value
+    A gripper is neither averaged nor asked for agreement: half open is no grasp, so its value
     is the newest chunk's. Only 'cogact' does both, as published, for actions of 0 or 1.
     """
 
     mode = 'temporal_ensemble'
 
-    def __init__(self, period_ns: int, settings: EnsembleSettings):
-        super().__init__(period_ns, depth=settings.horizon)
+    def __init__(
+        self, period_ns: int, settings: EnsembleSettings,
+        layout: ActionLayout = END_EFFECTOR_LAYOUT,
+    ):
+        super().__init__(period_ns, settings.horizon, layout)
         self._settings = settings
 
     def needs_inference(self, target_time_ns: int) -> bool:
@@ -286,26 +292,28 @@ class TemporalEnsembleExecutor(ChunkExecutor):
         return True
 
     def _merge(self, candidates: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        averaged = slice(None) if self._settings.weighting == 'cogact' else MOTION
+        motion = self._layout.motion
+        averaged = slice(None) if self._settings.weighting == 'cogact' else motion
         together, action = np.stack(candidates), candidates[-1].copy()
         action[averaged] = self._settings.weights(together[:, averaged]) @ together[:, averaged]
-        motions = together[:, MOTION]
+        motions = together[:, motion]
         action.setflags(write=False)
         if len(candidates) == 1:
             return action, math.nan
-        return action, float(np.sqrt(np.mean((motions - action[MOTION]) ** 2)))
+        return action, float(np.sqrt(np.mean((motions - action[motion]) ** 2)))
 
 
 def create_executor(
-    mode: str, period_ns: int, ensemble: EnsembleSettings | None = None
+    mode: str, period_ns: int, ensemble: EnsembleSettings | None = None,
+    layout: ActionLayout = END_EFFECTOR_LAYOUT,
 ) -> ChunkExecutor:
     """Return the executor of one of EXECUTION_MODES; `ensemble` is for 'temporal_ensemble'."""
     if mode == 'sync':
-        return SyncExecutor(period_ns)
+        return SyncExecutor(period_ns, layout)
     if mode == 'async':
-        return AsyncExecutor(period_ns)
+        return AsyncExecutor(period_ns, layout)
     if mode == 'temporal_ensemble':
-        return TemporalEnsembleExecutor(period_ns, ensemble or EnsembleSettings())
+        return TemporalEnsembleExecutor(period_ns, ensemble or EnsembleSettings(), layout)
     raise ValueError(
         f"Execution mode '{mode}' is unknown; use one of {', '.join(EXECUTION_MODES)}."
     )

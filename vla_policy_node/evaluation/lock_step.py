@@ -45,8 +45,7 @@ class LockStepControl:
     """
 
     def __init__(self, policy: Policy, parameters: PolicyParameters, instruction: str):
-        self._loop = ControlLoop(
-            policy, parameters.action_spec(), parameters.make_parts(), parameters.period_ns)
+        self._loop = ControlLoop(policy, parameters.make_parts(), parameters.period_ns)
         self._commander = self._loop.commander
         self._streams = tuple(parameters.streams.topics)
         self._goal = self._commander.begin(instruction, _FOR_EVER_NS)
@@ -72,12 +71,13 @@ class LockStepControl:
         """
         for stream in self._streams:
             self._commander.parts.pairer.file(stream, self._now_ns, None)
-        self._commander.poses.observe(MeasuredPose(self._now_ns, position_m, rotation_rad))
+        self._commander.parts.mover.measured.observe(
+            MeasuredPose(self._now_ns, position_m, rotation_rad))
         command = self._commander.tick(self._now_ns, self._now_ns + self._loop.period_ns)
         self._now_ns += self._loop.period_ns
         if command.hold.code is not HoldReason.NONE:
             return np.array([0.0] * 6 + [self._gripper])
-        delta = command.delta
+        delta = command.motion
         action = to_action(delta.translation_m, delta.rotation_rad, delta.gripper)
         self._gripper = action[6]
         return action

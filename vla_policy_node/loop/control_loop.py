@@ -4,7 +4,6 @@ The node, the evaluation and the replay drive the same loop, which also tells ea
 is known about execution.
 """
 
-from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.commander import Commander, CommanderParts
 from vla_policy_node.control.session import Goal, Session
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
@@ -19,14 +18,14 @@ class ControlLoop:
     """
 
     def __init__(
-        self, policy: Policy, spec: ActionSpec, parts: CommanderParts, period_ns: int,
+        self, policy: Policy, parts: CommanderParts, period_ns: int,
         session: Session | None = None,
     ):
         if session is None:
             session = Session()
             session.activate()
         self.policy = policy
-        self.commander = Commander(spec, session, parts)
+        self.commander = Commander(session, parts)
         self.period_ns = period_ns
         self._epoch: int | None = None
 

@@ -14,9 +14,9 @@ def counters(
     groups = {
         'tick': commander.counts(),
         'input': parts.pairer.counts(),
-        'pose': commander.poses.counts(),
+        parts.mover.measured_as: parts.mover.measured.counts(),
         'executor': parts.executor.counts(),
-        'limit': parts.limiter.counts(),
+        'limit': parts.mover.counts(),
         'worker': worker.counts(),
         'node': others,
     }

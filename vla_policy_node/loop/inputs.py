@@ -53,7 +53,7 @@ class Inputs:
             refused = _refused(stream, f'A message cannot be read: {error!r}.', 'unreadable')
         self._commander.parts.pairer.refuse(stream, refused.hold)
         if stream == self._streams.pose:
-            self._commander.poses.reject(refused)
+            self._commander.parts.mover.measured.reject(refused)
         raise refused
 
     def _file(self, stream: str, raw: bytes) -> None:
@@ -63,11 +63,12 @@ class Inputs:
             raise _refused(
                 stream, f'A message of {stream} has {len(raw)} bytes, {most} are allowed; publish '
                 + ('smaller pictures.' if is_camera else 'the end effector alone.'), 'too_large')
-        pairer, frame_id = self._commander.parts.pairer, self._commander.spec.frame_id
+        parts = self._commander.parts
+        pairer, frame_id = parts.pairer, parts.mover.spec.frame_id
         if stream == self._streams.pose:
             pose = decode_pose(raw, frame_id, stream)
             if pairer.file(stream, pose.stamp_ns, raw):
-                self._commander.poses.observe(pose)
+                self._commander.parts.mover.measured.observe(pose)
             return
         if is_camera:
             self._look(stream, raw)

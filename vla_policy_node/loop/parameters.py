@@ -19,6 +19,7 @@ from vla_policy_node.control.action_spec import (
 )
 from vla_policy_node.control.cameras import CameraWatch
 from vla_policy_node.control.commander import CommanderParts
+from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.ensemble import WEIGHTINGS, EnsembleSettings
 from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
 from vla_policy_node.control.limits import CommandLimiter, Limits
@@ -367,11 +368,12 @@ class PolicyParameters:
                 state_tolerance_ns=_ns(self.state_tolerance_s),
             ),
             CameraWatch(streams.cameras, _ns(self.freeze_timeout_s), references),
-            create_executor(self.execution_mode, self.period_ns, ensemble),
-            CommandLimiter(self._limits(), self.period_ns / 1e9),
-            GripperLatch(self.gripper_threshold, self.gripper_dead_band),
+            create_executor(
+                self.execution_mode, self.period_ns, ensemble, self.action_spec().layout),
+            EndEffectorMover(
+                self.action_spec(), CommandLimiter(self._limits(), self.period_ns / 1e9),
+                GripperLatch(self.gripper_threshold, self.gripper_dead_band), motion),
             _ns(self.input_timeout_s),
-            motion,
         )
 
 

@@ -170,7 +170,7 @@ class PolicyWorker:
         age_ns = self._now_ns() - pair.stamp_ns
         started = time.perf_counter()
         observation, headers = decode_pair(
-            pair, goal.instruction, self._commander.spec.frame_id, self._streams)
+            pair, goal.instruction, self._commander.parts.mover.spec.frame_id, self._streams)
         decode_ms = (time.perf_counter() - started) * 1e3
         chunk = self._loop.infer(observation, pair.stamp_ns, goal)
         chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})

@@ -69,7 +69,7 @@ class LockStep:
         if parameters.pacing != 'observation':
             raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
         self._player = player
-        commander = Commander(parameters.action_spec(), Session(), parameters.make_parts())
+        commander = Commander(Session(), parameters.make_parts())
         self._inputs = Inputs(commander, parameters.streams)
         self._pairer, self._cameras = commander.parts.pairer, commander.parts.cameras
         self._now_ns = 0

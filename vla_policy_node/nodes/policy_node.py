@@ -106,9 +106,8 @@ class PolicyNode(LifecycleNode):
         self._load(parameters)
         self._streams = replace(parameters.streams, spec=self._policy.description.spec)
         self._create_command_publishers()
-        spec = parameters.action_spec()
         parts = parameters.make_parts(self._references, self._streams)
-        loop = ControlLoop(self._policy, spec, parts, parameters.period_ns, self._session)
+        loop = ControlLoop(self._policy, parts, parameters.period_ns, self._session)
         self._commander = loop.commander
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,

@@ -122,9 +122,9 @@ def sent_actions(trace: Trace) -> dict[str, np.ndarray]:
         'target_ns': column((c.target_time_ns for _, c in moving), np.int64),
         'observation_ns': column((c.observation_stamp_ns for _, c in moving), np.int64),
         'epoch': column((c.epoch for _, c in moving), np.int64),
-        'delta': column(([*c.delta.translation_m, *c.delta.rotation_rad] for _, c in moving)
+        'delta': column(([*c.motion.translation_m, *c.motion.rotation_rad] for _, c in moving)
                         ).reshape(-1, 6),
-        'gripper': column(c.delta.gripper for _, c in moving),
+        'gripper': column(c.motion.gripper for _, c in moving),
         'disagreement': column(c.disagreement for _, c in moving),
     }
 

@@ -32,7 +32,7 @@ def run_policy(
     # Commands do not move the arm of a recording, and the bag says when its goals end.
     parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts()
     paced = PacedPolicy(policy, latency_ns)
-    loop = ControlLoop(paced, spec, parts, parameters.period_ns)
+    loop = ControlLoop(paced, parts, parameters.period_ns)
     trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,
                   policy.description)
     by_timer = parameters.pacing == 'timer'

@@ -49,9 +49,9 @@ class MessageBuilder:
         """Return the command, stamped with the time of publication."""
         return self._kind('vla_msgs/msg/EndEffectorCommand')(
             header=self.header(now_ns, frame_id),
-            translation=self.vector(command.delta.translation_m),
-            rotation=self.vector(command.delta.rotation_rad),
-            gripper=command.delta.gripper,
+            translation=self.vector(command.motion.translation_m),
+            rotation=self.vector(command.motion.rotation_rad),
+            gripper=command.motion.gripper,
             hold=command.hold.code is not HoldReason.NONE,
             hold_reason=self.hold(command.hold),
             observation_stamp=self.time(command.observation_stamp_ns),

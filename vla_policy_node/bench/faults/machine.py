@@ -38,8 +38,8 @@ class Machine:
         self.parameters = PolicyParameters(**self._values)
         self._now_ns = now_ns
         self.session = Session()
-        loop = ControlLoop(policy, self.parameters.action_spec(), self.parameters.make_parts(),
-                           self.parameters.period_ns, self.session)
+        loop = ControlLoop(policy, self.parameters.make_parts(), self.parameters.period_ns,
+                           self.session)
         self.commander = loop.commander
         self._worker = PolicyWorker(
             loop, self.parameters.streams, now_ns, lambda result: None, logger=_SILENT)
@@ -123,9 +123,9 @@ def to_sent(command: Command, now_ns: int, steady_s: float, frame_id: str) -> Se
     return Sent(
         at_s=steady_s, stamp_s=now_ns / 1e9,
         hold=command.hold.code is not HoldReason.NONE, reason=int(command.hold.code),
-        translation_m=tuple(command.delta.translation_m.tolist()),
-        rotation_rad=tuple(command.delta.rotation_rad.tolist()),
-        gripper=float(command.delta.gripper),
+        translation_m=tuple(command.motion.translation_m.tolist()),
+        rotation_rad=tuple(command.motion.rotation_rad.tolist()),
+        gripper=float(command.motion.gripper),
         observation_stamp_s=command.observation_stamp_ns / 1e9,
         target_time_s=command.target_time_ns / 1e9,
         chunk_step=command.chunk_step, epoch=command.epoch, frame_id=frame_id)
