@@ -138,7 +138,7 @@ def check_merged(out, passed):
     assert not passed  # one bag failed
     merged = json.loads((out / 'report.json').read_text())
     assert list(merged['bags']) == ['one', 'two']
-    assert 'damaged or cut off' in merged['failed']['broken']
+    assert 'does not say what its files are' in merged['failed']['broken']
     assert merged['mean']['tokens_kept_b'] == 8.0
     assert (out / 'one' / 'report.html').is_file()
     assert not (out / 'broken').exists()

@@ -172,6 +172,8 @@ class PlayerNode(Node):
                 if not answer.success:
                     raise PlaybackError(f'The policy node refused: {answer.message}')
                 play.begun()
+        for remark in self._bag.remarks():
+            self.get_logger().warning(remark)
         self.get_logger().info('The bag has ended.')
 
     def _read_parameters(self) -> PolicyParameters:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from vla_policy_node.common.plain_yaml import read_plain_yaml
+from vla_policy_node.replay.bag_files import METADATA, find_files, form_of
 from vla_policy_node.replay.mcap_file import McapFile
 from vla_policy_node.replay.sqlite_file import SqliteFile
 from vla_policy_node.replay.storage import (
     MOST_MESSAGE_BYTES,
     BoundsError,
+    OtherFormError,
     Storage,
-    StorageError,
+    Topic,
     unpack,
     unpack_file,
 )
 
-METADATA = 'metadata.yaml'
-_MOST_METADATA_BYTES = 4 * 2**20  # enough for days of recording in files of a minute
-_MOST_FILES = 10_000
 _STORAGES = {'mcap': McapFile, 'sqlite3': SqliteFile}
-_SUFFIXES = {'.mcap': McapFile, '.db3': SqliteFile}
-_NEWEST_VERSION = 9
+_ZSTD = b'\x28\xb5\x2f\xfd'  # no CDR begins so
+_MOST_REMARKS = 20
 # Later times do not fit into a message; earlier ones are before 1970.
 _LATEST_NS = 2**62
 
@@ -41,28 +39,30 @@ class Bag:
     bag is. Memory stays within the bounds of `storage` whatever the bag contains, and nothing
     outside its folder is read. Not thread-safe.
 
-    path: the folder with metadata.yaml, or one .mcap or .db3 file.
+    Topics are found by their names in the files themselves; metadata.yaml only says which files
+    belong together and how many messages it counted.
+
+    path: the folder, its metadata.yaml, or one file: .mcap or .db3, also packed with zstd.
     timeless: number of messages by topic that were skipped because their time is invalid.
+    counted: number of messages by topic that metadata.yaml says.
     Raises BagError, here and while reading.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        if self.path.name == METADATA:
+            self.path = self.path.parent
         self.timeless: Counter[str] = Counter()
-        self._packed_messages = False
+        self.counted: Mapping[str, int] = {}
+        self._read: dict[str, int] = {}
+        self._notes: list[str] = []
+        self._packed_messages: bool | None = None
         self._storages: list[Storage] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Bag:
-        path = self.path
-        if path.is_dir() and not (path / METADATA).exists():
-            if any(path.glob('*.mcap')) or any(path.glob('*.db3')):
-                raise BagError(
-                    f"'{path}' has no metadata.yaml, so its recording was cut off; "
-                    f'`vla record --repair {path}` makes a readable copy of what is whole.')
-            raise BagError(f"'{path}' is no rosbag2 folder: it has no metadata.yaml.")
-        if not path.exists():
-            raise BagError(f"There is no bag '{path}'.")
+        if not self.path.exists():
+            raise BagError(f"There is no bag '{self.path}'.")
         with self._stack:
             try:
                 self._open()
@@ -75,66 +75,34 @@ class Bag:
         self._stack.close()
 
     def _open(self) -> None:
-        if self.path.is_dir():
-            kind, files = self._read_metadata()
-        elif self.path.suffix in _SUFFIXES:
-            kind, files = _SUFFIXES[self.path.suffix], [self.path]
-        else:
-            raise StorageError('it is neither a folder nor an .mcap or .db3 file')
-        for file in files:
-            storage = kind(file)
+        found = find_files(self.path)
+        self._packed_messages, self.counted = found.packed_messages, found.counted
+        self._notes = list(found.notes)
+        folder = None
+        for number, file in enumerate(found.files):
+            form = form_of(file)
+            if form == 'zstd':
+                folder = folder or Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+                file, packed = folder / f'{number}-{file.stem}', file
+                unpack_file(packed, file)
+                form = form_of(file)
+            if form not in _STORAGES:
+                raise OtherFormError('it is packed twice; unpack it first')
+            storage = _STORAGES[form](file)
             self._stack.callback(storage.close)
             self._storages.append(storage)
-        for topic in {name for storage in self._storages for name in storage.topics}:
-            if len({s.topics[topic].kind for s in self._storages if topic in s.topics}) > 1:
-                raise StorageError(f'{topic} has two message types')
-
-    def _read_metadata(self) -> tuple[type, list[Path]]:
-        """Return the reader for the files of the folder, and the files, unpacked."""
-        document = read_plain_yaml(self.path / METADATA, _MOST_METADATA_BYTES)
-        try:
-            about = document['rosbag2_bagfile_information']
-            version, storage = int(about['version']), str(about['storage_identifier'])
-            names = [str(name) for name in about['relative_file_paths']]
-            mode = str(about.get('compression_mode') or '').lower()
-            form = str(about.get('compression_format') or '')
-        except (TypeError, KeyError, AttributeError, ValueError):
-            raise StorageError(f'{METADATA} does not say what its files are') from None
-        if version > _NEWEST_VERSION or storage not in _STORAGES:
-            raise StorageError(f'version {version} with storage {storage[:20]!r} is not known')
-        if mode not in ('', 'none', 'file', 'message') or (mode in ('file', 'message')
-                                                           and form != 'zstd'):
-            raise StorageError(f'compression {form[:20]!r} by {mode[:20]!r} is not known')
-        if len(names) > _MOST_FILES:
-            raise BoundsError(f'it has {len(names)} files')
-        files = [self._file(name) for name in names]
-        self._packed_messages = mode == 'message'
-        if mode == 'file':
-            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            files = [self._unpacked(file, folder / f'{number}-{file.stem}')
-                     for number, file in enumerate(files)]
-        return _STORAGES[storage], files
-
-    def _file(self, name: str) -> Path:
-        """Return a file of the folder; before version 4 its name begins with the folder's."""
-        path = PurePosixPath(name)
-        if path.is_absolute() or '..' in path.parts or not path.parts:
-            raise BoundsError(f'{METADATA} names a file outside of it: {name[:80]!r}')
-        inside = self.path / path
-        file = inside if inside.exists() else self.path / path.name
-        if not file.exists():
-            raise StorageError(f'{path.name[:80]} is missing')
-        return file
-
-    def _unpacked(self, file: Path, target: Path) -> Path:
-        unpack_file(file, target)
-        return target
+        if not found.in_order:
+            self._storages.sort(key=lambda storage: storage.start_ns)
 
     @property
     def types(self) -> dict[str, str]:
         """Message type of each topic that has messages, for instance 'sensor_msgs/msg/Image'."""
-        return {name: topic.kind for storage in self._storages
-                for name, topic in storage.topics.items() if topic.count}
+        topics: dict[str, Topic] = {}
+        for storage in self._storages:
+            for name, topic in storage.topics.items():
+                if topic.count:
+                    topics.setdefault(name, Topic(topic.kind)).also(topic.kind)
+        return {name: topic.kind for name, topic in topics.items()}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -158,6 +126,7 @@ class Bag:
 
         A message with an invalid time is skipped and counted in `timeless`.
         """
+        read: Counter[str] = Counter()
         for topic in topics:
             self.timeless.pop(topic, None)
         for storage in self._storages:
@@ -165,7 +134,9 @@ class Bag:
             while True:
                 try:
                     topic, time_ns, raw = next(source)
-                    if self._packed_messages:
+                    read[topic] += 1
+                    if self._packed_messages or (
+                            self._packed_messages is None and raw[:4] == _ZSTD):
                         raw = unpack(raw, MOST_MESSAGE_BYTES, 'a message')
                 except StopIteration:
                     break
@@ -175,10 +146,28 @@ class Bag:
                     yield topic, time_ns, raw
                 else:
                     self.timeless[topic] += 1
+        counts = self.counts
+        self._read.update({topic: read[topic] for topic in topics if topic in counts})
+
+    def remarks(self) -> list[str]:
+        """Return a sentence for all that is odd about what was counted and read so far."""
+        counts = self.counts
+        remarks = [f'{count} messages on {topic} have times of no clock and were left out.'
+                   for topic, count in sorted(self.timeless.items())]
+        for topic in sorted({*counts, *self.counted}):
+            held = self._read.get(topic, counts.get(topic, 0))
+            said = {METADATA: self.counted.get(topic, held), 'the file itself': counts.get(
+                topic, held)}
+            remarks += [f'{topic}: {who} counts {number} messages, there are {held}.'
+                        for who, number in said.items() if number != held]
+        shown = remarks[:_MOST_REMARKS]
+        if len(remarks) > len(shown):
+            shown.append(f'{len(remarks) - len(shown)} more remarks like these were left out.')
+        return self._notes + shown
 
     def _refusal(self, error: Exception) -> BagError:
         reason = str(error).strip().rstrip('.') or type(error).__name__
-        if isinstance(error, BoundsError):
+        if isinstance(error, (BoundsError, OtherFormError)):
             return BagError(f"The bag '{self.path}' is not read: {reason}.")
         return BagError(
             f"The bag '{self.path}' is damaged or cut off ({reason.splitlines()[0]}); "

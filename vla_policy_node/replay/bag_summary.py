@@ -79,7 +79,8 @@ def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int)
     teller = _Teller(topics, period_ns)
     reference = topics.streams.cameras[0]
     first_camera = next(t for t, stream in topics.inputs.items() if stream == reference)
-    wanted = {*RECORDS, first_camera, topics.actions} & bag.types.keys()
+    told = [topic for topic, kind in RECORDS.items() if bag.types.get(topic) == kind]
+    wanted = {*told, first_camera, topics.actions} & bag.types.keys()
     for topic, time_ns, raw in bag.messages(wanted):
         teller.hear(topic, time_ns, raw, topic == first_camera)
     return teller.tell(bag, instruction)

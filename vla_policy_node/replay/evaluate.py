@@ -100,10 +100,9 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             _run(bag, topics, summary, p, label, latency_ns, settings.threads, on_progress)
             for p, label in zip(parameters, _labels(choices, parameters), strict=True)]
         described = _describe_bag(bag, topics, summary)
-        timeless = [f'{count} messages on {topic} have times of no clock and were left out.'
-                    for topic, count in sorted(bag.timeless.items())]
+        remarks = bag.remarks()
     notes = list(dict.fromkeys([*summary.notes, *(n for _, found in chosen for n in found)]))
-    notes += timeless + _remarks(traces, summary)
+    notes += remarks + _remarks(traces, summary)
     return _evaluation(path, topics, summary, traces, settings, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import check_target
+from vla_policy_node.replay.bag_files import bag_name
 from vla_policy_node.replay.merged import BagOutcome, prepare, write_merged
 from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
@@ -131,7 +132,7 @@ def _names(bags: Sequence[Path]) -> list[str]:
     """Return a folder name for each bag; equal ones get a number."""
     names: list[str] = []
     for bag in bags:
-        stem = bag.resolve().name.removesuffix('.mcap').removesuffix('.db3')
+        stem = bag_name(bag)
         name, count = stem, 1
         while name in names:
             count += 1

@@ -26,6 +26,7 @@ from vla_policy_node.replay.mcap_records import (
 from vla_policy_node.replay.storage import (
     MOST_HELD_BYTES,
     BoundsError,
+    OtherFormError,
     StorageError,
     Stored,
     Topic,
@@ -35,6 +36,9 @@ from vla_policy_node.replay.storage import (
 
 _FOOTER_BYTES = 9 + 20 + len(MAGIC)
 _MOST_SUMMARY_BYTES = 64 * 2**20
+# What is held to bring messages into order where there is no index, and what one costs beside its
+# bytes.
+_MOST_SORTED_BYTES, _MESSAGE_BYTES = 64 * 2**20, 200
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,14 @@ class McapFile:
         if counts is None:
             self._chunks = []
             counts = self._count()
-        for number, channel in self._definitions.channels.items():
+        # First those that have messages: others do not say what the messages of a topic are.
+        for number, channel in sorted(
+                self._definitions.channels.items(), key=lambda item: not counts.get(item[0])):
             topic = self.topics.setdefault(
                 channel.topic, Topic(self._definitions.kind(channel)))
             topic.count += counts.get(number, 0)
-            if topic.kind != self._definitions.kind(channel) and counts.get(number):
-                raise StorageError(f'{channel.topic} has two message types')
+            if counts.get(number):
+                topic.also(self._definitions.kind(channel))
 
     def _read_summary(self, start: int) -> dict[int, int] | None:
         """Return the number of messages of each channel; None if the summary lacks it."""
@@ -109,7 +115,7 @@ class McapFile:
         if unpacked > most_unpacked(self._size):
             raise BoundsError(f'its {self._size} bytes claim to be {unpacked} unpacked')
         complete = counts is not None and chunks_said == len(self._chunks) > 0
-        return counts if complete and self._definitions.channels else None
+        return counts if complete and counts.keys() <= self._definitions.channels.keys() else None
 
     def _count(self) -> dict[int, int]:
         """Go through all messages, for what the summary lacks."""
@@ -130,7 +136,7 @@ class McapFile:
         if self._chunks:
             source = self._in_order_of_time(wanted)
         else:
-            source = _only_forward(self._in_file_order(wanted))
+            source = _sorted(self._in_file_order(wanted))
         for channel, time_ns, data in source:
             yield wanted[channel], time_ns, data
 
@@ -188,10 +194,26 @@ def _chunk_of(body: bytes) -> Chunk:
     return Chunk(start_ns, end_ns, offset, unpacked_bytes)
 
 
-def _only_forward(source: Iterator[tuple[int, int, bytes]]) -> Iterator[tuple[int, int, bytes]]:
-    last_ns = 0
-    for channel, time_ns, data in source:
+def _sorted(source: Iterator[tuple[int, int, bytes]]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield in the order of time what is written nearly so: a recorder's threads overtake."""
+    waiting: list[tuple[int, int, int, bytes]] = []
+    held_bytes = last_ns = 0
+
+    def first() -> tuple[int, int, bytes]:
+        nonlocal held_bytes, last_ns
+        time_ns, _, channel, data = heapq.heappop(waiting)
+        held_bytes -= len(data) + _MESSAGE_BYTES
         if time_ns < last_ns:
-            raise StorageError('it has no index and its messages are not in the order of time')
+            raise OtherFormError(
+                'it has no index and its messages are not in the order of time; `vla record '
+                '--repair` makes a copy of it that has one')
         last_ns = time_ns
-        yield channel, time_ns, data
+        return channel, time_ns, data
+
+    for order, (channel, time_ns, data) in enumerate(source):
+        heapq.heappush(waiting, (time_ns, order, channel, data))
+        held_bytes += len(data) + _MESSAGE_BYTES
+        while held_bytes > _MOST_SORTED_BYTES:
+            yield first()
+    while waiting:
+        yield first()

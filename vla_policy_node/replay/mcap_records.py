@@ -15,6 +15,7 @@ from vla_policy_node.replay.storage import (
     MOST_MESSAGE_BYTES,
     MOST_TOPICS,
     BoundsError,
+    OtherFormError,
     StorageError,
     checked_name,
     kind_as,
@@ -154,7 +155,7 @@ def unpack_chunk(body: bytes, said_bytes: int | None = None) -> bytes:
         except (RuntimeError, ValueError, EOFError) as error:
             raise StorageError(f'a chunk is no lz4: {error}') from error
     elif compression:
-        raise StorageError(f'its compression {compression[:20]!r} is not known')
+        raise OtherFormError(f'its compression {compression[:20]!r} is not known')
     if len(data) != size:
         raise StorageError(f'a chunk of {size} bytes has another size')
     if crc and zlib.crc32(data) != crc:

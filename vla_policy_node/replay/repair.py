@@ -12,7 +12,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.errors import WriterError
 
 from vla_policy_node.common.plain_yaml import read_regular
-from vla_policy_node.replay.bag import METADATA, BagError
+from vla_policy_node.replay.bag import BagError
+from vla_policy_node.replay.bag_files import METADATA
 from vla_policy_node.replay.mcap_records import (
     CHANNEL,
     CHUNK,

@@ -66,7 +66,7 @@ class ReplaySettings:
 def read_info(bag: Bag) -> Any | None:
     """Return the last self-description of the policy that was recorded, if there is one."""
     info = None
-    for topic, _, raw in bag.messages({INFO} & bag.types.keys()):
+    for topic, _, raw in bag.messages([INFO] if bag.types.get(INFO) == POLICY_INFO else ()):
         info = decode(raw, POLICY_INFO, topic)
     return info
 

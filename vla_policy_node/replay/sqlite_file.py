@@ -33,6 +33,7 @@ class SqliteFile:
     def __init__(self, path: Path):
         self.topics: dict[str, Topic] = {}
         self._names: dict[int, str] = {}
+        _refuse_unfinished(path)
         self._most_steps = _ALWAYS_STEPS + _STEPS_PER_BYTE * regular_size(path)
         self._steps = 0
         self._connection = sqlite3.connect(
@@ -61,8 +62,7 @@ class SqliteFile:
             name, kind = checked_name(str(name), 'topic'), checked_name(str(kind), 'message type')
             kind = kind_as(kind, str(encoding))
             self._names[number] = name
-            if self.topics.setdefault(name, Topic(kind)).kind != kind:
-                raise StorageError(f'{name} has two message types')
+            self.topics.setdefault(name, Topic(kind)).also(kind)
         self._count()
 
     def _check_tables(self) -> None:
@@ -108,3 +108,11 @@ class SqliteFile:
         """Say whether to stop (called by SQLite within a statement)."""
         self._steps += _STEPS_BETWEEN_LOOKS
         return self._steps > self._most_steps
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Refuse a file beside which changes wait that SQLite has not made yet."""
+    for ending in ('-wal', '-journal'):
+        beside = path.with_name(f'{path.name}{ending}')
+        if beside.exists() and regular_size(beside):
+            raise StorageError(f'{beside.name} says that its recorder did not end in order')

@@ -25,6 +25,7 @@ LONGEST_NAME_BYTES = 512
 MOST_RATIO, ALWAYS_BYTES = 1000, 64 * _MB
 _DISK_LEFT_BYTES = 256 * _MB
 _BLOCK_BYTES = 4 * _MB
+_AND, _MOST_KINDS = ' and ', 4
 
 Stored = tuple[str, int, bytes]  # topic, time of recording (ns), serialised message
 
@@ -37,12 +38,25 @@ class BoundsError(StorageError):
     """A file that claims more than any recording needs, as a few words."""
 
 
+class OtherFormError(StorageError):
+    """Files that are whole, but not of a form that is read, as a few words: why, what to do."""
+
+
 @dataclass
 class Topic:
-    """A topic as a file describes it."""
+    """A topic as a file describes it.
+
+    kind: its message type. Publishers of different types may share a topic; the type is then
+    'A and B', which nobody asks for.
+    """
 
     kind: str
     count: int = 0
+
+    def also(self, kind: str) -> None:
+        """Add the type of another publisher."""
+        kinds = dict.fromkeys([*self.kind.split(_AND), *kind.split(_AND)])
+        self.kind = _AND.join([*kinds][:_MOST_KINDS])
 
 
 class Storage(Protocol):

@@ -90,6 +90,8 @@ def _require(bag: Bag, topic: str, kind: str, option: str) -> None:
         hint = f'name one with {option}: {", ".join(fitting)}' if fitting else (
             f'no topic has the type {kind}; record the inputs of the policy with '
             '`vla record`')
+        if counted := bag.counted.get(topic):
+            hint = f'its metadata.yaml counts {counted}, so they were lost; {hint}'
         raise BagError(f"The bag '{bag.path}' has no messages on '{topic}'; {hint}.")
     if found != kind:
         raise BagError(
