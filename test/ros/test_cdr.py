@@ -25,6 +25,7 @@ from vla_policy_node.wire.cdr import (
     read_joint_state,
     read_pose_stamped,
     stamp_of,
+    with_stamp,
 )
 
 READERS = {
@@ -150,3 +151,18 @@ def test_flipped_bytes_are_a_message_error_or_a_message(raw, data):
 def test_random_bytes_are_a_message_error_or_a_message(raw):
     tries(raw)
     tries(b'\x00\x01\x00\x00' + raw)
+
+
+@given(headers, texts, st.integers(0, 2**31 * 10**9 - 1))
+def test_a_message_with_another_stamp_is_the_same_but_for_it(header, format, stamp_ns):
+    raw = bytes(serialize_message(CompressedImage(header=header, format=format, data=b'abc')))
+    other = with_stamp(raw, stamp_ns)
+    assert stamp_of(other) == stamp_ns
+    assert with_stamp(other, ns(header)) == raw
+
+
+@pytest.mark.parametrize(('raw', 'stamp_ns'), [
+    (b'', 0), (b'\0\1\0\0' + bytes(7), 0), (b'\0\1\0\0' + bytes(8), 2**31 * 10**9)])
+def test_what_has_no_place_for_a_stamp_is_refused(raw, stamp_ns):
+    with pytest.raises(MessageError):
+        with_stamp(raw, stamp_ns)

@@ -205,6 +205,44 @@ def test_stamps_that_go_backwards_hold_are_counted_and_said(settings, tmp_path):
     assert any('stamps of third_person went backwards 1 times' in n for n in report['notes'])
 
 
+def unstamped(index, message):
+    message.header.stamp = to_time(0)
+    return message
+
+
+def test_stamps_that_are_all_zero_are_refused_by_topic_or_replaced_on_request(settings, tmp_path):
+    inputs = ('/third_person/image_raw', '/wrist/image_raw', '/ee_pose', '/gripper_state')
+    bag = make_bag(tmp_path / 'zero', **SHORT, alter=dict.fromkeys(
+        (*inputs, '/policy_status'), unstamped))
+    sentence = refused(bag, settings, tmp_path / 'out')
+    assert f"has no stamps on {', '.join(inputs)}: all are zero" in sentence
+    assert '--stamps log' in sentence
+    by_log = replay(bag, replace(settings, stamps='log'))
+    plain = replay(make_bag(tmp_path / 'plain', **SHORT), settings)
+    for first, second in zip(by_log.traces[0].inferences, plain.traces[0].inferences, strict=True):
+        assert first.stamp_ns == second.stamp_ns
+        assert (first.actions == second.actions).all()
+    assert by_log.report['bag']['goals'] == plain.report['bag']['goals']
+    assert any('--stamps log' in note for note in by_log.report['notes'])
+    assert not any('--stamps' in note for note in plain.report['notes'])
+    evaluate_bag(bag, replace(settings, stamps='log', against='random_tokens:count=8'),
+                 tmp_path / 'out')
+    assert (tmp_path / 'out' / 'different_01.jpg').is_file()
+
+
+def test_one_source_without_stamps_is_named_alone(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/gripper_state': unstamped})
+    assert 'no stamps on /gripper_state: all' in refused(bag, settings, tmp_path / 'out')
+
+
+def test_a_first_picture_without_stamp_does_not_stretch_the_goal(settings, tmp_path):
+    bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/policy_status',), alter={
+        '/third_person/image_raw': lambda index, message: (
+            message if index else unstamped(index, message))})
+    (goal,) = replay(bag, replace(settings, instruction='go')).report['bag']['goals']
+    assert goal['duration_s'] < 1.0
+
+
 def test_recording_times_of_another_clock_are_noticed(settings, tmp_path):
     """A bag recorded without simulated time: stamps are the simulation's, times are not."""
     bag = make_bag(tmp_path / 'bag', **SHORT, arrival_delay_ns=10**18)

@@ -47,6 +47,9 @@ def replay(
     actions_topic: Annotated[str, typer.Option(
         help='Executed or expert actions to compare with: vla_msgs/EndEffectorCommand or '
         'geometry_msgs/TwistStamped. Empty: /command.')] = '',
+    stamps: Annotated[str, typer.Option(
+        help="When samples were made: 'header', what their stamps say, or 'log', the times of "
+        'recording, for bags whose stamps are zero.')] = 'header',
     threads: Annotated[int, typer.Option(min=1, help='Threads of torch per worker.')] = 1,
     workers: Annotated[int, typer.Option(min=1, help='Bags at a time on this machine.')] = 1,
     trust_bag: Annotated[bool, typer.Option(
@@ -77,15 +80,18 @@ def replay(
     from vla_policy_node.replay.gate import GateLimits, parse_error_limit
     from vla_policy_node.replay.many import replay_bags
     from vla_policy_node.replay.settings import ReplaySettings, untrusted
+    from vla_policy_node.replay.stamps import STAMPS
 
     topics = {'third_person': third_person_topic, 'wrist': wrist_topic,
               'ee_pose': ee_pose_topic, 'gripper_state': gripper_state_topic}
     try:
+        if stamps not in STAMPS:
+            raise ValueError(f"--stamps is {stamps!r}; it can be {' or '.join(STAMPS)}.")
         errors = tuple(map(parse_error_limit, max_error or ()))
         limits = GateLimits(errors, max_p95_ms, min_agreement)
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, topics, actions_topic,
-            latency_periods, threads, video, rerun, mcap, limits, trust_bag)
+            latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
             settings = replace(settings, trust_bag=True)
         passed = replay_bags(bags, settings, out, workers, ray, Console())

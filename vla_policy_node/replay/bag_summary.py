@@ -9,6 +9,7 @@ import numpy as np
 
 from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.stamps import require_stamps
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
 from vla_policy_node.wire.build import to_ns
 from vla_policy_node.wire.cdr import MessageError, stamp_of
@@ -77,6 +78,7 @@ def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int)
     instruction: what to follow from the first to the last message; '' for what the bag says.
     """
     teller = _Teller(topics, period_ns)
+    require_stamps(bag, topics)
     reference = topics.streams.cameras[0]
     first_camera = next(t for t, stream in topics.inputs.items() if stream == reference)
     told = [topic for topic, kind in RECORDS.items() if bag.types.get(topic) == kind]
@@ -104,9 +106,11 @@ class _Teller:
     def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
         if is_camera:
             try:
-                stamp_ns = stamp_of(raw)
+                stamp_ns = time_ns if self._topics.by_log else stamp_of(raw)
             except MessageError:
                 return  # the replay counts it
+            if not stamp_ns and time_ns > _OTHER_CLOCK_S * 1e9:
+                return  # says nothing of when the bag begins
             self._delays_ns.append(time_ns - stamp_ns)
             self._first_ns = self._first_ns or min(time_ns, stamp_ns)
             self._last_ns = max(self._last_ns, time_ns, stamp_ns)
@@ -115,17 +119,17 @@ class _Teller:
         kind = self._topics.action_type if is_action else RECORDS[topic]
         message = decode(raw, kind, topic)
         if is_action:
-            self._hear_action(message)
+            self._hear_action(message, time_ns)
         elif topic == INFO:
             self._info = message
         elif topic == STATUS:
-            self._hear_status(message)
+            # By its own stamp: the recorder may have received it later.
+            self._hear_status(
+                message, time_ns if self._topics.by_log else to_ns(message.header.stamp))
         elif topic == CHUNK:
             self._hear_chunk(message, time_ns)
 
-    def _hear_status(self, status: Any) -> None:
-        # By its own stamp: the recorder may have received it later.
-        time_ns = to_ns(status.header.stamp)
+    def _hear_status(self, status: Any, time_ns: int) -> None:
         running = (status.epoch, status.instruction) if status.goal_active else None
         if self._running and running != self._running[:2]:
             self._end_goal(time_ns)
@@ -143,11 +147,12 @@ class _Teller:
         age_ns = round(chunk.observation_age_ms * 1e6)
         self._inference_ns.append(time_ns - to_ns(chunk.header.stamp) - age_ns)
 
-    def _hear_action(self, message) -> None:
+    def _hear_action(self, message, time_ns: int) -> None:
         if hasattr(message, 'twist'):
             scale = self._period_ns / 1e9
             parts = (message.twist.linear, message.twist.angular)
-            target_ns, gripper = to_ns(message.header.stamp) + self._period_ns, np.nan
+            sent_ns = time_ns if self._topics.by_log else to_ns(message.header.stamp)
+            target_ns, gripper = sent_ns + self._period_ns, np.nan
         elif message.hold:
             return
         else:
@@ -163,6 +168,9 @@ class _Teller:
     def tell(self, bag: Bag, instruction: str) -> BagSummary:
         notes = []
         delay_s = np.median(self._delays_ns) / 1e9 if self._delays_ns else 0.0
+        if self._topics.by_log:
+            notes.append('Messages count by the times of their recording (--stamps log), not by '
+                         'their stamps: ages and spreads are those of the recorder.')
         on_stamps = abs(delay_s) > _OTHER_CLOCK_S
         if on_stamps:
             notes.append('Recording times and stamps are of different clocks, so messages are '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_policy_node.common.machine import processor_name
@@ -24,6 +24,7 @@ from vla_policy_node.replay.settings import (
     parameters_of,
     read_info,
 )
+from vla_policy_node.replay.stamps import LOG
 from vla_policy_node.replay.topics import BagTopics, find_topics
 from vla_policy_node.replay.trace import Trace
 
@@ -91,8 +92,9 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         if len({p.robot for p in parameters}) > 1:
             raise ValueError('The two configurations have different contracts; policies of two '
                              'robots cannot be compared.')
-        topics = find_topics(
-            bag, settings.topics, settings.actions_topic, parameters[0].robot)
+        topics = replace(
+            find_topics(bag, settings.topics, settings.actions_topic, parameters[0].robot),
+            by_log=settings.stamps == LOG)
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)
         latency_ns = _latency_ns(settings, summary, parameters[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 from vla_policy_node.drawing.overlay import draw_overlay
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
+from vla_policy_node.replay.stamps import samples
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace, TracedInference
 from vla_policy_node.wire.cdr import read_compressed_image, read_image, stamp_of
@@ -36,7 +38,8 @@ def moments(
         for camera, stamp_ns in zip(names, inference.camera_stamps_ns, strict=True):
             wanted[camera].setdefault(stamp_ns, []).append(index)
     found: dict[int, dict[str, np.ndarray]] = {}
-    for topic, _, raw in bag.messages(cameras):
+    only_cameras = replace(topics, inputs=cameras)
+    for topic, _, raw in samples(bag, only_cameras):
         camera = cameras[topic]
         try:
             indices = wanted[camera].pop(stamp_of(raw), ())

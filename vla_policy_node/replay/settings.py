@@ -14,6 +14,7 @@ from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import GateLimits
+from vla_policy_node.replay.stamps import HEADER
 from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
 from vla_policy_node.system.files import (
     comes_with_package,
@@ -45,6 +46,7 @@ class ReplaySettings:
     latency_periods: control periods that an inference takes, or AS_RECORDED.
     threads: of torch. video, rerun, mcap: what to write beside the report.
     trust_bag: use the checkpoint that a bag names, whichever it is.
+    stamps: 'header', or 'log' for the times of recording.
     """
 
     config: str = ''
@@ -61,6 +63,7 @@ class ReplaySettings:
     mcap: bool = False
     limits: GateLimits = field(default_factory=GateLimits)
     trust_bag: bool = False
+    stamps: str = HEADER
 
 
 def read_info(bag: Bag) -> Any | None:

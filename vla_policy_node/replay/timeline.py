@@ -13,6 +13,7 @@ from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Poli
 from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.bag_summary import BagSummary, RecordedGoal
+from vla_policy_node.replay.stamps import samples
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
@@ -124,7 +125,7 @@ def events(bag: Bag, topics: BagTopics, summary: BagSummary) -> Iterator[Event]:
     """Yield everything in order of time; a goal begins and ends after the messages of its time."""
     goals = [turn for goal in summary.goals
              for turn in ((goal.start_ns, goal, b''), (goal.end_ns, None, b''))]
-    for topic, recorded_ns, raw in bag.messages(topics.inputs):
+    for topic, recorded_ns, raw in samples(bag, topics):
         stream, time_ns = topics.inputs[topic], recorded_ns
         if summary.on_stamps:
             try:

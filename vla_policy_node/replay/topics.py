@@ -28,13 +28,15 @@ class BagTopics:
     """The topics that are read from a bag.
 
     inputs: topic -> stream. streams: of the robot, compressed or not. actions: topic of the
-    executed or expert actions, '' if there are none; action_type: its message type.
+    executed or expert actions, '' if there are none; action_type: its message type. by_log:
+    samples count by the time of recording instead of their stamps.
     """
 
     inputs: Mapping[str, str]
     streams: InputStreams
     actions: str = ''
     action_type: str = ACTION_TYPES[0]
+    by_log: bool = False
 
 
 def find_topics(

@@ -69,6 +69,20 @@ def stamp_of(raw: Bytes) -> int:
     return _Reader(raw).stamp_ns()
 
 
+def with_stamp(raw: Bytes, stamp_ns: int) -> bytes:
+    """Return a message that begins with a Header, with another capture stamp [ns].
+
+    Raises MessageError if it is too short for one, or if no stamp can be so late.
+    """
+    reader = _Reader(raw)
+    start = reader.take(8, 4)
+    seconds, nanoseconds = divmod(stamp_ns, _NS)
+    if not 0 <= seconds < 2**31:
+        raise MessageError(f'A stamp of {seconds} s does not fit into a message.')
+    stamp = struct.pack(f'{reader.order}iI', seconds, nanoseconds)
+    return b''.join((raw[:start], stamp, raw[start + 8:]))
+
+
 def read_image(raw: Bytes) -> SerialisedImage:
     """Return a sensor_msgs/Image. Does not check whether the pixels fit the size."""
     reader = _Reader(raw)
@@ -151,7 +165,7 @@ class _Reader:
                 'The serialised message does not begin with a plain CDR header; '
                 'use a middleware that sends plain CDR.'
             )
-        self._order = order
+        self.order = order
         self._at = _ENCAPSULATION_BYTES
 
     def take(self, count: int, alignment: int = 1) -> int:
@@ -168,7 +182,7 @@ class _Reader:
     def number(self, form: str) -> int | float:
         """Return one number; form: its letter in the module `struct`."""
         size = struct.calcsize(form)
-        return struct.unpack_from(f'{self._order}{form}', self._raw, self.take(size, size))[0]
+        return struct.unpack_from(f'{self.order}{form}', self._raw, self.take(size, size))[0]
 
     def uint32(self) -> int:
         return self.number('I')
@@ -176,11 +190,11 @@ class _Reader:
     def doubles(self, count: int) -> tuple[float, ...]:
         if not count:
             return ()  # not aligned
-        return struct.unpack_from(f'{self._order}{count}d', self._raw, self.take(8 * count, 8))
+        return struct.unpack_from(f'{self.order}{count}d', self._raw, self.take(8 * count, 8))
 
     def stamp_ns(self) -> int:
         seconds, nanoseconds = struct.unpack_from(
-            f'{self._order}iI', self._raw, self.take(8, 4))
+            f'{self.order}iI', self._raw, self.take(8, 4))
         if seconds < 0 or nanoseconds >= _NS:
             raise MessageError(
                 f'The stamp of {seconds} s and {nanoseconds} ns is no time; '

@@ -1,0 +1,51 @@
+"""By which time the samples of a bag count: their own stamps, or when they were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.topics import BagTopics
+from vla_policy_node.wire.cdr import MessageError, stamp_of, with_stamp
+
+HEADER, LOG = STAMPS = ('header', 'log')
+
+
+def samples(bag: Bag, topics: BagTopics) -> Iterator[tuple[str, int, bytes]]:
+    """Yield topic, time of recording (ns) and message of the inputs, stamped as they count."""
+    for topic, time_ns, raw in bag.messages(topics.inputs):
+        yield topic, time_ns, stamped(raw, time_ns) if topics.by_log else raw
+
+
+def stamped(raw: bytes, time_ns: int) -> bytes:
+    """Return a message with its time of recording as stamp, as it is if there is no place."""
+    try:
+        return with_stamp(raw, time_ns)
+    except MessageError:
+        return raw
+
+
+def require_stamps(bag: Bag, topics: BagTopics) -> None:
+    """Raise BagError if all samples of an input have a stamp of zero: nothing can be paired."""
+    if topics.by_log:
+        return
+    unstamped = [topic for topic in topics.inputs if _is_unstamped(bag, topic)]
+    if unstamped:
+        raise BagError(
+            f"The bag '{bag.path}' has no stamps on {', '.join(unstamped)}: all are zero; let the "
+            f'publisher stamp them, or take the times of recording with `--stamps {LOG}`.')
+
+
+def _is_unstamped(bag: Bag, topic: str) -> bool:
+    """Look no further than to the first sample that says when it was made."""
+    found = False
+    with closing(bag.messages([topic])) as messages:
+        for _, _, raw in messages:
+            try:
+                if stamp_of(raw):
+                    return False
+                found = True
+            except MessageError:
+                continue  # the replay counts it
+    return found
