@@ -193,7 +193,8 @@ def test_training_in_this_process_leaves_threads_and_random_numbers(three, monke
     monkeypatch.setattr(training_run.os, 'sched_getaffinity', lambda _: range(2))
     before = torch.get_rng_state()
     config = training_run.TrainingConfig(stage='clone', steps=1, seed=41)
-    training_run.train(training_run.Run(config, tmp_path, None, None, tmp_path / 'out'))
+    start = create_small_checkpoint(tmp_path / 'start')
+    training_run.train(training_run.Run(config, start, None, None, tmp_path / 'out'))
     assert seen == [(2, 41)]
     assert torch.equal(torch.get_rng_state(), before)
     assert of_this_and_of_a_new_thread() == (3, 3)

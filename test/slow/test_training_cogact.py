@@ -16,8 +16,7 @@ from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.small import create_small_checkpoint
-from vla_policy_node.training import cognition
-from vla_policy_node.training.cogact import with_new_head
+from vla_policy_node.training import cognition, stages
 from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import read_metrics
@@ -28,7 +27,8 @@ from vla_policy_node.training.trainer import STATE, Trainer
 COGACT = TrainingConfig(
     stage='cogact', steps=4, batch=8, learning_rate=1e-3, warmup_steps=2, tokens_kept=6,
     losses={'noise': 1.0, 'token': 0.2, 'point': 0.2, 'attend': 0.1, 'readout': 0.5},
-    chunk_length=16, head_blocks=1, head_width=24, head_heads=2, repeated_diffusion_steps=4,
+    chunk_length=16, objective={'head_blocks': 1, 'head_width': 24, 'head_heads': 2},
+    repeated_diffusion_steps=4,
     validate_every_steps=2, validation_frames=8)
 
 
@@ -51,7 +51,7 @@ def weights(run):
 def test_what_sees_and_reads_stays_and_the_head_is_new(folders):
     config = read_model_config(folders[0])
     start = loading.load_model(folders[0], config, 'cpu', 'float32')
-    model = with_new_head(start, COGACT)
+    model = stages.named('cogact').changed_model(start, COGACT)
     for name, tensor in start.state_dict().items():
         if not name.startswith('action_head.'):
             assert torch.equal(model.state_dict()[name], tensor), name

@@ -20,6 +20,7 @@ from vla_policy_node.acceleration.declarations import (
     check_policy,
     check_together,
 )
+from vla_policy_node.acceleration.objective import STAGES, ObjectiveStage
 from vla_policy_node.nn.config import ModelConfig
 
 for _module in pkgutil.iter_modules(__path__):
@@ -35,7 +36,7 @@ _METHODS = {method.name: method for method in _subclasses(Method) if method.name
 __all__ = [
 'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
     'change_network', 'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together',
-    'create', 'execution_modes', 'open_settings', 'prepare', 'settings']
+    'create', 'execution_modes', 'objectives', 'open_settings', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -57,6 +58,11 @@ def open_settings(name: str) -> Mapping[str, Sequence[object]]:
     """Settings that the source of a method leaves open, with values to try; see `Method`."""
     settings(name)  # refuses what is unknown
     return _METHODS[name].open_settings
+
+
+def objectives() -> tuple[ObjectiveStage, ...]:
+    """Stages of training that teach methods."""
+    return tuple(STAGES.values())
 
 
 def execution_modes(methods: Sequence[str]) -> tuple[str, ...]:

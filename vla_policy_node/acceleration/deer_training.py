@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.deer import calibrate, distance, exits_of, save_thresholds
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -23,6 +24,10 @@ class EarlyExits(Objective):
 
     def __init__(self, config: ModelConfig, every: int, ratio: float):
         self._exits = exits_of(config.language_model.layers, every)
+        if not self._exits:
+            raise ValueError(
+                f'deer finds no exit after every {every} of {config.language_model.layers} '
+                'layers; choose a smaller exit_every, or a deeper policy.')
         self._ratio = ratio
         self._states: dict[int, Tensor] = {}
 
@@ -69,7 +74,7 @@ class EarlyExits(Objective):
         save_thresholds(checkpoint, self._exits, thresholds)
 
 
-@teaches('deer', state_losses=('exits',))
+@teaches('deer', state_losses=('exits',), needs=frozenset({Capability.REGRESSION}))
 def _early_exits(
     config: ModelConfig, losses: Mapping[str, float], *, exit_every: int = 2,
     exit_ratio: float = 1.0,

@@ -20,6 +20,7 @@ from torch import Tensor
 from vla_policy_node.acceleration.lightvla import find_winners, score
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.acceleration.objective import HeldOut, Objective, teaches
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -196,7 +197,9 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, by_query, None, None, None
 
 
-@teaches('lightvla', choices={'noise': NOISES}, needs_all_tokens=True)
+@teaches(
+    'lightvla', choices={'noise': NOISES}, needs=frozenset({Capability.VISUAL_TOKENS}),
+    needs_all_tokens=True)
 def _selection(
     config: ModelConfig,
     losses: Mapping[str, float],

@@ -19,6 +19,7 @@ from vla_policy_node.acceleration.mole import (
     prompt_of,
 )
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
@@ -82,7 +83,7 @@ class Routing(Objective):
         self.router.save(checkpoint, self.run)
 
 
-@teaches('mole', state_losses=('balance', 'distil'))
+@teaches('mole', state_losses=('balance', 'distil'), needs=frozenset({Capability.ONE_PASS}))
 def _routing(
     config: ModelConfig, losses: Mapping[str, float], *, layers_run: int = 0
 ) -> Routing:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.hooks import PassHooks
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ObjectiveStage:
     make: sizes of the policy, the losses weighed and the settings of the stage -> the objective.
     token_losses, state_losses: names of the losses that it adds, see `Objective`.
     choices: of settings that are words, which there are.
+    needs: what a policy must offer, as for a method.
     needs_all_tokens: whether a step cannot run on a part of the visual tokens.
     """
 
@@ -69,6 +71,7 @@ class ObjectiveStage:
     token_losses: tuple[str, ...] = ()
     state_losses: tuple[str, ...] = ()
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    needs: frozenset[Capability] = frozenset()
     needs_all_tokens: bool = False
 
     @property
@@ -77,17 +80,6 @@ class ObjectiveStage:
         parameters = inspect.signature(self.make).parameters.values()
         return {parameter.name: parameter.default for parameter in parameters
                 if parameter.kind is parameter.KEYWORD_ONLY}
-
-    def complete(self, chosen: Mapping[str, object]) -> dict[str, object]:
-        """Defaults under what was chosen; ValueError with one sentence for what cannot be."""
-        for name, value in chosen.items():
-            if name not in self.settings:
-                raise ValueError(f'Stage {self.name} has no entry {name!r}.')
-            words = self.choices.get(name, (value,))
-            if value not in words:
-                raise ValueError(
-                    f'{name} must be {" or ".join(map(repr, words))}, not {value!r}.')
-        return {**self.settings, **chosen}
 
 
 STAGES: dict[str, ObjectiveStage] = {}

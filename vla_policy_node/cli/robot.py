@@ -104,17 +104,18 @@ def new_checkpoint(
 
     `vla new-checkpoint my-policy --seed 1`
     """
-    if head not in ('l1', 'cogact'):
-        raise refusal(f"head is '{head}'; choose l1 or cogact.")
+    from vla_policy_node.runtime.small import CONFIGS, create_small_checkpoint
+
+    if head not in CONFIGS:
+        raise refusal(f"head is '{head}'; choose {' or '.join(CONFIGS)}.")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise refusal(f"'{directory}' exists and is not empty; choose another directory.")
     from vla_policy_node.outputs.folder import OutputError
     from vla_policy_node.outputs.whole import whole_folder
-    from vla_policy_node.runtime.small import COGACT_CONFIG, CONFIG, create_small_checkpoint
 
     try:
         with whole_folder(directory, 'vla new-checkpoint') as folder:
-            create_small_checkpoint(folder, seed, COGACT_CONFIG if head == 'cogact' else CONFIG)
+            create_small_checkpoint(folder, seed, CONFIGS[head])
     except OutputError as error:
         raise refusal(error) from None
     typer.echo(f'Created {directory}: random weights of seed {seed}, untrained.')

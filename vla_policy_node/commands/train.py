@@ -9,13 +9,14 @@ from rich.console import Console
 
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
 from vla_policy_node.system.files import share_directory
-from vla_policy_node.training.config import FORMER_STAGES, TrainingConfig, read_training_config
+from vla_policy_node.training import stages
+from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.run import Run, train
 
 
 def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> TrainingConfig:
     """Read the stage's YAML, or `path`, with changes like 'steps=100' on top."""
-    stage = FORMER_STAGES.get(stage, stage)
+    stage = stages.current_name(stage)
     shipped = share_directory() / 'config' / 'training' / f'{stage}.yaml'
     if path is None and not shipped.is_file():
         known = ', '.join(sorted(file.stem for file in shipped.parent.glob('*.yaml')))

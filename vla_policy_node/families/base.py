@@ -109,6 +109,10 @@ class PolicyFamily(ABC):
         """Let the policy answer with so many actions, if weights do not fix how many."""
         return config
 
+    def entries(self, config: ModelConfig) -> dict[str, object]:
+        """Return what `config.json` must say where the other files do not."""
+        return {}
+
     @abstractmethod
     def create_network(self, config: ModelConfig) -> PolicyNetwork:
         """Build the network with weights that are not initialised for any use."""

@@ -8,7 +8,7 @@ language model runs once; only the head runs once per denoising step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -133,6 +133,15 @@ class CogActFamily(PrismaticFamily):
     def configure(self, config: ModelConfig, dit: DitConfig | None = None) -> ModelConfig:
         """Sizes of another Prismatic family -> of this one, with the same trunk and a new head."""
         return replace(config, family=self.traits, dit=dit or config.dit or DitConfig())
+
+    def entries(self, config: ModelConfig) -> dict[str, object]:
+        """Name the family and its sizes, and what may differ from the file's defaults."""
+        inputs = {'proprio': True, 'cameras': 2, 'center_crop': True}
+        return {
+            'head': self.traits.name, 'chunk_length': config.chunk_length,
+            'dit': asdict(_dit(config)),
+            **{name: getattr(config, name) for name, default in inputs.items()
+               if getattr(config, name) != default}}
 
     def make_head(self, config: ModelConfig) -> DiffusionTransformer:
         """Build the diffusion transformer, whose positions fix the length of the chunk."""

@@ -63,6 +63,7 @@ COGACT_CONFIG = {
     'chunk_length': 16,
     'dit': {'blocks': 4, 'width': 192, 'heads': 3},
 }
+CONFIGS = {'l1': CONFIG, 'cogact': COGACT_CONFIG}
 
 NORMALISATION = {
     'tvf_normalize_params': [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
-from vla_policy_node.families.cogact import CogAct
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.training.batches import Batch
-from vla_policy_node.training.config import TrainingConfig
-from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.precision import autocast
+
+if TYPE_CHECKING:
+    from vla_policy_node.families.cogact import CogAct
+    from vla_policy_node.training.batches import Batch
+    from vla_policy_node.training.config import TrainingConfig
+    from vla_policy_node.training.data import TrainingData
 
 FOLDER = 'cognition'  # in that of the run
 _FRAMES = 16  # that run together

@@ -8,30 +8,19 @@ from pathlib import Path
 
 import yaml
 
-from vla_policy_node.acceleration.objective import STAGES as OBJECTIVES
-
-# Those of the policy itself; a method that learns adds its own (`acceleration.objective`).
-STAGES = ('grounding', 'localization', 'behavior_cloning', 'cogact', 'cogact_head', *OBJECTIVES)
-# What stages were called up to release 0.1; accepted for one more.
-FORMER_STAGES = {
-    'ground': 'grounding', 'locate': 'localization', 'clone': 'behavior_cloning'}
-TOKEN_LOSSES = ('token', 'point')
-STATE_LOSSES = ('attend', 'readout', 'action', 'noise')
-LOSSES = (*TOKEN_LOSSES, *STATE_LOSSES, *(
-    name for stage in OBJECTIVES.values() for name in (*stage.token_losses, *stage.state_losses)))
+from vla_policy_node.training import stages
+from vla_policy_node.training.losses import STATE_LOSSES
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One stage. `config/training/*.yaml` explain the entries and hold the shipped values.
 
-    stage: names the run; 'cogact' gives a policy without a diffusion transformer a new one (see
-        `training.cogact`), 'cogact_head' trains nothing else than that (see `cognition`), and the
-        stages of methods teach those (see `acceleration.objective`).
+    stage: names the run, and decides what is special about it (see `training.stages`).
     steps, batch: optimiser steps, and samples per step over all processes.
     learning_rate: peak of a linear warm-up (`warmup_steps`) and a cosine down to a 20th.
     ema: decay of the averaged weights, which validation and the final checkpoint use.
-    losses: weight of each of LOSSES; those not named are 0 and not computed.
+    losses: weight of each of `stages.losses()`; those not named are 0 and not computed.
     tokens_kept: visual tokens of each camera that a step runs on, 0 for all (see
         `token_sampling`).
     chunk_length: time steps of the chunk, 0 for the checkpoint's own. Weights do not depend on
@@ -39,11 +28,10 @@ class TrainingConfig:
     scenes_share: share of a batch that comes from still scenes, which carry no actions.
     crop_shift, colour_strength: see `augmentation`.
     frozen: beginnings of the names of parameters that stay as they are.
-    objective: entries that only the stage of a method has; in a file they stand beside the others.
+    objective: entries that only this stage has; in a file they stand beside the others.
     lora_rank: train low-rank updates of all linear layers of vision encoders, projector and
         language model instead of their weights; 0 trains the weights.
     repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
-    head_blocks, head_width, head_heads: of a new diffusion transformer.
     """
 
     stage: str
@@ -64,48 +52,31 @@ class TrainingConfig:
     objective: Mapping[str, object] = field(default_factory=dict)
     lora_rank: int = 0
     repeated_diffusion_steps: int = 8
-    head_blocks: int = 4
-    head_width: int = 192
-    head_heads: int = 3
     seed: int = 0
     validate_every_steps: int = 250
     validation_frames: int = 128
     save_every_s: float = 120.0
 
     def __post_init__(self):
-        object.__setattr__(self, 'stage', FORMER_STAGES.get(self.stage, self.stage))
-        if self.stage not in STAGES:
-            raise ValueError(f'stage must be one of {", ".join(STAGES)}, not {self.stage!r}.')
+        object.__setattr__(self, 'stage', stages.current_name(self.stage))
+        stage = stages.named(self.stage)
         for name in self.losses:
-            if name not in LOSSES:
-                raise ValueError(f'There is no loss {name!r}; choose from {", ".join(LOSSES)}.')
-        taught = OBJECTIVES.get(self.stage)
-        if taught:
-            object.__setattr__(self, 'objective', taught.complete(self.objective))
-        elif self.objective:
-            raise ValueError(
-                f'Stage {self.stage} has no entries of its own: {", ".join(self.objective)}.')
-        if taught and taught.needs_all_tokens and self.tokens_kept:
-            raise ValueError(
-                f'In stage {self.stage} all visual tokens vote, as they will on the robot; leave '
-                'tokens_kept at 0.')
-        if self.stage == 'cogact_head' and (
-            self.losses.keys() != {'noise'} or self.lora_rank or self.tokens_kept or self.frozen
-        ):
-            raise ValueError(
-                "Stage cogact_head learns by the loss 'noise' alone, from all tokens, and trains "
-                'nothing but the head: leave lora_rank, tokens_kept and frozen.')
-        if self.stage == 'cogact' and (self.losses.get('action') or not self.chunk_length):
-            raise ValueError(
-                "Stage cogact learns by the loss 'noise', not 'action', and needs a chunk_length; "
-                'the published one is 16.')
+            if name not in stages.losses():
+                raise ValueError(
+                    f'There is no loss {name!r}; choose from {", ".join(stages.losses())}.')
+        object.__setattr__(self, 'objective', stage.complete(self.objective))
+        stage.check_config(self)
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """Names of the losses that count."""
+        return tuple(name for name, weight in self.losses.items() if weight)
 
     @property
     def runs_language_model(self) -> bool:
         """Whether any loss reads what comes out of the language model."""
-        taught = OBJECTIVES.get(self.stage)
-        reading = (*STATE_LOSSES, *(taught.state_losses if taught else ()))
-        return any(self.losses.get(name) for name in reading)
+        reading = (*STATE_LOSSES, *stages.named(self.stage).state_losses)
+        return any(name in reading for name in self.weighed)
 
     def document(self) -> dict:
         """Return the entries as plain values, for files."""
@@ -122,9 +93,9 @@ def read_training_config(path: Path, changes: Mapping[str, object]) -> TrainingC
     document = {**(document or {}), **changes}
     known = {entry.name: entry.type for entry in fields(TrainingConfig)}
     del known['objective']
-    taught = OBJECTIVES.get(str(document.get('stage')))
-    own = {name: type(default).__name__ for name, default in taught.settings.items()
-           } if taught else {}
+    stage = stages.current_name(str(document.get('stage')))
+    own = {name: type(default).__name__ for name, default in stages.named(stage).entries.items()
+           } if stage in stages.available() else {}
     for name in document:
         if name not in known | own:
             raise ValueError(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective
-from vla_policy_node.families.cogact import CogAct
-from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.hooks import PassHooks
-from vla_policy_node.training.batches import Batch
-from vla_policy_node.training.cognition import CognitionBatch
-from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.grounding import (
     AttentionRecorder,
     GroundingHeads,
@@ -22,23 +20,37 @@ from vla_policy_node.training.grounding import (
 )
 from vla_policy_node.training.token_sampling import sample_tokens
 
+if TYPE_CHECKING:
+    from vla_policy_node.families.cogact import CogAct
+    from vla_policy_node.families.prismatic import PrismaticVla
+    from vla_policy_node.training.batches import Batch
+    from vla_policy_node.training.cognition import CognitionBatch
+    from vla_policy_node.training.config import TrainingConfig
+
+TOKEN_LOSSES = ('token', 'point')  # on visual tokens, where the language model need not run
+STATE_LOSSES = ('attend', 'readout', 'action', 'noise')
+# What a policy must offer to learn by a loss.
+NEEDS = {
+    'attend': (Capability.ONE_PASS,),
+    'readout': (Capability.ONE_PASS,),
+    'action': (Capability.REGRESSION,),
+    'noise': (Capability.DENOISING,),
+}
+
 
 def compute_losses(
     model: PrismaticVla,
     heads: GroundingHeads,
-    batch: Batch | CognitionBatch,
+    batch: Batch,
     config: TrainingConfig,
     objective: Objective,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Return the losses that `config` gives a weight, and errors for the log, as scalars.
 
-    batch: of what was looked at before, the action head alone learns.
     objective: what a method teaches; it takes part in the pass, and may add losses.
     rng: draws the tokens, where the step runs on a part of them, and noise for the loss 'noise'.
     """
-    if isinstance(batch, CognitionBatch):
-        return _noise_losses(model, batch.states, batch, config, rng)
     cameras = batch.pixels.shape[1]
     sample = None
     if config.tokens_kept:
@@ -75,11 +87,11 @@ def compute_losses(
     if config.losses.get('action'):
         losses |= _action_errors(model.action_head(states), batch)
     if config.losses.get('noise'):
-        losses |= _noise_losses(model, states, batch, config, rng)
+        losses |= noise_losses(model, states, batch, config, rng)
     return losses | objective.state_losses(model, states, batch)
 
 
-def _noise_losses(
+def noise_losses(
     model: CogAct,
     states: Tensor,
     batch: Batch | CognitionBatch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,8 +17,6 @@ from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
 from vla_policy_node import families
-from vla_policy_node.acceleration.objective import STAGES, Objective
-from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.statistics import read_statistics
@@ -27,16 +24,14 @@ from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.encoding.prompt import PromptEncoder
-from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.runtime.saving import save_model
+from vla_policy_node.training import stages
 from vla_policy_node.training.batches import BatchMaker
-from vla_policy_node.training.cogact import head_entries, with_new_head
-from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import METRICS, PICTURE
 from vla_policy_node.training.data import FreshFrames, TrainingData
@@ -72,6 +67,11 @@ class Run:
     device: str = 'cpu'
     processes: int = 1
 
+    @property
+    def statistics(self) -> Path:
+        """Those of the demonstrations, where there are any: they decide what 1.0 means."""
+        return (self.demonstrations or self.start) / STATISTICS
+
 
 def train(run: Run) -> Path:
     """Run or resume a stage, and return the path of its checkpoint.
@@ -81,8 +81,7 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
-    if run.config.stage == 'cogact_head':
-        _check_head(run)
+    stages.named(run.config.stage).check_run(run, _sizes(run))
     rank = int(os.environ.get('RANK', 0))
     if rank == 0:
         claim(run.out, [STATE, METRICS, PICTURE, HEADS], COMMAND, [CHECKPOINT])
@@ -97,12 +96,12 @@ def train(run: Run) -> Path:
     return run.out / CHECKPOINT
 
 
-def _check_head(run: Run) -> None:
-    has_head = families.read_model_config(run.start).can(Capability.DENOISING)
-    if not has_head or run.demonstrations is None or run.scenes is not None:
-        raise ValueError(
-            'Stage cogact_head goes on from a checkpoint of `vla train cogact`, and takes --demos '
-            'but no --scenes.')
+def _sizes(run: Run) -> ModelConfig:
+    """Sizes of the checkpoint to start from, with the chunk that the run asks for."""
+    config = families.read_model_config(run.start)
+    if run.config.chunk_length:
+        config = families.of(config).with_chunk_length(config, run.config.chunk_length)
+    return config
 
 
 def _spawn(run: Run) -> None:
@@ -150,13 +149,10 @@ def _process(rank: int, processes: int, run: Run) -> None:
 
 
 def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> None:
-    config = families.read_model_config(run.start)
-    if run.config.chunk_length:
-        config = families.of(config).with_chunk_length(config, run.config.chunk_length)
-    model = load_model(run.start, config, str(device), 'float32')
-    if run.config.stage == 'cogact' and not config.can(Capability.DENOISING):
-        model = with_new_head(model, run.config)
-        config = model.config
+    stage = stages.named(run.config.stage)
+    model = load_model(run.start, _sizes(run), str(device), 'float32')
+    model = stage.changed_model(model, run.config)
+    config = model.config
     heads = GroundingHeads(config.language_model.width, config.cameras).to(device)
     if (run.start.parent / HEADS).exists():
         with open_safetensors(run.start.parent / HEADS) as (names, get, _):
@@ -165,12 +161,10 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
             heads.load_state_dict(tensors)
     if run.config.lora_rank:
         add_lora(model, run.config.lora_rank)
-    objective = _objective(run.config, config, device)
-    data = _data(run, config, device, rank, processes)
-    if run.config.stage == 'cogact_head':
-        statistics = hashlib.sha256((run.demonstrations / STATISTICS).read_bytes()).hexdigest()
-        source = f'{fingerprint(run.start)} {statistics}'
-        data = CognitionData(model, data, run.config, run.out, source, rank, processes)
+    objective = stage.objective(config, run.config)
+    for module in objective.learnt.values():
+        module.to(device)
+    data = stage.data(_data(run, config, device, rank, processes), model, run, rank, processes)
     with Progress(run.config, shown=rank == 0) as progress:
         trainer = Trainer(
             model, heads, data, run.config, run.out,
@@ -187,16 +181,6 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
         seal(run.out, COMMAND)
 
 
-def _objective(config: TrainingConfig, model: ModelConfig, device: torch.device) -> Objective:
-    """What the stage teaches besides the policy's own losses."""
-    if config.stage not in STAGES:
-        return Objective()
-    objective = STAGES[config.stage].make(model, config.losses, **config.objective)
-    for module in objective.learnt.values():
-        module.to(device)
-    return objective
-
-
 def _data(
     run: Run, config: ModelConfig, device: torch.device, rank: int, processes: int
 ) -> TrainingData:
@@ -205,7 +189,8 @@ def _data(
         config,
         PromptEncoder.load(run.start / 'tokenizer.json', config),
         ImagePreprocessor(normalisation, config.image_px, config.center_crop),
-        read_statistics(_statistics(run), proprio=config.proprio),
+        read_statistics(
+            read_json(run.statistics.parent, STATISTICS), proprio=config.proprio),
         run.config.crop_shift,
         run.config.colour_strength,
     )
@@ -221,19 +206,13 @@ def _data(
         maker, demonstrations, scenes, run.config, rank, processes, open_frames)
 
 
-def _statistics(run: Run) -> Mapping:
-    """Those of the demonstrations, where there are any: they decide what 1.0 means."""
-    return read_json(run.demonstrations or run.start, STATISTICS)
-
-
 def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
     """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
     for name in DOCUMENTS:
         shutil.copyfile(run.start / name, target / name)
-    if run.demonstrations:
-        shutil.copyfile(run.demonstrations / STATISTICS, target / STATISTICS)
+    shutil.copyfile(run.statistics, target / STATISTICS)
     document = read_json(target, 'config.json') | {'trained': True}
-    document |= head_entries(model.config)
+    document |= model.family.entries(model.config)
     if method_settings:
         document['method_settings'] = method_settings
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')

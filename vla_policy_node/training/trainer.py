@@ -26,14 +26,14 @@ from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.tensor_files import load_pt
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.training import lora
+from vla_policy_node.training import lora, stages
 from vla_policy_node.training.batches import Batch
 from vla_policy_node.training.cognition import CognitionBatch, CognitionData
-from vla_policy_node.training.config import FORMER_STAGES, TrainingConfig
+from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import Curves
 from vla_policy_node.training.data import TrainingData
 from vla_policy_node.training.grounding import GroundingHeads
-from vla_policy_node.training.losses import compute_losses, total_loss
+from vla_policy_node.training.losses import total_loss
 from vla_policy_node.training.precision import autocast
 
 FINAL_RATE = 0.05  # of the peak, at the end of the cosine
@@ -56,13 +56,14 @@ class Trainer:
         progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     ):
         self.model, self.heads, self.config = model, heads, config
+        self._stage = stages.named(config.stage)
         self._data, self._out, self._objective = data, out, objective or Objective()
         self._rank, self._processes, self._progress = rank, processes, progress
         self._device = next(model.parameters()).device
         self._together = nn.ModuleDict({'model': model, 'heads': heads})
         self._together.update(self._objective.learnt)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(_is_trained(name, config))
+            parameter.requires_grad_(self._stage.trains(name) and _is_trained(name, config))
         for name in ('point', 'readout'):
             # Without a loss it would still decay where gradients are averaged.
             getattr(heads, name).requires_grad_(bool(config.losses.get(name)))
@@ -155,7 +156,7 @@ class Trainer:
         self, batch: Batch | CognitionBatch, rng: np.random.Generator
     ) -> dict[str, Tensor]:
         with self._attention(), autocast(self._device):
-            return compute_losses(
+            return self._stage.compute_losses(
                 self.model, self.heads, batch, self.config, self._objective, rng)
 
     @contextmanager
@@ -249,7 +250,7 @@ class Trainer:
             # Entries that the run did not have yet had their default.
             before = state['config'].get(key, value)
             if key == 'stage':
-                before = FORMER_STAGES.get(before, before)
+                before = stages.current_name(before)
             if key not in ('steps', 'save_every_s') and before != value:
                 raise ValueError(
                     f'{path} is of a run with {key}={before}, not {value}; '
@@ -269,8 +270,6 @@ def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _is_trained(name: str, config: TrainingConfig) -> bool:
-    if config.stage == 'cogact_head':
-        return name.startswith('action_head.')
     frozen = any(name.startswith(beginning) for beginning in config.frozen)
     return not frozen and (not config.lora_rank or lora.is_trained(name))
 

@@ -1,0 +1,56 @@
+"""Stages of training by name: one object each, which alone says what is special about it."""
+
+from pathlib import Path
+
+import pytest
+
+from vla_policy_node.acceleration.deer_training import EarlyExits
+from vla_policy_node.families import config_of
+from vla_policy_node.runtime.small import CONFIG
+from vla_policy_node.training import stages
+from vla_policy_node.training.config import TrainingConfig, read_training_config
+
+YAMLS = Path(__file__).parents[2] / 'config' / 'training'
+
+
+@pytest.mark.parametrize('path', sorted(YAMLS.glob('*.yaml')), ids=lambda path: path.stem)
+def test_the_yaml_of_a_stage_has_its_name_and_entries(path):
+    config = read_training_config(path, {})
+    assert config.stage == path.stem
+    assert config.objective.keys() == stages.named(path.stem).entries.keys()
+    assert set(config.losses) <= set(stages.losses())
+
+
+def test_every_stage_has_a_yaml():
+    assert set(stages.available()) == {path.stem for path in YAMLS.glob('*.yaml')}
+
+
+def test_what_is_no_stage_loss_or_entry_is_refused_with_a_sentence():
+    with pytest.raises(ValueError, match=r"^stage must be one of grounding, .*, not 'flying'\.$"):
+        TrainingConfig(stage='flying', steps=1)
+    with pytest.raises(ValueError, match=r"^There is no loss 'joy'; choose from token, point, "):
+        TrainingConfig(stage='grounding', steps=1, losses={'joy': 1.0})
+    with pytest.raises(ValueError, match=r"^Stage grounding has no entry 'exit_every'\.$"):
+        TrainingConfig(stage='grounding', steps=1, objective={'exit_every': 2})
+    with pytest.raises(ValueError, match=r"there is no entry 'head_blocks'; known are stage, "):
+        read_training_config(YAMLS / 'grounding.yaml', {'head_blocks': 2})
+    with pytest.raises(ValueError, match=r"^noise must be 'uniform' or 'gumbel', not 'pink'\.$"):
+        read_training_config(YAMLS / 'lightvla.yaml', {'noise': 'pink'})
+
+
+def test_a_former_name_reads_the_entries_of_its_stage(tmp_path):
+    (tmp_path / 'old.yaml').write_text('stage: clone\nsteps: 3\n')
+    assert read_training_config(tmp_path / 'old.yaml', {}).stage == 'behavior_cloning'
+
+
+def test_only_the_stage_of_the_head_alone_leaves_the_rest_as_it_is():
+    for name in stages.available():
+        stage = stages.named(name)
+        assert stage.trains('action_head.net.fc1.weight'), name
+        assert stage.trains('language_model.norm.weight') == (name != 'cogact_head'), name
+
+
+def test_a_policy_too_shallow_for_an_exit_is_refused():
+    config = config_of(CONFIG)
+    with pytest.raises(ValueError, match=r'^deer finds no exit after every 6 of 6 layers; '):
+        EarlyExits(config, 6, 1.0)

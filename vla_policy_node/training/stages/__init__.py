@@ -1,0 +1,52 @@
+"""Stages of `vla train` by name: those of the policy itself, and those that methods bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vla_policy_node import acceleration
+from vla_policy_node.training.losses import STATE_LOSSES, TOKEN_LOSSES
+from vla_policy_node.training.stages.base import MethodStage, TrainingStage
+from vla_policy_node.training.stages.cogact import NewDiffusionHead
+from vla_policy_node.training.stages.cogact_head import DiffusionHeadAlone
+
+__all__ = ['TrainingStage', 'available', 'current_name', 'losses', 'named']
+
+_OWN = (
+    TrainingStage('grounding'),
+    TrainingStage('localization'),
+    TrainingStage('behavior_cloning'),
+    NewDiffusionHead(),
+    DiffusionHeadAlone(),
+)
+# What stages were called up to release 0.1; accepted for one more.
+_FORMER = {'ground': 'grounding', 'locate': 'localization', 'clone': 'behavior_cloning'}
+
+
+def available() -> tuple[str, ...]:
+    """Names of all stages."""
+    return tuple(stage.name for stage in _all())
+
+
+def current_name(name: str) -> str:
+    """Return what a stage is called now, for a former name."""
+    return _FORMER.get(name, name)
+
+
+def named(name: str) -> TrainingStage:
+    """Return the stage of this name; ValueError if there is none."""
+    for stage in _all():
+        if stage.name == name:
+            return stage
+    raise ValueError(f'stage must be one of {", ".join(available())}, not {name!r}.')
+
+
+def losses() -> tuple[str, ...]:
+    """Names of all losses: those of the policy, and those that methods add."""
+    return (*TOKEN_LOSSES, *STATE_LOSSES, *(
+        name for stage in _all() for name in (*stage.token_losses, *stage.state_losses)))
+
+
+def _all() -> Iterator[TrainingStage]:
+    yield from _OWN
+    yield from map(MethodStage, acceleration.objectives())
