@@ -15,8 +15,9 @@ from node_bench import (  # noqa: F401
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_testing import ros  # noqa: F401
 
-from vla_msgs.msg import HoldReason
-from vla_policy_node.contract import find_contract, to_plain
+from vla_msgs.msg import HoldReason, PolicyInfo
+from vla_policy_node.contract import find_contract, parse_contract, to_plain
+from vla_policy_node.nodes import qos
 
 FRANKA = ('panda_finger_joint1', 'panda_finger_joint2')
 
@@ -129,3 +130,24 @@ def test_the_age_of_every_camera_is_in_the_diagnostics_by_its_name(make_active, 
 
     assert list(bench.robot.wait(ages, 'diagnostics')) == [
         'third_person age ms', 'wrist age ms', 'side age ms', 'state age ms']
+
+
+def test_the_status_tells_ages_by_the_names_of_the_contract(make_active, franka):  # noqa: F811
+    bench = make_active(contract=franka)
+    bench.start()
+    bench.observe(streams=[stream for stream in bench.robot.inputs if stream != 'side'])
+    bench.advance()
+    status = bench.wait_status(lambda status: True)
+    assert status.camera_names == ['third_person', 'wrist', 'side']
+    *ages_ms, missing = status.camera_ages_ms
+    assert all(0.0 <= age < 1e3 for age in ages_ms) and missing == float('inf')
+
+
+def test_the_description_holds_the_whole_contract(make_active, franka):  # noqa: F811
+    bench = make_active(contract=franka)
+    infos = []
+    bench.robot.create_subscription(PolicyInfo, 'policy_info', infos.append, qos.latched())
+    bench.robot.wait(lambda: infos, 'the latched description')
+    assert infos[0].cameras == ['third_person', 'wrist', 'side']
+    assert len(infos[0].camera_transforms) == 3
+    assert parse_contract(infos[0].contract) == find_contract(franka)

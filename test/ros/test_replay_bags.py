@@ -1,6 +1,7 @@
 """Bags that are not as they should be: one sentence each, and nothing half-written."""
 
 import errno
+import json
 import os
 import shutil
 import struct
@@ -18,6 +19,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from vla_msgs.msg import PolicyInfo
+from vla_policy_node.contract import find_contract, to_yaml
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.messages import to_info, to_time
 from vla_policy_node.outputs.folder import OutputError
@@ -166,21 +168,40 @@ def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
 def test_a_policy_info_from_before_it_was_lengthened_is_read(settings, tmp_path):
     policy = LocalPolicy.load(settings.checkpoint, methods=(), optimisation='fused')
     spec = ActionSpec('base_link', 'axis_angle', 0.05, 0.5, 1.0, -1.0)
-    info = to_info(policy.description, spec, 'sync', dict.fromkeys(CAMERAS, 'none'), PERIOD_NS,
-                   START_NS)
+    info = to_info(policy.description, spec, 'sync', dict.fromkeys(CAMERAS, 'none'),
+                   find_contract(''), PERIOD_NS, START_NS)
     # Each string is its length, its letters and a zero; lengths lie at multiples of four.
-    since = struct.calcsize('I6sI6s')
+    strings = struct.calcsize('I6sI6s')
+    since = struct.calcsize(f'I6sI6sII13sI6sI{len(info.contract) + 1}s')
     new = make_bag(tmp_path / 'new', **SHORT, info=info)
+    middle = make_bag(tmp_path / 'middle', **SHORT, info=info,
+                      rewrite={'/policy_info': lambda raw: raw[:strings - since]})
     old = make_bag(tmp_path / 'old', **SHORT, info=info,
                    rewrite={'/policy_info': lambda raw: raw[:-since]})
-    for bag, optimisation in ((new, 'fused'), (old, 'none')):
+    for bag, optimisation in ((new, 'fused'), (middle, 'fused'), (old, 'none')):
         trace = replay(bag, settings).traces[0]
         assert (trace.execution_mode, trace.description.optimisation) == ('sync', optimisation)
     with Bag(old) as opened:
         recorded = read_info(opened)
-    assert (recorded.optimisation, recorded.preprocessing) == ('', '')
+    assert (recorded.optimisation, recorded.preprocessing, recorded.cameras) == ('', '', [])
     for name in info.action.get_fields_and_field_types():
         assert getattr(recorded.action, name) == getattr(info.action, name), name
+
+
+def test_a_recording_of_before_gives_the_report_of_one_of_today(settings, tmp_path):
+    """As written by vla_msgs 0.1.0: see the README beside it."""
+    old = Path(__file__).parents[1] / 'data' / 'recording_two_cameras'
+    with Bag(old) as opened:
+        recorded = read_info(opened)
+    info = PolicyInfo(cameras=CAMERAS, contract=to_yaml(find_contract('')))
+    for name in info.get_fields_and_field_types():
+        if name not in ('header', 'action', 'cameras', 'contract'):
+            setattr(info, name, getattr(recorded, name))
+    for name in info.action.get_fields_and_field_types():
+        setattr(info.action, name, getattr(recorded.action, name))
+    new = make_bag(tmp_path / 'data' / old.name, **SHORT, info=info)
+    assert (json.dumps(replay(old, settings).report, sort_keys=True)
+            == json.dumps(replay(new, settings).report, sort_keys=True))
 
 
 def test_a_policy_that_was_run_otherwise_is_remarked(settings, tmp_path):

@@ -8,6 +8,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from vla_policy_node.common.plain_yaml import parse_plain_yaml, read_plain_yaml
 from vla_policy_node.contract.parts import (
     END_EFFECTOR_KINDS,
@@ -68,6 +70,11 @@ def to_plain(robot: RobotContract) -> dict[str, object]:
         'actions': [
             {**_plain(group), 'kind': group.kind} for group in robot.actions],
     }
+
+
+def to_yaml(robot: RobotContract) -> str:
+    """Return the text of a file without comments; `parse_contract` of it gives the robot again."""
+    return yaml.safe_dump(to_plain(robot), sort_keys=False)
 
 
 def _plain(part: Any) -> dict[str, object]:

@@ -11,6 +11,7 @@ from std_msgs.msg import Header
 
 from vla_msgs.msg import ActionSpecification, EndEffectorCommand, PolicyInfo
 from vla_msgs.msg import TokenSelection as TokenSelectionMessage
+from vla_policy_node.contract import RobotContract, to_yaml
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.policy.interface import ActionChunk, PolicyDescription, TokenSelection
@@ -69,10 +70,11 @@ def to_info(
     spec: ActionSpec,
     execution_mode: str,
     camera_transforms: Mapping[str, str],
+    robot: RobotContract,
     period_ns: int,
     now_ns: int,
 ) -> PolicyInfo:
-    """Return the latched self-description; camera_transforms: in the order of the contract."""
+    """Return the latched self-description; camera_transforms: of every camera of the robot."""
     settings = [f'{method}.{name}={value}' for method, chosen in
                 description.method_settings.items() for name, value in chosen.items()]
     return PolicyInfo(
@@ -92,7 +94,7 @@ def to_info(
         methods=list(description.methods),
         method_settings=settings,
         execution_mode=execution_mode,
-        camera_transforms=list(camera_transforms.values()),
+        camera_transforms=[camera_transforms[camera] for camera in robot.camera_names],
         control_period_s=period_ns / _NS,
         action=ActionSpecification(
             names=list(spec.names),
@@ -106,6 +108,8 @@ def to_info(
         ),
         optimisation=description.optimisation,
         preprocessing=description.preprocessing,
+        cameras=list(robot.camera_names),
+        contract=to_yaml(robot),
     )
 
 

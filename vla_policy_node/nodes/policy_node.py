@@ -9,7 +9,6 @@ results. `control.commander` decides what to send; this file only connects it to
 from __future__ import annotations
 
 import gc
-import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -306,7 +305,7 @@ class PolicyNode(LifecycleNode):
 
     def _make_status(self, worker: PolicyWorker) -> PolicyStatus:
         return make_status(
-            state_label(self), self._settings, self._commander, worker,
+            state_label(self), self._settings, self._streams, self._commander, worker,
             self._commands.hold, self._counts, self._now_ns())
 
     def _publish_status(self) -> None:
@@ -316,11 +315,9 @@ class PolicyNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         if worker := self._worker:
             description = worker.description
-            ages_ns = self._commander.parts.pairer.ages_ns(self._now_ns())
             self._reports.publish_diagnostics(
                 self._make_status(worker), description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
-                {camera: ages_ns.get(camera, math.inf) / 1e6 for camera in self._streams.cameras},
                 self._shadow.summary() if self._shadow else None, worker.trouble())
 
     def _publish_info(self) -> None:

@@ -1,5 +1,6 @@
 """What the policy node publishes about itself and each inference: publishers and messages."""
 
+import math
 from collections.abc import Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -17,6 +18,7 @@ from vla_policy_node.loop.worker import PolicyWorker, Result
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
 from vla_policy_node.policy.interface import PolicyDescription
+from vla_policy_node.wire.streams import InputStreams
 
 # Holds that are normal operation.
 _CALM = frozenset({
@@ -28,13 +30,17 @@ _CALM = frozenset({
 def make_status(
     lifecycle_state: str,
     parameters: PolicyParameters,
+    streams: InputStreams,
     commander: Commander,
     worker: PolicyWorker,
     hold: Hold,
     others: Mapping[str, int],
     now_ns: int,
 ) -> PolicyStatus:
-    """Return the state of the node; `hold` is that of the last command."""
+    """Return the state of the node.
+
+    streams: those that the policy needs. hold: of the last command.
+    """
     goal = commander.session.goal
     latency = worker.latency.summary()
     last = worker.last
@@ -55,10 +61,9 @@ def make_status(
         tokens_kept_mean=finite_or_zero(worker.tokens_kept.summary().mean_ms),
         tokens_total=last.chunk.tokens_total if last else 0,
         camera_spread_ms=last.pair.spread_ns / 1e6 if last else 0.0,
-        third_person_age_ms=ages_ms.get('third_person', 0.0),
-        wrist_age_ms=ages_ms.get('wrist', 0.0),
-        state_age_ms=max(
-            (ages_ms.get(source, 0.0) for source in parameters.streams.states), default=0.0),
+        camera_names=list(streams.cameras),
+        camera_ages_ms=[ages_ms.get(camera, math.inf) for camera in streams.cameras],
+        state_age_ms=max((ages_ms.get(source, 0.0) for source in streams.states), default=0.0),
         counter_names=list(counts),
         counter_values=list(counts.values()),
     )
@@ -66,8 +71,7 @@ def make_status(
 
 def make_diagnostics(
     name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
-    camera_ages_ms: Mapping[str, float], shadow: ShadowSummary | None = None,
-    trouble: Hold | None = None,
+    shadow: ShadowSummary | None = None, trouble: Hold | None = None,
 ) -> DiagnosticArray:
     """Return /diagnostics: one entry for the commands, one for the inference, one for the shadow.
 
@@ -85,7 +89,8 @@ def make_diagnostics(
         level=level, name=f'{name}: commands', message=message, hardware_id=hardware_id)
     commands.values = [KeyValue(key=key, value=str(value)) for key, value in (
         ('hold reason', code.name), ('stream', status.hold.stream),
-        *((f'{camera} age ms', f'{age_ms:.1f}') for camera, age_ms in camera_ages_ms.items()),
+        *((f'{camera} age ms', f'{age_ms:.1f}') for camera, age_ms in zip(
+            status.camera_names, status.camera_ages_ms, strict=True)),
         ('state age ms', f'{status.state_age_ms:.1f}'),
         ('camera spread ms', f'{status.camera_spread_ms:.1f}'),
         *zip(status.counter_names, map(str, status.counter_values), strict=True),
@@ -149,12 +154,11 @@ class PolicyReports:
 
     def publish_diagnostics(
         self, status: PolicyStatus, checkpoint: str, chunk_ms: float,
-        camera_ages_ms: Mapping[str, float], shadow: ShadowSummary | None, trouble: Hold | None,
+        shadow: ShadowSummary | None, trouble: Hold | None,
     ) -> None:
         """Publish /diagnostics (executor thread); arguments as of `make_diagnostics`."""
         self.diagnostics.publish(make_diagnostics(
-            self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, camera_ages_ms,
-            shadow, trouble))
+            self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, shadow, trouble))
 
     def publish_info(
         self, description: PolicyDescription, parameters: PolicyParameters, now_ns: int
@@ -162,7 +166,7 @@ class PolicyReports:
         """Publish the latched self-description (executor thread)."""
         self.info.publish(messages.to_info(
             description, parameters.action_spec(), parameters.execution_mode,
-            parameters.camera_transforms, parameters.period_ns, now_ns,
+            parameters.camera_transforms, parameters.robot, parameters.period_ns, now_ns,
         ))
 
 

@@ -121,7 +121,7 @@ def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]
     notes.append('The bag holds no policy.yaml: pairing and limits are those of '
                  'config/bringup.yaml, the rest is as policy_info says.')
     action = info.action
-    cameras = find_contract(str(values.get('contract', ''))).camera_names
+    cameras = info.cameras or find_contract(str(values.get('contract', ''))).camera_names
     if not 0.0 < info.control_period_s < math.inf:
         raise BagError(f"{INFO} of the bag '{bag.path}' has no control period.")
     told = checked({

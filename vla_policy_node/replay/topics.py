@@ -18,9 +18,6 @@ RECORDS = {STATUS: 'vla_msgs/msg/PolicyStatus', INFO: POLICY_INFO,
            CHUNK: 'vla_msgs/msg/ActionChunk'}
 _SHOWN = 8  # topics in a sentence
 ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
-# Two empty strings, for bags that lack `optimisation` and `preprocessing`. Bytes after a complete
-# message are not read.
-APPENDED = {POLICY_INFO: 2 * b'\1\0\0\0\0\0\0\0'}
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def decode(raw: bytes, kind: str, topic: str) -> Any:
     Fields that an old recording does not have are empty.
     """
     try:
-        return _definitions().read(raw + APPENDED.get(kind, b''), kind)
+        return _definitions().read(raw, kind)
     except Exception as error:  # the library may raise anything for bytes that do not fit
         raise BagError(
             f"A message on '{topic}' is not the {kind} that is installed here; replay "
