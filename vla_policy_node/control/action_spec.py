@@ -29,7 +29,7 @@ class ActionLayout:
     """
 
     dimension: int
-    motion: slice | tuple[int, ...]
+    motion: slice | list[int]
 
 
 # Translation, rotation, gripper.

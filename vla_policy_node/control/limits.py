@@ -149,8 +149,8 @@ class CommandLimiter:
         _check_near(position_m, workspace)
         # Three axes that each brake by 1/sqrt(3) of the limit stay within it together.
         axis_change_m = self._linear.max_change / math.sqrt(3.0)
-        low_m = -_stoppable_step(position_m - workspace.low_m, axis_change_m)
-        high_m = _stoppable_step(workspace.high_m - position_m, axis_change_m)
+        low_m = -stoppable_step(position_m - workspace.low_m, axis_change_m)
+        high_m = stoppable_step(workspace.high_m - position_m, axis_change_m)
         translation_m, linear = self._linear.apply(delta.translation_m, low_m, high_m)
         rotation_rad, angular = self._angular.apply(delta.rotation_rad, -np.inf, np.inf)
         rules = (*linear, *angular)
@@ -228,8 +228,8 @@ def _leave_ball(
     return start + way * ((math.sqrt(along**2 + length2 * remaining) - along) / length2)
 
 
-def _stoppable_step(distance: np.ndarray, change: float) -> np.ndarray:
-    """Return the longest step [3] after which steps that shrink by `change` stop in `distance`.
+def stoppable_step(distance: np.ndarray, change: np.ndarray | float) -> np.ndarray:
+    """Return the longest step [N] after which steps that shrink by `change` stop in `distance`.
 
     Steps v, v - a, v - 2a, ... down to zero cover (n + 1) v - a n (n + 1) / 2 with n = floor(v/a).
     Zero where the distance is negative.
