@@ -26,6 +26,7 @@ LARGE = {
 LOAD = '''
 import sys
 from pathlib import Path
+from vla_policy_node import acceleration
 from vla_policy_node.families import read_model_config
 from vla_policy_node.runtime import loading
 
@@ -34,7 +35,7 @@ def anonymous():
     (kib,) = [int(line.split()[1]) for line in lines if line.startswith('RssAnon')]
     return kib * 1024
 
-directory, dtype = Path(sys.argv[1]), sys.argv[2]
+directory, dtype, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 config = read_model_config(directory)
 before, peak = anonymous(), 0
 
@@ -42,7 +43,8 @@ def sample(share):
     global peak
     peak = max(peak, anonymous())
 
-model = loading.load_model(directory, config, 'cpu', dtype, sample)
+model = loading.load_model(directory, config, 'cpu', dtype, sample,
+    methods=[acceleration.create(name) for name in methods])
 print(peak - before, anonymous() - before,
       sum(tensor.nbytes for tensor in model.state_dict().values()))
 '''
@@ -71,8 +73,8 @@ def large(tmp_path_factory):
     return directory
 
 
-def load(directory, dtype):
-    done = subprocess.run([sys.executable, '-c', LOAD, str(directory), dtype],
+def load(directory, dtype, *methods):
+    done = subprocess.run([sys.executable, '-c', LOAD, str(directory), dtype, *methods],
                           capture_output=True, text=True, check=True)
     return [int(number) for number in done.stdout.split()]
 
@@ -86,4 +88,11 @@ def test_without_a_change_of_dtype_the_files_are_the_model(large):
 def test_a_change_of_dtype_needs_the_model_and_one_tensor(large):
     peak, _, size = load(large, 'float32')
     assert size > 600 * MB
+    assert peak < size + LIMIT
+
+
+def test_layers_that_a_method_removes_need_no_memory(large):
+    _, _, whole = load(large, 'float32')
+    peak, _, size = load(large, 'float32', 'depth_cut')
+    assert size < 0.6 * whole
     assert peak < size + LIMIT

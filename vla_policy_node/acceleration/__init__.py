@@ -34,7 +34,7 @@ def _subclasses(kind: type[Method]) -> list[type[Method]]:
 _METHODS = {method.name: method for method in _subclasses(Method) if method.name}
 
 __all__ = [
-'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
+    'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
     'change_network', 'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together',
     'create', 'execution_modes', 'objectives', 'open_settings', 'prepare', 'settings']
 

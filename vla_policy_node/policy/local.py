@@ -146,7 +146,7 @@ class LocalPolicy:
                 f'{directory} has a {config.family.name} head, which runs without acceleration '
                 'methods; choose none (dense).'
             )
-        check_optimisation(optimisation, config)
+        check_optimisation(optimisation, config, device, dtype)
         statistics = read_statistics(
             read_statistics_document(directory), statistics_key, config.proprio
         )

@@ -36,7 +36,9 @@ def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -
     return rows
 
 
-def check_optimisation(optimisation: str, config: ModelConfig) -> None:
+def check_optimisation(
+    optimisation: str, config: ModelConfig, device: str, dtype: str
+) -> None:
     """Refuse an optimisation that does not exist or that the policy cannot run with."""
     if optimisation not in OPTIMISATIONS:
         raise ValueError(
@@ -49,6 +51,11 @@ def check_optimisation(optimisation: str, config: ModelConfig) -> None:
         raise ValueError(
             f'Fixed shapes are for the L1 head, not the {config.family.name} head; '
             "choose optimisation 'none' or 'fused'.")
+    if optimisation == 'compiled' and dtype == 'int8' and device.startswith('cpu'):
+        # What torch 2.13 makes of it answers differently each time, or ends the process.
+        raise ValueError(
+            'Weights of 8 bit integers cannot be compiled on the CPU; choose optimisation '
+            "'graphs', or dtype float32.")
 
 
 def complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:
