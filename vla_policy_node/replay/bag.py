@@ -13,6 +13,7 @@ from vla_policy_node.replay.mcap_file import McapFile
 from vla_policy_node.replay.sqlite_file import SqliteFile
 from vla_policy_node.replay.storage import (
     MOST_MESSAGE_BYTES,
+    ZSTD,
     BoundsError,
     OtherFormError,
     Storage,
@@ -22,7 +23,6 @@ from vla_policy_node.replay.storage import (
 )
 
 _STORAGES = {'mcap': McapFile, 'sqlite3': SqliteFile}
-_ZSTD = b'\x28\xb5\x2f\xfd'  # no CDR begins so
 _MOST_REMARKS = 20
 # Later times do not fit into a message; earlier ones are before 1970.
 _LATEST_NS = 2**62
@@ -136,7 +136,7 @@ class Bag:
                     topic, time_ns, raw = next(source)
                     read[topic] += 1
                     if self._packed_messages or (
-                            self._packed_messages is None and raw[:4] == _ZSTD):
+                            self._packed_messages is None and raw[:len(ZSTD)] == ZSTD):
                         raw = unpack(raw, MOST_MESSAGE_BYTES, 'a message')
                 except StopIteration:
                     break

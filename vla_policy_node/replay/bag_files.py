@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from vla_policy_node.common.plain_yaml import read_plain_yaml
 from vla_policy_node.replay.storage import (
     LONGEST_NAME_BYTES,
+    ZSTD,
     BoundsError,
     OtherFormError,
     regular_size,
@@ -26,7 +27,7 @@ _SHOWN = 6  # names in a sentence
 _BAG_NAME = re.compile(r'(.+?)\.(mcap|db3)(\.zstd|\.zst)?')
 _STORAGES = ('mcap', 'sqlite3')
 _FORMS = {
-    b'\x89MCAP0\r\n': 'mcap', b'SQLite format 3\0': 'sqlite3', b'\x28\xb5\x2f\xfd': 'zstd'}
+    b'\x89MCAP0\r\n': 'mcap', b'SQLite format 3\0': 'sqlite3', ZSTD: 'zstd'}
 _NOT_READ = {
     b'#ROSBAG V': 'it is a bag of ROS 1; `rosbags-convert --src FILE.bag --dst FOLDER` makes one '
                   'of ROS 2 of it',
@@ -119,7 +120,7 @@ def _as_told(folder: Path) -> BagFiles:
     if len(names) > _MOST_FILES:
         raise BoundsError(f'it has {len(names)} files')
     files = [_inside(folder, name) for name in names]
-    forgotten = sorted(file.name for file in _recorded(folder) if file not in files)
+    forgotten = sorted(file.name for file in recorded(folder) if file not in files)
     notes = [f'{METADATA} does not name {_some(forgotten)}, which was not read.'] * bool(forgotten)
     return BagFiles(files, True, mode == 'message' or None, _counted(about), notes)
 
@@ -151,7 +152,7 @@ def _counted(about: Mapping) -> dict[str, int]:
     return counted
 
 
-def _recorded(folder: Path) -> list[Path]:
+def recorded(folder: Path) -> list[Path]:
     """Return what looks like a recording in a folder; one that is also there unpacked counts once.
 
     Links, devices and folders are among them: whoever opens them refuses.
@@ -167,14 +168,14 @@ def _recorded(folder: Path) -> list[Path]:
 
 
 def _without_metadata(folder: Path) -> BagFiles:
-    files = _recorded(folder)
+    files = recorded(folder)
     # A recording that was split is numbered: name_0.mcap, name_1.mcap.
     names = sorted({re.sub(r'_\d+$', '', bag_name(file)) for file in files})
     if len(names) == 1:
         return BagFiles(files, in_order=False)
     if not files:
         inner = sorted(below.name for below in folder.iterdir() if below.is_dir()
-                       and ((below / METADATA).is_file() or _recorded(below)))
+                       and ((below / METADATA).is_file() or recorded(below)))
         if not inner:
             raise OtherFormError('it is no folder of rosbag2: it has neither a metadata.yaml nor '
                                  'an .mcap or .db3 file')

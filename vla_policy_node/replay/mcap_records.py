@@ -24,7 +24,7 @@ from vla_policy_node.replay.storage import (
 
 MAGIC = b'\x89MCAP0\r\n'
 HEADER, FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK = range(1, 7)
-CHUNK_INDEX, STATISTICS, DATA_END = 0x08, 0x0B, 0x0F
+MESSAGE_INDEX, CHUNK_INDEX, STATISTICS, DATA_END = 0x07, 0x08, 0x0B, 0x0F
 _LARGEST_RECORD = {SCHEMA: 4 * 2**20, CHANNEL: 2**20, MESSAGE: MOST_MESSAGE_BYTES,
                    CHUNK: MOST_CHUNK_BYTES}
 _MESSAGE_HEAD = struct.Struct('<HIQQ')  # channel, sequence, time of recording, of publishing
@@ -72,16 +72,20 @@ class Schema:
 
     name: str
     encoding: str
-    text: str
+    data: bytes
 
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel: the topic that messages refer to."""
+    """A channel: the topic that messages refer to.
+
+    schema: number of its type, 0 if it has none. metadata: a map, as it is in the file.
+    """
 
     topic: str
     schema: int
     encoding: str
+    metadata: bytes = b''
 
 
 @dataclass
@@ -99,11 +103,12 @@ class Definitions:
         number = fields.number('H')
         if opcode == SCHEMA:
             name = checked_name(fields.text(), 'message type')
-            self.schemas[number] = Schema(name, fields.text(), fields.text())
+            self.schemas[number] = Schema(name, fields.text(), fields.sized())
         else:
             schema = fields.number('H')
             topic = checked_name(fields.text(), 'topic')
-            self.channels[number] = Channel(topic, schema, checked_name(fields.text(), 'format'))
+            form = checked_name(fields.text(), 'format')
+            self.channels[number] = Channel(topic, schema, form, fields.rest())
         if max(len(self.schemas), len(self.channels)) > MOST_TOPICS:
             raise BoundsError(f'it has more than {MOST_TOPICS} topics')
 

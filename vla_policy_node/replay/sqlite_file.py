@@ -22,7 +22,7 @@ from vla_policy_node.replay.storage import (
 # Steps of SQLite's virtual machine per statement: about twenty per row, and no row is smaller
 # than ten bytes. A file whose pages form a cycle would never end.
 _ALWAYS_STEPS, _STEPS_PER_BYTE = 20_000_000, 10
-_STEPS_BETWEEN_LOOKS = 10_000
+STEPS_BETWEEN_LOOKS = 10_000
 # Computed columns can make a small file large; rosbag2 has none.
 _COMPUTED = re.compile(r'generated|virtual|\bas\s*\(', re.IGNORECASE)
 
@@ -34,7 +34,7 @@ class SqliteFile:
         self.topics: dict[str, Topic] = {}
         self._names: dict[int, str] = {}
         _refuse_unfinished(path)
-        self._most_steps = _ALWAYS_STEPS + _STEPS_PER_BYTE * regular_size(path)
+        self._most_steps = most_steps(regular_size(path))
         self._steps = 0
         self._connection = sqlite3.connect(
             f'{path.resolve().as_uri()}?mode=ro&immutable=1', uri=True)
@@ -50,10 +50,11 @@ class SqliteFile:
 
     def _open(self) -> None:
         self._connection.text_factory = lambda data: data.decode('utf-8', 'replace')
-        self._connection.set_progress_handler(self._step, _STEPS_BETWEEN_LOOKS)
+        self._connection.set_progress_handler(self._step, STEPS_BETWEEN_LOOKS)
         for pragma in ('trusted_schema=OFF', 'cell_size_check=ON', 'temp_store=FILE'):
             self._connection.execute(f'PRAGMA {pragma}')
-        self._check_tables()
+        self._steps = 0
+        check_tables(self._connection)
         for number, name, kind, encoding in self._rows(
                 'SELECT id, name, type, serialization_format FROM topics LIMIT ?',
                 MOST_TOPICS + 1):
@@ -64,16 +65,6 @@ class SqliteFile:
             self._names[number] = name
             self.topics.setdefault(name, Topic(kind)).also(kind)
         self._count()
-
-    def _check_tables(self) -> None:
-        """Refuse schemas that compute their contents."""
-        found = self._rows('SELECT type, name, sql FROM sqlite_master LIMIT 100')
-        tables = {name: str(sql) for kind, name, sql in found if kind == 'table'}
-        if not {'topics', 'messages'} <= tables.keys():
-            raise StorageError('it has no tables of topics and messages')
-        if any(kind not in ('table', 'index') for kind, _, _ in found) or any(
-                map(_COMPUTED.search, tables.values())):
-            raise BoundsError('its tables are computed')
 
     def _count(self) -> None:
         spans = []
@@ -106,7 +97,7 @@ class SqliteFile:
 
     def _step(self) -> bool:
         """Say whether to stop (called by SQLite within a statement)."""
-        self._steps += _STEPS_BETWEEN_LOOKS
+        self._steps += STEPS_BETWEEN_LOOKS
         return self._steps > self._most_steps
 
 
@@ -116,3 +107,19 @@ def _refuse_unfinished(path: Path) -> None:
         beside = path.with_name(f'{path.name}{ending}')
         if beside.exists() and regular_size(beside):
             raise StorageError(f'{beside.name} says that its recorder did not end in order')
+
+
+def most_steps(size: int) -> int:
+    """Return how many steps a statement may take in a file of this size."""
+    return _ALWAYS_STEPS + _STEPS_PER_BYTE * size
+
+
+def check_tables(connection: sqlite3.Connection) -> None:
+    """Refuse a database that is no recording, or whose tables compute their contents."""
+    found = connection.execute('SELECT type, name, sql FROM sqlite_master LIMIT 100').fetchall()
+    tables = {name: str(sql) for kind, name, sql in found if kind == 'table'}
+    if not {'topics', 'messages'} <= tables.keys():
+        raise StorageError('it has no tables of topics and messages')
+    if any(kind not in ('table', 'index') for kind, _, _ in found) or any(
+            map(_COMPUTED.search, tables.values())):
+        raise BoundsError('its tables are computed')

@@ -25,6 +25,7 @@ LONGEST_NAME_BYTES = 512
 MOST_RATIO, ALWAYS_BYTES = 1000, 64 * _MB
 _DISK_LEFT_BYTES = 256 * _MB
 _BLOCK_BYTES = 4 * _MB
+ZSTD = b'\x28\xb5\x2f\xfd'  # how its frames begin; no CDR does
 _AND, _MOST_KINDS = ' and ', 4
 
 Stored = tuple[str, int, bytes]  # topic, time of recording (ns), serialised message
@@ -116,17 +117,31 @@ def unpack(data: bytes, most_bytes: int, what: str) -> bytes:
     return b''.join(parts)
 
 
+def unpacked_message(data: bytes) -> bytes | None:
+    """Return a message as it was sent, also if it was packed; None if that cannot be said."""
+    if data[:len(ZSTD)] != ZSTD:
+        return data
+    try:
+        return unpack(data, MOST_MESSAGE_BYTES, 'a message')
+    except StorageError:
+        return None
+
+
 def unpack_file(source: Path, target: Path) -> None:
-    """Unpack a zstd file onto the disk."""
+    """Unpack a zstd file onto the disk; of one that is damaged, what comes before."""
     most = most_unpacked(regular_size(source))
     room = shutil.disk_usage(target.parent).free - _DISK_LEFT_BYTES
     written = 0
     with source.open('rb') as packed, target.open('wb') as unpacked:
         reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-        while part := reader.read(_BLOCK_BYTES):
-            written += len(part)
-            if written > most:
-                raise BoundsError(f'{source.name} becomes more than {most} bytes unpacked')
-            if written > room:
-                raise BoundsError(f'there is no room in {target.parent} to unpack {source.name}')
-            unpacked.write(part)
+        try:
+            while part := reader.read(_BLOCK_BYTES):
+                written += len(part)
+                if written > most:
+                    raise BoundsError(f'{source.name} becomes more than {most} bytes unpacked')
+                if written > room:
+                    raise BoundsError(
+                        f'there is no room in {target.parent} to unpack {source.name}')
+                unpacked.write(part)
+        except zstandard.ZstdError as error:
+            raise StorageError(f'{source.name} is no zstd: {error}') from error
