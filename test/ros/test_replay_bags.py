@@ -17,6 +17,7 @@ from node_bench import create_tiny_checkpoint
 from replay_bag import CAMERAS, PERIOD_NS, START_NS, make_bag
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from std_msgs.msg import Header
 
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.contract import find_contract, to_yaml
@@ -25,7 +26,7 @@ from vla_policy_node.nodes.messages import to_info, to_time
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.replay import evaluate, write
+from vla_policy_node.replay import evaluate, run, write
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
@@ -120,14 +121,56 @@ def test_a_bag_that_does_not_say_what_was_asked_needs_the_option(settings, tmp_p
     assert '--instruction' in refused(bag, settings, tmp_path / 'out')
 
 
-def test_an_unknown_encoding_is_counted_and_named(settings, tmp_path):
-    def bayer(index, message):
-        message.encoding = 'bayer_rggb8'
+def change(topic, **fields):
+    """Alter every message of a topic."""
+    def alter(index, message):
+        for name, value in fields.items():
+            setattr(message, name, value)
         return message
 
-    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer})
-    sentence = refused(bag, settings, tmp_path / 'out')
-    assert 'node.wrist.unreadable' in sentence
+    return {topic: alter}
+
+
+def shift(topic, seconds):
+    """Alter the stamps of a topic."""
+    def alter(index, message):
+        stamp = message.header.stamp
+        message.header.stamp = to_time(stamp.sec * 10**9 + stamp.nanosec + round(seconds * 1e9))
+        return message
+
+    return {topic: alter}
+
+
+@pytest.mark.parametrize(('alter', 'cause'), [
+    (change('/wrist/image_raw', encoding='32FC1'),
+     "wrist (/wrist/image_raw): Image encoding '32FC1' is not supported"),
+    (change('/gripper_state', position=[0.1], name=['a']),
+     'gripper_state (/gripper_state): A message of gripper_state has 1 numbers of position'),
+    (change('/ee_pose', header=Header(stamp=to_time(START_NS), frame_id='world')),
+     "ee_pose (/ee_pose): The end-effector pose is in frame 'world'"),
+    (shift('/wrist/image_raw', -0.15), 'wrist (/wrist/image_raw): No picture of wrist is near'),
+    (shift('/wrist/image_raw', -2.0), 'its last stamp is 2 s before that of third_person; '
+     '--config has a max_age_s of 0.3)'),
+    (shift('/ee_pose', 3.0), 'went backwards or lie in the future'),
+])
+def test_why_a_bag_is_unusable_is_said_alone(settings, tmp_path, capfd, caplog, alter, cause):
+    sentence = refused(make_bag(tmp_path / 'bag', **SHORT, alter=alter), settings,
+                       tmp_path / 'out')
+    assert 'could be used by dense: ' in sentence
+    assert cause in sentence
+    assert 'loosen' not in sentence and 'tick.' not in sentence
+    assert capfd.readouterr() == ('', '') and not caplog.text
+
+
+def test_a_policy_that_fails_on_everything_is_the_cause(settings, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise RuntimeError('the matrix is odd')
+
+    monkeypatch.setattr(LocalPolicy, 'infer', fail)
+    monkeypatch.setattr(run, 'warm_up', lambda *_: None)
+    sentence = refused(make_bag(tmp_path / 'bag', **SHORT), settings, tmp_path / 'out')
+    assert sentence.endswith('could be used by dense: RuntimeError: the matrix is odd.')
+    assert 'Traceback' not in capfd.readouterr().err
 
 
 def test_one_picture_of_an_unknown_encoding_costs_one_inference(settings, tmp_path):

@@ -15,6 +15,7 @@ from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
+from vla_policy_node.replay.cause import why_unused
 from vla_policy_node.replay.gate import GateVerdict, judge
 from vla_policy_node.replay.run import run_policy
 from vla_policy_node.replay.settings import (
@@ -124,9 +125,8 @@ def _run(
     finally:
         policy.close()
     if not trace.inferences:
-        counts = ', '.join(f'{name} {n}' for name, n in trace.counts.items()) or 'no input'
         raise BagError(f"No observation of the bag '{bag.path}' could be used by {label}: "
-                       f'{counts}; loosen max_spread_s or max_age_s in --config.')
+                       f'{why_unused(trace, topics, parameters)}.')
     return trace
 
 

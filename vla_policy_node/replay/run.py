@@ -18,6 +18,8 @@ from vla_policy_node.replay.timeline import PacedPolicy, Timeline
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
 
+_MOST_PROBLEMS = 20
+
 
 def run_policy(
     bag: Bag, topics: BagTopics, summary: BagSummary, parameters: PolicyParameters, policy: Policy,
@@ -44,15 +46,37 @@ def run_policy(
         trace.add(result)
         on_inference(result.pair.stamp_ns)
 
+    reported = logging.Logger(label)  # of this run alone
+    reported.addHandler(_Problems(trace.problems))
     worker = PolicyWorker(
         loop, replace(topics.streams, spec=policy.description.spec),
         lambda: timeline.now_ns, keep,
         (lambda pair: None) if by_timer else timeline.command_for,
-        logger=logging.getLogger(__name__),
+        logger=reported,
     )
     warm_up(policy, parameters.warmup_inferences)
     while timeline.step():
         while worker.work_once(0.0):  # what came during an inference is next, at once
             pass
     trace.counts = counters(loop.commander, worker, timeline.counts)
+    pairer = loop.commander.parts.pairer
+    trace.refusals = timeline.refusals
+    trace.held, trace.ages_ns = pairer.health(timeline.now_ns), pairer.ages_ns(timeline.now_ns)
+    if trace.inferences:  # otherwise whoever called says the one that counts
+        for problem in trace.problems:
+            logging.getLogger(__name__).error(problem)
     return trace
+
+
+class _Problems(logging.Handler):
+    """Keeps what the worker reports, each text once."""
+
+    def __init__(self, kept: list[str]):
+        super().__init__()
+        self._kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a text."""
+        text = record.getMessage()
+        if text not in self._kept and len(self._kept) < _MOST_PROBLEMS:
+            self._kept.append(text)

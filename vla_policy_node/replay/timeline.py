@@ -21,6 +21,7 @@ from vla_policy_node.wire.cdr import MessageError, stamp_of
 FOR_EVER_NS = 10**18
 # After so long without a message every input is older than any max_age_s allows.
 SILENCE_NS = 11_000_000_000
+_MOST_REFUSALS = 100  # different sentences that are kept
 
 
 class Timeline:
@@ -44,6 +45,7 @@ class Timeline:
         self._tick_ns = self.now_ns + period_ns if paced_by_timer else None
         self._heard_ns = self.now_ns  # of the last event
         self.counts: Counter[str] = Counter()
+        self.refusals: Counter[tuple[str, str]] = Counter()  # stream, sentence
 
     def step(self) -> bool:
         """Process the next event; False at the end of the bag."""
@@ -96,6 +98,9 @@ class Timeline:
             self._inputs.file(stream, raw)
         except RefusedError as error:
             self.counts[f'{stream}.{error.why}'] += 1
+            refusal = stream, str(error)
+            if refusal in self.refusals or len(self.refusals) < _MOST_REFUSALS:
+                self.refusals[refusal] += 1
 
 
 class PacedPolicy(PolicyWrapper):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec
 from vla_policy_node.control.commander import Command
+from vla_policy_node.control.hold import Hold
 from vla_policy_node.loop.worker import Result
 from vla_policy_node.policy.interface import PolicyDescription, TokenSelection
 
@@ -49,7 +51,9 @@ class Trace:
     """Everything of one run; grows by about a kilobyte per inference, never by a picture.
 
     label: what the report calls it. commands: time (ns) and what was sent. counts: everything
-    dropped, stale, limited or held, by name, as in the node's status.
+    dropped, stale, limited or held, by name, as in the node's status. refusals: stream and
+    sentence of refused samples. problems: what the policy failed on. held, ages_ns: why inputs
+    could not be used at the end, and how old the last sample of each stream was.
     """
 
     label: str
@@ -61,6 +65,10 @@ class Trace:
     commands: list[tuple[int, Command]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    held: Hold | None = None
+    ages_ns: Mapping[str, int] = field(default_factory=dict)
     tokens_total: int = 0
     method: str = ''
 
