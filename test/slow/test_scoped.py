@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made_up_episodes import tiny_checkpoint
 from rich.console import Console
 
 import vla_policy_node
@@ -18,7 +19,6 @@ from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.evaluation import run as evaluation_run
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.system.processes import private_domain
 from vla_policy_node.training import demonstration_set
 from vla_policy_node.training import run as training_run
@@ -77,7 +77,7 @@ class Seen(Method):
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    return create_small_checkpoint(tmp_path_factory.mktemp('small'))
+    return tiny_checkpoint(tmp_path_factory.mktemp('small'))
 
 
 def request():
@@ -193,7 +193,7 @@ def test_training_in_this_process_leaves_threads_and_random_numbers(three, monke
     monkeypatch.setattr(training_run.os, 'sched_getaffinity', lambda _: range(2))
     before = torch.get_rng_state()
     config = training_run.TrainingConfig(stage='clone', steps=1, seed=41)
-    start = create_small_checkpoint(tmp_path / 'start')
+    start = tiny_checkpoint(tmp_path / 'start')
     training_run.train(training_run.Run(config, start, None, None, tmp_path / 'out'))
     assert seen == [(2, 41)]
     assert torch.equal(torch.get_rng_state(), before)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.nn import initial
 from vla_policy_node.nn.config import ACTION_DIMENSION, STEP_WAVES, DitConfig
 from vla_policy_node.nn.vision import Attention, Mlp
 
@@ -33,10 +34,11 @@ class DiffusionTransformer(nn.Module):
             nn.Linear(STEP_WAVES, width), nn.SiLU(), nn.Linear(width, width)))
         self.z_embedder = ConditionEmbedder(condition_width, width)
         self.positional_embedding = nn.Parameter(
-            torch.randn(1 + chunk_length, width) * width**-0.5)
+            initial.normal(1 + chunk_length, width, std=width**-0.5))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.blocks))
         self.final_layer = _named(linear=nn.Linear(width, ACTION_DIMENSION))
-        self._initialise()
+        if not self.positional_embedding.is_meta:
+            self._initialise()
 
     def forward(self, actions: Tensor, steps: Tensor, conditions: Tensor) -> Tensor:
         """[B, K, 7] noisy actions, [B] int64 and [B, 1, condition] -> [B, K, 7] noise."""

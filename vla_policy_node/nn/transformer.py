@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.nn import initial
 from vla_policy_node.nn.hooks import NO_HOOKS, LayerHooks
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.lazy_attention import LazyAttention
@@ -293,7 +294,8 @@ class Decoder(nn.Module):
         self.config = config
         self.visibility = visibility
         if config.vocabulary:
-            self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+            self.embed_tokens = nn.Embedding.from_pretrained(
+                initial.normal(config.vocabulary, config.width), freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = make_norm(config)
 
