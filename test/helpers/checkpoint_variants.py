@@ -49,7 +49,7 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
         document['head'] = head
     config = families.named(head).configure(config_of(document))
     if head == 'autoregressive':
-        config = replace(config, proprio=False, cameras=1, chunk_length=1)
+        config = replace(with_inputs(config, 1, proprio=False), chunk_length=1)
     if film:
         config = replace(config, dino=replace(config.dino, language_width=32),
                          siglip=replace(config.siglip, language_width=32))
@@ -58,6 +58,13 @@ def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Pa
     (directory / 'config.json').write_text(json.dumps(document))
     saving.save_model(directory, random_model(config), step=7)
     return directory
+
+
+def with_inputs(config, cameras, proprio):
+    """Sizes of a policy that looks at the first cameras, and is told the state or not."""
+    state = config.spec.state if proprio else ()
+    spec = replace(config.spec, cameras=config.spec.cameras[:cameras], state=state)
+    return replace(config, spec=spec)
 
 
 def random_model(config, seed=0):

@@ -133,7 +133,7 @@ def prepared(name, model=None, **settings):
 
 def rgb_of(pixels):
     """What was normalised: [cameras, 6, H, W] -> [cameras, 3, H, W] in [0, 1]."""
-    constants = PREPROCESSOR._normaliser
+    constants = PREPROCESSOR.normaliser
     return pixels[:, :3] * constants._std[:3] + constants._mean[:3]
 
 

@@ -247,7 +247,7 @@ def test_an_adapter_inside_a_film_backbone_is_merged(film, tmp_path, rank, alpha
 
 def test_action_tokens_count_down_from_the_end_of_the_vocabulary():
     """Public sizes: 31999 is the lowest of 255 bin centres, 31744 and below the highest."""
-    head = VocabularyHead(1, 1, bins=256, ids_end=32000)
+    head = VocabularyHead(1, 1, bins=256, ids_end=32000, actions=7)
     ids = torch.tensor([[31999, 31998, 31872, 31745, 31744, 31743, 31999]])
     edges = np.linspace(-1, 1, 256)
     centres = (edges[:-1] + edges[1:]) / 2

@@ -522,7 +522,7 @@ def test_a_directory_of_an_archive_is_bounded_before_it_is_parsed(directory, mon
 
 def test_a_head_of_words_says_nothing_where_a_number_is_missing():
     """Of numbers of which one is NaN argmax takes that one; a robot would follow it."""
-    head = VocabularyHead(2, 100, bins=64, ids_end=100)
+    head = VocabularyHead(2, 100, bins=64, ids_end=100, actions=7)
     with torch.no_grad():
         head.lm_head.weight.zero_()
         head.lm_head.weight[90] = torch.nan

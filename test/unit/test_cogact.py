@@ -134,7 +134,7 @@ def test_sizes_of_the_head_belong_to_it_alone(entries, sentence):
     ((6, 384, 4), 13), ((12, 768, 12), 89), ((24, 1024, 16), 308)])
 def test_published_heads_have_the_published_size(sizes, millions):
     with torch.device('meta'):
-        head = DiffusionTransformer(DitConfig(*sizes), 4096, 16)
+        head = DiffusionTransformer(DitConfig(*sizes), 4096, 16, 7)
     assert sum(p.numel() for p in head.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
 
 

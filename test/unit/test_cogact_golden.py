@@ -29,7 +29,7 @@ UNUSED = {'history_embedder.linear.weight', 'history_embedder.linear.bias'}
 
 @cache
 def load_head():
-    head = DiffusionTransformer(DIT, SIZES['condition_dim'], SIZES['chunk'])
+    head = DiffusionTransformer(DIT, SIZES['condition_dim'], SIZES['chunk'], 7)
     tensors = {name.removeprefix('net.'): tensor
                for name, tensor in load_file(DATA / 'dit_tiny.safetensors').items()}
     missing, unexpected = head.load_state_dict(tensors, strict=False)

@@ -9,10 +9,9 @@ import vla_policy_node
 from vla_policy_node import families
 
 PACKAGE = Path(vla_policy_node.__file__).parent
-# Where the same word is something else: a choice of the command line, a weighting of predictions
-# that is called after its authors' policy, stages of training.
-OTHER_MEANINGS = {
-    'cli/robot.py', 'control/executors.py', 'training/config.py', 'training/run.py'}
+# Where the same word is something else: a weighting of predictions that is called after its
+# authors' policy.
+OTHER_MEANINGS = {'control/executors.py'}
 FILES = [path for path in sorted(PACKAGE.rglob('*.py')) if 'families' not in path.parts]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_variants import with_inputs
 from torch.utils import flop_counter
 
 from vla_policy_node import acceleration, families
@@ -26,7 +27,8 @@ def make_model(**changes):
     document['text_config'].update(
         hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=48)
     family = families.named(changes.pop('head', 'l1'))
-    config = replace(family.configure(config_of(document)), **changes)
+    config = with_inputs(config_of(document), *changes.pop('inputs', (2, True)))
+    config = replace(family.configure(config), **changes)
     torch.manual_seed(0)
     return create_network(config).eval()
 
@@ -83,9 +85,9 @@ def test_rows_dropped_before_and_between_layers():
 
 @pytest.mark.parametrize('changes', [
     {'head': 'discrete'},
-    {'head': 'autoregressive', 'cameras': 1, 'proprio': False, 'chunk_length': 1},
-    {'proprio': False},
-    {'cameras': 1},
+    {'head': 'autoregressive', 'inputs': (1, False), 'chunk_length': 1},
+    {'inputs': (2, False)},
+    {'inputs': (1, True)},
 ])
 def test_other_heads_and_inputs(changes):
     model = make_model(**changes)
@@ -102,7 +104,7 @@ def test_a_diffusion_head_pays_for_every_step():
 @pytest.mark.parametrize('guidance', [1.0, 1.5])
 @pytest.mark.parametrize('cameras', [1, 2])
 def test_a_diffusion_transformer_pays_for_itself_in_every_step(guidance, cameras):
-    model = make_model(**COGACT, cameras=cameras, proprio=cameras == 2,
+    model = make_model(**COGACT, inputs=(cameras, cameras == 2),
                        dit=DitConfig(2, 24, 2, denoising_steps=5, guidance=guidance))
     rows = sequence_rows(model.config, PROMPT_IDS)
     assert rows == PROMPT_IDS + 16 * cameras + (cameras == 2) + 1

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from vla_policy_node import families
 from vla_policy_node.checkpoints import layout
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.statistics import read_statistics
-from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import config_of, create_network
 from vla_policy_node.runtime import loading, saving
 from vla_policy_node.runtime.small import create_small_checkpoint
@@ -80,7 +80,7 @@ def test_small_checkpoint_says_that_it_is_untrained(tmp_path):
 def test_small_tokenizer_knows_every_instruction(tmp_path):
     directory = create_small_checkpoint(tmp_path / 'small')
     config = config_of(layout.read_json(directory, 'config.json'))
-    encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
+    encoder = families.of(config).load_prompt(directory, config)
     for instruction in ('Pick up the alphabet soup and place it in the basket', 'zwölf ☂ Kisten'):
         ids = encoder.encode(instruction)
         assert (ids[0], ids[-1]) == (config.token_ids.bos, config.token_ids.empty)
@@ -178,7 +178,7 @@ def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"')
     config = config_of({'vision_backbone_id': 'dinosiglip-vit-so-224px'})
     with pytest.raises(ValueError, match=r'tokenizer\.json is not valid JSON'):
-        PromptEncoder.load(tmp_path / 'tokenizer.json', config)
+        families.of(config).load_prompt(tmp_path, config)
 
 
 def test_an_unknown_statistics_key_lists_the_known_ones():

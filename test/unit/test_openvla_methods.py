@@ -13,7 +13,6 @@ from tiny_model import HideInstead, torchs_flops
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Step
 from vla_policy_node.families import config_of, count_flops
-from vla_policy_node.nn.config import ACTION_DIMENSION
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.row_recorder import RowRecorder
@@ -21,8 +20,9 @@ from vla_policy_node.runtime.row_recorder import RowRecorder
 DOCUMENT = {**variants.CONFIG, 'text_config': {
     **variants.CONFIG['text_config'], 'num_hidden_layers': 4}}
 CONFIG = replace(
-    families.named('autoregressive').configure(config_of(DOCUMENT)),
-    cameras=1, proprio=False, chunk_length=1)
+    variants.with_inputs(
+        families.named('autoregressive').configure(config_of(DOCUMENT)), 1, proprio=False),
+    chunk_length=1)
 OFF = {
     'adp': {'keep': 1.0, 'rule': 'always'},
     'depth_cut': {'keep': 1.0},
@@ -77,7 +77,7 @@ def read(model, methods=(), steps=2):
 
     def token_ids(state):
         states.append(state[0])
-        return torch.tensor([500 - len(states) % ACTION_DIMENSION])
+        return torch.tensor([500 - len(states) % model.config.action_size])
 
     model.action_head.token_ids = token_ids
     for seed in reversed(range(steps)):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vla_policy_node import acceleration
-from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty
+from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty, prompt_text
 from vla_policy_node.policy.interface import (
     CAMERAS,
     InferenceRequest,
@@ -61,6 +61,8 @@ def test_whole_pipeline_agrees_with_the_reference(pack, methods, monkeypatch):
     golden = np.load(DATA / pack / 'end_to_end.npz')
 
     class GoldenPrompt:
+        text = staticmethod(prompt_text)
+
         def encode(self, instruction):
             return end_with_empty(golden['prompt_ids'].tolist(), 191)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from training_data import make_demonstrations, small_config
 
+from vla_policy_node import families
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
-from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import config_of
 from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.batches import BatchMaker
@@ -34,7 +34,7 @@ def maker(tmp_path_factory):
     document = read_json(folder / 'checkpoint', 'preprocessor_config.json')
     maker = BatchMaker(
         config,
-        PromptEncoder.load(folder / 'checkpoint/tokenizer.json', config),
+        families.of(config).load_prompt(folder / 'checkpoint', config),
         ImagePreprocessor(document, config.image_px, config.center_crop),
         read_statistics(read_json(folder / 'demos', 'dataset_statistics.json')),
         0.0, 0.0)

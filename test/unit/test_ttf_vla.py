@@ -65,7 +65,7 @@ def test_what_changed_while_another_method_answered_is_taken_anew():
 def test_each_encoder_decides_by_its_own_normalised_pixels():
     """As the code: gray of the normalised picture, mean difference of a patch above 0.1."""
     pixels = [shared_inputs(index)[0][0] for index in range(2)]
-    normaliser, side = PREPROCESSOR._normaliser, CONFIG.grid[0]
+    normaliser, side = PREPROCESSOR.normaliser, CONFIG.grid[0]
     level = torch.linspace(0, 0.1, 2 * side * side).view(2, 1, side, 1, side, 1)
     grays = torch.tensor((0.299, 0.587, 0.114))[:, None, None]
     first = torch.full_like(pixels[0][:, :3], 0.4)

@@ -34,7 +34,7 @@ class Foreground(Objective):
     """FastDriveVLA: the scorer learns which tokens paint the things of a picture."""
 
     def __init__(self, config: ModelConfig):
-        patch_px = config.dino.patch_px
+        patch_px = config.patch_px
         self.scorer = ForegroundScorer(config.language_model)
         self.painter = PatchPainter(config.language_model, 3 * patch_px**2)
         self.learnt = {'learnt': nn.ModuleDict({

@@ -83,15 +83,15 @@ class TtfVla(Method):
     def visual_features(self, features: Tensor) -> Tensor:
         """Put the last frame's features where nothing happened."""
         if self._features is not None and self._change is not None and self._step % self.keyframe:
-            dino = self._config.dino.width
+            widths = [*self._config.feature_widths] or [features.shape[2]]
             features = torch.cat([
                 torch.where(
                     self._fresh(self._change, threshold).to(features.device)[None, :, None],
                     new, old)
                 for threshold, new, old in zip(
                     (self.threshold, self.threshold * SIGLIP_SCALE),
-                    features.tensor_split([dino], dim=2),
-                    self._features.tensor_split([dino], dim=2), strict=True)
+                    features.split(widths, dim=2),
+                    self._features.split(widths, dim=2), strict=False)
             ], dim=2)
         self._step += 1
         self._features = features

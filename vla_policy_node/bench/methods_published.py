@@ -127,8 +127,9 @@ def _row(published: Published, model: PrismaticVla, contender: Contender, learnt
     with torch.inference_mode():
         for _ in range(FRAMES):  # of steps without the network there is nothing to count
             for method in methods:
-                method.begin_step(Step(images, np.zeros(8), execution))
-            actions = model(pixels, torch.zeros(1, 8), prompt_ids, (*methods, recorder))
+                method.begin_step(Step(images, np.zeros(config.proprio_size), execution))
+            proprio = torch.zeros(1, config.proprio_size)
+            actions = model(pixels, proprio, prompt_ids, (*methods, recorder))
             execution = Execution('sync', actions[0].numpy().astype(float))
     reports = [report for report in (method.report() for method in methods) if report is not None]
     kept = np.logical_and.reduce([np.ones(config.visual_tokens, bool), *(r.kept for r in reports)])

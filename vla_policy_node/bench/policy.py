@@ -18,6 +18,7 @@ from vla_policy_node.compression.quantise import INT4_SHARE
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.encoding.preprocess import PREPROCESSING, jpeg_round_trip, resize
 from vla_policy_node.families import count_flops, sequence_rows
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
@@ -205,6 +206,7 @@ def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, 
     network = count_flops(config, row.policy.layer_rows)
     flops['select'] = chunk.flops - sum(network.values())
     if row.variant.public:
+        assert isinstance(config, PrismaticConfig)  # of which alone there is a public variant
         for stage, count in wasted_flops(config, length).items():
             flops[f'{stage} wasted'] = count
     return flops

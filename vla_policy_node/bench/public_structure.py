@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.families.prismatic import PrismaticVla
-from vla_policy_node.nn.config import ModelConfig, VisionEncoderConfig
+from vla_policy_node.families.prismatic_config import PrismaticConfig
+from vla_policy_node.nn.config import VisionEncoderConfig
 from vla_policy_node.nn.vision import Block, VisionEncoder
 
 
@@ -87,7 +88,7 @@ def _with_unused_block(encoder: VisionEncoder, block: Block, image: Tensor) -> T
     return features
 
 
-def wasted_flops(config: ModelConfig, rows: int) -> dict[str, int]:
+def wasted_flops(config: PrismaticConfig, rows: int) -> dict[str, int]:
     """FLOPs beyond those of `nn.flops.count_flops`, by stage; rows: in the last layer."""
     decoder = config.language_model
     unasked = rows - config.action_slots

@@ -1,6 +1,7 @@
 """Ranges of the training data: what the numbers of proprio and actions mean.
 
-OpenVLA-OFT's BOUNDS_Q99: the 1st and 99th percentile of a dimension become -1 and 1.
+OpenVLA-OFT's BOUNDS_Q99: the 1st and 99th percentile of a dimension become -1 and 1. Its BOUNDS,
+for ALOHA: the least and the largest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from vla_policy_node.checkpoints.entries import Entries, is_number
 from vla_policy_node.checkpoints.reading import listed, plain, shown
-from vla_policy_node.nn.config import ACTION_DIMENSION, PROPRIO_DIMENSION
+from vla_policy_node.policy.interface import PolicySpec
 
 STATISTICS = 'dataset_statistics.json'
 LARGEST = 1e9  # of any number of a robot, whatever its unit; differences of these are exact enough
@@ -23,10 +24,10 @@ RANGE_EPS = 1e-8
 
 @dataclass(frozen=True)
 class Statistics:
-    """Percentiles of one data set, all float64.
+    """Ranges of one data set, all float64, for actions of A numbers and states of P.
 
-    action_low, action_high: [7]. action_mask: [7] bool, False where actions stay as they are
-    (the gripper). proprio_low, proprio_high: [8], [0] for a policy without proprio.
+    action_low, action_high: [A]. action_mask: [A] bool, False where actions stay as they are
+    (the gripper). proprio_low, proprio_high: [P], [0] for a policy without proprio.
     """
 
     key: str
@@ -37,27 +38,36 @@ class Statistics:
     proprio_high: np.ndarray
 
     def normalise_proprio(self, proprio: np.ndarray) -> np.ndarray:
-        """[8] in m and rad -> [8] float64 in [-1, 1]; what lies outside the range is clipped."""
+        """[P] in m and rad -> [P] float64 in [-1, 1]; what lies outside the range is clipped."""
         span = self.proprio_high - self.proprio_low + RANGE_EPS
         return np.clip(2 * (proprio - self.proprio_low) / span - 1, -1, 1)
 
     def normalise_actions(self, actions: np.ndarray) -> np.ndarray:
-        """[..., 7] in dataset units -> [..., 7] float64; the inverse of the next function."""
+        """[..., A] in dataset units -> [..., A] float64; the inverse of the next function."""
         span = self.action_high - self.action_low + RANGE_EPS
         return np.where(self.action_mask, 2 * (actions - self.action_low) / span - 1, actions)
 
     def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
-        """[..., 7] -> [..., 7] float64 in dataset units; nothing is clipped."""
+        """[..., A] -> [..., A] float64 in dataset units; nothing is clipped."""
         span = self.action_high - self.action_low + RANGE_EPS
         return np.where(self.action_mask, 0.5 * (actions + 1) * span + self.action_low, actions)
 
 
-def read_statistics(document: Mapping, key: str = '', proprio: bool = True) -> Statistics:
+def read_statistics(
+    document: Mapping,
+    key: str = '',
+    spec: PolicySpec | None = None,
+    ranges: tuple[str, str] = ('q01', 'q99'),
+) -> Statistics:
     """Pick one data set of a parsed `dataset_statistics.json`.
 
-    key: may be empty if the file holds one data set. proprio: whether the policy has any.
-    ValueError if the key names none of them, or for numbers that no policy can use.
+    key: may be empty if the file holds one data set. spec: of the policy. ranges: the entries
+    that become -1 and 1. ValueError if the key names none of them, or for numbers that the policy
+    cannot use.
     """
+    spec = spec or PolicySpec()
+    actions, states = len(spec.actions), len(spec.state)
+    bottom, top = ranges
     entries = Entries(document, STATISTICS)
     names = entries.names()
     if not key and len(names) == 1:
@@ -70,30 +80,30 @@ def read_statistics(document: Mapping, key: str = '', proprio: bool = True) -> S
             f'The checkpoint has no statistics {key!r}; choose one of {listed(names)}.')
     data_set = entries.inside(key)
     action, name = data_set.inside('action'), plain(key)
-    state = data_set.inside('proprio') if proprio else None
-    mask = action.value('mask', [True] * ACTION_DIMENSION)
+    state = data_set.inside('proprio') if states else None
+    mask = action.value('mask', [True] * actions)
     statistics = Statistics(
         key=key,
-        action_low=_numbers(action, 'q01', ACTION_DIMENSION, f'{name}.action'),
-        action_high=_numbers(action, 'q99', ACTION_DIMENSION, f'{name}.action'),
-        action_mask=_flags(mask, ACTION_DIMENSION, f'{name}.action.mask'),
-        proprio_low=_proprio(state, 'q01', name),
-        proprio_high=_proprio(state, 'q99', name),
+        action_low=_numbers(action, bottom, actions, f'{name}.action'),
+        action_high=_numbers(action, top, actions, f'{name}.action'),
+        action_mask=_flags(mask, actions, f'{name}.action.mask'),
+        proprio_low=_proprio(state, bottom, states, name),
+        proprio_high=_proprio(state, top, states, name),
     )
     for kind in ('action', 'proprio'):
         low, high = (getattr(statistics, f'{kind}_{end}') for end in ('low', 'high'))
         if (low > high).any():
             raise ValueError(
-                f'Statistics {shown(key)} are damaged: q01 of {kind} dimension '
-                f'{int((low > high).argmax())} is above q99.'
+                f'Statistics {shown(key)} are damaged: {bottom} of {kind} dimension '
+                f'{int((low > high).argmax())} is above {top}.'
             )
     return statistics
 
 
-def _proprio(state: Entries | None, key: str, name: str) -> np.ndarray:
+def _proprio(state: Entries | None, key: str, length: int, name: str) -> np.ndarray:
     if state is None:
         return np.empty(0)
-    return _numbers(state, key, PROPRIO_DIMENSION, f'{name}.proprio')
+    return _numbers(state, key, length, f'{name}.proprio')
 
 
 def _numbers(entries: Entries, key: str, length: int, place: str) -> np.ndarray:

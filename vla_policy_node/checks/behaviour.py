@@ -13,10 +13,9 @@ from torch import Tensor
 from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
-from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.nn.config import ModelConfig
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
 # Changes of normalised actions below this count as none.
@@ -31,18 +30,18 @@ class SampleRun:
     """
 
     model: PrismaticVla
-    config: ModelConfig
+    config: PrismaticConfig
     image: ImagePreprocessor
     prompt_ids: Tensor
 
     @classmethod
-    def prepare(cls, directory: Path, config: ModelConfig, model: PrismaticVla) -> SampleRun:
+    def prepare(cls, directory: Path, config: PrismaticConfig, model: PrismaticVla) -> SampleRun:
         """Use the checkpoint's tokenizer if there is one, made-up ids if not."""
         device = next(model.parameters()).device
         ids = config.token_ids
         path = directory / 'tokenizer.json'
         if path.is_file():
-            prompt = PromptEncoder.load(path, config).encode(INSTRUCTION)
+            prompt = model.family.load_prompt(directory, config).encode(INSTRUCTION)
         else:
             words = [token for token in range(3, 40) if token not in (ids.empty, ids.pad)]
             prompt = [ids.bos, *words[:20], ids.empty]
@@ -67,12 +66,12 @@ class SampleRun:
 
     def _placed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         weight = next(self.model.parameters())
-        proprio = torch.zeros(1, 8 if self.config.proprio else 0)
+        proprio = torch.zeros(1, self.config.proprio_size)
         return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
 
 
 def check_behaviour(
-    directory: Path, config: ModelConfig, model: PrismaticVla
+    directory: Path, config: PrismaticConfig, model: PrismaticVla
 ) -> Iterator[Finding]:
     """Run every check of this module."""
     trial = SampleRun.prepare(directory, config, model)

@@ -28,7 +28,6 @@ from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
 from vla_policy_node.encoding.preprocess import normalisation
-from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families import create_network
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig
@@ -101,7 +100,7 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
             return Finding('statistics', FAIL, f'none for suite {suite!r}; there are {known}')
         key = candidates[0]
     try:
-        chosen = [read_statistics(document, name, config.proprio)
+        chosen = [read_statistics(document, name, config.spec, config.ranges)
                   for name in ([key] if key else document)]
     except ValueError as error:
         return Finding('statistics', FAIL, str(error))
@@ -137,7 +136,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
     if not uses_llama2_tokenizer(directory, config):
         return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
     try:
-        encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
+        encoder = families.of(config).load_prompt(directory, config)
         for instruction, expected in LLAMA2_PROMPTS.items():
             ids = tuple(encoder.encode(instruction))
             if ids != expected:

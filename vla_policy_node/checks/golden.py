@@ -23,7 +23,7 @@ from vla_policy_node.checkpoints.reading import foreign, plain, regular_file
 from vla_policy_node.checks import golden_cases, golden_images, golden_training
 from vla_policy_node.checks.findings import Comparison
 from vla_policy_node.checks.golden_model import GoldenModel
-from vla_policy_node.nn.config import ACTION_DIMENSION
+from vla_policy_node.families import read_model_config
 
 Recording = Mapping[str, np.ndarray]
 PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size have 0.2 GB
@@ -44,7 +44,8 @@ def compare_pack(
         yield from golden_images.compare_images(directory, pack, images)
     cases = {name: r for name, r in recordings.items() if name not in images}
     if cases:
-        model = GoldenModel.load(directory, device, statistics_key, _chunk_length(cases))
+        length = _chunk_length(cases, read_model_config(directory).action_size)
+        model = GoldenModel.load(directory, device, statistics_key, length)
         yield from _compare_cases(model, cases)
 
 
@@ -100,7 +101,7 @@ def _unusable(name: str, reason: str) -> Comparison:
     return Comparison('recording', np.inf, 0.0, name, reason)
 
 
-def _chunk_length(recordings: Mapping[str, Recording]) -> int:
+def _chunk_length(recordings: Mapping[str, Recording], action_size: int) -> int:
     """Actions per chunk in the recordings, 0 if they do not tell."""
     for name, recording in recordings.items():
         for key, value in recording.items():
@@ -108,7 +109,7 @@ def _chunk_length(recordings: Mapping[str, Recording]) -> int:
             if key.startswith(('normalized_actions', 'actions')) and value.ndim == 2:
                 length = len(value)
             elif key == 'action_hidden' and value.ndim >= 2:
-                length = value.shape[-2] // ACTION_DIMENSION
+                length = value.shape[-2] // action_size
             if length > LONGEST_CHUNK:
                 raise ValueError(
                     f'The recording {plain(name)} has a chunk of {length} actions; at most '

@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from vla_policy_node import families
 from vla_policy_node.checkpoints.config_file import MAX_VOCABULARY
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_normalisation
@@ -27,7 +28,7 @@ from vla_policy_node.checks.findings import (
 from vla_policy_node.checks.prompts import uses_llama2_tokenizer
 from vla_policy_node.encoding import preprocess
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
-from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty, prompt_text
+from vla_policy_node.encoding.prompt import end_with_empty, prompt_text
 from vla_policy_node.families import read_model_config
 from vla_policy_node.nn.config import TokenIds
 
@@ -176,7 +177,7 @@ def _compare_prompts(directory: Path, pack: Path) -> Iterator[Comparison]:
     config = read_model_config(directory)
     encoder = None
     if uses_llama2_tokenizer(directory, config):
-        encoder = PromptEncoder.load(directory / 'tokenizer.json', config)
+        encoder = families.of(config).load_prompt(directory, config)
     for entry in entries:
         instruction, expected = entry.word('instruction'), _ids(entry, 'prompt_ids')
         case = f'prompt {shown(instruction)}'

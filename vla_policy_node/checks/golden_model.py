@@ -18,6 +18,7 @@ from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime.loading import load_model
@@ -56,7 +57,7 @@ class GoldenModel:
         what the checkpoint says.
         """
         config = read_model_config(directory)
-        if not config.can(Capability.REGRESSION):
+        if not isinstance(config, PrismaticConfig) or not config.can(Capability.REGRESSION):
             raise ValueError(
                 f'Recordings are of policies with an L1 head; {directory} has a '
                 f'{config.family.name} head.'
@@ -68,7 +69,7 @@ class GoldenModel:
         special = document.inside('tiny_token_ids', {})
         return cls(
             model=load_model(directory, config, device, 'float32'),
-            statistics=read_statistics(statistics, statistics_key),
+            statistics=read_statistics(statistics, statistics_key, config.spec, config.ranges),
             document=read_json(directory, 'preprocessor_config.json'),
             placeholder=special.integer('placeholder', 0, MAX_VOCABULARY, 1),
             device=device,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_json
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig, TokenIds
 
 # Instruction -> ids that the tokenizer of the public checkpoints gives, 29871 appended.
@@ -33,4 +34,5 @@ def uses_llama2_tokenizer(directory: Path, config: ModelConfig) -> bool:
     """
     entries = Entries(read_json(directory, 'config.json'), 'config.json')
     named = entries.word('hf_llm_id', default='meta-llama/Llama-2-7b-hf')
-    return config.token_ids == TokenIds() and 'llama-2' in named.lower()
+    public = isinstance(config, PrismaticConfig) and config.token_ids == TokenIds()
+    return public and 'llama-2' in named.lower()

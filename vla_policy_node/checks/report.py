@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_policy_node.checks import behaviour, files
 from vla_policy_node.checks.findings import FAIL, Finding
 from vla_policy_node.families import read_model_config
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.runtime.loading import load_model
 
 
@@ -32,6 +33,7 @@ def check_checkpoint(
         yield files.check_prompt_ids(directory, config)
         model = load_model(directory, config, device, dtype, progress)
         yield files.check_dtypes(directory, config, model, dtype)
-        yield from behaviour.check_behaviour(directory, config, model)
+        if isinstance(model, PrismaticVla):
+            yield from behaviour.check_behaviour(directory, model.config, model)
     except ValueError as error:
         yield Finding('loading', FAIL, str(error))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.checkpoints.layout import read_normalisation
 from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
-from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 
 
 class InputEncoder:
@@ -34,43 +32,25 @@ class InputEncoder:
     ):
         self.camera_transforms = camera_transforms
         self.preprocessor = preprocessor
+        self.prompt_template = prompt.text('{instruction}')
         self._encode = lru_cache(maxsize=16)(prompt.encode)
         self._statistics = statistics
         self._context_rows = config.language_model.context_length
-        self._proprio = config.proprio
+        self._state = tuple(quantity.name for quantity in config.spec.state)
         self._fixed_rows = config.visual_tokens + config.other_rows
-
-    @classmethod
-    def load(
-        cls,
-        directory: Path,
-        config: ModelConfig,
-        statistics: Statistics,
-        camera_transforms: Mapping[str, str],
-        preprocessing: str = 'exact',
-    ) -> InputEncoder:
-        """Read tokenizer and normalisation of a checkpoint; ValueError if they cannot be used."""
-        document = read_normalisation(directory)
-        return cls(
-            config,
-            PromptEncoder.load(directory / 'tokenizer.json', config),
-            ImagePreprocessor(document, config.image_px, config.center_crop, preprocessing),
-            statistics,
-            camera_transforms,
-        )
 
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pictures [1, cameras, H, W, 3] uint8, proprio [1, 8] and prompt ids [1, L].
+        """Return pictures [1, cameras, H, W, 3] uint8, proprio [1, P] and prompt ids [1, L].
 
         proprio is [1, 0] for a policy that takes none, whatever the robot says.
         ValueError with one sentence for whatever the policy cannot use.
         """
         checked = {camera: _checked_image(images, camera) for camera in self.camera_transforms}
         normalised = np.empty(0)
-        if self._proprio:
-            normalised = self._statistics.normalise_proprio(_checked_proprio(proprio))
+        if self._state:
+            normalised = self._statistics.normalise_proprio(self._checked(proprio))
         prompt_ids = self.encode_prompt(instruction)
         pictures = [
             self.preprocessor.picture(image, self.camera_transforms[camera])
@@ -93,6 +73,17 @@ class InputEncoder:
             )
         return prompt_ids
 
+    def _checked(self, proprio: np.ndarray) -> np.ndarray:
+        proprio = np.asarray(proprio, np.float64)
+        if proprio.shape != (len(self._state),):
+            raise ValueError(
+                f'Proprio must have shape ({len(self._state)},): {", ".join(self._state)}, not '
+                f'{proprio.shape}.'
+            )
+        if not np.isfinite(proprio).all():
+            raise ValueError(f'Proprio must be finite, got {proprio.tolist()}.')
+        return proprio
+
 
 def _checked_image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
     if camera not in images:
@@ -104,15 +95,3 @@ def _checked_image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
             f'not {image.dtype} with shape {image.shape}.'
         )
     return image
-
-
-def _checked_proprio(proprio: np.ndarray) -> np.ndarray:
-    proprio = np.asarray(proprio, np.float64)
-    if proprio.shape != (PROPRIO_DIMENSION,):
-        raise ValueError(
-            f'Proprio must have shape ({PROPRIO_DIMENSION},): position, axis-angle and two '
-            f'finger positions, not {proprio.shape}.'
-        )
-    if not np.isfinite(proprio).all():
-        raise ValueError(f'Proprio must be finite, got {proprio.tolist()}.')
-    return proprio

@@ -1,9 +1,10 @@
 """From a camera image to the tensor the vision encoders take, as OpenVLA-OFT's evaluation code
 does it.
 
-The order is binding: JPEG round trip, lanczos3 resize, centre crop, two normalisations. Policies
-were trained on images that went through the first two, and details that look like taste (which
-inverse DCT the decoder uses, where values are rounded) change up to 80 % of the pixels.
+The order is binding: JPEG round trip, lanczos3 resize, centre crop, one normalisation for each
+vision encoder. Policies were trained on images that went through the first two, and details that
+look like taste (which inverse DCT the decoder uses, where values are rounded) change up to 80 % of
+the pixels.
 
 'fast' gives that up: crop and resize in one pass, no JPEG. `docs/speed.md` says what it changes.
 """
@@ -41,39 +42,52 @@ TRANSFORMS = {
 
 
 class Normaliser:
-    """Turns uint8 pictures into six normalised channels, on whatever device they are."""
+    """Turns uint8 pictures into three normalised channels for each vision encoder.
 
-    def __init__(self, document: Mapping, device: torch.device | str = 'cpu'):
+    Pictures may be on any device; `to` takes the constants there.
+    """
+
+    def __init__(
+        self, document: Mapping, device: torch.device | str = 'cpu', encoders: int = 2
+    ):
         """Read the constants from a parsed `preprocessor_config.json`.
 
         `tvf_normalize_params` holds the constants used in training; the `means` and `stds`
         beside it are the same before rounding to bfloat16.
         """
-        mean, std = normalisation(document)
+        mean, std = normalisation(document, encoders)
         self._mean, self._std = (
-            torch.tensor(values, device=device, dtype=torch.float32).reshape(6, 1, 1)
+            torch.tensor(values, device=device, dtype=torch.float32).reshape(-1, 1, 1)
             for values in (mean, std)
         )
+        self._document, self._encoders = document, encoders
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[..., H, W, 3] uint8 RGB -> [..., 6, H, W] float32: once for each vision encoder."""
+        """[..., H, W, 3] uint8 RGB -> [..., 3 encoders, H, W] float32."""
         rgb = images.movedim(-1, -3).contiguous().float().div_(255)
-        return torch.cat([rgb, rgb], dim=-3).sub_(self._mean).div_(self._std)
+        return torch.cat([rgb] * self._encoders, dim=-3).sub_(self._mean).div_(self._std)
+
+    def to(self, device: torch.device | str) -> Normaliser:
+        """Return the same one for pictures on another device."""
+        return Normaliser(self._document, device, self._encoders)
 
 
-def normalisation(document: Mapping) -> tuple[list[list[float]], list[list[float]]]:
-    """Mean and deviation of R, G and B for each of the two vision encoders, in levels from 0 to 1.
+def normalisation(
+    document: Mapping, encoders: int = 2
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Mean and deviation of R, G and B for each vision encoder, in levels from 0 to 1.
 
     ValueError for a `preprocessor_config.json` with which no vision encoder sees a picture.
     """
     name, key = 'preprocessor_config.json', 'tvf_normalize_params'
-    encoders = Entries(document, name).value(key)
-    if not isinstance(encoders, list) or len(encoders) != 2:
+    values = Entries(document, name).value(key)
+    if not isinstance(values, list) or len(values) != encoders:
+        count = {1: 'one object', 2: 'two objects'}.get(encoders, f'{encoders} objects')
         raise ValueError(
-            f'{name} has {key} {shown(encoders)}; it must be a list of two objects, one for each '
+            f'{name} has {key} {shown(values)}; it must be a list of {count}, one for each '
             'vision encoder.'
         )
-    entries = [Entries(encoder, name, f'{key}[{index}]') for index, encoder in enumerate(encoders)]
+    entries = [Entries(value, name, f'{key}[{index}]') for index, value in enumerate(values)]
     return (
         [encoder.numbers('mean', 3, -10, 10) for encoder in entries],
         [encoder.numbers('std', 3, 1e-3, 10) for encoder in entries],
@@ -85,10 +99,12 @@ class ImagePreprocessor:
     channels.
 
     center_crop: cut out the central 0.9 of the area. preprocessing: one of PREPROCESSING.
+    encoders: vision encoders, each with a normalisation of its own.
     """
 
     def __init__(
-        self, document: Mapping, image_px: int, center_crop: bool, preprocessing: str = 'exact'
+        self, document: Mapping, image_px: int, center_crop: bool, preprocessing: str = 'exact',
+        encoders: int = 2,
     ):
         """Read the normalisation from a parsed `preprocessor_config.json`, see `Normaliser`.
 
@@ -99,14 +115,14 @@ class ImagePreprocessor:
             raise ValueError(
                 f'preprocessing must be one of {", ".join(PREPROCESSING)}, not {preprocessing!r}.'
             )
-        self._normaliser = Normaliser(document)
+        self.normaliser = Normaliser(document, encoders=encoders)
         self._bicubic = document.get('resize') == 'bicubic'
         self._image_px = image_px
         self._center_crop = center_crop
         self._fast = preprocessing == 'fast'
 
     def __call__(self, image: np.ndarray, transform: str = 'none') -> Tensor:
-        """[H, W, 3] uint8 RGB -> [6, image_px, image_px] float32."""
+        """[H, W, 3] uint8 RGB -> [3 encoders, image_px, image_px] float32."""
         return self.normalise(self.picture(image, transform))
 
     def picture(self, image: np.ndarray, transform: str = 'none') -> np.ndarray:
@@ -123,8 +139,8 @@ class ImagePreprocessor:
         return center_crop(image) if self._center_crop else image
 
     def normalise(self, image: np.ndarray) -> Tensor:
-        """[H, W, 3] uint8 RGB -> [6, H, W] float32."""
-        return self._normaliser(torch.from_numpy(np.ascontiguousarray(image)))
+        """[H, W, 3] uint8 RGB -> [3 encoders, H, W] float32."""
+        return self.normaliser(torch.from_numpy(np.ascontiguousarray(image)))
 
     @property
     def crop(self) -> tuple[float, float, float, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.tokenizer_file import read_tokenizer
-from vla_policy_node.nn.config import ModelConfig, TokenIds
 
 TEMPLATE = 'In: What action should the robot take to {instruction}?\nOut:'
 
@@ -27,33 +27,47 @@ def end_with_empty(ids: list[int], empty: int) -> list[int]:
 
 
 class PromptEncoder:
-    """Turns an instruction into prompt ids."""
+    """Turns an instruction into prompt ids.
 
-    def __init__(self, tokenizer: Tokenizer, token_ids: TokenIds, vocabulary: int, path: Path):
+    text: an instruction -> the words of the whole prompt.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, vocabulary: int, path: Path, last: int | None = None,
+        text: Callable[[str], str] = prompt_text,
+    ):
+        self.text = text
         self._tokenizer = tokenizer
-        self._token_ids = token_ids
         self._vocabulary = vocabulary
         self._path = path
+        self._last = last
 
     @classmethod
-    def load(cls, path: Path, config: ModelConfig) -> PromptEncoder:
-        """Read a `tokenizer.json`; ValueError if it is missing, damaged or without BOS."""
+    def load(
+        cls, path: Path, vocabulary: int, first: int | None = None, last: int | None = None,
+        text: Callable[[str], str] = prompt_text,
+    ) -> PromptEncoder:
+        """Read a `tokenizer.json`; ValueError if it is missing or damaged.
+
+        vocabulary: ids that the policy knows. first: what the file must put before a prompt (BOS).
+        last: what is appended if the prompt does not end with it.
+        """
         if not path.exists():
             raise ValueError(f'{path.parent} has no {path.name}; is it a complete checkpoint?')
-        encoder = cls(
-            read_tokenizer(path), config.token_ids, config.language_model.vocabulary, path)
-        if encoder.encode('start')[0] != config.token_ids.bos:
+        encoder = cls(read_tokenizer(path), vocabulary, path, last, text)
+        if first is not None and encoder.encode('start')[0] != first:
             raise ValueError(
-                f'{path} does not put the id {config.token_ids.bos} (BOS) before a prompt; take '
+                f'{path} does not put the id {first} (BOS) before a prompt; take '
                 'the tokenizer.json that belongs to this checkpoint.'
             )
         return encoder
 
     def encode(self, instruction: str) -> list[int]:
-        """Ids of the whole prompt, BOS first; ValueError for an instruction without words."""
+        """Ids of the whole prompt; ValueError for an instruction without words."""
         if not instruction.strip():
             raise ValueError('The instruction is empty; say what the robot should do.')
-        return end_with_empty(self._ids(prompt_text(instruction)), self._token_ids.empty)
+        ids = self._ids(self.text(instruction))
+        return ids if self._last is None else end_with_empty(ids, self._last)
 
     def words(self, text: str) -> list[int]:
         """Ids of words as they stand in the middle of a prompt."""

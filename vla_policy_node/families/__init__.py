@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import PARTS, part_files, read_document, refuse_adapters
@@ -16,10 +17,6 @@ from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
 
-# In this order messages name OpenVLA-OFT first.
-for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), reverse=True):
-    importlib.import_module(f'{__name__}.{_name}')
-
 __all__ = [
     'PolicyFamily', 'PolicyNetwork', 'available', 'config_of', 'count_flops', 'create_network',
     'locator', 'named', 'of', 'read_model_config', 'sequence_rows']
@@ -27,12 +24,17 @@ __all__ = [
 _DEFAULT = 'l1'  # of a config.json alone that names no head
 
 
-def _subclasses(kind: type[PolicyFamily]) -> list[type[PolicyFamily]]:
-    return [family for sub in kind.__subclasses__() for family in (sub, *_subclasses(sub))]
+def families_in(module: ModuleType) -> dict[str, PolicyFamily]:
+    """Make the families that are defined in a file, by name."""
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type)
+             and issubclass(kind, PolicyFamily) and kind.__module__ == module.__name__]
+    return {kind.traits.name: kind() for kind in kinds if hasattr(kind, 'traits')}
 
 
-_FAMILIES = {
-    kind.traits.name: kind() for kind in _subclasses(PolicyFamily) if hasattr(kind, 'traits')}
+_FAMILIES: dict[str, PolicyFamily] = {}
+# In this order messages name OpenVLA-OFT first.
+for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), reverse=True):
+    _FAMILIES |= families_in(importlib.import_module(f'{__name__}.{_name}'))
 
 
 def available() -> tuple[str, ...]:

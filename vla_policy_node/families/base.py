@@ -16,19 +16,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.weights import MODEL
-from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.nn.config import FamilyTraits, ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from vla_policy_node.checkpoints.statistics import Statistics
+    from vla_policy_node.encoding.encoder import InputEncoder
     from vla_policy_node.nn.flops import LayerRows
     from vla_policy_node.nn.hooks import PassHooks
+
+Config = TypeVar('Config', bound=ModelConfig)
 
 
 class PolicyNetwork(nn.Module, ABC):
@@ -47,9 +50,10 @@ class PolicyNetwork(nn.Module, ABC):
     ) -> Tensor:
         """Run the stages in order and give each acceleration method its turn between them.
 
-        pixels: [B, cameras, 6, H, W]. proprio: [B, 8] in [-1, 1]. prompt_ids: [B, L] int64, as
-        the encoder of the family makes them. mark: called with the name of each stage as it ends:
-        'vision', 'select', 'language_model'. Returns normalised actions, [B, K, 7].
+        pixels: [B, cameras, 3 encoders, H, W]. proprio: [B, P] in [-1, 1].
+        prompt_ids: [B, L] int64, as the encoder of the family makes them. mark:
+        called with the name of each stage as it ends: 'vision', 'select', 'language_model'.
+        Returns normalised actions, [B, K, A].
         """
         for method in methods:
             method.begin_pass()
@@ -79,11 +83,11 @@ class PolicyNetwork(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
-        """Hidden states -> normalised actions [B, K, 7]."""
+        """Hidden states -> normalised actions [B, K, A]."""
 
 
-class PolicyFamily(ABC):
-    """One kind of policy, without weights. traits: what sizes do not say."""
+class PolicyFamily(ABC, Generic[Config]):
+    """One kind of policy, without weights, of sizes `Config`. traits: what sizes do not say."""
 
     traits: ClassVar[FamilyTraits]
 
@@ -96,53 +100,57 @@ class PolicyFamily(ABC):
         return False
 
     @abstractmethod
-    def config_of(self, document: Mapping) -> ModelConfig:
+    def config_of(self, document: Mapping) -> Config:
         """Parsed `config.json` -> sizes; ValueError with one sentence if they cannot be."""
 
     def read_config(
         self, directory: Path, document: Mapping, parts: Collection[str]
-    ) -> ModelConfig:
+    ) -> Config:
         """As `config_of`, with what the other files of the checkpoint say besides."""
         return self.config_of(document)
 
-    def with_chunk_length(self, config: ModelConfig, chunk_length: int) -> ModelConfig:
+    def with_chunk_length(self, config: Config, chunk_length: int) -> Config:
         """Let the policy answer with so many actions, if weights do not fix how many."""
         return config
 
-    def entries(self, config: ModelConfig) -> dict[str, object]:
+    def entries(self, config: Config) -> dict[str, object]:
         """Return what `config.json` must say where the other files do not."""
         return {}
 
     @abstractmethod
-    def create_network(self, config: ModelConfig) -> PolicyNetwork:
+    def create_network(self, config: Config) -> PolicyNetwork:
         """Build the network with weights that are not initialised for any use."""
 
-    def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
+    def locate(self, name: str, config: Config) -> tuple[str, str]:
         """Return the file kind that holds a tensor of the network, and its name in there.
 
         The kind is MODEL or one of `checkpoints.layout.PARTS`.
         """
         return MODEL, name
 
+    def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
+        """What turns an instruction into ids; ValueError if its file cannot be used."""
+        return PromptEncoder.load(directory / 'tokenizer.json', config.language_model.vocabulary)
+
+    @abstractmethod
     def load_encoder(
         self,
         directory: Path,
-        config: ModelConfig,
+        config: Config,
         statistics: Statistics,
         camera_transforms: Mapping[str, str],
         preprocessing: str = 'exact',
     ) -> InputEncoder:
         """What turns observations into tensors; ValueError if its files cannot be used."""
-        return InputEncoder.load(directory, config, statistics, camera_transforms, preprocessing)
 
-    def sequence_rows(self, config: ModelConfig, prompt_ids: int) -> int:
+    def sequence_rows(self, config: Config, prompt_ids: int) -> int:
         """Return the rows of a first pass from which nothing is dropped; prompt_ids: how many."""
         return prompt_ids + config.visual_tokens + config.other_rows
 
     @abstractmethod
     def count_flops(
         self,
-        config: ModelConfig,
+        config: Config,
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:

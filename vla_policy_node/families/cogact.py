@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.families.prismatic import PrismaticFamily, PrismaticVla
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import (
-    ACTION_DIMENSION,
     STEP_WAVES,
     DitConfig,
     FamilyTraits,
-    ModelConfig,
 )
 from vla_policy_node.nn.ddim import Ddim, initial_noise
 from vla_policy_node.nn.denoising import DenoisingStep
 from vla_policy_node.nn.dit import DiffusionTransformer
 from vla_policy_node.nn.flops import block_flops, chain_flops
+from vla_policy_node.policy.interface import PolicySpec
 
 if TYPE_CHECKING:
     from vla_policy_node.nn.hooks import PassHooks
 
-GRIPPER = ACTION_DIMENSION - 1
+GRIPPER = -1  # the last number of an action
 CONDITION_DROPOUT = 0.1  # share of training samples without condition, for guidance
 
 
@@ -42,7 +42,7 @@ class CogAct(PrismaticVla):
     action_head: DiffusionTransformer
 
     def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
-        """Cognition feature [B, 1, width] -> normalised actions [B, K, 7] float32."""
+        """Cognition feature [B, 1, width] -> normalised actions [B, K, A] float32."""
         return self.finish(self.denoise(states, methods))
 
     @staticmethod
@@ -56,7 +56,7 @@ class CogAct(PrismaticVla):
         return torch.where(actions.isfinite(), finished, actions)
 
     def denoise(self, cognition: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
-        """Sample actions for a cognition feature, [B, 1, width] -> [B, K, 7] float32.
+        """Sample actions for a cognition feature, [B, 1, width] -> [B, K, A] float32.
 
         The noise is the same in every inference. Sums run in float32, whatever the head
         computes in.
@@ -68,7 +68,7 @@ class CogAct(PrismaticVla):
         if guided:
             conditions = torch.cat([cognition, embedder.uncondition.expand_as(cognition)])
         conditions = embedder(conditions)
-        shape = (len(cognition), self.config.chunk_length, ACTION_DIMENSION)
+        shape = (len(cognition), self.config.chunk_length, self.config.action_size)
         actions = initial_noise(cognition.float(), shape)
         schedule = Ddim(config.training_steps, config.denoising_steps, clip=False)
         for index, step in enumerate(schedule.steps):
@@ -86,7 +86,7 @@ class CogAct(PrismaticVla):
     ) -> Tensor:
         """Mean square error of the predicted noise, a scalar.
 
-        cognition: [B, 1, width]. actions: [B, K, 7], normalised. repeats: noises and steps drawn
+        cognition: [B, 1, width]. actions: [B, K, A], normalised. repeats: noises and steps drawn
         for each sample; the head is cheap beside the vision encoders. generator: of the CPU, draws
         them.
         """
@@ -108,7 +108,7 @@ class CogAct(PrismaticVla):
         return slice(-1, None)
 
 
-def _dit(config: ModelConfig) -> DitConfig:
+def _dit(config: PrismaticConfig) -> DitConfig:
     assert config.dit is not None  # `CogActFamily.configure` sets it
     return config.dit
 
@@ -126,34 +126,36 @@ class CogActFamily(PrismaticFamily):
 
     traits = FamilyTraits(
         'cogact', 'CogACT', 'diffusion transformer',
-        HOOKED | {Capability.FUSED, Capability.DENOISING}, action_slots=0, causal=True)
+        HOOKED | {Capability.FUSED, Capability.DENOISING}, action_slots=False, causal=True)
     head_root = 'net.'
+    head_end = 'final_layer.linear.bias'
     network = CogAct
 
-    def configure(self, config: ModelConfig, dit: DitConfig | None = None) -> ModelConfig:
+    def configure(self, config: PrismaticConfig, dit: DitConfig | None = None) -> PrismaticConfig:
         """Sizes of another Prismatic family -> of this one, with the same trunk and a new head."""
         return replace(config, family=self.traits, dit=dit or config.dit or DitConfig())
 
-    def entries(self, config: ModelConfig) -> dict[str, object]:
+    def entries(self, config: PrismaticConfig) -> dict[str, object]:
         """Name the family and its sizes, and what may differ from the file's defaults."""
-        inputs = {'proprio': True, 'cameras': 2, 'center_crop': True}
+        inputs = {'proprio': config.proprio, 'cameras': [*config.spec.cameras],
+                  'center_crop': config.center_crop}
+        defaults = {'proprio': True, 'cameras': [*PolicySpec().cameras], 'center_crop': True}
         return {
             'head': self.traits.name, 'chunk_length': config.chunk_length,
             'dit': asdict(_dit(config)),
-            **{name: getattr(config, name) for name, default in inputs.items()
-               if getattr(config, name) != default}}
+            **{name: value for name, value in inputs.items() if value != defaults[name]}}
 
-    def make_head(self, config: ModelConfig) -> DiffusionTransformer:
+    def make_head(self, config: PrismaticConfig) -> DiffusionTransformer:
         """Build the diffusion transformer, whose positions fix the length of the chunk."""
         return DiffusionTransformer(
-            _dit(config), config.language_model.width, config.chunk_length)
+            _dit(config), config.language_model.width, config.chunk_length, config.action_size)
 
-    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+    def head_flops(self, config: PrismaticConfig, denoising_reused: int = 0) -> int:
         """All denoising steps; guidance doubles what comes after the embedded actions."""
         dit, rows = _dit(config), config.chunk_length
         halves, width = 1 + (dit.guidance > 1), dit.width
-        embedding = rows * chain_flops(ACTION_DIMENSION, width)
-        last = halves * rows * chain_flops(width, ACTION_DIMENSION)
+        embedding = rows * chain_flops(config.action_size, width)
+        last = halves * rows * chain_flops(width, config.action_size)
         blocks = dit.blocks * block_flops(1 + rows, width, dit.mlp_width)
         full = chain_flops(STEP_WAVES, width, width) + halves * blocks
         conditions = halves * chain_flops(config.language_model.width, width)

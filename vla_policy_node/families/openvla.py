@@ -17,14 +17,15 @@ from torch import Tensor
 
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.families.prismatic import (
-    PrismaticFamily,
     PrismaticVla,
     VocabularyAnswers,
+    vision_flops,
     with_film,
 )
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import HOOKED, Capability
-from vla_policy_node.nn.config import ACTION_DIMENSION, FamilyTraits, ModelConfig
-from vla_policy_node.nn.flops import LayerRows, decoder_flops, layer_flops, vision_flops
+from vla_policy_node.nn.config import FamilyTraits
+from vla_policy_node.nn.flops import LayerRows, decoder_flops, layer_flops
 from vla_policy_node.nn.hooks import NO_HOOKS, HookChain, LayerHooks
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
@@ -49,7 +50,7 @@ class OpenVla(PrismaticVla):
         action_rows: str = 'oft',
         mark: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """[1, 1, 6, H, W] and [1, L] -> normalised actions [1, 1, 7].
+        """[1, 1, 6, H, W] and [1, L] -> normalised actions [1, 1, A].
 
         proprio and action_rows mean nothing here; they are there to be called alike.
         """
@@ -75,15 +76,15 @@ class OpenVla(PrismaticVla):
             states, positions, lay_out({name: part.shape[1] for name, part in rows.items()}))
 
     def generate(self, sequence: TokenSequence, hooks: LayerHooks = NO_HOOKS) -> Tensor:
-        """The prompt's rows, batch 1 -> the seven likeliest tokens, greedily, [1, 7] int64.
+        """The prompt's rows, batch 1 -> the A likeliest tokens, greedily, [1, A] int64.
 
         hooks: have their turn in the pass over the prompt.
         """
-        cache = KvCache(room=ACTION_DIMENSION - 1)
+        cache = KvCache(room=self.config.action_size - 1)
         position = sequence.positions[:, -1:]
         states = self.language_model(sequence, slice(-1, None), hooks, cache)
         ids = [self.action_head.token_ids(states[:, -1])]
-        for step in range(1, ACTION_DIMENSION):
+        for step in range(1, self.config.action_size):
             row = TokenSequence(
                 self.language_model.embed(ids[-1].clamp(min=0))[:, None], position + step,
                 lay_out({'actions': 1}))
@@ -92,7 +93,7 @@ class OpenVla(PrismaticVla):
         return torch.stack(ids, dim=1)
 
 
-class OpenVlaFamily(VocabularyAnswers, PrismaticFamily):
+class OpenVlaFamily(VocabularyAnswers):
     """One camera, no proprio, one action per inference; sizes of nothing else tell."""
 
     traits = FamilyTraits(
@@ -106,21 +107,22 @@ class OpenVlaFamily(VocabularyAnswers, PrismaticFamily):
 
     def read_config(
         self, directory: Path, document: Mapping, parts: Collection[str]
-    ) -> ModelConfig:
+    ) -> PrismaticConfig:
         """Whatever config.json says: one camera, no proprio, no chunk."""
-        config = replace(
-            self.config_of(document), proprio=False, cameras=1, chunk_length=1)
+        config = self.config_of({**self.stored_sizes(directory, parts), **document})
+        spec = replace(config.spec, cameras=config.spec.cameras[:1], state=())
+        config = replace(config, spec=spec, chunk_length=1)
         if 'center_crop' not in document and _is_pretrained(directory, document):
             config = replace(config, center_crop=False)
         return with_film(config, parts)
 
-    def sequence_rows(self, config: ModelConfig, prompt_ids: int) -> int:
+    def sequence_rows(self, config: PrismaticConfig, prompt_ids: int) -> int:
         """Those of the first pass; tokens come one after the other behind it."""
         return prompt_ids + config.visual_tokens
 
     def count_flops(
         self,
-        config: ModelConfig,
+        config: PrismaticConfig,
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:
@@ -132,7 +134,7 @@ class OpenVlaFamily(VocabularyAnswers, PrismaticFamily):
         model = config.language_model
         kept = [rows.seen if isinstance(rows, LayerRows) else rows for rows in layer_rows]
         steps = sum(layer_flops(model, LayerRows(1, 1, rows + step))
-                    for rows in kept for step in range(1, ACTION_DIMENSION))
+                    for rows in kept for step in range(1, config.action_size))
         return {
             'vision': vision_flops(config),
             'language_model': decoder_flops(model, layer_rows, 1) + steps,

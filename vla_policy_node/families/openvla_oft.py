@@ -23,16 +23,13 @@ from vla_policy_node.families.prismatic import (
     PrismaticFamily,
     PrismaticVla,
     VocabularyAnswers,
+    vision_flops,
 )
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import HOOKED, Capability
-from vla_policy_node.nn.config import (
-    ACTION_DIMENSION,
-    PROPRIO_DIMENSION,
-    FamilyTraits,
-    ModelConfig,
-)
+from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.ddim import Ddim, initial_noise
-from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops
 from vla_policy_node.nn.heads import (
     L1ActionHead,
     NoisyActionProjector,
@@ -48,7 +45,7 @@ if TYPE_CHECKING:
 class DiffusionVla(PrismaticVla):
     """The action slots hold noisy actions, a row after proprio the step, the head the noise."""
 
-    def __init__(self, config: ModelConfig, family: PrismaticFamily):
+    def __init__(self, config: PrismaticConfig, family: PrismaticFamily):
         super().__init__(config, family)
         self.noisy_action_projector = NoisyActionProjector(config.language_model.width)
 
@@ -66,7 +63,7 @@ class DiffusionVla(PrismaticVla):
             method.begin_pass()
         visual = self.visual(pixels, prompt_ids, methods)
         mark('vision')
-        shape = (len(pixels), self.config.chunk_length, ACTION_DIMENSION)
+        shape = (len(pixels), self.config.chunk_length, self.config.action_size)
         actions = initial_noise(visual, shape)
         schedule = Ddim(self.config.diffusion_steps)
         mark('select')  # there is nothing to select; the stages are those of every policy
@@ -85,20 +82,20 @@ class _OftFamily(PrismaticFamily):
     """What the three have in common."""
 
     network = PrismaticVla
+    head_end = 'fc2.bias'
 
-    def with_chunk_length(self, config: ModelConfig, chunk_length: int) -> ModelConfig:
+    def with_chunk_length(self, config: PrismaticConfig, chunk_length: int) -> PrismaticConfig:
         """There are as many slots as wanted."""
         return replace(config, chunk_length=chunk_length)
 
-    def make_head(self, config: ModelConfig) -> nn.Module:
-        """Build an MLP that reads the seven rows of each time step."""
-        return L1ActionHead(config.language_model.width)
+    def make_head(self, config: PrismaticConfig) -> nn.Module:
+        """Build an MLP that reads the rows of each time step."""
+        return L1ActionHead(config.language_model.width, config.action_size)
 
-    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+    def head_flops(self, config: PrismaticConfig, denoising_reused: int = 0) -> int:
         """Those of the MLP."""
-        width = config.language_model.width
-        return config.chunk_length * chain_flops(
-            ACTION_DIMENSION * width, width, width, width, ACTION_DIMENSION)
+        width, actions = config.language_model.width, config.action_size
+        return config.chunk_length * chain_flops(actions * width, width, width, width, actions)
 
 
 class L1Oft(_OftFamily):
@@ -147,13 +144,13 @@ class DiffusionOft(_OftFamily):
 
     def count_flops(
         self,
-        config: ModelConfig,
+        config: PrismaticConfig,
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:
         """All layers run once per denoising step, and so does what makes their rows."""
         width, passes = config.language_model.width, config.diffusion_steps
-        inputs = config.proprio * chain_flops(PROPRIO_DIMENSION, width, width)
+        inputs = config.proprio * chain_flops(config.proprio_size, width, width)
         inputs += config.action_slots * chain_flops(1, width, width)
         return {
             'vision': vision_flops(config),

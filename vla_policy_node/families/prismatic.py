@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,11 +17,20 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.checkpoints.config_file import check_room, read_sizes
-from vla_policy_node.checkpoints.weights import MODEL
+from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.layout import (
+    part_files,
+    read_normalisation,
+    read_statistics_document,
+)
+from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.checkpoints.weights import MODEL, open_tensors
+from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
-from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
-from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, vision_flops
+from vla_policy_node.families.prismatic_config import PrismaticConfig, check_room, read_sizes
+from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
 from vla_policy_node.nn.heads import ProprioProjector, VocabularyHead
 from vla_policy_node.nn.hooks import HookChain
 from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
@@ -40,36 +50,38 @@ if TYPE_CHECKING:
 ACTION_ROWS = {'oft': 2, 'last56': 0}
 
 
-class PrismaticFamily(PolicyFamily):
+class PrismaticFamily(PolicyFamily[PrismaticConfig]):
     """Families whose network is a `PrismaticVla`, in the layout of the public OpenVLA files.
 
-    head_root: what the files put before the names of the action head. network: its class.
+    head_root: what the files put before the names of the action head. head_end: the last bias
+    there, which has as many numbers as an action. network: its class.
     """
 
     head_root: ClassVar[str] = ''
+    head_end: ClassVar[str] = ''
     network: ClassVar[type[PrismaticVla]]
 
-    def create_network(self, config: ModelConfig) -> PrismaticVla:
+    def create_network(self, config: PrismaticConfig) -> PrismaticVla:
         """Build the network with weights that are not initialised for any use."""
         return self.network(config, self)
 
     @abstractmethod
-    def make_head(self, config: ModelConfig) -> nn.Module:
+    def make_head(self, config: PrismaticConfig) -> nn.Module:
         """Build what turns hidden states into actions."""
 
-    def config_of(self, document: Mapping) -> ModelConfig:
-        """Read sizes; see `checkpoints.config_file`."""
+    def config_of(self, document: Mapping) -> PrismaticConfig:
+        """Read sizes; see `families.prismatic_config`."""
         return read_sizes(document, self.traits)
 
-    def configure(self, config: ModelConfig) -> ModelConfig:
+    def configure(self, config: PrismaticConfig) -> PrismaticConfig:
         """Sizes of another Prismatic family -> of this one, with the same trunk."""
         return replace(config, family=self.traits)
 
     def read_config(
         self, directory: Path, document: Mapping, parts: Collection[str]
-    ) -> ModelConfig:
+    ) -> PrismaticConfig:
         """Read sizes; the parts tell whether the prompt modulates the vision encoders (FiLM)."""
-        config = self.config_of(document)
+        config = self.config_of({**self.stored_sizes(directory, parts), **document})
         if config.proprio and 'proprio_projector' not in parts:
             raise ValueError(
                 f'{directory} has an action head and no proprio_projector--*: the download is '
@@ -78,7 +90,16 @@ class PrismaticFamily(PolicyFamily):
             )
         return with_film(config, parts)
 
-    def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
+    def stored_sizes(self, directory: Path, parts: Collection[str]) -> dict[str, int]:
+        """How many numbers actions and state have, going by the weights that make and read them.
+
+        In the words of config.json, where published policies do not say it.
+        """
+        found = {'actions': stored_size(directory, 'action_head', self.head_root + self.head_end)}
+        found['state'] = stored_size(directory, 'proprio_projector', 'fc1.weight')
+        return {key: size for key, size in found.items() if size}
+
+    def locate(self, name: str, config: PrismaticConfig) -> tuple[str, str]:
         """Tensors of the trunk are named in files as in the network, but for the decoder's."""
         part, _, rest = name.partition('.')
         if part == 'action_head':
@@ -94,13 +115,13 @@ class PrismaticFamily(PolicyFamily):
 
     def count_flops(
         self,
-        config: ModelConfig,
+        config: PrismaticConfig,
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:
         """As in the base class; numbers are the rows of the sequence in each layer."""
         width = config.language_model.width
-        inputs = config.proprio * chain_flops(PROPRIO_DIMENSION, width, width)
+        inputs = config.proprio * chain_flops(config.proprio_size, width, width)
         decoder = decoder_flops(config.language_model, layer_rows, config.rows_read)
         return {
             'vision': vision_flops(config),
@@ -109,32 +130,85 @@ class PrismaticFamily(PolicyFamily):
         }
 
     @abstractmethod
-    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+    def head_flops(self, config: PrismaticConfig, denoising_reused: int = 0) -> int:
         """Return the FLOPs of reading the actions out of hidden states once."""
 
+    def load_prompt(self, directory: Path, config: PrismaticConfig) -> PromptEncoder:
+        """What turns an instruction into ids; ValueError if its file cannot be used."""
+        ids = config.token_ids
+        return PromptEncoder.load(
+            directory / 'tokenizer.json', config.language_model.vocabulary, ids.bos, ids.empty)
 
-class VocabularyAnswers:
-    """Of families whose action head is the vocabulary head of the language model."""
+    def load_encoder(
+        self,
+        directory: Path,
+        config: PrismaticConfig,
+        statistics: Statistics,
+        camera_transforms: Mapping[str, str],
+        preprocessing: str = 'exact',
+    ) -> InputEncoder:
+        """Tokenizer and normalisation are files of the checkpoint."""
+        document = read_normalisation(directory)
+        return InputEncoder(
+            config,
+            self.load_prompt(directory, config),
+            ImagePreprocessor(document, config.image_px, config.center_crop, preprocessing),
+            statistics,
+            camera_transforms,
+        )
 
-    def make_head(self, config: ModelConfig) -> VocabularyHead:
+
+def stored_size(directory: Path, part: str, name: str) -> int:
+    """Last dimension of a tensor of a part; 0 if it is not there, as somebody else will say."""
+    files = part_files(directory, part)
+    with suppress(ValueError):
+        for path in files[: len(files) == 1]:
+            with open_tensors(path) as (names, get):
+                shape = get(name).shape if name in names else ()
+                return shape[-1] if shape else 0
+    return 0
+
+
+def vision_flops(config: PrismaticConfig) -> int:
+    """Return the FLOPs of vision encoders and projector, for all cameras."""
+    features, width = config.dino.width + config.siglip.width, config.language_model.width
+    pictures = config.cameras * (encoder_flops(config.dino) + encoder_flops(config.siglip))
+    return pictures + config.visual_tokens * chain_flops(features, 4 * features, width, width)
+
+
+class VocabularyAnswers(PrismaticFamily):
+    """Families whose action head is the vocabulary head of the language model."""
+
+    def stored_sizes(self, directory: Path, parts: Collection[str]) -> dict[str, int]:
+        """The head says nothing of actions; the statistics do, if all data sets have as many."""
+        found = super().stored_sizes(directory, parts)
+        with suppress(ValueError):
+            lists = [Entries(data, '').inside('action').value('q01')
+                     for data in read_statistics_document(directory).values()]
+            sizes = {len(values) if isinstance(values, list) else 0 for values in lists}
+            if len(sizes) == 1:
+                found |= {'actions': sizes.pop()}
+        return {key: size for key, size in found.items() if size}
+
+    def make_head(self, config: PrismaticConfig) -> VocabularyHead:
         """Build the head whose last words of the vocabulary are actions."""
         return VocabularyHead(
             config.language_model.width, config.language_model.vocabulary, config.action_bins,
-            config.action_ids_end)
+            config.action_ids_end, config.action_size)
 
-    def locate(self, name: str, config: ModelConfig) -> tuple[str, str]:
+    def locate(self, name: str, config: PrismaticConfig) -> tuple[str, str]:
         """The head lies with the language model."""
         if name.startswith('action_head.'):
             return MODEL, name.replace('action_head.', 'language_model.')
         return super().locate(name, config)
 
-    def head_flops(self, config: ModelConfig, denoising_reused: int = 0) -> int:
+    def head_flops(self, config: PrismaticConfig, denoising_reused: int = 0) -> int:
         """Every slot is compared with every word."""
         return config.action_slots * chain_flops(
             config.language_model.width, config.language_model.vocabulary)
 
 
-def with_film(config: ModelConfig, parts: Collection[str]) -> ModelConfig:
+def with_film(config: PrismaticConfig, parts: Collection[str]) -> PrismaticConfig:
     """Let the prompt modulate the vision encoders if these have a file of their own."""
     if 'vision_backbone' in parts:
         width = config.language_model.width
@@ -155,7 +229,9 @@ class PrismaticVla(PolicyNetwork):
     others of its batch.
     """
 
-    def __init__(self, config: ModelConfig, family: PrismaticFamily):
+    config: PrismaticConfig
+
+    def __init__(self, config: PrismaticConfig, family: PrismaticFamily):
         super().__init__()
         self.config = config
         self.family = family
@@ -165,7 +241,7 @@ class PrismaticVla(PolicyNetwork):
         self.language_model = Decoder(
             config.language_model, CAUSAL if config.causal else BIDIRECTIONAL)
         if config.proprio:
-            self.proprio_projector = ProprioProjector(PROPRIO_DIMENSION, width)
+            self.proprio_projector = ProprioProjector(config.proprio_size, width)
         self.action_head = self.family.make_head(config)
 
     def embed(
@@ -193,7 +269,7 @@ class PrismaticVla(PolicyNetwork):
         return states
 
     def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
-        """Hidden states of the action rows -> normalised actions [B, K, 7]."""
+        """Hidden states of the action rows -> normalised actions [B, K, A]."""
         return self.action_head(states)
 
     def visual(
@@ -240,7 +316,7 @@ class PrismaticVla(PolicyNetwork):
     ) -> TokenSequence:
         """Lay out the rows of `nn.sequence`; the action slots are zero vectors.
 
-        time [B, 1, width] and slots [B, 7 K, width]: the row after proprio and the action slots
+        time [B, 1, width] and slots [B, A K, width]: the row after proprio and the action slots
         of a diffusion head. padded: whether prompts may be filled up, None: those of batches.
         Padding sits before the prompt instead of at the end, where the reference has it: with
         explicit positions and hidden keys the place of a row does not matter, and the action

@@ -34,7 +34,6 @@ from vla_policy_node.loop.contract_fields import (
 )
 from vla_policy_node.loop.parameter_fields import check_values, parameter
 from vla_policy_node.policy import load_policy
-from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import InputStreams
 
@@ -265,8 +264,7 @@ class PolicyParameters:
             'device': self.device,
             'dtype': self.dtype,
             'statistics_key': self.statistics_key,
-            'camera_transforms': {camera: transform for camera, transform
-                                  in self.camera_transforms.items() if camera in CAMERAS},
+            'camera_transforms': self.camera_transforms,
             'threads': threads,
             'method_settings': self.settings_by_method(),
             'action_rows': '' if self.action_rows == 'auto' else self.action_rows,

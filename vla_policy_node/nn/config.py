@@ -1,22 +1,24 @@
-"""Sizes of a policy; `checkpoints.config_file` reads them from a `config.json`."""
+"""Sizes of a policy: what all families have; each adds its own in a subclass of `ModelConfig`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.transformer import DecoderConfig
+from vla_policy_node.policy.interface import PolicySpec
 
-ACTION_DIMENSION = 7
-PROPRIO_DIMENSION = 8
 STEP_WAVES = 256  # cosines and sines that tell a diffusion transformer its step
+
+
 @dataclass(frozen=True)
 class FamilyTraits:
     """What a family says of its policies where numbers of layers and widths do not.
 
     name: the `head` of config.json. family, head: words for reports. capabilities: what policies
-    of the family let others do. action_slots: rows of the sequence for one action of the chunk.
+    of the family let others do. action_slots: whether each number of the chunk has a row.
     step_rows: rows that say which denoising step it is. end_rows: rows behind the prompt and the
     slots. causal: whether a row of the language model sees only itself and what is before it.
     """
@@ -25,7 +27,7 @@ class FamilyTraits:
     family: str
     head: str
     capabilities: frozenset[Capability] = frozenset()
-    action_slots: int = ACTION_DIMENSION
+    action_slots: bool = True
     step_rows: int = 0
     end_rows: int = 1
     causal: bool = False
@@ -52,6 +54,11 @@ class VisionEncoderConfig:
         """Rows and columns of patches in one image."""
         side = self.image_px // self.patch_px
         return side, side
+
+    @property
+    def least_weights(self) -> int:
+        """Values in the large matrices of the blocks."""
+        return self.blocks * self.width * (4 * self.width + 2 * self.mlp_width)
 
 
 @dataclass(frozen=True)
@@ -89,69 +96,83 @@ class TokenIds:
     pad: int = 32000
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that decides shapes and meaning of a checkpoint's tensors.
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """What others ask of the sizes of a policy, whatever its family.
 
-    action_rows: rows whose hidden states the action head reads, '' if the file does not say
-        (see `families.prismatic.ACTION_ROWS`).
-    trained: False only where the file says that the weights are random.
     family: what sizes do not say; `families.read_model_config` recognises it from the files.
-    proprio: whether the robot's state is a row of the sequence.
-    cameras: how many images, the first one third-person.
-    action_bins, action_ids_end: heads that predict tokens divide [-1, 1] into so many bins; the
-        ids count down from the end of the tokenizer's vocabulary, which padding follows.
-    diffusion_steps: denoising steps, of training and of inference, of OpenVLA-OFT's diffusion.
-    dit: the action head of CogACT, which no other policy has.
+    language_model: the decoder that sees pictures and words, where methods have their hooks.
+    spec: cameras, state and actions by name, and so how many there are; the state is empty if the
+        network is not told it. ranges: of the data set, which become -1 and 1.
+    trained: False only where the file says that the weights are random.
+    action_rows: rows whose hidden states the action head reads, '' if the file does not say or
+        the family leaves no choice (see `families.prismatic.ACTION_ROWS`).
     method_settings: method -> setting -> value, what acceleration methods were trained with.
     """
 
-    dino: VisionEncoderConfig
-    siglip: VisionEncoderConfig
-    language_model: DecoderConfig
-    token_ids: TokenIds
     family: FamilyTraits
+    language_model: DecoderConfig
+    spec: PolicySpec = field(default_factory=PolicySpec)
+    ranges: tuple[str, str] = ('q01', 'q99')
     chunk_length: int = 8
-    center_crop: bool = True
-    action_rows: str = ''
     trained: bool = True
-    proprio: bool = True
-    cameras: int = 2
-    action_bins: int = 256
-    action_ids_end: int = 32000
-    diffusion_steps: int = 50
-    dit: DitConfig | None = None
+    action_rows: str = ''
     method_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
 
     @property
+    @abstractmethod
     def image_px(self) -> int:
-        """Side of the square images that both vision encoders take."""
-        return self.dino.image_px
+        """Side of the square images that vision encoders take."""
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of visual tokens per camera."""
-        return self.dino.grid
 
     @property
-    def action_slots(self) -> int:
-        """Sequence rows reserved for the chunk: one per action dimension and time step."""
-        return self.chunk_length * self.family.action_slots
+    @abstractmethod
+    def other_rows(self) -> int:
+        """Sequence rows that are neither visual tokens nor prompt."""
 
     @property
-    def rows_read(self) -> int:
-        """Rows of the last layer that the action head reads: the slots, or the cognition token."""
-        return self.action_slots or 1
+    @abstractmethod
+    def architecture(self) -> str:
+        """One line for logs and reports."""
 
     @property
-    def causal(self) -> bool:
-        """Whether a row of the language model sees only itself and what is before it."""
-        return self.family.causal
+    def feature_widths(self) -> tuple[int, ...]:
+        """Of the features of several vision encoders, which lie side by side; () for one."""
+        return ()
 
     @property
-    def state_rows(self) -> int:
-        """Rows between visual tokens and prompt: proprio, and the step of a diffusion head."""
-        return self.proprio + self.family.step_rows
+    def film(self) -> bool:
+        """Whether the prompt modulates the vision encoders."""
+        return False
+
+    @property
+    def patch_px(self) -> int:
+        """Side of the part of a picture that one visual token stands for."""
+        return self.image_px // self.grid[0]
+
+    @property
+    def cameras(self) -> int:
+        """How many pictures there are."""
+        return len(self.spec.cameras)
+
+    @property
+    def proprio(self) -> bool:
+        """Whether the network is told the robot's state."""
+        return bool(self.spec.state)
+
+    @property
+    def proprio_size(self) -> int:
+        """Numbers of the state that the network is told."""
+        return len(self.spec.state)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers of one action."""
+        return len(self.spec.actions)
 
     @property
     def visual_tokens(self) -> int:
@@ -159,39 +180,21 @@ class ModelConfig:
         return self.cameras * self.grid[0] * self.grid[1]
 
     @property
-    def other_rows(self) -> int:
-        """Sequence rows that are neither visual tokens nor prompt."""
-        return self.action_slots + self.state_rows + self.family.end_rows
+    def action_slots(self) -> int:
+        """Sequence rows reserved for the chunk: one per number of each action, or none."""
+        return self.chunk_length * self.action_size if self.family.action_slots else 0
+
+    @property
+    def causal(self) -> bool:
+        """Whether a row of the language model sees only itself and what is before it."""
+        return self.family.causal
 
     @property
     def least_weights(self) -> int:
-        """Values in the large matrices of vision encoders and decoder: less than the model has."""
-        encoders = sum(
-            encoder.blocks * encoder.width * (4 * encoder.width + 2 * encoder.mlp_width)
-            for encoder in (self.dino, self.siglip)
-        )
+        """Values in the large matrices: fewer than the model has."""
         text = self.language_model
-        layer = text.width * (
-            2 * text.query_width + 2 * text.key_width + 3 * text.mlp_width)
-        return encoders + text.layers * layer + text.vocabulary * text.width
-
-    @property
-    def film(self) -> bool:
-        """Whether the prompt modulates the vision encoders."""
-        return self.dino.language_width > 0
-
-    @property
-    def architecture(self) -> str:
-        """One line for logs and reports."""
-        encoders = ' + '.join(
-            f'{name} {encoder.blocks}x{encoder.width}'
-            for name, encoder in (('DINOv2', self.dino), ('SigLIP', self.siglip))
-        )
-        decoder = self.language_model
-        film = ' with FiLM' if self.film else ''
-        head = self.family.head + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
-        return (f'{self.family.family}: {encoders}{film}, Llama {decoder.layers}x{decoder.width}, '
-                f'{head}')
+        layer = text.width * (2 * text.query_width + 2 * text.key_width + 3 * text.mlp_width)
+        return text.layers * layer + text.vocabulary * text.width
 
     def can(self, capability: Capability) -> bool:
         """Whether policies of this family can do something."""

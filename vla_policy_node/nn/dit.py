@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.nn import initial
-from vla_policy_node.nn.config import ACTION_DIMENSION, STEP_WAVES, DitConfig
+from vla_policy_node.nn.config import STEP_WAVES, DitConfig
 from vla_policy_node.nn.vision import Attention, Mlp
 
 NORM_EPS = 1e-6
@@ -23,30 +23,33 @@ INITIAL_STD = 0.02  # of what embeds
 
 
 class DiffusionTransformer(nn.Module):
-    """Predicts the noise in a chunk of actions, given a diffusion step and a condition."""
+    """Predicts the noise in a chunk of K actions, given a diffusion step and a condition.
 
-    def __init__(self, config: DitConfig, condition_width: int, chunk_length: int):
+    actions: numbers of one action, A.
+    """
+
+    def __init__(self, config: DitConfig, condition_width: int, chunk_length: int, actions: int):
         """Initialise as the authors do: the last layer with zeros, so that all noise is 0."""
         super().__init__()
         width = config.width
-        self.x_embedder = _named(linear=nn.Linear(ACTION_DIMENSION, width))
+        self.x_embedder = _named(linear=nn.Linear(actions, width))
         self.t_embedder = _named(mlp=nn.Sequential(
             nn.Linear(STEP_WAVES, width), nn.SiLU(), nn.Linear(width, width)))
         self.z_embedder = ConditionEmbedder(condition_width, width)
         self.positional_embedding = nn.Parameter(
             initial.normal(1 + chunk_length, width, std=width**-0.5))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.blocks))
-        self.final_layer = _named(linear=nn.Linear(width, ACTION_DIMENSION))
+        self.final_layer = _named(linear=nn.Linear(width, actions))
         if not self.positional_embedding.is_meta:
             self._initialise()
 
     def forward(self, actions: Tensor, steps: Tensor, conditions: Tensor) -> Tensor:
-        """[B, K, 7] noisy actions, [B] int64 and [B, 1, condition] -> [B, K, 7] noise."""
+        """[B, K, A] noisy actions, [B] int64 and [B, 1, condition] -> [B, K, A] noise."""
         embedded = self.embed(actions)
         return self.finish(self.run_blocks(embedded, steps, self.z_embedder(conditions)))
 
     def embed(self, actions: Tensor) -> Tensor:
-        """[B, K, 7] -> [B, K, width]."""
+        """[B, K, A] -> [B, K, width]."""
         return self.x_embedder(actions)
 
     def run_blocks(self, embedded: Tensor, steps: Tensor, conditions: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class DiffusionTransformer(nn.Module):
         return rows[:, 1:]
 
     def finish(self, rows: Tensor) -> Tensor:
-        """[B, K, width] -> noise [B, K, 7]."""
+        """[B, K, width] -> noise [B, K, A]."""
         return self.final_layer(_norm(rows))
 
     def _initialise(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from vla_policy_node.nn.config import DecoderConfig, ModelConfig, VisionEncoderConfig
+from vla_policy_node.nn.config import DecoderConfig, VisionEncoderConfig
 
 
 class LayerRows(NamedTuple):
@@ -23,13 +23,14 @@ class LayerRows(NamedTuple):
     seen: int
 
 
-def vision_flops(config: ModelConfig) -> int:
-    """Return the FLOPs of vision encoders and projector, for all cameras."""
-    features = config.dino.width + config.siglip.width
-    width = config.language_model.width
-    macs = config.cameras * (_encoder(config.dino) + _encoder(config.siglip))
-    macs += config.visual_tokens * _chain(features, 4 * features, width, width)
-    return 2 * macs
+def encoder_flops(encoder: VisionEncoderConfig) -> int:
+    """Return the FLOPs of one vision transformer on one image."""
+    patches = encoder.grid[0] * encoder.grid[1]
+    rows = patches + encoder.class_token + encoder.register_tokens
+    width = encoder.width
+    block = _block(rows, width, encoder.mlp_width)
+    film = 2 * encoder.language_width * width
+    return 2 * (patches * 3 * encoder.patch_px**2 * width + encoder.blocks * (block + film))
 
 
 def decoder_flops(
@@ -62,16 +63,6 @@ def layer_flops(model: DecoderConfig, rows: LayerRows) -> int:
 def block_flops(rows: int, width: int, mlp_width: int) -> int:
     """Return the FLOPs of a transformer block in which all rows see each other."""
     return 2 * _block(rows, width, mlp_width)
-
-
-def _encoder(encoder: VisionEncoderConfig) -> int:
-    """Multiply-accumulates of one vision transformer on one image."""
-    patches = encoder.grid[0] * encoder.grid[1]
-    rows = patches + encoder.class_token + encoder.register_tokens
-    width = encoder.width
-    block = _block(rows, width, encoder.mlp_width)
-    film = 2 * encoder.language_width * width
-    return patches * 3 * encoder.patch_px**2 * width + encoder.blocks * (block + film)
 
 
 def _block(rows: int, width: int, mlp_width: int) -> int:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.nn.config import ACTION_DIMENSION
-
 NO_TOKEN = -1  # what is said where the weights or the input were no numbers
 NORM_EPS = 1e-5  # not that of the vision encoders and the language model
 
@@ -25,20 +23,24 @@ class ResidualBlock(nn.Module):
 
 
 class L1ActionHead(nn.Module):
-    """MLP-ResNet that regresses normalised actions; each time step reads its own seven rows."""
+    """MLP-ResNet that regresses normalised actions; each time step reads its own rows.
 
-    def __init__(self, width: int):
+    actions: numbers of one action, A, and so rows of a time step.
+    """
+
+    def __init__(self, width: int, actions: int):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(ACTION_DIMENSION * width, NORM_EPS)
-        self.fc1 = nn.Linear(ACTION_DIMENSION * width, width)
+        self.actions = actions
+        self.layer_norm1 = nn.LayerNorm(actions * width, NORM_EPS)
+        self.fc1 = nn.Linear(actions * width, width)
         self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(2))
         self.layer_norm2 = nn.LayerNorm(width, NORM_EPS)
-        self.fc2 = nn.Linear(width, ACTION_DIMENSION)
+        self.fc2 = nn.Linear(width, actions)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Hidden states of the action rows [B, 7 K, width] -> [B, K, 7]."""
+        """Hidden states of the action rows [B, A K, width] -> [B, K, A]."""
         batch, rows, width = states.shape
-        steps = states.reshape(batch, rows // ACTION_DIMENSION, ACTION_DIMENSION * width)
+        steps = states.reshape(batch, rows // self.actions, self.actions * width)
         x = functional.relu(self.fc1(self.layer_norm1(steps)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
@@ -46,18 +48,20 @@ class L1ActionHead(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """Actions as words: each of seven tokens names one of the bins of [-1, 1].
+    """Actions as words: each token names one of the bins of [-1, 1].
 
-    ids_end: action ids count down from here, ids_end - 1 is the lowest bin.
+    ids_end: action ids count down from here, ids_end - 1 is the lowest bin. actions: numbers of
+    one action, A.
     """
 
-    def __init__(self, width: int, vocabulary: int, bins: int, ids_end: int):
+    def __init__(self, width: int, vocabulary: int, bins: int, ids_end: int, actions: int):
         super().__init__()
+        self.actions = actions
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         self.bins, self.ids_end = bins, ids_end
 
     def forward(self, states: Tensor) -> Tensor:
-        """Hidden states of the action rows [B, 7 K, width] -> [B, K, 7]."""
+        """Hidden states of the action rows [B, A K, width] -> [B, K, A]."""
         return self.decode(self.token_ids(states))
 
     def token_ids(self, states: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ class VocabularyHead(nn.Module):
         return torch.where(logits.amax(dim=-1).isfinite(), logits.argmax(dim=-1), NO_TOKEN)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Ids [B, 7 K] -> centres of their bins [B, K, 7] float32, NaN for NO_TOKEN.
+        """Ids [B, A K] -> centres of their bins [B, K, A] float32, NaN for NO_TOKEN.
 
         ValueError if most of them are no action tokens: the weights were not made for this head.
         """
@@ -83,7 +87,7 @@ class VocabularyHead(nn.Module):
         places = places.clamp(0, self.bins - 2).double()
         centres = -1 + (2 * places + 1) / (self.bins - 1)
         centres = centres.masked_fill(none, torch.nan)
-        return centres.float().unflatten(1, (-1, ACTION_DIMENSION))
+        return centres.float().unflatten(1, (-1, self.actions))
 
 
 class NoisyActionProjector(nn.Module):
@@ -95,7 +99,7 @@ class NoisyActionProjector(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, actions: Tensor) -> Tensor:
-        """[B, K, 7] -> [B, 7 K, width]."""
+        """[B, K, A] -> [B, A K, width]."""
         return self.fc2(functional.gelu(self.fc1(actions.flatten(1)[..., None])))
 
 

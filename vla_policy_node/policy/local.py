@@ -18,22 +18,16 @@ from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checkpoints.layout import (
-    published_action_rows,
-    read_normalisation,
-    read_statistics_document,
-)
+from vla_policy_node.checkpoints.layout import published_action_rows, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.encoding.encoder import InputEncoder
 from vla_policy_node.encoding.preprocess import Normaliser
-from vla_policy_node.encoding.prompt import TEMPLATE
 from vla_policy_node.families import PolicyNetwork, count_flops
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.nn.config import PROPRIO_DIMENSION, ModelConfig
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.policy.interface import (
-    CAMERAS,
     END_EFFECTOR_STATE,
     EXECUTION_MODES,
     NORMALISED_ACTIONS,
@@ -42,7 +36,6 @@ from vla_policy_node.policy.interface import (
     InferenceRequest,
     NonFiniteActionError,
     PolicyDescription,
-    PolicySpec,
     TokenSelection,
 )
 from vla_policy_node.policy.options import (
@@ -148,8 +141,7 @@ class LocalPolicy:
             )
         check_optimisation(optimisation, config, device, dtype)
         statistics = read_statistics(
-            read_statistics_document(directory), statistics_key, config.proprio
-        )
+            read_statistics_document(directory), statistics_key, config.spec, config.ranges)
         settings = complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
@@ -159,17 +151,16 @@ class LocalPolicy:
         action_rows = choose_action_rows(
             action_rows, config.action_rows or published_action_rows(directory), chosen
         )
-        transforms = complete_transforms(camera_transforms or {})
-        cameras = CAMERAS[: config.cameras]
-        inputs = family.load_encoder(
-            directory, config, statistics, {camera: transforms[camera] for camera in cameras},
-            preprocessing)
+        transforms = complete_transforms(camera_transforms or {}, config.spec.cameras)
+        inputs = family.load_encoder(directory, config, statistics, transforms, preprocessing)
         with torch_threads(threads):
             model = load_model(
                 directory, config, device, dtype, fused=optimisation != 'none', methods=chosen)
+        spec = config.spec
+        if not spec.state and any(method.reads_state for method in chosen):
+            spec = replace(spec, state=END_EFFECTOR_STATE)
         description = PolicyDescription(
-            spec=PolicySpec(cameras, END_EFFECTOR_STATE if config.proprio or any(
-                method.reads_state for method in chosen) else ()),
+            spec=spec,
             capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
             execution_modes=acceleration.execution_modes(methods),
             checkpoint=str(directory),
@@ -180,7 +171,7 @@ class LocalPolicy:
             device=device,
             dtype=dtype,
             versions=_versions(),
-            prompt_template=TEMPLATE,
+            prompt_template=inputs.prompt_template,
             statistics_key=statistics.key,
             chunk_length=config.chunk_length,
             visual_tokens=config.visual_tokens,
@@ -193,7 +184,7 @@ class LocalPolicy:
             preprocessing=preprocessing,
             optimisation=optimisation,
         )
-        normaliser = Normaliser(read_normalisation(directory), device)
+        normaliser = inputs.preprocessor.normaliser.to(device)
         return cls(
             model, inputs, statistics, chosen, action_rows, description, normaliser, threads)
 
@@ -262,7 +253,7 @@ class LocalPolicy:
             return
         grey = np.full((self.config.image_px, self.config.image_px, 3), 128, np.uint8)
         pictures, proprio, prompt_ids = self._inputs.encode(
-            dict.fromkeys(self.description.spec.cameras, grey), np.zeros(PROPRIO_DIMENSION),
+            dict.fromkeys(self.description.spec.cameras, grey), np.zeros(self.config.proprio_size),
             instruction)
         weight = next(self._model.parameters())
         with torch_threads(self._threads), _device_of(weight):

@@ -10,7 +10,7 @@ from vla_policy_node.encoding.preprocess import TRANSFORMS
 from vla_policy_node.families.prismatic import ACTION_ROWS
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.policy.interface import CAMERAS, OPTIMISATIONS
+from vla_policy_node.policy.interface import OPTIMISATIONS
 
 
 def complete_settings(
@@ -58,14 +58,17 @@ def check_optimisation(
             "'graphs', or dtype float32.")
 
 
-def complete_transforms(chosen: Mapping[str, str]) -> dict[str, str]:
-    """One of every camera; 'none' where nothing was chosen."""
+def complete_transforms(chosen: Mapping[str, str], cameras: Sequence[str]) -> dict[str, str]:
+    """One of every camera that the policy looks at; 'none' where nothing was chosen.
+
+    Robots may have more cameras: where all of the policy's are named, others are passed over.
+    """
     for camera, transform in chosen.items():
-        if camera not in CAMERAS:
-            raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(CAMERAS)}.')
+        if camera not in cameras and not chosen.keys() >= {*cameras}:
+            raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(cameras)}.')
         if transform not in TRANSFORMS:
             raise ValueError(
                 f'Camera {camera!r} cannot be transformed by {transform!r}; choose from '
                 f'{", ".join(TRANSFORMS)}.'
             )
-    return {**dict.fromkeys(CAMERAS, 'none'), **chosen}
+    return {camera: chosen.get(camera, 'none') for camera in cameras}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla_policy_node.policy.interface import (
-    END_EFFECTOR_STATE,
     ActionChunk,
     InferenceRequest,
     Observation,
@@ -40,5 +39,5 @@ def grey_observation(description: PolicyDescription, instruction: str = '') -> O
     """Return what a robot at zero sees on a grey day, told something that the policy knows."""
     grey = np.full((_SIDE_PX, _SIDE_PX, 3), 128, np.uint8)
     return Observation(
-        dict.fromkeys(description.spec.cameras, grey), np.zeros(len(END_EFFECTOR_STATE)),
+        dict.fromkeys(description.spec.cameras, grey), np.zeros(len(description.spec.state)),
         instruction or next(iter(description.instructions), _INSTRUCTION))

@@ -14,8 +14,7 @@ from torch.nn.functional import pad
 from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
-from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.policy.interface import CAMERAS
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
 from vla_policy_node.world.words import GOALS, basket_instruction, object_words
@@ -76,7 +75,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: PrismaticConfig,
         prompt: PromptEncoder,
         preprocessor: ImagePreprocessor,
         statistics: Statistics,
@@ -115,7 +114,7 @@ class BatchMaker:
         pictures, counts, things = [], [], []
         wanted = [frame.segments.index(name) for name in frame.objects]
         thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]
-        for camera in CAMERAS[: self._config.cameras]:
+        for camera in self._config.spec.cameras:
             corner = augmentation.draw_crop(self._crop_shift, rng)
             image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
             pictures.append(augmentation.jitter_colours(image, self._colour_strength, rng))

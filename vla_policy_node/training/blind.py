@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
-from vla_policy_node.nn.config import ACTION_DIMENSION, PROPRIO_DIMENSION
 from vla_policy_node.nn.flops import chain_flops
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.policy.interface import (
+    END_EFFECTOR_DELTA,
+    END_EFFECTOR_STATE,
     NORMALISED_ACTIONS,
     ActionChunk,
     InferenceRequest,
@@ -47,7 +48,8 @@ class BlindMlp(nn.Module):
         self.instructions = instructions
         self.chunk_length = chunk_length
         self.widths = (
-            PROPRIO_DIMENSION + instructions, *[HIDDEN] * LAYERS, chunk_length * ACTION_DIMENSION)
+            len(END_EFFECTOR_STATE) + instructions, *[HIDDEN] * LAYERS,
+            chunk_length * len(END_EFFECTOR_DELTA))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(self.widths))
 
     def forward(self, proprio: Tensor, instruction: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class BlindMlp(nn.Module):
         x = torch.cat([proprio, one_hot], dim=-1)
         for layer in self.layers[:-1]:
             x = nn.functional.relu(layer(x))
-        return self.layers[-1](x).unflatten(-1, (self.chunk_length, ACTION_DIMENSION))
+        return self.layers[-1](x).unflatten(-1, (self.chunk_length, -1))
 
 
 class BlindPolicy:

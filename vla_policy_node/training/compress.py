@@ -31,15 +31,12 @@ from vla_policy_node.checkpoints.layout import (
     read_statistics_document,
 )
 from vla_policy_node.checkpoints.statistics import read_statistics
-from vla_policy_node.encoding.encoder import InputEncoder
-from vla_policy_node.encoding.preprocess import Normaliser
 from vla_policy_node.families import count_flops, read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
-from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -141,10 +138,10 @@ def _samples(
     """What enters the language model, for frames drawn from all demonstrations."""
     config = model.config
     statistics = read_statistics(
-        read_statistics_document(directory), recipe.statistics_key, config.proprio)
-    transforms = dict.fromkeys(CAMERAS[: config.cameras], recipe.transform)
-    inputs = InputEncoder.load(directory, config, statistics, transforms)
-    normalise = Normaliser(read_normalisation(directory), device=next(model.parameters()).device)
+        read_statistics_document(directory), recipe.statistics_key, config.spec, config.ranges)
+    transforms = dict.fromkeys(config.spec.cameras, recipe.transform)
+    inputs = model.family.load_encoder(directory, config, statistics, transforms)
+    normalise = inputs.preprocessor.normaliser.to(next(model.parameters()).device)
     source = Demonstrations(recipe.demonstrations)
     count = min(recipe.samples, len(source))
     chosen = np.random.default_rng(recipe.seed).choice(len(source), count, replace=False)

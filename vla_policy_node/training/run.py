@@ -23,8 +23,7 @@ from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
-from vla_policy_node.encoding.prompt import PromptEncoder
-from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
@@ -96,9 +95,13 @@ def train(run: Run) -> Path:
     return run.out / CHECKPOINT
 
 
-def _sizes(run: Run) -> ModelConfig:
+def _sizes(run: Run) -> PrismaticConfig:
     """Sizes of the checkpoint to start from, with the chunk that the run asks for."""
     config = families.read_model_config(run.start)
+    if not isinstance(config, PrismaticConfig):
+        raise ValueError(
+            f'{run.start} is a policy of the family {config.family.family}; vla train knows how '
+            'to train OpenVLA-OFT and CogACT.')
     if run.config.chunk_length:
         config = families.of(config).with_chunk_length(config, run.config.chunk_length)
     return config
@@ -182,15 +185,15 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
 
 
 def _data(
-    run: Run, config: ModelConfig, device: torch.device, rank: int, processes: int
+    run: Run, config: PrismaticConfig, device: torch.device, rank: int, processes: int
 ) -> TrainingData:
     normalisation = read_json(run.start, 'preprocessor_config.json')
     maker = BatchMaker(
         config,
-        PromptEncoder.load(run.start / 'tokenizer.json', config),
+        families.of(config).load_prompt(run.start, config),
         ImagePreprocessor(normalisation, config.image_px, config.center_crop),
         read_statistics(
-            read_json(run.statistics.parent, STATISTICS), proprio=config.proprio),
+            read_json(run.statistics.parent, STATISTICS), spec=config.spec, ranges=config.ranges),
         run.config.crop_shift,
         run.config.colour_strength,
     )

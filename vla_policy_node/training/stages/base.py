@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective, ObjectiveStage
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.training import losses
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TrainingStage:
     def check_config(self, config: TrainingConfig) -> None:
         """Raise ValueError with one sentence for entries that do not go together."""
 
-    def check_run(self, run: Run, policy: ModelConfig) -> None:
+    def check_run(self, run: Run, policy: PrismaticConfig) -> None:
         """Raise ValueError with one sentence for a checkpoint or folders it cannot start from.
 
         policy: sizes of the checkpoint.
@@ -70,7 +70,7 @@ class TrainingStage:
                     f'Stage {self.name} {reason} a policy whose {need.value}; {run.start} is '
                     f'{policy.architecture}.')
 
-    def changed_sizes(self, policy: ModelConfig, config: TrainingConfig) -> ModelConfig:
+    def changed_sizes(self, policy: PrismaticConfig, config: TrainingConfig) -> PrismaticConfig:
         """Sizes of a checkpoint -> of what `changed_model` makes of it."""
         return policy
 
@@ -82,7 +82,7 @@ class TrainingStage:
         """Whether it trains a parameter of the policy, if nothing else speaks against it."""
         return True
 
-    def objective(self, policy: ModelConfig, config: TrainingConfig) -> Objective:
+    def objective(self, policy: PrismaticConfig, config: TrainingConfig) -> Objective:
         """Make what it teaches besides the policy's own losses."""
         return Objective()
 
@@ -117,6 +117,6 @@ class MethodStage(TrainingStage):
                 f'In stage {self.name} all visual tokens vote, as they will on the robot; leave '
                 'tokens_kept at 0.')
 
-    def objective(self, policy: ModelConfig, config: TrainingConfig) -> Objective:
+    def objective(self, policy: PrismaticConfig, config: TrainingConfig) -> Objective:
         """Make what the method teaches."""
         return self._described.make(policy, config.losses, **config.objective)

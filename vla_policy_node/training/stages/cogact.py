@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from vla_policy_node.families.cogact import CogAct, CogActFamily
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.nn.config import DitConfig, ModelConfig
+from vla_policy_node.nn.config import DitConfig
 from vla_policy_node.training.stages.base import TrainingStage
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class NewDiffusionHead(TrainingStage):
                 f"Stage {self.name} learns by the loss 'noise', not 'action', and needs a "
                 'chunk_length; the published one is 16.')
 
-    def changed_sizes(self, policy: ModelConfig, config: TrainingConfig) -> ModelConfig:
+    def changed_sizes(self, policy: PrismaticConfig, config: TrainingConfig) -> PrismaticConfig:
         """Sizes with a head of the entries' sizes, if there is none."""
         if policy.can(Capability.DENOISING):
             return policy
@@ -47,7 +48,7 @@ class NewDiffusionHead(TrainingStage):
         return with_new_head(model, self.changed_sizes(model.config, config))
 
 
-def with_new_head(model: PrismaticVla, sizes: ModelConfig) -> CogAct:
+def with_new_head(model: PrismaticVla, sizes: PrismaticConfig) -> CogAct:
     """Return a policy of these sizes with the weights of `model` but for a fresh head."""
     new = CogActFamily().create_network(sizes)
     kept = {name: tensor for name, tensor in model.state_dict().items()

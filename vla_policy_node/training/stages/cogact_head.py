@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective
 from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.training.cognition import CognitionBatch, CognitionData
 from vla_policy_node.training.losses import noise_losses
 from vla_policy_node.training.stages.base import TrainingStage
@@ -37,7 +37,7 @@ class DiffusionHeadAlone(TrainingStage):
                 f"Stage {self.name} learns by the loss 'noise' alone, from all tokens, and trains "
                 'nothing but the head: leave lora_rank, tokens_kept and frozen.')
 
-    def check_run(self, run: Run, policy: ModelConfig) -> None:
+    def check_run(self, run: Run, policy: PrismaticConfig) -> None:
         """It needs the head, and frames with actions."""
         if (not policy.can(Capability.DENOISING) or run.demonstrations is None
                 or run.scenes is not None):
