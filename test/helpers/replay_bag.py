@@ -49,6 +49,7 @@ class Recipe:
     rewrite: dict = field(default_factory=dict)
     info: PolicyInfo | None = None
     omit: tuple[str, ...] = ()
+    more_cameras: tuple[str, ...] = ()  # topics
     arrival_delay_ns: int = 0  # recording time less stamp
     late_from_s: float = 1e9  # what comes after this comes late_by_ns later, stamps too
     late_by_ns: int = 0
@@ -78,7 +79,8 @@ def messages(recipe):
     streams = []
     rates = {'/third_person/image_raw': recipe.camera_hz,
              '/wrist/image_raw': recipe.wrist_hz or recipe.camera_hz,
-             '/ee_pose': recipe.state_hz, '/gripper_state': recipe.state_hz}
+             '/ee_pose': recipe.state_hz, '/gripper_state': recipe.state_hz,
+             **dict.fromkeys(recipe.more_cameras, recipe.camera_hz)}
     for order, (topic, rate) in enumerate(rates.items()):
         count = round(recipe.seconds * rate)
         streams += [(START_NS + round(i * 1e9 / rate), order, topic, i) for i in range(count)]

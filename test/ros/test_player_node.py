@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 - fixtures are imported by name
 
+import copy
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from robot_double import TIMEOUT_S
 from ros_testing import ros
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
+from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.nodes.messages import to_ns
@@ -160,3 +162,25 @@ def test_lock_step_needs_a_node_that_answers_every_observation(play, tmp_path):
 def test_a_bag_that_is_not_there_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(ParameterError, match='There is no bag'):
         PlayerNode(parameter_overrides=[Parameter('bag', value=str(tmp_path / 'none'))])
+
+
+@pytest.mark.parametrize('is_recorded', [True, False])
+def test_a_camera_that_the_policy_does_not_look_at_is_not_waited_for(
+        play, parameters, tmp_path, is_recorded):
+    """In lock-step, where everything else is: the node would never say that it has it."""
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['cameras'].append({'name': 'side', 'topic': 'side/rgb', 'required': False})
+    contract = tmp_path / 'robot.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, more_cameras=('/side/rgb',) * is_recorded)
+    changes = {'contract': str(contract)}
+    live = play(bag, changes, lock_step=True, contract=str(contract))
+    assert live.ended.wait(3 * TIMEOUT_S)
+    assert not live.player.failed
+    expected = [command for _, command in replayed(bag, {**parameters, **changes}, tmp_path)]
+    commands = live.commands_of_observations()
+    assert [to_ns(sent.target_time) for sent in commands] == [
+        command.target_time_ns for command in expected]
+    assert [sent.hold_reason.code for sent in commands] == [
+        command.hold.code for command in expected]
+    assert len(expected) > 4

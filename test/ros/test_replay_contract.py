@@ -78,3 +78,21 @@ def test_the_policy_is_told_the_state_in_its_own_order_whatever_that_of_the_cont
         ('as_it_is', lambda plain: None), ('reversed', lambda plain: plain['state'].reverse()))]
     for one, other in zip(*(trace.inferences for trace in traces), strict=True):
         np.testing.assert_array_equal(one.actions, other.actions)
+
+
+def test_a_camera_that_nobody_looks_at_may_be_missing_and_changes_nothing(recorded, tmp_path):
+    config = robot(tmp_path, 'side', lambda plain: plain['cameras'].append(
+        {'name': 'side', 'topic': 'side/rgb', 'required': False}))
+    plain = robot(tmp_path, 'plain', lambda plain: None)
+    for one, other in zip(*(replayed(recorded, c).inferences for c in (config, plain)),
+                          strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+        assert list(one.camera_stamps_ns) == ['third_person', 'wrist']
+
+
+def test_a_camera_that_the_policy_looks_at_may_not_be_missing(recorded, tmp_path):
+    def swap(plain):
+        plain['cameras'][1] |= {'topic': 'hand/rgb', 'required': False}
+
+    with pytest.raises(BagError, match="looks at the camera 'wrist', of which the bag has noth"):
+        replayed(recorded, robot(tmp_path, 'swap', swap))

@@ -9,6 +9,7 @@ import yaml
 
 from vla_policy_node.contract import ContractError, find_contract, to_plain
 from vla_policy_node.contract.fit import action_names
+from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.loop.contract_fields import values_of
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.policy.interface import PolicySpec
@@ -55,6 +56,17 @@ def test_a_robot_has_the_parameters_of_its_own_cameras_with_what_its_contract_sa
     assert 'third_person_reference' in names and 'wrist_reference' not in names
     assert (parameters.frame_id, parameters.max_step_translation_m) == ('arm_base', 0.005)
     assert parameters.has_workspace
+
+
+def test_what_measures_the_end_effector_is_called_in_holds_as_in_the_contract(tmp_path):
+    plain = copy.deepcopy(PLAIN)
+    plain['state'][0]['name'] = plain['actions'][0]['pose'] = 'tool'
+    file = tmp_path / 'robot.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    for contract, name in (('', 'ee_pose'), (str(file), 'tool')):
+        with pytest.raises(HoldError) as caught:
+            PolicyParameters.of(contract)().make_parts().mover.measured.newest()
+        assert caught.value.hold == Hold(HoldReason.INPUT_MISSING, name)
 
 
 @pytest.mark.parametrize(('name', 'value'), [

@@ -32,6 +32,17 @@ def test_before_the_first_pose_there_is_none():
     assert held(PoseWatch()) == Hold(HoldReason.INPUT_MISSING, 'ee_pose')
 
 
+def test_holds_call_the_source_by_its_name():
+    watch = PoseWatch('left_pose')
+    assert held(watch) == Hold(HoldReason.INPUT_MISSING, 'left_pose')
+    watch.observe(pose(1000))
+    watch.observe(pose(1010, x_m=0.3))
+    assert held(watch) == Hold(HoldReason.INPUT_INVALID, 'left_pose')
+    with pytest.raises(HoldError) as caught:
+        MeasuredPose(0, np.full(3, np.nan), np.zeros(3), 'left_pose')
+    assert caught.value.hold == Hold(HoldReason.INPUT_INVALID, 'left_pose')
+
+
 @pytest.mark.parametrize('there', [pose(1010, x_m=0.3), pose(1010, z_rad=1.0)])
 def test_a_jump_is_invalid_until_there_was_none_for_half_a_second(there):
     watch = PoseWatch()

@@ -19,6 +19,11 @@ from vla_policy_node.contract.parts import (
 )
 
 MOST_CAMERAS = 4
+# What has a name beside the streams, in messages and options, and what that name means there.
+CLOCK = 'clock'
+_TAKEN = {CLOCK: 'the time', 'command': 'what moves the robot',
+          'actions': 'what a replay compares with'}
+_TAKEN_BY_CAMERAS = {**_TAKEN, 'state': 'all that is measured'}
 _MOST_STATE, _MOST_ACTIONS = 64, 32
 
 
@@ -86,6 +91,13 @@ class RobotContract:
     def _check_state(self) -> None:
         names = [*self.camera_names, *(source.name for source in self.state)]
         check_unique('cameras and state sources together', names)
+        for what, parts, taken in (('cameras', self.cameras, _TAKEN_BY_CAMERAS),
+                                   ('state', self.state, _TAKEN)):
+            for i, part in enumerate(parts):
+                if part.name in taken:
+                    raise ContractError(
+                        f"{what}[{i}].name is '{part.name}', which stands for {taken[part.name]} "
+                        'in messages and options; take another name.')
         check_unique('state', list(self.state_names))
         if len(self.state_names) > _MOST_STATE:
             raise ContractError(

@@ -12,7 +12,7 @@ from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.limits import CommandLimiter
 from vla_policy_node.control.motion import MotionLimits, MotionRecord
 from vla_policy_node.control.output_check import find_breach
-from vla_policy_node.control.robot_state import PoseWatch, Sighting
+from vla_policy_node.control.robot_state import POSE, PoseWatch, Sighting
 
 _STILL = np.zeros(3)
 _STILL.setflags(write=False)
@@ -22,19 +22,19 @@ _REST = EndEffectorDelta(_STILL, _STILL, math.nan)
 class EndEffectorMover:
     """A `Mover` of one end effector, whose motions are `EndEffectorDelta`.
 
-    measured: must be told every measured pose (any thread).
+    measured: must be told every measured pose (any thread). pose: what holds call its stream.
     """
 
     measured_as = 'pose'
 
     def __init__(
         self, spec: ActionSpec, limiter: CommandLimiter, latch: GripperLatch,
-        limits: MotionLimits | None = None,
+        limits: MotionLimits | None = None, pose: str = POSE,
     ):
         self.spec = spec
         self.limiter = limiter
         self.period_s = limiter.period_s
-        self.measured = PoseWatch()
+        self.measured = PoseWatch(pose)
         self._latch = latch
         self._limits = limits or MotionLimits()
         self._record = MotionRecord()
@@ -74,7 +74,8 @@ class EndEffectorMover:
         position_m = self._record.locate(self._newest, now_ns, self._limits)
         workspace = limiter.limits.workspace(
             position_m if self._origin_m is None else self._origin_m)
-        limited = limiter.apply(self.spec.to_command(action), position_m, workspace)
+        limited = limiter.apply(
+            self.spec.to_command(action), position_m, workspace, self._newest.pose.source)
         delta = replace(limited.delta, gripper=self._latch.update(limited.delta.gripper))
         if breach := find_breach(
                 delta, self._last, position_m, workspace, limiter.limits, limiter.period_s):

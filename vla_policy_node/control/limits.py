@@ -137,16 +137,16 @@ class CommandLimiter:
         self._counts: Counter[str] = Counter()
 
     def apply(
-        self, delta: EndEffectorDelta, position_m: np.ndarray, workspace: Box
+        self, delta: EndEffectorDelta, position_m: np.ndarray, workspace: Box, source: str = POSE
     ) -> LimitedDelta:
         """Return the delta to send, and remember it as sent.
 
-        position_m: [3], where the end effector is before it. Raises HoldError for a delta that is
-        not finite (ACTION_INVALID) and for a position that is not, or is far outside of the
-        workspace (INPUT_INVALID); what was sent last is then unchanged.
+        position_m: [3], where the end effector is before it, as `source` says. Raises HoldError
+        for a delta that is not finite (ACTION_INVALID) and for a position that is not, or is far
+        outside of the workspace (INPUT_INVALID); what was sent last is then unchanged.
         """
         _check_finite(delta)
-        _check_near(position_m, workspace)
+        _check_near(position_m, workspace, source)
         # Three axes that each brake by 1/sqrt(3) of the limit stay within it together.
         axis_change_m = self._linear.max_change / math.sqrt(3.0)
         low_m = -stoppable_step(position_m - workspace.low_m, axis_change_m)
@@ -251,13 +251,13 @@ def _check_finite(delta: EndEffectorDelta) -> None:
         )
 
 
-def _check_near(position_m: np.ndarray, workspace: Box) -> None:
+def _check_near(position_m: np.ndarray, workspace: Box, source: str) -> None:
     if not (
         (position_m >= workspace.low_m - _REACH_OUTSIDE_M).all()
         and (position_m <= workspace.high_m + _REACH_OUTSIDE_M).all()
     ):
         raise HoldError(
-            Hold(HoldReason.INPUT_INVALID, POSE),
+            Hold(HoldReason.INPUT_INVALID, source),
             f'The end effector is said to be at {position_m} m, not within {_REACH_OUTSIDE_M:g} m '
             'of the workspace; check the state publisher, its frame and the workspace.',
         )

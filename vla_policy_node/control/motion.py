@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import EndEffectorDelta
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.control.robot_state import POSE, MeasuredPose, Sighting
+from vla_policy_node.control.robot_state import MeasuredPose, Sighting
 
 # A position or orientation that is still the same to the last bit this long after the arm should
 # have moved this far is not a measurement. Not sooner: quantised encoders repeat themselves at
@@ -144,7 +144,7 @@ class MotionRecord:
             due = self.commanded(since_ns, stamp_ns - _FREEZE_NS)[part]
             if np.linalg.norm(due) > enough:
                 raise HoldError(
-                    Hold(HoldReason.INPUT_FROZEN, POSE),
+                    Hold(HoldReason.INPUT_FROZEN, newest.pose.source),
                     f'The end-effector pose has not changed by a bit for '
                     f'{(stamp_ns - since_ns) / 1e9:.1f} s although the arm was sent elsewhere; '
                     'check the state publisher, and whether the arm takes the commands.')

@@ -10,7 +10,7 @@ import numpy as np
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.rotations import angle_between
 
-# Name of the stream of poses in holds and counters.
+# The source of poses of the default robot, as holds call it.
 POSE = 'ee_pose'
 # No tool of an arm at a table moves faster (a Panda's own limits: 1.7 m/s, 2.5 rad/s), and a
 # measurement may be this wrong: what moves further between two samples has not moved, but jumped.
@@ -27,12 +27,14 @@ class MeasuredPose:
     """A measured end-effector pose, in the frame of the commanded deltas.
 
     stamp_ns: when it was measured. position_m: [3]. rotation_rad: [3], rotation vector.
+    source: the stream that says so, as holds call it.
     Raises HoldError (INPUT_INVALID) for numbers that are not finite, or that no robot has.
     """
 
     stamp_ns: int
     position_m: np.ndarray
     rotation_rad: np.ndarray
+    source: str = POSE
 
     def __post_init__(self) -> None:
         if not (
@@ -40,7 +42,7 @@ class MeasuredPose:
             and (np.abs(self.rotation_rad) <= _LARGEST_RAD).all()
         ):
             raise HoldError(
-                Hold(HoldReason.INPUT_INVALID, POSE),
+                Hold(HoldReason.INPUT_INVALID, self.source),
                 f'{self.position_m} m, {self.rotation_rad} rad is no pose of an end effector; '
                 'check the state publisher.',
             )
@@ -65,9 +67,12 @@ class PoseWatch:
     INPUT_INVALID until it has not jumped for half a second, or a goal begins: somebody may have
     put the arm elsewhere in between, and a simulator does so at every reset.
     Any thread; a few microseconds per pose, so that all of a 1 kHz stream are looked at.
+
+    source: name of the stream, for holds.
     """
 
-    def __init__(self):
+    def __init__(self, source: str = POSE):
+        self._source = source
         self._lock = threading.Lock()
         self._newest: Sighting | None = None
         self._jump_ns: int | None = None
@@ -110,10 +115,11 @@ class PoseWatch:
             newest = self._newest
             if newest is None:
                 raise HoldError(
-                    Hold(HoldReason.INPUT_MISSING, POSE), 'No end-effector pose has arrived yet.')
+                    Hold(HoldReason.INPUT_MISSING, self._source),
+                    'No end-effector pose has arrived yet.')
             if self._jump_ns is not None and newest.pose.stamp_ns < self._jump_ns + _SETTLING_NS:
                 raise HoldError(
-                    Hold(HoldReason.INPUT_INVALID, POSE),
+                    Hold(HoldReason.INPUT_INVALID, self._source),
                     'The end-effector pose jumped further than an arm can move; look for a '
                     'second publisher, or mend the state publisher.',
                 )

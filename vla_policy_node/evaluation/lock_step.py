@@ -47,7 +47,7 @@ class LockStepControl:
     def __init__(self, policy: Policy, parameters: PolicyParameters, instruction: str):
         self._loop = ControlLoop(policy, parameters.make_parts(), parameters.period_ns)
         self._commander = self._loop.commander
-        self._streams = tuple(parameters.streams.topics)
+        self._streams, self._pose = tuple(parameters.streams.topics), parameters.streams.pose
         self._goal = self._commander.begin(instruction, _FOR_EVER_NS)
         self._now_ns = _START_NS
         self._gripper = GRIPPER_OPEN
@@ -72,7 +72,7 @@ class LockStepControl:
         for stream in self._streams:
             self._commander.parts.pairer.file(stream, self._now_ns, None)
         self._commander.parts.mover.measured.observe(
-            MeasuredPose(self._now_ns, position_m, rotation_rad))
+            MeasuredPose(self._now_ns, position_m, rotation_rad, self._pose))
         command = self._commander.tick(self._now_ns, self._now_ns + self._loop.period_ns)
         self._now_ns += self._loop.period_ns
         if command.hold.code is not HoldReason.NONE:

@@ -370,7 +370,8 @@ class PolicyParameters:
                 self.execution_mode, self.period_ns, ensemble, self.action_spec().layout),
             EndEffectorMover(
                 self.action_spec(), CommandLimiter(self._limits(), self.period_ns / 1e9),
-                GripperLatch(self.gripper_threshold, self.gripper_dead_band), motion),
+                GripperLatch(self.gripper_threshold, self.gripper_dead_band), motion,
+                streams.pose),
             _ns(self.input_timeout_s),
         )
 

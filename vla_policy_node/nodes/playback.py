@@ -16,6 +16,7 @@ from vla_policy_node.loop.inputs import Inputs, RefusedError
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.policy_node import CLOCK_FILED
 from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.streams import InputStreams
 
 if TYPE_CHECKING:
     from vla_policy_node.nodes.player_node import PlayerNode
@@ -63,14 +64,19 @@ class LockStep:
 
     It learns which observations there are from inputs of its own, built from the node's parameters
     and fed with the same samples in the same order.
+
+    streams: what the policy needs; others are published and not waited for.
     """
 
-    def __init__(self, player: PlayerNode, parameters: PolicyParameters):
+    def __init__(
+        self, player: PlayerNode, parameters: PolicyParameters, streams: InputStreams
+    ):
         if parameters.pacing != 'observation':
             raise PlaybackError('Lock-step needs a policy node with `pacing: observation`.')
         self._player = player
-        commander = Commander(Session(), parameters.make_parts())
-        self._inputs = Inputs(commander, parameters.streams)
+        self._streams = streams
+        commander = Commander(Session(), parameters.make_parts(streams=streams))
+        self._inputs = Inputs(commander, streams)
         self._pairer, self._cameras = commander.parts.pairer, commander.parts.cameras
         self._now_ns = 0
         self._expected = player.commands
@@ -91,6 +97,8 @@ class LockStep:
         except MessageError:
             return
         player.publish(stream, raw)
+        if stream not in self._streams.topics:
+            return
         player.wait(lambda: player.filed(stream) == stamp_ns, f'the policy node to file {stream}')
         with suppress(RefusedError):
             self._inputs.file(stream, raw)

@@ -32,6 +32,7 @@ from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
 from vla_policy_node.nodes.running import run
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.timeline import events
@@ -87,6 +88,7 @@ class PlayerNode(Node):
         self._filed: dict[str, int] = {}
         self._commands = 0
         self._active = False
+        self._cameras: tuple[str, ...] = ()  # that the policy needs
         self._create_endpoints()
         self._thread = threading.Thread(target=self._run, name='player', daemon=True)
         self._thread.start()
@@ -104,7 +106,8 @@ class PlayerNode(Node):
     def _create_endpoints(self) -> None:
         self._outputs = {
             stream: self.create_publisher(message_class(kind), topic, qos.observation_output())
-            for stream, (kind, topic) in self._topics.streams.topics.items()}
+            for stream, (kind, topic) in self._topics.streams.topics.items()
+            if stream in self._topics.inputs.values()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')
         self._cancel = self.create_client(Trigger, 'policy/cancel')
@@ -131,6 +134,7 @@ class PlayerNode(Node):
         with self._changed:
             # The status carries the node's time; 0 before it has received any.
             self._active = msg.lifecycle_state == 'active' and to_ns(msg.header.stamp) > 0
+            self._cameras = tuple(msg.camera_names)
             self._changed.notify_all()
 
     # --- the rest: playing thread ---
@@ -150,15 +154,17 @@ class PlayerNode(Node):
         parameters = self._read_parameters()
         summary = summarise_bag(
             self._bag, self._topics, self._settings.instruction, parameters.period_ns)
-        play = LockStep(self, parameters) if self._settings.lock_step else RealTime(self)
         self.get_logger().info(f'Playing {self._bag.path}: {self._bag.duration_s:.1f} s')
-        first = True
+        play: LockStep | RealTime | None = None
         for time_ns, event, raw in events(self._bag, self._topics, summary):
             if self._stop:
                 return
-            if first:
+            if play is None:
                 self._wait_for_policy(time_ns)
-                first = False
+                # What a policy needs of a robot differs by cameras alone.
+                needed = self._topics.needed_by(PolicySpec(self._cameras, state=()))
+                play = (LockStep(self, parameters, needed.streams) if self._settings.lock_step
+                        else RealTime(self))
             play.reach(time_ns)
             if isinstance(event, str):
                 play.send(event, raw)
@@ -196,8 +202,10 @@ class PlayerNode(Node):
             nonlocal before_ns
             before_ns = min(before_ns + 100_000_000, time_ns)
             self.set_clock(before_ns)
-            return (self._active and self._start.service_is_ready()
-                    and all(p.get_subscription_count() for p in self._outputs.values()))
+            heard = {stream for stream, output in self._outputs.items()
+                     if output.get_subscription_count()}
+            awaited = {*self._cameras, *self._topics.streams.states} & self._outputs.keys()
+            return self._active and self._start.service_is_ready() and heard >= awaited
 
         self.wait(ready, 'the policy node to be active', 0.05)
 

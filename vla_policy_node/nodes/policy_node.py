@@ -22,6 +22,7 @@ from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from std_msgs.msg import Header
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
+from vla_policy_node.contract.robot import CLOCK
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.loop.control_loop import ControlLoop
@@ -44,7 +45,7 @@ from vla_policy_node.policy.interface import Policy
 from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 # In `filed`, besides the names of streams: the clock has reached the stamp.
-CLOCK_FILED = 'clock'
+CLOCK_FILED = CLOCK
 GRAPH_PERIOD_S = 0.5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +26,22 @@ Images = Mapping[str, np.ndarray]
 
 
 def moments(
-    bag: Bag, topics: BagTopics, inferences: Sequence[TracedInference]
+    bag: Bag, topics: BagTopics, shown: Sequence[Sequence[TracedInference]]
 ) -> Iterator[tuple[int, Images]]:
-    """Yield index and decoded pictures of each inference, in the order of the bag.
+    """Yield index and decoded pictures of what is shown together, in the order of the bag.
 
+    shown: the inferences of each moment. If two looked at different pictures of one camera, that
+    of the first one counts.
     Reads the bag once more and holds no more pictures than one observation needs.
     """
     names = topics.streams.cameras
     cameras = {topic: stream for topic, stream in topics.inputs.items() if stream in names}
     wanted: dict[str, dict[int, list[int]]] = {camera: {} for camera in names}
-    for index, inference in enumerate(inferences):
-        for camera, stamp_ns in zip(names, inference.camera_stamps_ns, strict=True):
+    counts = []
+    for index, inferences in enumerate(shown):
+        stamps_ns = dict(ChainMap(*(dict(i.camera_stamps_ns) for i in inferences)))
+        counts.append(len(stamps_ns))
+        for camera, stamp_ns in stamps_ns.items():
             wanted[camera].setdefault(stamp_ns, []).append(index)
     found: dict[int, dict[str, np.ndarray]] = {}
     only_cameras = replace(topics, inputs=cameras)
@@ -48,7 +54,7 @@ def moments(
         for index in indices:
             images = found.setdefault(index, {})
             images[camera] = _decode(raw, topics.streams.compressed)
-            if len(images) == len(names):
+            if len(images) == counts[index]:
                 yield index, found.pop(index)
 
 

@@ -32,7 +32,9 @@ def run_policy(
     """
     spec = parameters.action_spec()
     # Commands do not move the arm of a recording, and the bag says when its goals end.
-    parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts()
+    topics = topics.needed_by(policy.description.spec)
+    parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts(
+        streams=topics.streams)
     paced = PacedPolicy(policy, latency_ns)
     loop = ControlLoop(paced, parts, parameters.period_ns)
     trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,
@@ -49,8 +51,7 @@ def run_policy(
     reported = logging.Logger(label)  # of this run alone
     reported.addHandler(_Problems(trace.problems))
     worker = PolicyWorker(
-        loop, replace(topics.streams, spec=policy.description.spec),
-        lambda: timeline.now_ns, keep,
+        loop, topics.streams, lambda: timeline.now_ns, keep,
         (lambda pair: None) if by_timer else timeline.command_for,
         logger=reported,
     )

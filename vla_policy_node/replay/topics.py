@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from vla_policy_node.contract import RobotContract, find_contract
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.wire.definitions import MessageDefinitions
 from vla_policy_node.wire.streams import InputStreams
@@ -35,12 +36,25 @@ class BagTopics:
     action_type: str = ACTION_TYPES[0]
     by_log: bool = False
 
+    def needed_by(self, spec: PolicySpec) -> BagTopics:
+        """Return those that a policy needs; raises BagError if the bag lacks one of them."""
+        streams = replace(self.streams, spec=spec)
+        inputs = {topic: stream for topic, stream in self.inputs.items()
+                  if stream in streams.topics}
+        for stream, (_, topic) in streams.topics.items():
+            if stream not in inputs.values():
+                raise BagError(
+                    f"The policy looks at the camera '{stream}', of which the bag has nothing on "
+                    f"'/{topic.lstrip('/')}'; name its topic with {_option(stream)}.")
+        return replace(self, inputs=inputs, streams=streams)
+
 
 def find_topics(
     bag: Bag, chosen: Mapping[str, str], actions: str = '', robot: RobotContract | None = None
 ) -> BagTopics:
     """Return the topics to read; raises BagError for one that is missing or of another type.
 
+    A camera that the contract does not require may be missing, see `BagTopics.needed_by`.
     chosen: stream -> topic, where that is not the node's own name. Compressed images are used
     where there are no raw ones. actions: topic of the actions to compare with; '' for '/command',
     if that is there and of such a type.
@@ -49,15 +63,20 @@ def find_topics(
     streams = InputStreams(robot or find_contract(''), compressed=False)
     names = {stream: chosen.get(stream) or f'/{topic.lstrip("/")}'
              for stream, (_, topic) in streams.topics.items()}
+    required = [camera.name for camera in streams.robot.cameras if camera.required]
     if all(names[camera] not in types and f'{names[camera]}/compressed' in types
-           for camera in streams.cameras):
+           for camera in required):
         streams = replace(streams, compressed=True)
+    optional = {camera.name for camera in streams.robot.cameras
+                if not camera.required and not chosen.get(camera.name)}
     inputs = {}
     for stream, (kind, _) in streams.topics.items():
         topic = names[stream]
         if stream in streams.cameras:
             _, topic = streams.pictures(topic)
-        _require(bag, topic, kind, f'--{stream.replace("_", "-")}-topic TOPIC')
+        if topic not in types and stream in optional:
+            continue
+        _require(bag, topic, kind, _option(stream))
         inputs[topic] = stream
     if not actions and types.get(COMMAND) not in ACTION_TYPES:
         return BagTopics(inputs, streams)
@@ -80,6 +99,10 @@ def decode(raw: bytes, kind: str, topic: str) -> Any:
         raise BagError(
             f"A message on '{topic}' is not the {kind} that is installed here; replay "
             'with the version of the messages that it was recorded with.') from error
+
+
+def _option(stream: str) -> str:
+    return f'--{stream.replace("_", "-")}-topic TOPIC'
 
 
 def _require(bag: Bag, topic: str, kind: str, option: str) -> None:

@@ -19,13 +19,13 @@ from vla_policy_node.policy.interface import PolicyDescription, TokenSelection
 class TracedInference:
     """One chunk without its pictures: about one kilobyte.
 
-    stamp_ns: of the observation. camera_stamps_ns: of each picture. age_ns: stamp to start of
-    work. epoch: counts goals. actions: [K, 7], action units. kept: camera -> bits of the grid.
-    stage_ms: wall time, the only field that differs between two runs.
+    stamp_ns: of the observation. camera_stamps_ns: of each camera's picture. age_ns: stamp to
+    start of work. epoch: counts goals. actions: [K, 7], action units. kept: camera -> bits of the
+    grid. stage_ms: wall time, the only field that differs between two runs.
     """
 
     stamp_ns: int
-    camera_stamps_ns: tuple[int, ...]
+    camera_stamps_ns: Mapping[str, int]
     age_ns: int
     spread_ns: int
     epoch: int
@@ -80,7 +80,7 @@ class Trace:
                 selection.kept.shape, selection.crop, selection.camera_transform)
         self.tokens_total, self.method = chunk.tokens_total, chunk.method
         self.inferences.append(TracedInference(
-            pair.stamp_ns, tuple(pair.stamps_ns[camera] for camera in result.headers),
+            pair.stamp_ns, {camera: pair.stamps_ns[camera] for camera in result.headers},
             result.observation_age_ns, pair.spread_ns, result.goal.epoch,
             result.goal.instruction, chunk.actions,
             {s.camera: np.packbits(s.kept) for s in chunk.selections},

@@ -43,9 +43,8 @@ def _write_moments(
         if settings.video:
             video = stack.enter_context(OverlayVideo(folder / 'overlay.mp4', _rate_hz(shown)))
         exports = _open_exports(evaluation, settings, folder, stack)
-        firsts = [inferences[0] for inferences, _ in shown]
-        for number, (index, images) in enumerate(
-                pictures.moments(bag, evaluation.topics, firsts)):
+        for number, (index, images) in enumerate(pictures.moments(
+                bag, evaluation.topics, [inferences for inferences, _ in shown])):
             inferences, pair = shown[index]
             rank = ranks.get((inferences[0].epoch, inferences[0].stamp_ns))
             if rank or exports or (video is not None and number % every == 0):

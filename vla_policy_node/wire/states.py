@@ -43,7 +43,7 @@ def decode_pose(raw: bytes, frame_id: str, stream: str = POSE) -> MeasuredPose:
             'The end-effector pose is not finite or its quaternion has not length 1; check the '
             'state publisher.')
     rotation_rad = quaternion_to_axis_angle(np.array(quaternion) / norm)
-    return MeasuredPose(stamp_ns, np.array(position_m), rotation_rad)
+    return MeasuredPose(stamp_ns, np.array(position_m), rotation_rad, stream)
 
 
 def told_of_pose(pose: MeasuredPose, source: StateSource) -> np.ndarray:
