@@ -16,6 +16,7 @@ from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from robot_double import TIMEOUT_S
 from ros_testing import ros
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from vla_msgs.msg import ActionChunk
@@ -101,6 +102,48 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert 'the rest is as policy_info says' in notes[0]
 
 
+def test_topics_on_which_nothing_came_are_named(ros, tmp_path, capfd):
+    node = RecorderNode(parameter_overrides=[
+        Parameter('output', value=str(tmp_path / 'bag')),
+        Parameter('extra_topics', value=['/tf'])])
+    node._keep('/wrist/image_raw', 'sensor_msgs/msg/Image', serialize_message(Image()))
+    node.destroy_node()
+    assert node.recorded
+    said = capfd.readouterr().err
+    assert 'Nothing came on /third_person/image_raw, /ee_pose, /gripper_state, /tf; see' in said
+    assert 'Also silent: /command, ' in said
+
+
+def test_messages_without_a_clock_are_said(recorder, capfd):
+    node, finish = recorder
+    node._keep('/wrist/image_raw', 'sensor_msgs/msg/Image', serialize_message(Image()))
+    finish()
+    assert not node.recorded
+    assert 'Messages come, but no /clock' in capfd.readouterr().err
+
+
+def test_a_recording_of_nothing_ends_with_exit_code_1(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'vla_policy_node.cli', 'record', str(tmp_path / 'bag')],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, 'ROS_DOMAIN_ID': '97'})
+    for line in process.stderr:
+        if 'Recording to' in line:
+            process.send_signal(signal.SIGINT)
+            break
+    said = process.stderr.read()
+    assert process.wait(TIMEOUT_S) == 1
+    assert f"Nothing came, so '{tmp_path / 'bag'}' is empty." in said
+    assert 'Traceback' not in said
+
+
+def test_a_recording_that_cannot_begin_ends_with_exit_code_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'vla_policy_node.cli', 'record', str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert 'exists; name a new folder' in done.stderr
+
+
 def test_a_recorder_needs_no_torch():
     code = 'import sys, vla_policy_node.nodes.recorder_node; assert "torch" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
@@ -145,6 +188,7 @@ _KILLED = '''
 import os, signal, sys
 from pathlib import Path
 from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vla_msgs.msg import ActionChunk
 from vla_policy_node.nodes.bag_writer import BagWriter

@@ -16,7 +16,7 @@ from vla_policy_node.outputs.clean import main as clean
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import OutputError, claim, clear, foreign, seal
 from vla_policy_node.outputs.listing import LIST, Listing
-from vla_policy_node.outputs.whole import check_target, whole_folder
+from vla_policy_node.outputs.whole import check_place, check_target, whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 BY = 'vla test'
@@ -330,3 +330,19 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     with pytest.raises(OutputError, match='is a file'):
         check_target(tmp_path / 'out', BY)
     assert Listing.read(tmp_path).files == {}
+
+
+@pytest.mark.parametrize('name', ['file/out', 'x' * 250, f'{"y" * 300}/out', 'circle/out'])
+def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(tmp_path, name):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'circle').symlink_to(tmp_path / 'circle')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OutputError, match='cannot be written'):
+        check_place(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_looking_whether_a_place_can_be_written_leaves_nothing(tmp_path):
+    for target in (tmp_path / 'out', tmp_path / 'deep' / 'er' / 'out', tmp_path):
+        check_place(target)
+    assert list(tmp_path.iterdir()) == []

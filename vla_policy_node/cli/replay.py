@@ -122,7 +122,8 @@ def record(
 
     The inputs of the policy, its chunks, commands, selections, status and self-description, and
     its parameters as policy.yaml. `vla bringup --record DIR` and `record:=DIR` of the launch files
-    do the same.
+    do the same. Topics on which nothing came are named. Exit code 0: something was recorded, or
+    repaired; 1: nothing came; 2: could not begin.
 
     * `vla record bags/monday-1 --compress`
 
@@ -145,4 +146,9 @@ def record(
               'extra_topics': topic or ['']}
     from vla_policy_node.system.description import NodeSpec
 
-    main(['vla', '--ros-args', *NodeSpec('recorder', values).ros_arguments()])
+    try:
+        main(['vla', '--ros-args', *NodeSpec('recorder', values).ros_arguments()])
+    except SystemExit as end:
+        if isinstance(end.code, str):  # a sentence: the node refused to begin
+            raise refusal(end.code) from None
+        raise

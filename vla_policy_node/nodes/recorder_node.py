@@ -5,6 +5,7 @@ Besides the messages, the folder gets `policy.yaml`, the policy node's parameter
 file.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,8 @@ class RecorderNode(Node):
         except RecordingError as error:
             raise ParameterError(str(error)) from None
         self._last_ns = 0
+        self._awaited: dict[str, bool] = {}  # topics, and whether a replay needs them
+        self._heard: set[str] = set()
         self._early: list[tuple[str, str, bytes]] = []
         self._asking = None
         self._info_topic = self.resolve_topic_name('policy_info')
@@ -112,19 +115,42 @@ class RecorderNode(Node):
         if self._writer is not None:
             self._writer.close()
             self._report()
+            if optional := self._silent(needed=False):
+                self.get_logger().info(f'Also silent: {", ".join(optional)}')
         super().destroy_node()
+
+    @property
+    def output(self) -> str:
+        """Folder of the bag."""
+        return self._settings.output
+
+    @property
+    def recorded(self) -> bool:
+        """Whether any message is in the bag; complete after `destroy_node`."""
+        return bool(self._writer and self._writer.written)
+
+    def _silent(self, needed: bool) -> list[str]:
+        """Return the topics on which nothing came, those that a replay needs or the others."""
+        return [topic for topic, is_needed in self._awaited.items()
+                if is_needed is needed and topic not in self._heard]
 
     def _subscribe(self) -> None:
         robot = find_contract(self._settings.contract)
         streams = InputStreams(robot, self._settings.compressed)
         for kind, topic in streams.topics.values():
-            self._listen(message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT))
+            self._listen(
+                message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT), needed=True)
+        self._awaited.update(
+            dict.fromkeys(map(self.resolve_topic_name, sorted(self._extra)), True))
         for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
         self._listen(PolicyInfo, 'policy_info', qos.latched())
 
-    def _listen(self, kind: type, topic: str, profile: QoSProfile) -> None:
+    def _listen(
+        self, kind: type, topic: str, profile: QoSProfile, needed: bool = False
+    ) -> None:
         resolved = self.resolve_topic_name(topic)
+        self._awaited.setdefault(resolved, needed)
         self.create_subscription(
             kind, topic, partial(self._keep, resolved, type_name(kind)), profile, raw=True)
 
@@ -142,6 +168,7 @@ class RecorderNode(Node):
             self._listen(kind, topic, _deep(ReliabilityPolicy.BEST_EFFORT))
 
     def _keep(self, topic: str, type_name: str, raw: bytes) -> None:
+        self._heard.add(topic)
         now_ns = self.get_clock().now().nanoseconds
         if topic == self._info_topic:
             self._ask_for_parameters()
@@ -196,6 +223,12 @@ class RecorderNode(Node):
             self.get_logger().warning(f'{text}; dropped: {counts}. {why}')
         else:
             self.get_logger().info(text)
+        if self._heard and not (written or lost):
+            self.get_logger().warning('Messages come, but no /clock; publish it or record without '
+                                      'use_sim_time.')
+        if silent := self._silent(needed=True):
+            self.get_logger().warning(f'Nothing came on {", ".join(silent)}; see `ros2 topic info '
+                                      f'-v {silent[0]}`.')
 
 
 def _deep(reliability: ReliabilityPolicy) -> QoSProfile:
@@ -205,8 +238,20 @@ def _deep(reliability: ReliabilityPolicy) -> QoSProfile:
 
 
 def main(args=None):
-    """Run the node until SIGINT or SIGTERM; it then finishes the bag."""
-    run(RecorderNode, args, exit_s=None)
+    """Run the node until SIGINT or SIGTERM; it then finishes the bag.
+
+    The exit code is 1 if nothing was recorded.
+    """
+    nodes: list[RecorderNode] = []
+
+    def make() -> RecorderNode:
+        nodes.append(RecorderNode())
+        return nodes[0]
+
+    run(make, args, exit_s=None)
+    if not nodes[0].recorded:
+        print(f"Nothing came, so '{nodes[0].output}' is empty.", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from vla_policy_node.outputs.listing import HERE, Listing, look
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EBUSY, errno.ENOTDIR)
 _SHOWN = 3  # names in a sentence
+_PARTIAL = '.partial'
 
 
 def check_target(target: Path, by: str, option: str = '--out') -> None:
@@ -31,6 +32,25 @@ def check_target(target: Path, by: str, option: str = '--out') -> None:
             f'{option}.')
 
 
+def check_place(target: Path, option: str = '--out') -> None:
+    """Raise OutputError if no folder can be made there: before the work, not after it.
+
+    Nothing but making one tells: rights, file systems and the length of names differ.
+    """
+    try:
+        place = target.resolve()
+        parent = place.parent
+        while not parent.exists():
+            parent = parent.parent
+        with tempfile.TemporaryDirectory(
+                prefix=f'.{place.name}-', suffix=_PARTIAL, dir=parent):
+            pass
+    except (OSError, RuntimeError) as error:  # also a circle of links
+        reason = getattr(error, 'strerror', None) or str(error)
+        raise OutputError(f"'{target}' cannot be written ({reason}); name another folder with "
+                          f'{option}.') from error
+
+
 @contextmanager
 def whole_folder(target: Path, by: str, option: str = '--out') -> Iterator[Path]:
     """Give an empty folder that becomes `target` at the end, or vanishes if anything fails.
@@ -44,7 +64,7 @@ def whole_folder(target: Path, by: str, option: str = '--out') -> Iterator[Path]
         place = target.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(
-            prefix=f'.{place.name}-', suffix='.partial', dir=place.parent))
+            prefix=f'.{place.name}-', suffix=_PARTIAL, dir=place.parent))
         yield partial
         _list_all(partial, by)
         partial.chmod(0o755)

@@ -11,7 +11,7 @@ from vla_policy_node.common.machine import processor_name
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.outputs.files import write_json
-from vla_policy_node.outputs.whole import check_target, whole_folder
+from vla_policy_node.outputs.whole import check_place, check_target, whole_folder
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
@@ -71,6 +71,7 @@ def evaluate_bag(
     """
     from vla_policy_node.replay.write import write_report  # plots; a worker that fails needs none
 
+    check_place(out)
     check_target(out, COMMAND)
     evaluation = replay_bag(path, settings, on_progress)
     with whole_folder(out, COMMAND) as folder:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vla_policy_node.outputs.folder import OutputError
-from vla_policy_node.outputs.whole import check_target
+from vla_policy_node.outputs.whole import check_place, check_target
 from vla_policy_node.replay.bag_files import bag_name
 from vla_policy_node.replay.merged import BagOutcome, prepare, write_merged
 from vla_policy_node.replay.settings import COMMAND, ReplaySettings
@@ -31,6 +31,7 @@ def replay_bags(
     skipped. After an interruption the same call continues with the remaining bags. Raises
     ValueError if nothing can be started.
     """
+    check_place(out)
     check_target(out, COMMAND)
     if len(bags) == 1 and not ray_address:
         outcome = _with_bar(bags[0], settings, out, console)
