@@ -3,6 +3,9 @@
 Reference data: test/data/oft_tiny/README.md and test/data/lightvla_tiny/README.md.
 """
 
+import atexit
+import shutil
+import tempfile
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -122,10 +125,27 @@ def hide_all_but(sequence, kept):
     return replace(sequence, key_bias=bias)
 
 
+@shared
+def untrained():
+    """Folder with what learnt methods read for the tiny checkpoint, with random values."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for method in map(acceleration.named, acceleration.available()):
+            method.save_untrained(folder, CONFIG)
+    return folder
+
+
+def runs_here(name, config=CONFIG):
+    """Whether the tiny checkpoint offers what a method needs."""
+    return acceleration.named(name).needs <= config.family.capabilities
+
+
 def prepared(name, model=None, **settings):
     """A method as `Policy.load` would prepare it for the tiny checkpoint."""
     method = acceleration.create(name, **settings)
-    method.prepare(CHECKPOINT, CONFIG)
+    method.prepare(untrained() if method.weights_file else CHECKPOINT, CONFIG)
     if model is not None:
         acceleration.change_network([method], model)
     return method

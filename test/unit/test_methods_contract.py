@@ -1,6 +1,7 @@
 """What every method owes: off is exact, dropping is hiding, it costs what it says, it forgets.
 
-A new method adds one line to OFF, and one to DROPPING if it drops tokens.
+A new method is among those tested by being there; if it needs other settings than its defaults to
+drop tokens of the tiny model, these belong into _PRUNING.
 """
 
 from itertools import permutations
@@ -16,6 +17,7 @@ from tiny_model import (
     plain_actions,
     prepared,
     run_step,
+    runs_here,
     shared_inputs,
     shared_model,
     step_of,
@@ -24,6 +26,7 @@ from tiny_model import (
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import check_together, create
+from vla_policy_node.acceleration.declarations import DROPS
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
 from vla_policy_node.policy import load_policy
@@ -32,22 +35,11 @@ from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
-# Settings with which a method does nothing.
-OFF = {
-    'adp': {'keep': 1.0, 'rule': 'always'},
-    'depth_cut': {'keep': 1.0},
-    'efficientvla_tokens': {'count': 32},
-    'fastv': {'count': 32},
-    'flashvla': {'count': 32, 'max_angle': 0.0},
-    'random_tokens': {'count': 32},
-    'sp_vla': {'min_keep': 1.0, 'network_share': 1.0},
-    'specprune': {'static': 0, 'static_fine': 0},
-    'sqap_vla': {'count': 32, 'attended': 1.0, 'four_bits': False},
-    'ttf_vla': {'keyframe': 1},
-    'vla_cache': {'static': 0},
-}
-# Settings with which it drops tokens of the tiny model in the second step.
-DROPPING = {
+# Methods that the tiny model runs and that their own settings switch off.
+OFF = [name for name in acceleration.available()
+       if runs_here(name) and acceleration.named(name).off is not None]
+# Settings with which some drop tokens of the tiny model in the second step; others do by default.
+_PRUNING = {
     'adp': {'keep': 0.5, 'rule': 'always'},
     'efficientvla_tokens': {'count': 10},
     'fastv': {'count': 10},
@@ -58,11 +50,11 @@ DROPPING = {
     'specprune': {'static': 14, 'static_fine': 14, 'similarity': -1.0, 'local_share': 0.1},
     'sqap_vla': {'count': 10, 'attended': 0.4, 'robot': 1, 'four_bits': False},
 }
-# What needs weights of its own is switched off in its own test.
-LEARNT = {'deer', 'fastdrivevla', 'lightvla_star', 'mole'}
-NEVER_OFF = {'lightvla'}
-# Of another action head, with tests of its own.
-ELSEWHERE = {'efficientvla_cache'}
+# All that drop tokens. What those with weights of their own learn, their own tests say.
+DROPPING = {
+    name: _PRUNING.get(name, {}) for name in acceleration.available()
+    if runs_here(name) and acceleration.named(name).does & DROPS
+    and not acceleration.named(name).weights_file}
 
 
 def two_steps(method):
@@ -71,13 +63,16 @@ def two_steps(method):
     return run_step(shared_model(), method, shared_inputs(0))[0]
 
 
-def test_every_method_is_here():
-    assert OFF.keys() | LEARNT | NEVER_OFF | ELSEWHERE == set(acceleration.available())
+@pytest.mark.parametrize('name', acceleration.available())
+def test_every_method_says_what_switches_it_off(name):
+    method = acceleration.named(name)
+    assert method.off is None or create(name, **method.off).off == method.off
 
 
 @pytest.mark.parametrize('name', OFF)
 def test_switched_off_it_changes_no_bit(name):
-    assert torch.equal(two_steps(prepared(name, load_model(), **OFF[name])), plain_actions(0))
+    method = prepared(name, load_model(), **acceleration.named(name).off)
+    assert torch.equal(two_steps(method), plain_actions(0))
 
 
 @pytest.mark.parametrize('name', DROPPING)
@@ -89,11 +84,11 @@ def test_dropping_tokens_equals_hiding_them(name):
     assert 1 <= method.report().kept.sum() < 32
 
 
-@pytest.mark.parametrize('names', permutations([*DROPPING, 'lightvla'], 2), ids='+'.join)
+@pytest.mark.parametrize('names', permutations(DROPPING, 2), ids='+'.join)
 def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
     """What one has ranked, the other may have dropped by the time it counts."""
     model, rows = load_model(), RowRecorder()
-    methods = [prepared(name, model, **DROPPING.get(name, {})) for name in names]
+    methods = [prepared(name, model, **DROPPING[name]) for name in names]
     for inputs in (shared_inputs(1), shared_inputs(0)):
         for method in methods:
             method.begin_step(step_of(inputs))

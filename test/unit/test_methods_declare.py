@@ -14,16 +14,15 @@ from tiny_model import (
     chunk_of,
     execution_of,
     load_model,
+    runs_here,
     shared_inputs,
     step_of,
 )
 
 from vla_policy_node import acceleration
-from vla_policy_node.acceleration import Capability, Effect, create, deer
+from vla_policy_node.acceleration import Capability, Effect, create
 from vla_policy_node.acceleration.declarations import check_policy
-from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
-from vla_policy_node.acceleration.mole import LayerRouter
 from vla_policy_node.families import config_of, read_model_config
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.policy.interface import EXECUTION_MODES, InferenceRequest, Observation
@@ -152,22 +151,19 @@ class Spied(torch.Tensor):
 def learnt(tmp_path_factory):
     """What learnt methods read, with random weights."""
     folder = tmp_path_factory.mktemp('learnt')
-    decoder = CONFIG.language_model
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        LayerRouter(decoder.width, decoder.layers).save(folder, 2)
-        ForegroundScorer(decoder).save(folder)
-        LearnedQueries(decoder.width, 4, layer=0).save(folder)
+        for method in map(acceleration.named, acceleration.available()):
+            method.save_untrained(folder, CONFIG)
         for layer in (0, 2):
             (folder / str(layer)).mkdir()
-            LearnedQueries(decoder.width, 4, layer).save(folder / str(layer))
-    deer.save_thresholds(folder, [2, 3], [0.1, 0.1])
+            LearnedQueries(CONFIG.language_model.width, 4, layer).save(folder / str(layer))
     return folder
 
 
 def world_of(name):
     """Config, network and inputs of a policy on which the method runs."""
-    if name == 'efficientvla_cache':
+    if not runs_here(name):
         config = config_of({**VARIANT, **COGACT, 'head': 'cogact'})
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -203,7 +199,7 @@ def observed(name, settings, checkpoint):
         request = InferenceRequest(Observation({}, np.zeros(8), 'go'), execution_of(actions))
         answer = method.answers and method.answers.answer(request, DESCRIPTION)
         if answer is None:
-            if name != 'efficientvla_cache':
+            if config is CONFIG:
                 method.begin_step(step_of(picture, position, actions))
             actions = model(*picture, methods=[method, rows])[0].double().numpy()
             costs.append(tuple(rows.layer_rows))
@@ -255,19 +251,14 @@ def reading_nothing(*_, **__):
 @pytest.mark.parametrize('name', [
     name for name in acceleration.available()
     if (method := create(name)).acts_in_pass and Effect.FIXED_SHAPES not in method.does
-    and method.needs <= CONFIG.family.capabilities])
+    and runs_here(name)])
 def test_what_cannot_choose_in_fixed_shapes_is_refused_before_weights_are_read(name, small):
-    settings = {name: {'threshold': 0.1}} if name == 'deer' else {}
-    folder = small
-    if name == 'mole':
-        folder = create_small_checkpoint(small / 'mole')
-        decoder = read_model_config(folder).language_model
-        LayerRouter(decoder.width, decoder.layers).save(folder, 2)
+    acceleration.named(name).save_untrained(small, read_model_config(small))
     sentence = f"{name}, as it is set, cannot run in fixed shapes; choose optimisation 'fused'."
     for optimisation in ('graphs', 'compiled'):
         with pytest.raises(ValueError, match=f'^{re.escape(sentence)}$'):
-            LocalPolicy.load(folder, methods=(name,), method_settings=settings,
-                             optimisation=optimisation, load_model=reading_nothing)
+            LocalPolicy.load(small, methods=(name,), optimisation=optimisation,
+                             load_model=reading_nothing)
 
 
 def test_of_two_that_choose_in_the_pass_fixed_shapes_refuse_one_before_weights_are_read(small):

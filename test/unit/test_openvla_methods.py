@@ -8,7 +8,7 @@ import checkpoint_variants as variants
 import numpy as np
 import pytest
 import torch
-from tiny_model import HideInstead, torchs_flops
+from tiny_model import HideInstead, runs_here, torchs_flops
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Step
@@ -23,19 +23,9 @@ CONFIG = replace(
     variants.with_inputs(
         families.named('autoregressive').configure(config_of(DOCUMENT)), 1, proprio=False),
     chunk_length=1)
-OFF = {
-    'adp': {'keep': 1.0, 'rule': 'always'},
-    'depth_cut': {'keep': 1.0},
-    'efficientvla_tokens': {'count': 16, 'attention_from': 'words'},
-    'fastv': {'count': 16},
-    'flashvla': {'count': 16, 'max_angle': 0.0},
-    'random_tokens': {'count': 16},
-    'sp_vla': {'min_keep': 1.0, 'network_share': 1.0},
-    'specprune': {'static': 0, 'static_fine': 0},
-    'sqap_vla': {'count': 16, 'attended': 1.0, 'four_bits': False},
-    'ttf_vla': {'keyframe': 1},
-    'vla_cache': {'static': 0},
-}
+OFF = [name for name in acceleration.available()
+       if runs_here(name, CONFIG) and (method := acceleration.named(name)).off is not None
+       and not method.weights_file]
 DROPPING = {
     'adp': {'keep': 0.5, 'rule': 'always'},
     'efficientvla_tokens': {'count': 7, 'attention_from': 'words'},
@@ -98,7 +88,8 @@ def prepared(name, model, **settings):
 
 @pytest.mark.parametrize('name', OFF)
 def test_switched_off_a_method_changes_no_bit(name):
-    method = prepared(name, model := make_model(), **OFF[name])
+    method = prepared(
+        name, model := make_model(), **acceleration.named(name).off)
     assert torch.equal(read(model, [method]), read(make_model()))
 
 

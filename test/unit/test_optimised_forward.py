@@ -18,13 +18,12 @@ from tiny_model import (
     shared_inputs,
     shared_model,
     step_of,
+    untrained,
 )
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect
-from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
 from vla_policy_node.acceleration.lightvla import LightVla
-from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.compression.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
@@ -124,35 +123,25 @@ def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     assert (static.report().scores == plain.report().scores).all()
 
 
-@pytest.fixture(scope='module')
-def learnt(tmp_path_factory):
-    """What learnt methods read, with random weights."""
-    folder = tmp_path_factory.mktemp('learnt')
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ForegroundScorer(CONFIG.language_model).save(folder)
-        LearnedQueries(CONFIG.language_model.width, 6).save(folder)
-    return folder
-
-
+# Settings to choose by; of others that choose in fixed shapes, their defaults.
 STATIC = {
     'adp': [{'keep': 0.5, 'rule': 'always'}, {'keep': 0.5, 'rule': 'never'},
             {'keep': 0.4}, {'keep': 1.0, 'rule': 'always'}],
     'fastdrivevla': [{'prune': 0.6}],
     'lightvla': [{'count': 7}],
-    'lightvla_star': [{}],
     'random_tokens': [{'count': 9}],
 }
+CHOOSING = [(name, given) for name in acceleration.available()
+            if Effect.FIXED_SHAPES in acceleration.named(name).does
+            for given in STATIC.get(name, [{}])]
 
 
-@pytest.mark.parametrize(
-    ('name', 'settings'), [(name, given) for name, all_ in STATIC.items() for given in all_],
-    ids=str)
+@pytest.mark.parametrize(('name', 'settings'), CHOOSING, ids=str)
 @torch.inference_mode()
-def test_every_choice_before_layer_0_is_the_same_in_fixed_shapes(name, settings, learnt):
+def test_every_choice_before_layer_0_is_the_same_in_fixed_shapes(name, settings):
     plain, static = (acceleration.create(name, **settings) for _ in range(2))
     for method in (plain, static):
-        acceleration.prepare([method], learnt, CONFIG)
+        acceleration.prepare([method], untrained(), CONFIG)
         acceleration.change_network([method], shared_model())
     forward = StaticForward(shared_model(), [static])
     for number in range(8):
@@ -169,7 +158,7 @@ def test_what_drops_tokens_before_layer_0_alone_can_choose_in_fixed_shapes():
     for name, effects in does.items():
         if Effect.DROPS_TOKENS in effects and effects - {Effect.FIXED_SHAPES} <= alone:
             assert Effect.FIXED_SHAPES in effects, name
-    assert {name for name in does if Effect.FIXED_SHAPES in does[name]} == STATIC.keys()
+    assert STATIC.keys() <= {name for name, _ in CHOOSING}
 
 
 @torch.inference_mode()

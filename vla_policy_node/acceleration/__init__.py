@@ -35,8 +35,8 @@ _METHODS = {method.name: method for method in _subclasses(Method) if method.name
 
 __all__ = [
     'Assumption', 'Capability', 'Effect', 'Method', 'Report', 'Step', 'available',
-    'change_network', 'check_execution', 'check_fixed_shapes', 'check_policy', 'check_together',
-    'create', 'execution_modes', 'objectives', 'open_settings', 'prepare', 'settings']
+    'change_network', 'check_execution', 'check_fixed_shapes', 'check_policy',
+    'check_together', 'create', 'execution_modes', 'named', 'objectives', 'prepare', 'settings']
 
 
 def available() -> tuple[str, ...]:
@@ -44,20 +44,19 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def settings(name: str) -> Mapping[str, object]:
-    """Settings of a method with their defaults; ValueError for an unknown name."""
+def named(name: str) -> type[Method]:
+    """Return the method of this name, without settings; ValueError if there is none."""
     if name not in _METHODS:
         raise ValueError(
             f'There is no acceleration method {name!r}; choose from {", ".join(available())}.'
         )
-    parameters = inspect.signature(_METHODS[name]).parameters.values()
+    return _METHODS[name]
+
+
+def settings(name: str) -> Mapping[str, object]:
+    """Settings of a method with their defaults; ValueError for an unknown name."""
+    parameters = inspect.signature(named(name)).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters}
-
-
-def open_settings(name: str) -> Mapping[str, Sequence[object]]:
-    """Settings that the source of a method leaves open, with values to try; see `Method`."""
-    settings(name)  # refuses what is unknown
-    return _METHODS[name].open_settings
 
 
 def objectives() -> tuple[ObjectiveStage, ...]:
@@ -67,14 +66,12 @@ def objectives() -> tuple[ObjectiveStage, ...]:
 
 def execution_modes(methods: Sequence[str]) -> tuple[str, ...]:
     """Execution modes in which these methods are valid; see `Method.assumes`."""
-    return declarations.execution_modes(map(_METHODS.__getitem__, methods))
+    return declarations.execution_modes(map(named, methods))
 
 
 def check_execution(methods: Sequence[str], mode: str) -> None:
     """Raise ValueError with one sentence for methods that are invalid in an execution mode."""
-    for name in methods:
-        settings(name)  # refuses what is unknown
-        declarations.check_execution([_METHODS[name]], mode)
+    declarations.check_execution(map(named, methods), mode)
 
 
 def create(name: str, **chosen: object) -> Method:
@@ -92,7 +89,7 @@ def create(name: str, **chosen: object) -> Method:
                 f'Setting {key!r} of method {name!r} must be a '
                 f'{type(defaults[key]).__name__}, not {value!r}.'
             )
-    return _METHODS[name](**chosen)
+    return named(name)(**chosen)
 
 
 def prepare(methods: Sequence[Method], checkpoint: Path, config: ModelConfig) -> None:

@@ -19,7 +19,7 @@ further constants (L_eff, hysteresis_up and _down, min_delta) are zero or withou
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Adp(Selection):
     name = 'adp'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES, Effect.FIXED_SHAPES})
+    off: ClassVar = {'keep': 1.0, 'rule': 'always'}
     reads_state = True
 
     def __init__(

@@ -67,6 +67,8 @@ class Method(WeightHooks, StepHooks, PassHooks):
     assumes: what must hold of how actions are executed; in other execution modes it is refused.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
+    off: settings with which it does nothing; None if only leaving it away does that.
+    weights_file: in the directory of a checkpoint, what it has learnt; '' if it learns nothing.
     """
 
     name: ClassVar[str] = ''
@@ -76,6 +78,8 @@ class Method(WeightHooks, StepHooks, PassHooks):
     does: frozenset[Effect] = frozenset()
     assumes: ClassVar[frozenset[Assumption]] = frozenset()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
+    off: ClassVar[Mapping[str, object] | None]
+    weights_file: ClassVar[str] = ''
 
     @property
     def acts_in_pass(self) -> bool:
@@ -90,6 +94,15 @@ class Method(WeightHooks, StepHooks, PassHooks):
 
         config: of the model that will run, that is, after what all methods change of it.
         """
+
+    @classmethod
+    def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
+        """Write `weights_file` with random values: for tests, and to count FLOPs."""
+
+    @classmethod
+    def counted_settings(cls, config: ModelConfig) -> dict[str, object]:
+        """Settings with which FLOPs are counted without pictures: what is published is kept."""
+        return {}
 
     def reset(self) -> None:
         """Forget everything about past steps: a new episode or instruction begins."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Answer
 
 FILE_NAME = 'method--deer.safetensors'
+EVERY = 2  # layers from one exit to the next, as published
 POSE = slice(0, 6)
 
 
@@ -44,8 +46,10 @@ class Deer(Method):
     name = 'deer'
     needs = frozenset({Capability.LAYERS, Capability.EARLY_ANSWERS})
     does = frozenset({Effect.EXITS_EARLY, Effect.COST_VARIES})
+    off: ClassVar = {'threshold': -1.0}
+    weights_file = FILE_NAME
 
-    def __init__(self, *, every: int = 2, threshold: float = 0.0):
+    def __init__(self, *, every: int = EVERY, threshold: float = 0.0):
         if every < 1:
             raise ValueError(f'deer needs at least 1 layer between exits, not {every}.')
         self.every = every
@@ -53,6 +57,12 @@ class Deer(Method):
         self._thresholds: dict[int, float] = {}
         self._config: ModelConfig  # from `prepare` on
         self.reset()
+
+    @classmethod
+    def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
+        """Write a threshold for each of the published exits."""
+        exits = exits_of(config.language_model.layers, EVERY)
+        save_thresholds(checkpoint, exits, np.full(len(exits), 0.1))
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Read the thresholds, if they are not given."""

@@ -29,6 +29,7 @@ class EfficientVlaCache(Method):
     name = 'efficientvla_cache'
     needs = frozenset({Capability.DENOISING})
     does = frozenset({Effect.REUSES_DENOISING})
+    off: ClassVar = {'interval': 1}
     open_settings: ClassVar = {'interval': (2, 10)}
 
     def __init__(self, *, interval: int = 5):

@@ -43,6 +43,7 @@ class EfficientVlaTokens(Selection):
     name = 'efficientvla_tokens'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION})
+    off: ClassVar = {'keep': 1.0}
     open_settings: ClassVar = {
         'attention_from': ('tokens',), 'layer': (1, 3), 'alpha': (0.0, 1.0), 'key': (16,),
     }

@@ -12,6 +12,7 @@ it is, and every policy with the same vision encoders and projector can use the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ class FastDriveVla(Selection):
     name = 'fastdrivevla'
     needs = frozenset({Capability.VISUAL_TOKENS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.FIXED_SHAPES})
+    off: ClassVar = {'prune': 0.0}
+    weights_file = FILE_NAME
 
     def __init__(self, *, prune: float = 0.5):
         super().__init__()
@@ -83,6 +86,11 @@ class FastDriveVla(Selection):
             raise ValueError(f'fastdrivevla prunes a share in [0, 1), not {prune}.')
         self.prune = prune
         self.scorer: ForegroundScorer  # from `prepare` on
+
+    @classmethod
+    def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
+        """Write a scorer."""
+        ForegroundScorer(config.language_model).save(checkpoint)
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Read the scorer."""

@@ -47,6 +47,7 @@ class FastV(Selection):
     name = 'fastv'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION})
+    off: ClassVar = {'keep': 1.0}
     open_settings: ClassVar = {'layer': (1, 3), 'rows': ('prefill', 'behind')}
 
     def __init__(

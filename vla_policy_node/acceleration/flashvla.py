@@ -48,6 +48,7 @@ class FlashVla(Selection):
     does = frozenset({
         Effect.DROPS_TOKENS_LATER, Effect.READS_OUTPUTS, Effect.ANSWERS_STEPS,
         Effect.COST_VARIES})
+    off: ClassVar = {'keep': 1.0, 'max_angle': 0.0}
     assumes = frozenset({Assumption.WHOLE_CHUNKS})
     open_settings: ClassVar = {
         'keep': (0.25, 0.75), 'max_angle': (0.0, 0.3), 'min_overlap': (0.8,)}

@@ -9,7 +9,7 @@ decoder. Both train the policy after the cut. Do not expect a checkpoint to act 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import nn
 
@@ -28,6 +28,7 @@ class LayerTruncation(Method):
     name = 'depth_cut'
     needs = frozenset({Capability.LAYERS})
     does = frozenset({Effect.CHANGES_WEIGHTS})
+    off: ClassVar = {'keep': 1.0}
 
     def __init__(self, *, keep: float = 0.5, spread: bool = False):
         if not 0 < keep <= 1:

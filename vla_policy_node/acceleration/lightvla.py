@@ -13,10 +13,12 @@ from torch import Tensor
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
 from vla_policy_node.acceleration.random_tokens import draw
 from vla_policy_node.acceleration.selection import mark_top
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
 
 NORM_EPS = 1e-6
+PUBLISHED_COUNT = 78  # of 512 tokens, the mean on LIBERO
 
 
 class LightVla(Method):
@@ -35,6 +37,7 @@ class LightVla(Method):
     name = 'lightvla'
     needs = frozenset({Capability.VISUAL_TOKENS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES, Effect.FIXED_SHAPES})
+    off = None
     action_rows = 'last56'
 
     def __init__(
@@ -67,6 +70,11 @@ class LightVla(Method):
     @property
     def _ablates(self) -> bool:
         return bool(self.extra_random or self.drop_fraction)
+
+    @classmethod
+    def counted_settings(cls, config: ModelConfig) -> dict[str, object]:
+        """As large a share of the tokens as it keeps on LIBERO."""
+        return {'count': round(PUBLISHED_COUNT / 512 * config.visual_tokens)}
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens without a vote."""

@@ -94,10 +94,17 @@ class LightVlaStar(Method):
     # Of these, the layer that the queries were learnt for decides.
     does = frozenset({
         Effect.DROPS_TOKENS, Effect.DROPS_TOKENS_LATER, Effect.COST_VARIES, Effect.FIXED_SHAPES})
+    off = None
+    weights_file = FILE_NAME
 
     def __init__(self):
         self.queries: LearnedQueries | None = None
         self._report: tuple[Tensor, int] | None = None
+
+    @classmethod
+    def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
+        """Write queries that look before layer 0."""
+        LearnedQueries(config.language_model.width).save(checkpoint)
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Read the queries."""

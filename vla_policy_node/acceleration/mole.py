@@ -37,6 +37,7 @@ from vla_policy_node.nn.sequence import TokenSequence
 
 FILE_NAME = 'method--mole.safetensors'
 HEADS = 8
+SHARE = 18 / 32  # of the layers run, as published
 
 
 class LayerRouter(nn.Module):
@@ -116,6 +117,8 @@ class Mole(Method):
     name = 'mole'
     needs = frozenset({Capability.LAYERS})
     does = frozenset({Effect.SKIPS_LAYERS})
+    off = None
+    weights_file = FILE_NAME
 
     def __init__(self, *, run: int = 0):
         if run < 0:
@@ -124,6 +127,12 @@ class Mole(Method):
         self.router: LayerRouter  # from `prepare` on
         self._config: ModelConfig  # from `prepare` on
         self._flops: int | None = None
+
+    @classmethod
+    def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
+        """Write a router for the published share of layers."""
+        sizes = config.language_model
+        LayerRouter(sizes.width, sizes.layers).save(checkpoint, layers_to_run(sizes.layers))
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
         """Read the router."""
@@ -149,6 +158,11 @@ class Mole(Method):
         if self._flops is None:
             return None
         return Report(np.ones(self._config.visual_tokens, bool), flops=self._flops)
+
+
+def layers_to_run(layers: int) -> int:
+    """How many of so many layers run, at the published share."""
+    return max(2, round(SHARE * layers))
 
 
 def prompt_of(sequence: TokenSequence) -> Tensor:

@@ -16,6 +16,7 @@ from vla_policy_node.acceleration.mole import (
     balance_loss,
     distillation_loss,
     gates,
+    layers_to_run,
     prompt_of,
 )
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
@@ -26,8 +27,6 @@ from vla_policy_node.nn.sequence import TokenSequence
 if TYPE_CHECKING:
     from vla_policy_node.families.prismatic import PrismaticVla
 
-SHARE = 18 / 32  # of the layers run, as published
-
 
 class Routing(Objective):
     """MoLE: all layers run, and gates say how much of each counts; the router learns them.
@@ -37,7 +36,7 @@ class Routing(Objective):
 
     def __init__(self, config: ModelConfig, run: int, distils: bool = False):
         layers = config.language_model.layers
-        self.run = run or max(2, round(SHARE * layers))
+        self.run = run or layers_to_run(layers)
         self.router = LayerRouter(config.language_model.width, layers)
         self.learnt = {'learnt': self.router}
         self._config = config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class RandomTokens(Selection):
     name = 'random_tokens'
     needs = frozenset({Capability.VISUAL_TOKENS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.FIXED_SHAPES})
+    off: ClassVar = {'keep': 1.0}
 
     def __init__(self, *, keep: float = 0.152, count: int = 0, seed: int = 0):
         super().__init__()

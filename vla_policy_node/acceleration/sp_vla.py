@@ -60,6 +60,7 @@ class SpVla(Selection):
     does = frozenset({
         Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.ANSWERS_STEPS,
         Effect.COST_VARIES})
+    off: ClassVar = {'min_keep': 1.0, 'network_share': 1.0}
     assumes = frozenset({Assumption.WHOLE_CHUNKS})
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),

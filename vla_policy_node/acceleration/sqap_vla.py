@@ -61,6 +61,7 @@ class SqapVla(Selection):
     name = 'sqap_vla'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.CHANGES_WEIGHTS})
+    off: ClassVar = {'keep': 1.0, 'attended': 1.0, 'four_bits': False}
     open_settings: ClassVar = {
         'keep': (0.5,), 'attended': (0.125, 0.875), 'robot': (0, 16), 'layer': (2, 3),
         'four_bits': (False,),

@@ -16,6 +16,7 @@ by about 0.225, and 0.05 and 0.015 for SigLIP, whose divides by 0.5.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class TtfVla(Method):
     name = 'ttf_vla'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.REUSES_FEATURES, Effect.READS_ATTENTION})
+    off: ClassVar = {'keyframe': 1}
 
     def __init__(self, *, threshold: float = 0.0225, count: int = 120, keyframe: int = 5):
         if keyframe < 1 or count < 0:

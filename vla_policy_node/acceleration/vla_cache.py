@@ -22,6 +22,7 @@ of other depth the layers lie as deep.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class VlaCache(Method):
     name = 'vla_cache'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS, Capability.PREFIX_KV})
     does = frozenset({Effect.REUSES_KEYS_VALUES, Effect.READS_ATTENTION, Effect.COST_VARIES})
+    off: ClassVar = {'static': 0}
 
     def __init__(
         self,

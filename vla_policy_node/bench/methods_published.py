@@ -22,9 +22,8 @@ import torch
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Effect, Step
-from vla_policy_node.acceleration.fastdrivevla import ForegroundScorer
-from vla_policy_node.acceleration.mole import LayerRouter
-from vla_policy_node.bench.policy_run import PUBLIC_COUNT
+from vla_policy_node.acceleration.lightvla import PUBLISHED_COUNT as KEPT
+from vla_policy_node.acceleration.mole import layers_to_run
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.families import config_of, count_flops, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
@@ -34,14 +33,13 @@ from vla_policy_node.runtime import small
 from vla_policy_node.runtime.row_recorder import RowRecorder
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
-# LightVLA's PUBLIC_COUNT is of the 512 tokens of two cameras.
-LIGHTVLA_SHARE = PUBLIC_COUNT / 512
-MOLE_LAYERS = 18
+LAYERS = 32
+RUN = layers_to_run(LAYERS)  # by MoLE
 
 NOTES = f'''\
 FLOPs of the rows that each layer works on and of the action head, without what choosing costs.
-`lightvla` is counted at the {PUBLIC_COUNT} of 512 tokens that it keeps on LIBERO, with one camera
-at the same share; `mole` at its published {MOLE_LAYERS} of 32 layers and `fastdrivevla` at half of
+`lightvla` is counted at the {KEPT} of 512 tokens that it keeps on LIBERO, with one camera
+at the same share; `mole` at its published {RUN} of {LAYERS} layers and `fastdrivevla` at half of
 the tokens, whichever these are. Rows with * depend on the picture, and here on noise and random
 weights.
 '''
@@ -66,7 +64,7 @@ class Published:
         for encoder in document['vision_tiny'].values():
             encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16)
         document['text_config'] = {
-            'hidden_size': 64, 'num_hidden_layers': 32, 'num_attention_heads': 2,
+            'hidden_size': 64, 'num_hidden_layers': LAYERS, 'num_attention_heads': 2,
             'intermediate_size': 64, 'vocab_size': 64,
         }
         if 'dit' in document:
@@ -95,10 +93,10 @@ def published_rows(contenders: Sequence[Contender]) -> list[dict]:
     rows = []
     for published in MODELS:
         model = published.stand_in()
-        sizes = model.config.language_model
         with tempfile.TemporaryDirectory() as folder:
-            LayerRouter(sizes.width, sizes.layers).save(Path(folder), MOLE_LAYERS)
-            ForegroundScorer(sizes).save(Path(folder))
+            for method in map(acceleration.named, acceleration.available()):
+                if Effect.COST_VARIES not in method.does:  # else training decides what it costs
+                    method.save_untrained(Path(folder), model.config)
             for label, contender in chosen.items():
                 try:
                     row = _row(published, copy.deepcopy(model), contender, Path(folder))
@@ -110,9 +108,10 @@ def published_rows(contenders: Sequence[Contender]) -> list[dict]:
 
 def _row(published: Published, model: PrismaticVla, contender: Contender, learnt: Path) -> dict:
     config = model.config
-    fixed = {'lightvla': {'count': round(LIGHTVLA_SHARE * config.visual_tokens)}}
     methods = [
-        acceleration.create(name, **{**fixed.get(name, {}), **contender.settings.get(name, {})})
+        acceleration.create(name, **{
+            **acceleration.named(name).counted_settings(config),
+            **contender.settings.get(name, {})})
         for name in contender.methods
     ]
     acceleration.prepare(methods, learnt, config)

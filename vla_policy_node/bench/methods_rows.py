@@ -37,7 +37,7 @@ def swept(names: Sequence[str] = ()) -> list[str]:
     """
     texts = []
     for name in names or acceleration.available():
-        settings = acceleration.open_settings(name)
+        settings = acceleration.named(name).open_settings
         if names and not settings:
             raise ValueError(f'{name} has no constant that its source leaves open.')
         if settings:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from vla_policy_node.acceleration.lightvla import PUBLISHED_COUNT
 from vla_policy_node.bench.pictures import observe_demonstrations, observe_world
 from vla_policy_node.bench.policy import (
     load_rows,
@@ -43,7 +44,6 @@ from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.system.files import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are
-PUBLIC_COUNT = 78  # tokens that LightVLA keeps of 512 on LIBERO, on average
 # Processor time of the process approximates an idle machine on a shared one.
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 _WIDTH = 160  # of lines where output is not a terminal
@@ -109,7 +109,7 @@ def _check(options: Options) -> None:
 
 def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, list[Lines]]:
     read_s = CLOCKS[options.clock]
-    count = options.count or (PUBLIC_COUNT if options.size else 0)
+    count = options.count or (PUBLISHED_COUNT if options.size else 0)
     directory = (
         write_files(folder, SIZES[options.size]) if options.size
         else find_checkpoint(options.checkpoint or default_checkpoint()))
