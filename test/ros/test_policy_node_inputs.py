@@ -245,7 +245,7 @@ def test_no_bytes_of_any_topic_end_the_process_or_the_goal(bench, stream):
 
 NAN = math.nan
 BROKEN = {
-    'encoding': ('wrist', change(encoding='bayer_rggb8')),
+    'encoding': ('wrist', change(encoding='32FC1')),
     'truncated': ('third_person', change(data=b'\0' * 10)),
     'nan_pose': ('ee_pose', change(pose__position__x=NAN)),
     'nan_rotation': ('ee_pose', change(pose__orientation__x=NAN)),

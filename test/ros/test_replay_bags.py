@@ -174,11 +174,11 @@ def test_a_policy_that_fails_on_everything_is_the_cause(settings, tmp_path, monk
 
 
 def test_one_picture_of_an_unknown_encoding_costs_one_inference(settings, tmp_path):
-    def bayer_once(index, message):
-        message.encoding = 'bayer_rggb8' if index == 2 else message.encoding
+    def depth_once(index, message):
+        message.encoding = '32FC1' if index == 2 else message.encoding
         return message
 
-    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': bayer_once})
+    bag = make_bag(tmp_path / 'bag', **SHORT, alter={'/wrist/image_raw': depth_once})
     report = replay(bag, settings).report['a']
     assert report['counts']['node.wrist.unreadable'] == 1
     assert report['holds']['input_invalid'] > 0

@@ -261,7 +261,7 @@ def test_a_selection_that_contradicts_itself_is_not_drawn_and_stops_nothing(benc
 
 def test_an_unreadable_image_is_not_drawn_and_stops_nothing(bench):
     bench.watch()
-    bench.publish_image(7, Image(header=header(7), encoding='bayer_rggb8', height=4, width=4))
+    bench.publish_image(7, Image(header=header(7), encoding='32FC1', height=4, width=4))
     bench.publish_image(8)
     handled = record_calls(bench.visualizer, '_on_selection')
     bench.selections.publish(selection(7))

@@ -65,6 +65,67 @@ def test_any_encoding_size_and_row_padding_decodes_to_the_same_pixels(
     assert decoded.flags.c_contiguous
 
 
+COLOURS = {'red': (254, 0, 0), 'green': (0, 255, 1), 'blue': (0, 0, 254)}
+PLACES = {'r': 0, 'g': 1, 'b': 2}
+
+
+def mosaic(colour, pattern):
+    """A Bayer mosaic [12, 16] of one colour."""
+    square = np.array([colour[PLACES[letter]] for letter in pattern], np.uint8).reshape(2, 2)
+    return np.tile(square, (6, 8))
+
+
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('colour', COLOURS.values(), ids=COLOURS)
+def test_a_bayer_picture_has_the_colours_of_its_pattern(pattern, colour):
+    pixels = mosaic(colour, pattern)
+    decoded = decode_image(message(pixels[..., None], f'bayer_{pattern}8', padding=3))
+    assert np.abs(decoded.astype(int) - colour).max() <= 1
+    _, samples = sample_image(message(pixels[..., None], f'bayer_{pattern}8', padding=3))
+    assert np.abs(samples.astype(int) - colour).max() <= 1
+
+
+# Y, U and V of BT.601, as cameras send them.
+YUV = {'red': (82, 90, 240), 'green': (144, 54, 34), 'blue': (41, 240, 110)}
+
+
+@pytest.mark.parametrize('colour', YUV)
+@pytest.mark.parametrize('encoding', ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21'])
+def test_a_yuv_picture_has_its_colours(encoding, colour):
+    y, u, v = YUV[colour]
+    rows = {'yuv422': (u, y, v, y), 'uyvy': (u, y, v, y), 'yuv422_yuy2': (y, u, y, v),
+            'yuyv': (y, u, y, v)}.get(encoding)
+    if rows:
+        msg = message(np.tile(np.array(rows, np.uint8), (6, 4)).reshape(6, 8, 2), encoding, 5)
+    else:
+        pair = (u, v) if encoding == 'nv12' else (v, u)
+        planes = np.full((9, 8, 1), y, np.uint8)
+        planes[6:] = np.tile(np.array(pair, np.uint8), 4)[:, None]
+        msg = message(planes, encoding, 5)
+        msg.height = 6
+    decoded = decode_image(msg)
+    assert decoded.shape == (6, 8, 3)
+    assert np.abs(decoded.astype(int) - COLOURS[colour]).max() < 8
+    np.testing.assert_array_equal(sample_image(msg)[1][0, 0], decoded[0, 0])
+
+
+def test_colours_of_no_defined_order_are_taken_as_opencv_has_them():
+    pixels = noise(5, 6)
+    np.testing.assert_array_equal(decode_image(message(pixels, '8UC3')), pixels[..., ::-1])
+
+
+@pytest.mark.parametrize('is_bigendian', [False, True])
+@pytest.mark.parametrize('encoding', ['mono16', 'rgb16', 'bgra16'])
+def test_of_16_bits_the_upper_ones_count(encoding, is_bigendian):
+    channels = {'mono16': 1, 'rgb16': 3, 'bgra16': 4}[encoding]
+    numbers = noise(5, 6, 2 * channels)
+    msg = message(numbers, encoding)
+    msg.is_bigendian = int(is_bigendian)
+    upper = numbers[..., (0 if is_bigendian else 1)::2]
+    np.testing.assert_array_equal(
+        decode_image(msg), upper[..., RGB_OF[encoding.replace('16', '8')]])
+
+
 def test_padding_by_a_multiple_of_the_width_is_not_taken_for_a_fourth_channel():
     pixels = noise(48, 64)
     np.testing.assert_array_equal(decode_image(message(pixels, 'rgb8', padding=64)), pixels)
@@ -111,7 +172,9 @@ def replaced(**fields):
 @pytest.mark.parametrize(
     ('msg', 'sentence'),
     [
-        (replaced(encoding='bayer_rggb8'), "encoding 'bayer_rggb8' is not supported.*rgb8"),
+        (replaced(encoding='16UC1'), "encoding '16UC1' is not supported.*rgb8"),
+        (replaced(encoding='yuyv'), 'An image of 5x4 pixels cannot be yuyv'),
+        (replaced(encoding='mono16', step=9), 'step 9, but a row of 5 pixels needs 10'),
         (replaced(encoding=''), "encoding '' is not supported"),
         (replaced(height=0), r'rgb8 image is empty \(5x0'),
         (replaced(width=0), r'rgb8 image is empty \(0x4'),
@@ -150,6 +213,43 @@ def test_a_compressed_grey_image_becomes_rgb():
     grey = noise(6, 7, 1)[:, :, 0]
     decoded = decode_compressed(compressed(grey, '.png'))
     np.testing.assert_array_equal(decoded, np.repeat(grey[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize(('format', 'swapped'), [
+    ('jpeg', False), ('', False), ('png', False), ('bgr8; jpeg compressed bgr8', False),
+    ('rgb8; jpeg compressed bgr8', False), ('rgb8; png compressed bgr8', False),
+    ('rgb8; jpeg compressed rgb8', True), ('bgr8; png compressed rgb8', True),
+    ('rgb8; jpeg compressed ', False), ('yuv422; jpeg compressed bgr8', False),
+    ('bayer_rggb8; jpeg compressed bgr8', False), ('mono8; jpeg compressed mono8', False),
+    ('something else', False)])
+def test_the_format_says_in_which_order_the_colours_are_stored(format, swapped):
+    picture = cv2.resize(noise(4, 5), (40, 48))
+    msg = compressed(picture, '.png')
+    msg.format = format
+    expected = picture[..., ::-1] if swapped else picture
+    np.testing.assert_array_equal(decode_compressed(msg), expected)
+    plain = sample_compressed(compressed(picture, '.png'))[1]
+    np.testing.assert_array_equal(
+        sample_compressed(msg)[1], plain[..., ::-1] if swapped else plain)
+
+
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('colour', COLOURS.values(), ids=COLOURS)
+def test_a_compressed_mosaic_gets_its_colours(pattern, colour):
+    msg = compressed(mosaic(colour, pattern), '.png')
+    msg.format = f'bayer_{pattern}8; png compressed '
+    assert np.abs(decode_compressed(msg).astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize('format', [
+    '16UC1; compressedDepth', '32FC1; compressedDepth png', '16UC1; png compressed ',
+    'yuv422; jpeg compressed mono8', 'rgb8; png compressed mono8'])
+def test_depth_and_colours_that_were_not_stored_are_refused(format):
+    msg = compressed(noise(24, 32), '.png')
+    msg.format = format
+    for decode in (decode_compressed, sample_compressed):
+        with pytest.raises(ImageError, match=r'depth picture|stores the brightness'):
+            decode(msg)
 
 
 @given(st.binary(max_size=200))

@@ -48,6 +48,7 @@ class SerialisedImage:
     encoding: str
     step: int
     data: memoryview
+    is_bigendian: bool = False  # numbers of 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +90,10 @@ def read_image(raw: Bytes) -> SerialisedImage:
     stamp_ns, frame_id = reader.stamp_ns(), reader.string()
     height, width = reader.uint32(), reader.uint32()
     encoding = reader.string()
-    reader.take(1)  # is_bigendian: all encodings we take have single bytes
+    is_bigendian = bool(reader.number('B'))
     step = reader.uint32()
-    return SerialisedImage(stamp_ns, frame_id, height, width, encoding, step, reader.octets())
+    return SerialisedImage(
+        stamp_ns, frame_id, height, width, encoding, step, reader.octets(), is_bigendian)
 
 
 def read_compressed_image(raw: Bytes) -> SerialisedCompressedImage:

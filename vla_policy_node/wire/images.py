@@ -12,16 +12,10 @@ import numpy as np
 from vla_policy_node.control.cameras import Shape
 from vla_policy_node.control.views import GRID
 from vla_policy_node.wire.cdr import SerialisedCompressedImage, SerialisedImage
+from vla_policy_node.wire.compressed_format import SWAPPED, USUAL, stored_as
+from vla_policy_node.wire.encodings import ENCODINGS, mosaic_to_rgb
 from vla_policy_node.wire.picture_size import ImageError, compressed_size
 
-# encoding -> bytes per pixel, OpenCV conversion to RGB (sensor_msgs/image_encodings.hpp)
-_ENCODINGS = {
-    'rgb8': (3, None),
-    'bgr8': (3, cv2.COLOR_BGR2RGB),
-    'rgba8': (4, cv2.COLOR_RGBA2RGB),
-    'bgra8': (4, cv2.COLOR_BGRA2RGB),
-    'mono8': (1, cv2.COLOR_GRAY2RGB),
-}
 # Slightly more than 3840 x 2160: the largest picture, and so the largest allocation.
 MAX_PIXELS = 8_400_000
 
@@ -33,28 +27,32 @@ def decode_image(msg: SerialisedImage) -> np.ndarray:
     Raises ImageError for an unsupported encoding, an empty image, or too few bytes.
     """
     pixels = _pixels(msg)
-    conversion = _ENCODINGS[msg.encoding][1]
-    if conversion is None:
+    convert = ENCODINGS[msg.encoding].convert
+    if convert is None:
         return np.ascontiguousarray(pixels)
-    return cv2.cvtColor(pixels, conversion)
+    return convert(pixels)
 
 
 def sample_image(msg: SerialisedImage) -> tuple[Shape, np.ndarray]:
     """Return size and encoding, and GRID x GRID samples [GRID, GRID, 3] uint8 of the pixels.
 
-    Takes some 20 microseconds whatever the size. Raises ImageError as `decode_image`.
+    Takes some 20 microseconds whatever the size, where a pixel holds its colours; a Bayer or YUV
+    picture is converted as a whole. Raises ImageError as `decode_image`.
     """
-    return Shape(msg.width, msg.height, msg.encoding), _sample(_pixels(msg))
+    pixels, encoding = _pixels(msg), ENCODINGS[msg.encoding]
+    if not encoding.direct:
+        pixels = encoding.convert(pixels)
+    return Shape(msg.width, msg.height, msg.encoding), _sample(pixels)
 
 
 def _pixels(msg: SerialisedImage) -> np.ndarray:
-    """Return a view [H, W, C] uint8 of the message's bytes. Raises ImageError."""
-    if msg.encoding not in _ENCODINGS:
-        supported = ', '.join(_ENCODINGS)
+    """Return the pixels [H, W, C] uint8, of 8 bits as a view of the bytes. Raises ImageError."""
+    encoding = ENCODINGS.get(msg.encoding)
+    if encoding is None:
         raise ImageError(
-            f"Image encoding '{msg.encoding}' is not supported; publish one of {supported}."
+            f"Image encoding '{msg.encoding}' is not supported; publish one of "
+            f'{", ".join(ENCODINGS)}.'
         )
-    channels = _ENCODINGS[msg.encoding][0]
     height, width, step = msg.height, msg.width, msg.step
     if height == 0 or width == 0:
         raise ImageError(f'The {msg.encoding} image is empty ({width}x{height} pixels).')
@@ -63,19 +61,28 @@ def _pixels(msg: SerialisedImage) -> np.ndarray:
             f'The {msg.encoding} image has {width}x{height} pixels; more than '
             f'{MAX_PIXELS / 1e6:g} million are refused.'
         )
-    if step < width * channels:
+    if width % encoding.multiple[0] or height % encoding.multiple[1] or min(
+            width, height) < encoding.smallest:
+        raise ImageError(f'An image of {width}x{height} pixels cannot be {msg.encoding}.')
+    row_bytes = width * encoding.channels * encoding.bits // 8
+    if step < row_bytes:
         raise ImageError(
             f'The {msg.encoding} image has step {step}, but a row of {width} pixels needs '
-            f'{width * channels} bytes.'
+            f'{row_bytes} bytes.'
         )
+    rows = height + round(height * encoding.extra_rows)
     # The padding of the last row may be missing: it is never read.
-    needed = (height - 1) * step + width * channels
+    needed = (rows - 1) * step + row_bytes
     if len(msg.data) < needed:
         raise ImageError(
             f'The {msg.encoding} image of {width}x{height} pixels is truncated: '
             f'{len(msg.data)} of {needed} bytes.'
         )
-    return np.ndarray((height, width, channels), np.uint8, msg.data, strides=(step, channels, 1))
+    # Of 16 bits, the upper byte of each number.
+    wide = encoding.bits // 8
+    offset = wide - 1 if not msg.is_bigendian else 0
+    return np.ndarray((rows, width, encoding.channels), np.uint8, msg.data, offset,
+                      strides=(step, wide * encoding.channels, wide))
 
 
 def _sample(pixels: np.ndarray) -> np.ndarray:
@@ -88,11 +95,17 @@ def _sample(pixels: np.ndarray) -> np.ndarray:
 def decode_compressed(msg: SerialisedCompressedImage) -> np.ndarray:
     """Return a JPEG or PNG image as [H, W, 3] uint8 RGB; grey images are expanded.
 
-    Raises ImageError if OpenCV cannot read the bytes or they claim more than MAX_PIXELS; nothing
-    is allocated before the claim is checked.
+    Colours lie as the field `format` says. Raises ImageError if OpenCV cannot read the bytes, if
+    they claim more than MAX_PIXELS or if `format` says that there are no colours; nothing is
+    allocated before the claim is checked.
     """
     compressed_size(msg.data, MAX_PIXELS)
-    return cv2.cvtColor(_decode(msg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    stored = stored_as(msg.format)
+    if stored == USUAL:
+        return cv2.cvtColor(_decode(msg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    if stored == SWAPPED:
+        return _decode(msg, cv2.IMREAD_COLOR)
+    return mosaic_to_rgb(_decode(msg, cv2.IMREAD_GRAYSCALE), stored)
 
 
 def sample_compressed(msg: SerialisedCompressedImage) -> tuple[Shape, np.ndarray]:
@@ -102,11 +115,13 @@ def sample_compressed(msg: SerialisedCompressedImage) -> tuple[Shape, np.ndarray
     PNG as a whole (13 ms). Raises ImageError as `decode_compressed`.
     """
     kind, width, height = compressed_size(msg.data, MAX_PIXELS)
+    swapped = stored_as(msg.format) == SWAPPED
     enough = [flag for divisor, flag in (
         (8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
         (2, cv2.IMREAD_REDUCED_COLOR_2)) if min(width, height) >= divisor * GRID]
     flag = enough[0] if enough and kind == 'jpeg' else cv2.IMREAD_COLOR
-    return Shape(width, height, kind), _sample(_decode(msg, flag))
+    samples = _sample(_decode(msg, flag))
+    return Shape(width, height, kind), samples[..., ::-1] if swapped else samples
 
 
 def read_reference(path: str) -> np.ndarray:
