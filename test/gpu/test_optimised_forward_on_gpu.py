@@ -6,6 +6,7 @@ from tiny_model import CASES, assert_close, inputs_of, shared_fused_model, share
 
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.compression.float8 import Float8Linear
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.transformer import Rope
 from vla_policy_node.runtime.fusing import LongProduct
 from vla_policy_node.runtime.static_forward import StaticForward
@@ -20,8 +21,8 @@ def test_graphs_replay_what_the_plain_network_computes():
     try:
         for case in [*CASES, *CASES]:
             inputs = [value.to('cuda') for value in inputs_of(case)]
-            expected = plain(*inputs, [LightVla()], 'last56')
-            assert_close(forward(*inputs, 'last56'), expected, 1e-3)
+            expected = plain(inputs, ForwardPass([LightVla()], 'last56'))
+            assert_close(forward(inputs, ForwardPass(action_rows='last56')), expected, 1e-3)
     finally:
         shared_model().to('cpu'), shared_fused_model().to('cpu')
 
@@ -34,7 +35,9 @@ def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
     try:
         for case in [*CASES, *CASES]:
             inputs = [value.to('cuda') for value in inputs_of(case)]
-            assert torch.equal(graphs(*inputs, 'last56'), eager(*inputs, 'last56'))
+            replayed, run = (
+                forward(inputs, ForwardPass(action_rows='last56')) for forward in (graphs, eager))
+            assert torch.equal(replayed, run)
     finally:
         shared_fused_model().to('cpu')
 

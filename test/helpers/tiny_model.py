@@ -22,6 +22,7 @@ from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import config_of
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import (
     ActionChunk,
     Execution,
@@ -91,7 +92,7 @@ def shared_inputs(index):
 
 def plain_actions(index):
     """What the model answers to one of CASES without any method."""
-    return shared_model()(*shared_inputs(index))
+    return shared_model()(shared_inputs(index))
 
 
 @shared
@@ -184,7 +185,7 @@ def run_step(model, method, inputs, position=(0.0, 0.0, 0.0)):
     reused = method.answers and method.answers.answer(request, DESCRIPTION)
     if reused is None:
         method.begin_step(step_of(inputs, position, executed))
-        actions = model(*inputs, methods=[method])
+        actions = model(inputs, ForwardPass([method]))
     else:
         actions = torch.from_numpy(reused)[None]
     _LAST[method] = actions[0].detach().double().numpy()

@@ -21,6 +21,7 @@ from vla_policy_node.bench.public_structure import PublicStructure, wasted_flops
 from vla_policy_node.bench.random_policy import SIZES, load_random, stored_bytes, write_files
 from vla_policy_node.bench.rates import Rates
 from vla_policy_node.families import config_of, count_flops, create_network
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import InferenceRequest
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -44,7 +45,7 @@ def test_the_baseline_computes_the_same_actions_for_more_flops(methods):
     counts = {}
     for name, runner in (('plain', model), ('public', PublicStructure(model))):
         with flop_counter.FlopCounterMode(display=False) as counter:
-            counts[name] = runner(*inputs, made), counter.get_flop_counts()['Global']
+            counts[name] = runner(inputs, ForwardPass(made)), counter.get_flop_counts()['Global']
     (plain, own), (public, theirs) = counts['plain'], counts['public']
     torch.testing.assert_close(public, plain, rtol=0, atol=1e-5)
     # torch counts attention on GPUs only; neither count has it here.

@@ -150,7 +150,7 @@ def test_a_frame_is_looked_at_as_the_policy_would(head_data):
     model.action_head.z_embedder.register_forward_pre_hook(
         lambda module, inputs: rows.append(inputs[0][:2]))
     with torch.no_grad():
-        model(batch.pixels, batch.proprio, batch.prompt_ids)
+        model((batch.pixels, batch.proprio, batch.prompt_ids))
     looked = make()
     torch.testing.assert_close(looked._states[:2], rows[0], rtol=0, atol=1e-5)
     assert torch.equal(looked._actions[:2], batch.actions)

@@ -235,9 +235,9 @@ def test_shifted_action_rows_are_found(trial, made, monkeypatch):
     (lambda pixels: pixels.mean(dim=1, keepdim=True).expand_as(pixels), 'with cameras swapped'),
 ])
 def test_a_policy_that_does_not_look_is_found(trial, monkeypatch, blind, sentence):
-    visual = trial.model.visual
+    see = trial.model.visual_features
     monkeypatch.setattr(
-        trial.model, 'visual', lambda pixels, *rest: visual(blind(pixels), *rest))
+        trial.model, 'visual_features', lambda pixels, *rest: see(blind(pixels), *rest))
     finding = behaviour.check_images(trial)
     assert finding.verdict == FAIL
     assert sentence in finding.text

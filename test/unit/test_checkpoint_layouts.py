@@ -16,6 +16,7 @@ from vla_policy_node.checkpoints import layout
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.families import config_of, read_model_config
 from vla_policy_node.nn.ddim import Ddim
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import END_EFFECTOR_STATE, InferenceRequest, Observation
@@ -259,11 +260,12 @@ def test_seven_tokens_with_a_cache_are_those_of_seven_full_causal_passes(made):
     model = variants.load(made['autoregressive'])
     rows = torch.randn(1, 9, 32)
     spans = lay_out({'bos': 1, 'visual': 6, 'prompt': 2})
-    ids = model.generate(TokenSequence(rows, torch.arange(9)[None], spans))[0].tolist()
+    sequence = TokenSequence(rows, torch.arange(9)[None], spans)
+    ids = model.generate(model.prefill(sequence, ForwardPass()))[0].tolist()
     for expected in ids:
         states = causal_states(model.language_model, rows)
         assert int(model.action_head.token_ids(states[0, -1])) == expected
-        added = model.language_model.embed_tokens(torch.tensor([[expected]]))
+        added = model.language_model.embed_words(torch.tensor([[expected]]))
         rows = torch.cat([rows, added], dim=1)
     assert len(set(ids)) > 1
 
@@ -358,10 +360,10 @@ def test_denoising_with_the_true_noise_finds_the_actions():
 def test_the_diffusion_head_sees_the_step_and_the_noisy_actions(made):
     model = variants.load(made['diffusion'])
     sequences = []
-    prefill = model.prefill
-    model.prefill = lambda sequence, *rest: sequences.append(sequence) or prefill(sequence, *rest)
+    model.language_model.register_forward_pre_hook(
+        lambda _, arguments: sequences.append(arguments[0]))
     pixels, proprio = torch.randn(1, 2, 6, 56, 56), torch.zeros(1, 8)
-    actions = model(pixels, proprio, torch.tensor([[1, 40, 3]]))
+    actions = model((pixels, proprio, torch.tensor([[1, 40, 3]])))
     assert actions.shape == (1, 8, 7)
     assert len(sequences) == model.config.diffusion_steps == 50
     first, last = sequences[0].states[0], sequences[-1].states[0]

@@ -14,6 +14,7 @@ from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.families import config_of, count_flops, create_network, read_model_config
 from vla_policy_node.nn.config import DitConfig
 from vla_policy_node.nn.dit import DiffusionTransformer
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import InferenceRequest, Observation
@@ -159,14 +160,14 @@ def test_the_cognition_token_reads_what_token_by_token_decoding_reads(made):
         states = model.language_model(
             TokenSequence(sequence.states[:, rows], sequence.positions[:, rows],
                           lay_out({'prompt': 1})), cache=cache)
-    torch.testing.assert_close(model.prefill(sequence), states, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model.prefill(sequence, ForwardPass()), states, rtol=0, atol=2e-5)
 
 
 def test_filled_up_prompts_of_a_batch_change_nothing(made):
     model = variants.load(made['two cameras'])
     together = sequence_of(model, ((1, 520, 520, 9, 3), (1, 7, 9, 11, 3)))
-    states = model.prefill(together)
-    alone = model.prefill(sequence_of(model, ((1, 9, 3), (1, 9, 3))))
+    states = model.prefill(together, ForwardPass())
+    alone = model.prefill(sequence_of(model, ((1, 9, 3), (1, 9, 3))), ForwardPass())
     torch.testing.assert_close(states[:1], alone[:1], rtol=0, atol=2e-5)
 
 
@@ -178,7 +179,7 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
     model, method = variants.load(made['two cameras']), create(name, **settings)
     method.prepare(made['two cameras'], model.config)
     sequence = sequence_of(model)
-    dropped = model.prefill(sequence, [method])
+    dropped = model.prefill(sequence, ForwardPass([method]))
     kept = method.report().kept
     assert kept.sum() < len(kept)
 
@@ -189,7 +190,8 @@ def test_methods_drop_tokens_of_a_causal_model_as_if_they_were_hidden(made, name
         def before_layer(self, index, sequence):
             return hide_all_but(sequence, kept) if index == method.report().layer else sequence
 
-    torch.testing.assert_close(model.prefill(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
+    hidden = model.prefill(sequence, ForwardPass([Hide()]))
+    torch.testing.assert_close(hidden, dropped, rtol=0, atol=2e-5)
 
 
 class Twice(Method):
@@ -206,13 +208,14 @@ def test_a_row_sees_of_appended_keys_those_that_are_not_behind_it(made):
     for sequence in (sequence_of(model), sequence_of(model, ((1, 5, 9, 3), (1, 7, 9, 3)))):
         # Each key counts twice, which changes no mean.
         torch.testing.assert_close(
-            model.prefill(sequence, [Placed()]), model.prefill(sequence), rtol=0, atol=2e-5)
+            model.prefill(sequence, ForwardPass([Placed()])),
+            model.prefill(sequence, ForwardPass()), rtol=0, atol=2e-5)
 
 
 def test_keys_without_a_position_have_no_place_in_a_causal_model(made):
     model = variants.load(made['one camera'])
     with pytest.raises(ValueError, match='need positions in a causal language model'):
-        model.prefill(sequence_of(model), [Twice()])
+        model.prefill(sequence_of(model), ForwardPass([Twice()]))
 
 
 def test_vla_cache_serves_a_causal_policy(made):
@@ -227,17 +230,17 @@ def test_vla_cache_serves_a_causal_policy(made):
 def test_guidance_of_one_is_the_conditional_prediction_at_half_the_price(made):
 
     model = variants.load(made['one camera'])
-    cognition = model.prefill(sequence_of(model))
+    cognition = model.prefill(sequence_of(model), ForwardPass())
     plain = replace(model.config, dit=replace(model.config.dit, guidance=1.0))
     rows = [10, 10]
     assert count_flops(plain, rows)['head'] < 0.6 * count_flops(model.config, rows)['head']
-    guided = model.denoise(cognition)
+    guided = model.denoise(cognition, ForwardPass())
     # With a condition that is already none, guidance has nothing to move away from.
     none = model.action_head.z_embedder.uncondition[None]
-    unmoved = model.denoise(none)
+    unmoved = model.denoise(none, ForwardPass())
     model.config = plain
-    torch.testing.assert_close(model.denoise(none), unmoved, rtol=0, atol=1e-4)
-    assert (model.denoise(cognition) - guided).abs().max() > 1e-3
+    torch.testing.assert_close(model.denoise(none, ForwardPass()), unmoved, rtol=0, atol=1e-4)
+    assert (model.denoise(cognition, ForwardPass()) - guided).abs().max() > 1e-3
 
 
 def test_the_loss_is_the_error_of_the_noise_and_falls_to_0_with_it(made):
@@ -304,4 +307,4 @@ def test_a_float_policy_may_run_in_bfloat16(made):
     config = read_model_config(made['one camera'])
     model = loading.load_model(made['one camera'], config, 'cpu', 'bfloat16')
     cognition = torch.randn(1, 1, 32, dtype=torch.bfloat16)
-    assert model.decode(cognition).dtype == torch.float32
+    assert model.decode(cognition, ForwardPass()).dtype == torch.float32

@@ -20,21 +20,20 @@ from tiny_model import (
 from vla_policy_node.acceleration import deer
 from vla_policy_node.acceleration.deer_training import EarlyExits
 from vla_policy_node.families import count_flops
-from vla_policy_node.runtime.row_recorder import RowRecorder
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 EARLIEST, NEVER = 1e9, -1.0
 
 
 def layers_run(threshold, **settings):
-    rows = RowRecorder()
-    method = prepared('deer', threshold=threshold, **settings)
-    shared_model()(*shared_inputs(0), methods=[method, rows])
-    return len(rows.layer_rows)
+    forward_pass = ForwardPass([prepared('deer', threshold=threshold, **settings)])
+    shared_model()(shared_inputs(0), forward_pass)
+    return len(forward_pass.layer_rows)
 
 
 def test_below_zero_it_never_stops_and_changes_no_bit():
     method = prepared('deer', threshold=NEVER)
-    assert torch.equal(shared_model()(*shared_inputs(0), methods=[method]), plain_actions(0))
+    assert torch.equal(shared_model()(shared_inputs(0), ForwardPass([method])), plain_actions(0))
 
 
 def test_a_large_threshold_takes_the_first_exit_and_larger_never_runs_longer():
@@ -47,22 +46,23 @@ def test_a_large_threshold_takes_the_first_exit_and_larger_never_runs_longer():
 
 def test_an_early_answer_is_that_of_the_head_at_the_exit():
     lesson = EarlyExits(CONFIG, every=2, ratio=1.0)
-    shared_model().prefill(assemble(shared_model(), shared_inputs(0)), [lesson])
-    early = shared_model()(*shared_inputs(0), methods=[prepared('deer', threshold=EARLIEST)])
+    shared_model().prefill(assemble(shared_model(), shared_inputs(0)), ForwardPass([lesson]))
+    early = shared_model()(shared_inputs(0), ForwardPass([prepared('deer', threshold=EARLIEST)]))
     torch.testing.assert_close(early, lesson._answers(shared_model())[2], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('threshold', [EARLIEST, NEVER])
 def test_layers_left_out_are_not_computed_and_asking_is_counted(threshold):
-    method, rows = prepared('deer', threshold=threshold), RowRecorder()
-    counted = torchs_flops(lambda: shared_model()(*shared_inputs(0), methods=[method, rows]))
-    own = sum(count_flops(CONFIG, rows.layer_rows).values())
+    method = prepared('deer', threshold=threshold)
+    forward_pass = ForwardPass([method])
+    counted = torchs_flops(lambda: shared_model()(shared_inputs(0), forward_pass))
+    own = sum(count_flops(CONFIG, forward_pass.layer_rows).values())
     assert own + method.report().flops == counted
 
 
 def test_what_the_layers_left_out_would_have_dropped_is_not_reported():
     pruning = prepared('fastv', layer=2, count=10)
-    shared_model()(*shared_inputs(0), methods=[prepared('deer', threshold=EARLIEST), pruning])
+    shared_model()(shared_inputs(0), ForwardPass([prepared('deer', threshold=EARLIEST), pruning]))
     assert pruning.report() is None
 
 
@@ -99,9 +99,9 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
     deer.save_thresholds(tmp_path, [2], np.array([EARLIEST]))
     method = deer.Deer()
     method.prepare(tmp_path, CONFIG)
-    rows = RowRecorder()
-    shared_model()(*shared_inputs(0), methods=[method, rows])
-    assert len(rows.layer_rows) == 2
+    forward_pass = ForwardPass([method])
+    shared_model()(shared_inputs(0), forward_pass)
+    assert len(forward_pass.layer_rows) == 2
     deer.save_thresholds(tmp_path, [9], np.array([1.0]))
     with pytest.raises(ValueError, match='for another model'):
         method.prepare(tmp_path, CONFIG)
@@ -113,7 +113,7 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
 
 def test_the_lesson_teaches_the_head_at_all_exits():
     model, lesson = load_model().requires_grad_(True), EarlyExits(CONFIG, every=2, ratio=1.0)
-    model.prefill(assemble(model, shared_inputs(0)), [lesson])
+    model.prefill(assemble(model, shared_inputs(0)), ForwardPass([lesson]))
     batch = SimpleNamespace(actions=torch.zeros(1, 8, 7), has_actions=torch.tensor([True]))
     loss = lesson.state_losses(model, None, batch)['exits']
     answer = lesson._answers(model)[2]

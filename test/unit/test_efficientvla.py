@@ -26,6 +26,7 @@ from vla_policy_node.acceleration.efficientvla_layers import (
 from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
 from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.vision import VisionEncoder
 
 COGACT_CONFIG = config_of({**variants.CONFIG, **variants.COGACT, 'head': 'cogact',
@@ -66,10 +67,10 @@ def prepared(name, model_name, **settings):
 
 def test_removing_no_layer_and_no_width_changes_no_bit():
     for model, sequence in map(model_and_sequence, CONFIGS):
-        expected = model.prefill(sequence)
+        expected = model.prefill(sequence, ForwardPass())
         remove_layers(model, [])
         narrow_mlps(model, 1.0)
-        assert torch.equal(model.prefill(sequence), expected)
+        assert torch.equal(model.prefill(sequence, ForwardPass()), expected)
 
 
 def test_a_layer_that_does_nothing_has_no_importance_and_its_removal_is_exact():
@@ -83,9 +84,9 @@ def test_a_layer_that_does_nothing_has_no_importance_and_its_removal_is_exact():
     assert abs(importance[1]) < 1e-12
     assert importance[[0, 2]].min() > 1e-3
     assert least_important(importance, 1) == [1]
-    expected = model.prefill(sequence)
+    expected = model.prefill(sequence, ForwardPass())
     remove_layers(model, least_important(importance, 1))
-    assert torch.equal(model.prefill(sequence), expected)
+    assert torch.equal(model.prefill(sequence, ForwardPass()), expected)
     assert model.config.language_model.layers == len(model.language_model.layers) == 2
 
 
@@ -97,7 +98,7 @@ def test_importance_is_one_minus_the_mean_cosine_of_input_and_output():
             states.append(sequence.states[0].double().numpy())
 
     model, sequence = model_and_sequence('OFT')
-    model.prefill(sequence, [Inputs()])
+    model.prefill(sequence, ForwardPass([Inputs()]))
     importance = layer_importance(model.language_model, [sequence])
     for index, (x, y) in enumerate(pairwise(states)):
         x, y = x[x.any(1)], y[x.any(1)]  # action slots enter as zeros
@@ -122,13 +123,13 @@ def test_channels_that_weigh_nothing_go_first_and_cost_nothing():
         weights = (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight,
                    layer.mlp.down_proj.weight.T)
         weights[index][dead] = 0  # any of the three silences a channel
-    expected = model.prefill(sequence)
+    expected = model.prefill(sequence, ForwardPass())
     narrow_mlps(model, 0.75)
     assert model.config.language_model.mlp_width == 36
     for layer in model.language_model.layers:
         assert channel_norms(layer.mlp).min() > 0
         assert layer.mlp.down_proj.weight.shape == (32, 36)
-    torch.testing.assert_close(model.prefill(sequence), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.prefill(sequence, ForwardPass()), expected, rtol=0, atol=1e-5)
 
 
 # Part 2: visual tokens.
@@ -173,7 +174,8 @@ def test_diversity_is_measured_against_the_key_tokens_and_a_copy_of_one_is_dropp
 def test_keeping_every_token_changes_no_bit(name, count):
     model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=count)
-    assert torch.equal(model.prefill(sequence, [method]), model.prefill(sequence))
+    kept = model.prefill(sequence, ForwardPass([method]))
+    assert torch.equal(kept, model.prefill(sequence, ForwardPass()))
     assert method.report().kept.all()
 
 
@@ -182,7 +184,7 @@ def test_keeping_every_token_changes_no_bit(name, count):
 def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name, direction):
     model, sequence = model_and_sequence(name)
     method = prepared('efficientvla_tokens', name, count=9, attention_from=direction)
-    dropped = model.prefill(sequence, [method])
+    dropped = model.prefill(sequence, ForwardPass([method]))
     report = method.report()
     assert (report.kept.sum(), report.layer) == (9, 2)
     maps = []
@@ -195,7 +197,8 @@ def test_dropped_tokens_equal_hidden_ones_and_the_scores_are_the_attention(name,
         def before_layer(self, index, sequence):
             return hide_all_but(sequence, report.kept) if index == 2 else sequence
 
-    torch.testing.assert_close(model.prefill(sequence, [Hide()]), dropped, rtol=0, atol=2e-5)
+    hidden = model.prefill(sequence, ForwardPass([Hide()]))
+    torch.testing.assert_close(hidden, dropped, rtol=0, atol=2e-5)
     visual = sequence.span('visual')
     total = sequence.states.shape[1]
     # Proprio comes before the prompt, action slots and stop after it; CogACT's last is the stop.
@@ -256,8 +259,9 @@ def states_of(steps, actions=None):
 
 def denoised(method, cognition=None):
     """The actions of a pass of their own."""
-    method.begin_pass()
-    return cogact_model().denoise(COGNITION if cognition is None else cognition, [method])
+    forward_pass = ForwardPass([method])
+    forward_pass.begin()
+    return cogact_model().denoise(COGNITION if cognition is None else cognition, forward_pass)
 
 
 @pytest.mark.parametrize(('interval', 'full'), [(1, 10), (5, 2), (10, 1), (3, 4)])
@@ -268,7 +272,7 @@ def test_blocks_run_in_every_interval_th_step(interval, full):
     assert counter.count == full * len(cogact_model().action_head.blocks)
     assert method.report().denoising_reused == 10 - full
     assert torch.equal(denoised(method), first)
-    assert torch.equal(first, cogact_model().denoise(COGNITION)) == (interval == 1)
+    assert torch.equal(first, cogact_model().denoise(COGNITION, ForwardPass())) == (interval == 1)
     method.reset()
     assert method.report() is None
 
@@ -348,9 +352,10 @@ def test_the_parts_work_together():
             method.begin_pass()
 
     begun()
-    together = model.decode(model.prefill(sequence, [tokens, cache]), [tokens, cache])
+    both = ForwardPass([tokens, cache])
+    together = model.decode(model.prefill(sequence, both), both)
     begun()
-    apart = model.decode(model.prefill(sequence, [tokens]), [cache])
+    apart = model.decode(model.prefill(sequence, ForwardPass([tokens])), ForwardPass([cache]))
     assert torch.equal(together, apart)
     assert isinstance(tokens, EfficientVlaTokens)
 

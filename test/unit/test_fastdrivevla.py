@@ -21,8 +21,8 @@ from vla_policy_node.acceleration.fastdrivevla_training import (
     straight_through,
 )
 from vla_policy_node.families import count_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.transformer import DecoderConfig
-from vla_policy_node.runtime.row_recorder import RowRecorder
 
 
 @pytest.fixture
@@ -39,18 +39,20 @@ def make(checkpoint, **settings):
 
 
 def test_keeping_all_changes_no_bit(checkpoint):
-    actions = shared_model()(*shared_inputs(0), methods=[make(checkpoint, prune=0.0)])
+    actions = shared_model()(shared_inputs(0), ForwardPass([make(checkpoint, prune=0.0)]))
     assert torch.equal(actions, plain_actions(0))
 
 
 def test_half_of_the_tokens_stay_and_dropping_equals_hiding(checkpoint):
-    method, rows = make(checkpoint), RowRecorder()
-    counted = torchs_flops(lambda: shared_model()(*shared_inputs(0), methods=[method, rows]))
+    method = make(checkpoint)
+    forward_pass = ForwardPass([method])
+    counted = torchs_flops(lambda: shared_model()(shared_inputs(0), forward_pass))
     assert method.report().kept.sum() == 16
-    assert sum(count_flops(CONFIG, rows.layer_rows).values()) + method.report().flops == counted
+    own = sum(count_flops(CONFIG, forward_pass.layer_rows).values())
+    assert own + method.report().flops == counted
     torch.testing.assert_close(
-        shared_model()(*shared_inputs(0), methods=[method]),
-        shared_model()(*shared_inputs(0), methods=[HideInstead(make(checkpoint))]),
+        shared_model()(shared_inputs(0), ForwardPass([method])),
+        shared_model()(shared_inputs(0), ForwardPass([HideInstead(make(checkpoint))])),
         rtol=0, atol=2e-5)
 
 

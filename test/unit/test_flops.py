@@ -13,6 +13,7 @@ from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration.base import Method
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
 from vla_policy_node.nn.config import DitConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.runtime import small
 
 PROMPT_IDS = 11
@@ -45,7 +46,8 @@ def torchs_count(model, methods=()):
         # What an untrained model answers need not be action tokens, and would be refused.
         model.action_head.decode = lambda ids: ids
     with torch.no_grad(), counter:
-        model(pixels, torch.zeros(1, 8), torch.ones(1, PROMPT_IDS, dtype=torch.int64), methods)
+        prompt_ids = torch.ones(1, PROMPT_IDS, dtype=torch.int64)
+        model((pixels, torch.zeros(1, 8), prompt_ids), ForwardPass(methods))
     return counter.get_total_flops()
 
 

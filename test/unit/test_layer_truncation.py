@@ -6,6 +6,7 @@ from tiny_model import CHECKPOINT, CONFIG, load_model, prepared, shared_inputs
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 
 class Catch(Method):
@@ -19,11 +20,11 @@ class Catch(Method):
 
 def test_half_the_layers_answer_with_the_hidden_state_in_the_middle():
     full, cut, catch = load_model(), load_model(), Catch()
-    full(*shared_inputs(0), methods=[catch])
+    full(shared_inputs(0), ForwardPass([catch]))
     prepared('depth_cut', cut, keep=0.5)
     rows = full.action_rows('oft')
     expected = full.action_head(full.language_model.norm(catch.states[:, rows]))
-    torch.testing.assert_close(cut(*shared_inputs(0)), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(cut(shared_inputs(0)), expected, rtol=0, atol=2e-5)
 
 
 def test_spread_keeps_every_second_layer():

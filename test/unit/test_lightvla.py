@@ -17,6 +17,7 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score
 from vla_policy_node.encoding.prompt import end_with_empty
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 
 def sequence_of(case):
@@ -53,7 +54,7 @@ def test_kept_tokens_stay_in_order_at_their_positions(case):
 
 @pytest.mark.parametrize(('rows', 'suffix'), [('last56', 'last56'), ('oft', 'oft_rows')])
 def test_actions_in_both_row_conventions(case, rows, suffix):
-    normalised = shared_model()(*inputs_of(case), methods=[LightVla()], action_rows=rows)[0]
+    normalised = shared_model()(inputs_of(case), ForwardPass([LightVla()], action_rows=rows))[0]
     assert_close(normalised, case[f'normalized_actions_{suffix}'])
     actions = STATISTICS.unnormalise_actions(normalised.double().numpy())
     assert_close(actions, case[f'actions_{suffix}'])
@@ -65,7 +66,8 @@ def test_end_to_end():
     pixels = torch.from_numpy(case['pixel_values']).unflatten(1, (2, 6))
     proprio = torch.from_numpy(STATISTICS.normalise_proprio(case['state_raw']))[None].float()
     ids = torch.tensor(end_with_empty(case['prompt_ids'].tolist(), CONFIG.token_ids.empty))[None]
-    normalised = shared_model()(pixels, proprio, ids, [method], LightVla.action_rows)[0]
+    normalised = shared_model()(
+        (pixels, proprio, ids), ForwardPass([method], LightVla.action_rows))[0]
     actions = STATISTICS.unnormalise_actions(normalised.double().numpy())
     np.testing.assert_array_equal(method.report().kept.nonzero()[0], case['kept_indices'])
     assert_close(actions, case['actions'])
@@ -108,7 +110,7 @@ def test_multiplicity_bias_equals_duplicates(case):
 
 def test_a_method_that_does_nothing_changes_no_bit(case):
     inputs = inputs_of(case)
-    assert torch.equal(shared_model()(*inputs, methods=[Method()]), shared_model()(*inputs))
+    assert torch.equal(shared_model()(inputs, ForwardPass([Method()])), shared_model()(inputs))
 
 
 @pytest.fixture
@@ -121,15 +123,15 @@ def every_token_votes_for_itself(monkeypatch):
 def test_keeping_every_token_changes_no_bit(case):
     inputs = inputs_of(case)
     method = LightVla()
-    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
+    assert torch.equal(shared_model()(inputs, ForwardPass([method])), shared_model()(inputs))
     assert method.report().kept.all()
 
 
 @pytest.mark.usefixtures('every_token_votes_for_itself')
 def test_multiplicity_bias_of_single_votes_changes_nothing(case):
     inputs = inputs_of(case)
-    biased = shared_model()(*inputs, methods=[LightVla(multiplicity_bias=True)])
-    torch.testing.assert_close(biased, shared_model()(*inputs), rtol=0, atol=1e-5)
+    biased = shared_model()(inputs, ForwardPass([LightVla(multiplicity_bias=True)]))
+    torch.testing.assert_close(biased, shared_model()(inputs), rtol=0, atol=1e-5)
 
 
 def test_dropping_tokens_between_layers_equals_hiding_them_from_there_on():
@@ -148,9 +150,9 @@ def test_dropping_tokens_between_layers_equals_hiding_them_from_there_on():
 
     inputs = inputs_of(CASES[0])
     dropped, hidden = (
-        shared_model()(*inputs, methods=[method()]) for method in (DropHalf, HideHalf))
+        shared_model()(inputs, ForwardPass([method()])) for method in (DropHalf, HideHalf))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-3
+    assert (dropped - shared_model()(inputs)).abs().max() > 1e-3
 
 
 def test_after_another_method_the_report_is_still_about_all_tokens():
@@ -159,7 +161,7 @@ def test_after_another_method_the_report_is_still_about_all_tokens():
             return sequence.keep_visual(torch.arange(1, sequence.visual_rows, 2))
 
     method = LightVla()
-    shared_model()(*inputs_of(CASES[0]), methods=[DropEven(), method])
+    shared_model()(inputs_of(CASES[0]), ForwardPass([DropEven(), method]))
     report = method.report()
     assert len(report.kept) == len(report.scores) == 32
     assert report.kept.any()
@@ -179,7 +181,7 @@ def test_zero_rows_have_no_influence_on_the_choice(case):
 
 def test_reset_forgets_the_report(case):
     method = LightVla()
-    shared_model()(*inputs_of(case), methods=[method])
+    shared_model()(inputs_of(case), ForwardPass([method]))
     assert method.report() is not None
     method.reset()
     assert method.report() is None
@@ -187,9 +189,9 @@ def test_reset_forgets_the_report(case):
 
 def test_a_past_observation_leaves_no_trace():
     used, fresh = LightVla(), LightVla()
-    shared_model()(*inputs_of(CASES[0]), methods=[used])
+    shared_model()(inputs_of(CASES[0]), ForwardPass([used]))
     inputs = inputs_of(CASES[1])
-    answers = [shared_model()(*inputs, methods=[method]) for method in (used, fresh)]
+    answers = [shared_model()(inputs, ForwardPass([method])) for method in (used, fresh)]
     assert torch.equal(*answers)
     np.testing.assert_array_equal(used.report().scores, fresh.report().scores)
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_policy_node.acceleration.lightvla_star import FILE_NAME, LearnedQueries, LightVlaStar
 from vla_policy_node.acceleration.lightvla_training import LightVlaStarTraining
 from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
@@ -79,10 +80,10 @@ def test_dropping_tokens_equals_hiding_their_keys_from_there_on(tmp_path, case, 
     method, hiding = make_method(tmp_path, layer=layer), Hide()
     hiding.prepare(tmp_path, CONFIG)
     inputs = inputs_of(case)
-    dropped = shared_model()(*inputs, methods=[method])
-    hidden = shared_model()(*inputs, methods=[hiding])
+    dropped = shared_model()(inputs, ForwardPass([method]))
+    hidden = shared_model()(inputs, ForwardPass([hiding]))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-3
+    assert (dropped - shared_model()(inputs)).abs().max() > 1e-3
     report = method.report()
     assert 1 <= report.kept.sum() <= 6
     assert report.scores.sum() == 6
@@ -102,7 +103,7 @@ def test_keeping_every_token_changes_no_bit(tmp_path, case):
     method = make_method(tmp_path, count=32)
     method.queries.forward = lambda sequence: torch.eye(32)[None]
     inputs = inputs_of(case)
-    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
+    assert torch.equal(shared_model()(inputs, ForwardPass([method])), shared_model()(inputs))
 
 
 def test_the_reported_flops_are_those_of_the_score(tmp_path, case):
@@ -114,7 +115,7 @@ def test_the_reported_flops_are_those_of_the_score(tmp_path, case):
 
 def test_reset_forgets_the_report(tmp_path, case):
     method = make_method(tmp_path)
-    shared_model()(*inputs_of(case), methods=[method])
+    shared_model()(inputs_of(case), ForwardPass([method]))
     method.reset()
     assert method.report() is None
 
@@ -123,9 +124,9 @@ def test_reset_forgets_the_report(tmp_path, case):
 def test_training_runs_what_inference_runs(tmp_path, layer):
     method = make_method(tmp_path, layer=layer)
     training = LightVlaStarTraining(make_queries(layer=layer))
-    together = shared_model()(*batch_of(CASES), methods=[training])
+    together = shared_model()(batch_of(CASES), ForwardPass([training]))
     for index, case in enumerate(CASES):
-        alone = shared_model()(*inputs_of(case), methods=[method])[0]
+        alone = shared_model()(inputs_of(case), ForwardPass([method]))[0]
         torch.testing.assert_close(together[index], alone, rtol=0, atol=2e-5)
         np.testing.assert_array_equal(training.votes[index], method.report().scores)
 
@@ -134,7 +135,7 @@ def test_training_runs_what_inference_runs(tmp_path, layer):
 def test_the_gradient_reaches_every_query_and_the_projector(layer):
     model = load_model().requires_grad_(True)
     training = LightVlaStarTraining(make_queries(layer=layer), noise='gumbel', noise_scale=0.5)
-    model(*batch_of(CASES), methods=[training]).square().sum().backward()
+    model(batch_of(CASES), ForwardPass([training])).square().sum().backward()
     gradient = training.queries.queries.grad
     assert (gradient.abs().amax(dim=1) > 0).all()
     assert (model.projector.fc3.weight.grad.abs() > 0).any()

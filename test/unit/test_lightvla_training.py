@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla_policy_node.acceleration.lightvla import LightVla, find_winners, score, score_flops
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
 BATCH = [CASES[index] for index in (0, 2, 3)]  # they keep 7, 16 and 4 tokens
@@ -45,7 +46,7 @@ def loss_and_gradients(method, inputs):
     torch.manual_seed(1)  # the noise
     model = double_model()
     model.zero_grad()
-    actions = model(*inputs, methods=[method])
+    actions = model(inputs, ForwardPass([method]))
     targets = torch.linspace(-1, 1, actions.numel()).view_as(actions)
     loss = (actions - targets).abs().mean()
     loss.backward()
@@ -82,18 +83,18 @@ def test_one_sample_trains_what_inference_runs(multiplicity_bias):
     for case in CASES:
         inputs = inputs_of(case)
         method = LightVlaTraining(multiplicity_bias=multiplicity_bias)
-        trained = shared_model()(*inputs, methods=[method])
-        run = shared_model()(*inputs, methods=[LightVla(multiplicity_bias=multiplicity_bias)])
+        trained = shared_model()(inputs, ForwardPass([method]))
+        run = shared_model()(inputs, ForwardPass([LightVla(multiplicity_bias=multiplicity_bias)]))
         torch.testing.assert_close(trained, run, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('multiplicity_bias', [False, True])
 def test_no_sample_feels_the_others_of_its_batch(multiplicity_bias):
     method = LightVlaTraining(multiplicity_bias=multiplicity_bias)
-    together = shared_model()(*batch_of(BATCH), methods=[method])
+    together = shared_model()(batch_of(BATCH), ForwardPass([method]))
     assert method.kept_counts.tolist() == [7, 16, 4]
     for actions, case in zip(together, BATCH, strict=True):
-        alone = shared_model()(*inputs_of(case), methods=[method])[0]
+        alone = shared_model()(inputs_of(case), ForwardPass([method]))[0]
         torch.testing.assert_close(actions, alone, rtol=0, atol=2e-5)
 
 

@@ -29,10 +29,10 @@ from vla_policy_node.acceleration import check_together, create
 from vla_policy_node.acceleration.declarations import DROPS
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy import load_policy
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 # Methods that the tiny model runs and that their own settings switch off.
@@ -87,17 +87,17 @@ def test_dropping_tokens_equals_hiding_them(name):
 @pytest.mark.parametrize('names', permutations(DROPPING, 2), ids='+'.join)
 def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
     """What one has ranked, the other may have dropped by the time it counts."""
-    model, rows = load_model(), RowRecorder()
+    model = load_model()
     methods = [prepared(name, model, **DROPPING[name]) for name in names]
     for inputs in (shared_inputs(1), shared_inputs(0)):
         for method in methods:
             method.begin_step(step_of(inputs))
-        model(*inputs, methods=[*methods, rows])
+        model(inputs, forward_pass := ForwardPass(methods))
     # Of a method that drops twice, the other may have dropped in between.
     more, fewer = sorted((m.report().kept for m in methods), key=lambda kept: -kept.sum())
     assert (fewer <= more).all()
     others = assemble(model, shared_inputs(0)).context.shape[1] + 1
-    assert rows.layer_rows[-1].new == others + fewer.sum()
+    assert forward_pass.layer_rows[-1].new == others + fewer.sum()
 
 
 @pytest.mark.parametrize('keep', [1.0, 0.75])
@@ -105,15 +105,16 @@ def test_two_methods_that_drop_tokens_drop_one_after_the_other(names):
 def test_the_counter_counts_what_torch_counts(name, keep):
     """Also if a depth cut has made another layer the last one, in which few rows ask."""
     prepared('depth_cut', model := load_model(), keep=keep)
-    method, rows = prepared(name, model, **DROPPING.get(name, {})), RowRecorder()
+    method = prepared(name, model, **DROPPING.get(name, {}))
     run_step(model, method, shared_inputs(0))
     method.begin_step(step_of(shared_inputs(0)))
-    counted = torchs_flops(lambda: model(*shared_inputs(0), methods=[method, rows]))
+    forward_pass = ForwardPass([method])
+    counted = torchs_flops(lambda: model(shared_inputs(0), forward_pass))
     choosing = method.report().flops
     if name == 'flashvla':  # torch has no count for a singular value decomposition
         choosing = 0
-    assert len(rows.layer_rows) == 4 * keep
-    assert sum(count_flops(CONFIG, rows.layer_rows).values()) + choosing == counted
+    assert len(forward_pass.layer_rows) == 4 * keep
+    assert sum(count_flops(CONFIG, forward_pass.layer_rows).values()) + choosing == counted
 
 
 @pytest.mark.parametrize('name', OFF)

@@ -24,10 +24,10 @@ from vla_policy_node.acceleration import Capability, Effect, create
 from vla_policy_node.acceleration.declarations import check_policy
 from vla_policy_node.acceleration.lightvla_star import LearnedQueries
 from vla_policy_node.families import config_of, read_model_config
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.policy.interface import EXECUTION_MODES, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 SIMPLE_MOTION = {'buffer': 2, 'min_speed': -1.0, 'max_speed': 1e9, 'network_share': 0.4}
@@ -191,7 +191,7 @@ def observed(name, settings, checkpoint):
     if before.keys() != after.keys() or any(
             not torch.equal(before[key], after[key]) for key in before):
         seen.add(Effect.CHANGES_WEIGHTS)
-    witness, rows, costs = Witness(method, seen), RowRecorder(), []
+    witness, costs = Witness(method, seen), []
     actions = ()
     for number in range(8):
         picture = inputs[number % len(inputs)]
@@ -201,8 +201,9 @@ def observed(name, settings, checkpoint):
         if answer is None:
             if config is CONFIG:
                 method.begin_step(step_of(picture, position, actions))
-            actions = model(*picture, methods=[method, rows])[0].double().numpy()
-            costs.append(tuple(rows.layer_rows))
+            forward_pass = ForwardPass([method])
+            actions = model(picture, forward_pass)[0].double().numpy()
+            costs.append(tuple(forward_pass.layer_rows))
         else:
             seen.add(Effect.ANSWERS_STEPS)
             costs.append(())

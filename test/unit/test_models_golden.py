@@ -108,7 +108,7 @@ def test_actions(case, model, inputs, statistics):
     hook = model.action_head.register_forward_pre_hook(
         lambda _, arguments: head_input.append(arguments[0])
     )
-    normalised = model(*inputs)[0]
+    normalised = model(inputs)[0]
     hook.remove()
     assert_close(head_input[0], case['action_hidden'])
     assert_close(normalised, case['normalized_actions'])
@@ -119,7 +119,7 @@ def test_bfloat16_stays_near_float32(case, inputs):
     config = config_of(layout.read_json(CHECKPOINT, 'config.json'))
     model = loading.load_model(CHECKPOINT, config, 'cpu', 'bfloat16')
     pixels, proprio, ids = inputs
-    normalised = model(pixels.bfloat16(), proprio.bfloat16(), ids)[0].float()
+    normalised = model((pixels.bfloat16(), proprio.bfloat16(), ids))[0].float()
     assert np.abs(normalised.numpy() - case['normalized_actions']).max() < 0.03
 
 
@@ -137,4 +137,4 @@ def test_the_image_changes_the_actions(case, model, inputs):
     for camera in range(2):
         changed = pixels.clone()
         changed[:, camera] = changed[:, camera].flip(-1)
-        assert (model(changed, proprio, ids) - model(*inputs)).abs().max() > 1e-3
+        assert (model((changed, proprio, ids)) - model(inputs)).abs().max() > 1e-3

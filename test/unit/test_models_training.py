@@ -9,6 +9,7 @@ import torch
 from tiny_model import DATA, assemble, batch_of, load_model
 
 from vla_policy_node.acceleration.lightvla_training import LightVlaTraining
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 # The release lets the rows that fill up a batch take part in the scores.
 METHODS = {'oft_tiny': [], 'lightvla_tiny': [LightVlaTraining(padding_votes=True)]}
@@ -36,14 +37,14 @@ def assert_close(value, reference, relative=5e-5):
 @pytest.mark.parametrize('name', ['train_single', 'train_batch2'])
 def test_predicted_actions(model, pack, name):
     golden = np.load(DATA / pack / f'{name}.npz')
-    actions = model(*inputs_of(golden), methods=METHODS[pack])
+    actions = model(inputs_of(golden), ForwardPass(METHODS[pack]))
     assert_close(actions, golden['pred_actions'])
 
 
 @pytest.mark.parametrize('pack', METHODS)
 def test_loss_and_gradients(model, pack):
     golden = np.load(DATA / pack / 'train_batch2.npz')
-    actions = model(*inputs_of(golden), methods=METHODS[pack])
+    actions = model(inputs_of(golden), ForwardPass(METHODS[pack]))
     loss = (actions - torch.from_numpy(golden['gt_actions'])).abs().mean()
     assert_close(loss, golden['l1_loss'])
     loss.backward()

@@ -17,8 +17,8 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import create, mole
 from vla_policy_node.acceleration.mole_training import Routing
-from vla_policy_node.nn.hooks import LayerHooks
-from vla_policy_node.runtime.row_recorder import RowRecorder
+from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.hooks import LayerHooks, PassHooks
 
 LAYERS, WIDTH = CONFIG.language_model.layers, CONFIG.language_model.width
 
@@ -37,23 +37,23 @@ def make(checkpoint, **settings):
 
 
 def act(sequence, lesson):
-    return shared_model().action_head(shared_model().prefill(sequence, [lesson]))
+    return shared_model().action_head(shared_model().prefill(sequence, ForwardPass([lesson])))
 
 
 def layers_of(method):
     ran = []
 
-    class Note(RowRecorder):
+    class Note(PassHooks):
         def watch_output(self, index, sequence, output):
             ran.append(index)
 
-    shared_model()(*shared_inputs(0), methods=[method, Note()])
+    shared_model()(shared_inputs(0), ForwardPass([method, Note()]))
     return ran
 
 
 def test_all_layers_run_bit_for_bit_if_all_are_wanted(checkpoint):
     method = make(checkpoint, run=LAYERS)
-    assert torch.equal(shared_model()(*shared_inputs(0), methods=[method]), plain_actions(0))
+    assert torch.equal(shared_model()(shared_inputs(0), ForwardPass([method])), plain_actions(0))
 
 
 def test_as_many_run_as_trained_in_order_and_the_last_always(checkpoint):
@@ -77,7 +77,7 @@ def test_skipping_equals_multiplying_by_gates(checkpoint):
     lesson.router.load_state_dict(make(checkpoint).router.state_dict())
     with torch.no_grad():
         gated = act(shared_sequence(), lesson)
-    skipped = shared_model()(*shared_inputs(0), methods=[make(checkpoint)])
+    skipped = shared_model()(shared_inputs(0), ForwardPass([make(checkpoint)]))
     torch.testing.assert_close(gated, skipped, rtol=0, atol=2e-5)
 
 
@@ -87,7 +87,7 @@ def test_in_a_batch_each_sample_is_routed_as_alone(checkpoint):
     with torch.no_grad():
         together = act(assemble(shared_model(), batch_of(CASES)), lesson)
     for index, case in enumerate(CASES):
-        alone = shared_model()(*inputs_of(case), methods=[make(checkpoint)])[0]
+        alone = shared_model()(inputs_of(case), ForwardPass([make(checkpoint)]))[0]
         torch.testing.assert_close(together[index], alone, rtol=0, atol=5e-5)
 
 
@@ -186,12 +186,12 @@ def test_the_teacher_runs_all_layers_with_the_averaged_weights():
     name = 'language_model.layers.1.mlp.up_proj.weight'
     averaged = 2 * model.get_parameter(name).detach()
     lesson.average = {f'model.{name}': averaged, 'model.action_head.fc1.bias': torch.zeros(1)}
-    states = model.prefill(assemble(model, shared_inputs(0)), [lesson])
+    states = model.prefill(assemble(model, shared_inputs(0)), ForwardPass([lesson]))
     losses = lesson.state_losses(model, states, None)
     with torch.no_grad():
         before = model.get_parameter(name).clone()
         model.get_parameter(name).copy_(averaged)
-        taught = model.prefill(assemble(model, shared_inputs(0)))
+        taught = model.prefill(assemble(model, shared_inputs(0)), ForwardPass())
         model.get_parameter(name).copy_(before)
     torch.testing.assert_close(losses['distil'], mole.distillation_loss(states, taught))
     assert losses['distil'] > 0
@@ -206,7 +206,7 @@ def test_balance_is_lowest_where_probability_is_spread():
 
 def test_routing_costs_what_its_layers_cost(checkpoint):
     method = make(checkpoint)
-    shared_model()(*shared_inputs(0), methods=[method])
+    shared_model()(shared_inputs(0), ForwardPass([method]))
     text, visual, hidden, routed = shared_inputs(0)[2].shape[1], 32, 16, LAYERS - 1
     macs = (visual + text) * WIDTH * hidden                       # shared projection
     macs += text * (4 * hidden**2 + 2 * hidden * 2 * hidden + 2 * text * hidden)

@@ -13,9 +13,9 @@ from tiny_model import HideInstead, runs_here, torchs_flops
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Step
 from vla_policy_node.families import config_of, count_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.row_recorder import RowRecorder
 
 DOCUMENT = {**variants.CONFIG, 'text_config': {
     **variants.CONFIG['text_config'], 'num_hidden_layers': 4}}
@@ -74,7 +74,7 @@ def read(model, methods=(), steps=2):
         states.clear()
         for method in methods:
             method.begin_step(step_of(inputs_of(seed)))
-        model(*inputs_of(seed), methods=methods)
+        model(inputs_of(seed), ForwardPass(methods))
     del model.action_head.token_ids
     return torch.stack(states)
 
@@ -106,17 +106,18 @@ def test_dropping_tokens_equals_hiding_them_from_all_seven(name):
 @pytest.mark.parametrize('name', [*DROPPING, 'vla_cache', 'ttf_vla', 'depth_cut'])
 def test_the_counter_counts_what_torch_counts_decoding_included(name):
     """Rows dropped before a layer are saved there by each token that follows, too."""
-    model, rows = make_model(), RowRecorder()
+    model = make_model()
     settings = {'vla_cache': REUSING, 'depth_cut': {'keep': 0.5}}.get(name, DROPPING.get(name, {}))
     method = prepared(name, model, **settings)
     read(model, [method], steps=1)
     method.begin_step(step_of(inputs_of(0)))
     model.action_head.decode = lambda ids: ids
+    forward_pass = ForwardPass([method])
     with torch.inference_mode():
-        expected = torchs_flops(lambda: model(*inputs_of(0), methods=[method, rows]))
+        expected = torchs_flops(lambda: model(inputs_of(0), forward_pass))
     report = method.report()
     choosing = report.flops if report and name != 'flashvla' else 0
-    counted = count_flops(CONFIG, rows.layer_rows)
+    counted = count_flops(CONFIG, forward_pass.layer_rows)
     assert sum(counted.values()) + choosing == expected
     dense = count_flops(CONFIG, [16 + 5] * 4)
     if name in DROPPING or name == 'depth_cut':

@@ -25,6 +25,8 @@ from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.compression.float8 import Float8Linear, quantise_rows, reach, to_float8
+from vla_policy_node.encoding.encoder import Inputs
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder
@@ -41,7 +43,10 @@ def inputs(request):
 @torch.inference_mode()
 def test_the_fused_network_is_the_plain_one(inputs):
     for methods in ([], [LightVla()]):
-        assert_close(shared_fused_model()(*inputs, methods), shared_model()(*inputs, methods))
+        fused, plain = (
+            model(inputs, ForwardPass(methods))
+            for model in (shared_fused_model(), shared_model()))
+        assert_close(fused, plain)
 
 
 @pytest.mark.parametrize('method', [None, LightVla])
@@ -54,9 +59,9 @@ def test_every_folding_holds_to_1e_9_in_float64(method):
     inputs = (torch.randn(1, 2, 6, 56, 56).double(), torch.rand(1, 8).double(),
               torch.tensor([[1, 40, 41, 42, 3]]))
     methods = [method()] if method else []
-    expected = plain(*inputs, methods)
+    expected = plain(inputs, ForwardPass(methods))
     assert expected.dtype == torch.float64
-    for value in (fused(*inputs, methods), StaticForward(fused, methods)(*inputs)):
+    for value in (fused(inputs, ForwardPass(methods)), StaticForward(fused, methods)(inputs)):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
 
 
@@ -78,7 +83,7 @@ def test_the_optimised_forward_in_bfloat16_is_off_by_less_than_a_hundredth_of_th
     errors = []
     for inputs in map(inputs_of, CASES):
         half = [x.bfloat16() if x.is_floating_point() else x for x in inputs]
-        errors.append((forward(*half).float() - shared_model()(*inputs)).abs()[0])
+        errors.append((forward(half).float() - shared_model()(inputs)).abs()[0])
     means = torch.cat(errors).mean(dim=0)
     assert means.shape == (7,)
     assert (means > 0).all()
@@ -95,7 +100,7 @@ def test_weights_of_any_width_can_be_fused():
             **variants.CONFIG['text_config'], 'hidden_size': 36, 'num_attention_heads': 2,
             'intermediate_size': 51}}))
     inputs = eight_bit_inputs()
-    assert_close(fuse(copy.deepcopy(model))(*inputs), model(*inputs))
+    assert_close(fuse(copy.deepcopy(model))(inputs), model(inputs))
 
 
 @torch.inference_mode()
@@ -118,7 +123,8 @@ def test_a_method_sees_the_same_attention_in_the_fused_network(inputs):
 def test_buckets_with_hidden_rows_equal_dropping_tokens(inputs, bias):
     plain, static = LightVla(multiplicity_bias=bias), LightVla(multiplicity_bias=bias)
     forward = StaticForward(shared_model(), [static])
-    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, [plain], 'last56'))
+    expected = shared_model()(inputs, ForwardPass([plain], 'last56'))
+    assert_close(forward(inputs, ForwardPass(action_rows='last56')), expected)
     assert (static.report().kept == plain.report().kept).all()
     assert (static.report().scores == plain.report().scores).all()
 
@@ -148,7 +154,7 @@ def test_every_choice_before_layer_0_is_the_same_in_fixed_shapes(name, settings)
         inputs = shared_inputs(number % 4)
         for method in (plain, static):
             method.begin_step(step_of(inputs, (0.01 * number * (number % 3), 0.0, 0.0)))
-        assert_close(forward(*inputs), shared_model()(*inputs, [plain]))
+        assert_close(forward(inputs), shared_model()(inputs, ForwardPass([plain])))
         assert (static.report().kept == plain.report().kept).all()
 
 
@@ -166,8 +172,9 @@ def test_what_only_changes_weights_runs_beside_in_fixed_shapes(inputs):
     model = load_model()
     cut, chosen, plain = prepared('depth_cut', model), LightVla(), LightVla()
     forward = StaticForward(model, [cut, chosen])
-    assert_close(forward(*inputs), model(*inputs, [cut, plain]))
-    assert len(forward.layer_rows) == len(model.language_model.layers) == 2
+    forward_pass = ForwardPass()
+    assert_close(forward(inputs, forward_pass), model(inputs, ForwardPass([cut, plain])))
+    assert len(forward_pass.layer_rows) == len(model.language_model.layers) == 2
 
 
 @pytest.mark.slow
@@ -177,7 +184,8 @@ def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, mon
     """Traced, and run as it was written: what compilers make of it is theirs to test."""
     monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
     forward = StaticForward(shared_fused_model(), methods, compiled=True)
-    assert_close(forward(*inputs, 'last56'), shared_model()(*inputs, methods, 'last56'))
+    expected = shared_model()(inputs, ForwardPass(methods, 'last56'))
+    assert_close(forward(inputs, ForwardPass(action_rows='last56')), expected)
 
 
 @pytest.mark.slow
@@ -196,7 +204,7 @@ def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypa
 
     @torch.inference_mode()
     def prepare():
-        forward.prepare(*inputs_of(CASES[0]), 'last56')
+        forward.prepare(inputs_of(CASES[0]), 'last56')
 
     thread = threading.Thread(target=prepare)
     thread.start()
@@ -207,7 +215,7 @@ def test_every_form_of_every_bucket_is_compiled_whatever_thread_runs_it(monkeypa
 @torch.inference_mode()
 def test_prompts_that_fill_up_a_bucket_change_nothing(inputs):
     forward = StaticForward(shared_model())
-    assert_close(forward(*inputs), shared_model()(*inputs))
+    assert_close(forward(inputs), shared_model()(inputs))
 
 
 @torch.inference_mode()
@@ -222,7 +230,8 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
     method = LightVla()
     forward = StaticForward(shared_model(), [method])
     for case in CASES:
-        forward(*inputs_of(case), 'last56')
+        forward_pass = ForwardPass(action_rows='last56')
+        forward(inputs_of(case), forward_pass)
         rows, visual = shapes[-1]
         kept = int(method.report().kept.sum())
         assert visual == min(-(-kept // VISUAL_BUCKET) * VISUAL_BUCKET, 32)
@@ -230,7 +239,9 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
         # BOS is a row of the prompt; proprio and stop are two more, and one per action value.
         needed = inputs_of(case)[2].shape[1] + 2 + shared_model().config.action_slots
         assert 0 <= rows - visual - needed < OTHERS_BUCKET
-        assert forward.layer_rows == [rows] * len(shared_model().language_model.layers)
+        layers, slots = len(shared_model().language_model.layers), CONFIG.action_slots
+        assert forward_pass.layer_rows == [
+            (rows, rows, rows)] * (layers - 1) + [(slots, rows, rows)]
 
 
 @pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
@@ -238,13 +249,14 @@ def test_the_network_runs_on_whole_buckets_and_no_more_than_they_need(monkeypatc
 def test_after_prepare_no_pass_with_such_a_prompt_is_the_first_of_its_bucket(methods):
     forward = StaticForward(shared_model(), methods)
     pictures, proprio, prompt_ids = inputs_of(CASES[0])
-    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    inputs = Inputs(torch.zeros_like(pictures), proprio, prompt_ids)
+    forward.prepare(inputs, 'last56')
     assert not forward._stages  # on a CPU, where it would be for nothing
     forward._compiled = True
-    forward.prepare(torch.zeros_like(pictures), proprio, prompt_ids, 'last56')
+    forward.prepare(inputs, 'last56')
     prepared = set(forward._stages)
     for case in CASES:
-        forward(inputs_of(case)[0], proprio, prompt_ids, 'last56')
+        forward((inputs_of(case)[0], proprio, prompt_ids), ForwardPass(action_rows='last56'))
     assert set(forward._stages) == prepared
     assert len(prepared) == 2 + 2 * (32 // VISUAL_BUCKET if methods else 1)
 
@@ -299,7 +311,7 @@ def test_eight_bit_products_stay_near_the_exact_ones():
     assert isinstance(small.vision_backbone.featurizer.blocks[0].mlp.fc1, Float8Linear)
     assert not any(isinstance(module, Float8Linear) for module in small.action_head.modules())
     inputs = [x.bfloat16() if x.is_floating_point() else x for x in eight_bit_inputs()]
-    expected, actions = plain(*inputs), small(*inputs)
+    expected, actions = plain(inputs), small(inputs)
     error = (actions - expected).float().abs().mean() / expected.float().std()
     assert 0 < error < 0.3  # a random network amplifies what a trained one absorbs
 
@@ -325,7 +337,7 @@ def test_nothing_that_is_rounded_to_eight_bits_exceeds_its_bound(change):
                if isinstance(module, Float8Linear) and module.factor is not None}
     for name, module in bounded.items():
         module.register_forward_pre_hook(look(name))
-    model(*eight_bit_inputs())
+    model(eight_bit_inputs())
     assert shares.keys() == bounded.keys()
     assert len(shares) > 12
     assert max(shares.values()) <= 1

@@ -35,7 +35,7 @@ def test_int8_stays_near_bfloat16_in_about_half_the_memory(directory):
     inputs = (torch.randn(1, 2, 6, 56, 56).bfloat16(), torch.zeros(1, 8).bfloat16(),
               torch.tensor([[1, 40, 41, 3]]))
     with torch.inference_mode():
-        expected, actions = plain(*inputs), small(*inputs)
+        expected, actions = plain(inputs), small(inputs)
     error = (actions - expected).float().abs().mean() / expected.float().std()
     assert 0 < error < 0.1
 

@@ -24,6 +24,7 @@ from vla_policy_node.acceleration import Method
 from vla_policy_node.acceleration.fastv import FastV
 from vla_policy_node.acceleration.random_tokens import RandomTokens
 from vla_policy_node.acceleration.selection import Budget, top_of_cameras
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.transformer import Rope
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import create_small_checkpoint
@@ -44,7 +45,7 @@ def sequence_of(case):
 @pytest.mark.parametrize('name', ['random_tokens', 'fastv'])
 def test_keeping_every_token_changes_no_bit(case, name, count):
     inputs, method = inputs_of(case), prepared(name, count=count)
-    assert torch.equal(shared_model()(*inputs, methods=[method]), shared_model()(*inputs))
+    assert torch.equal(shared_model()(inputs, ForwardPass([method])), shared_model()(inputs))
     assert method.report().kept.all()
 
 
@@ -113,7 +114,7 @@ ASKING = {
 @pytest.mark.parametrize('layer', [1, 2])
 def test_fastv_keeps_the_tokens_with_the_most_attention(case, layer, rows):
     sequence, method = sequence_of(case), prepared('fastv', layer=layer, count=10, rows=rows)
-    shared_model()(*inputs_of(case), methods=[method])
+    shared_model()(inputs_of(case), ForwardPass([method]))
     attention = attention_of_layer(layer - 1, sequence)
     expected = attention[ASKING[rows], 1:33].mean(dim=0)
     report = method.report()
@@ -133,7 +134,7 @@ def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
     ids = inputs_of(case)[2]
     row = method._asking(sequence)
     assert torch.equal(
-        sequence.states[:, row], shared_model().language_model.embed_tokens(ids[:, -1:]))
+        sequence.states[:, row], shared_model().language_model.embed_words(ids[:, -1:]))
     method.prepare(None, config)
     causal = replace(
         sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57],
@@ -186,7 +187,7 @@ def test_the_attention_shown_is_the_one_that_is_paid(case):
             assert attention(rows).sum(dim=-1).allclose(torch.ones(()))
             seen.append(index)
 
-    shared_model()(*inputs_of(case), methods=[Look()])
+    shared_model()(inputs_of(case), ForwardPass([Look()]))
     assert seen == list(range(CONFIG.language_model.layers))
 
 
@@ -198,7 +199,7 @@ def test_hidden_rows_get_no_attention():
         def watch_attention(self, index, sequence, attention):
             seen.append(attention(slice(-3, None))[..., 2:33:2])
 
-    shared_model().prefill(sequence, [Look()])
+    shared_model().prefill(sequence, ForwardPass([Look()]))
     assert seen and all((weights == 0).all() for weights in seen)
 
 
@@ -210,12 +211,12 @@ def test_fastv_equals_hiding_the_others_from_that_layer_on(case, layer):
             return hide_all_but(sequence, self._kept) if changed is not sequence else sequence
 
     inputs = inputs_of(case)
-    dropped = shared_model()(*inputs, methods=[prepared('fastv', layer=layer, count=10)])
+    dropped = shared_model()(inputs, ForwardPass([prepared('fastv', layer=layer, count=10)]))
     hide = Hide(layer=layer, count=10)
     hide.prepare(None, CONFIG)
-    hidden = shared_model()(*inputs, methods=[hide])
+    hidden = shared_model()(inputs, ForwardPass([hide]))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)
-    assert (dropped - shared_model()(*inputs)).abs().max() > 1e-4
+    assert (dropped - shared_model()(inputs)).abs().max() > 1e-4
 
 
 def test_renumbered_positions_would_be_another_network(case):
@@ -227,16 +228,16 @@ def test_renumbered_positions_would_be_another_network(case):
             return replace(changed, positions=torch.arange(changed.positions.shape[1])[None])
 
     inputs = inputs_of(case)
-    own = shared_model()(*inputs, methods=[prepared('fastv', layer=1, count=10)])
+    own = shared_model()(inputs, ForwardPass([prepared('fastv', layer=1, count=10)]))
     renumber = Renumber(layer=1, count=10)
     renumber.prepare(None, CONFIG)
-    renumbered = shared_model()(*inputs, methods=[renumber])
+    renumbered = shared_model()(inputs, ForwardPass([renumber]))
     assert (own - renumbered).abs().max() > 1e-4
 
 
 def test_after_another_method_the_reports_are_still_about_all_tokens(case):
     first, then = RandomTokens(count=20), prepared('fastv', count=10)
-    shared_model()(*inputs_of(case), methods=[first, then])
+    shared_model()(inputs_of(case), ForwardPass([first, then]))
     assert len(then.report().kept) == len(then.report().scores) == 32
     assert then.report().kept.sum() == 10
     assert not (then.report().kept & ~first.report().kept).any()
@@ -245,7 +246,7 @@ def test_after_another_method_the_reports_are_still_about_all_tokens(case):
 def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
     def flops(methods):
         with FlopCounterMode(display=False) as counter:
-            shared_model()(*inputs_of(case), methods=methods)
+            shared_model()(inputs_of(case), ForwardPass(methods))
         return counter.get_total_flops()
 
     method = prepared('fastv', count=32)
@@ -254,11 +255,11 @@ def test_the_reported_flops_of_fastv_are_those_of_its_attention(case):
 
 def test_reset_and_a_past_observation_leave_no_trace():
     used, fresh = (prepared('fastv', count=10) for _ in range(2))
-    shared_model()(*inputs_of(CASES[0]), methods=[used])
+    shared_model()(inputs_of(CASES[0]), ForwardPass([used]))
     used.reset()
     assert used.report() is None
     inputs = inputs_of(CASES[1])
-    answers = [shared_model()(*inputs, methods=[method]) for method in (used, fresh)]
+    answers = [shared_model()(inputs, ForwardPass([method])) for method in (used, fresh)]
     assert torch.equal(*answers)
 
 
@@ -283,7 +284,8 @@ def test_what_fastv_drops_has_no_say_from_that_layer_on(case):
             return sequence.with_visual(visual)
 
     inputs, method = inputs_of(case), prepared('fastv', layer=2, count=10)
-    expected = shared_model()(*inputs, methods=[method])
+    expected = shared_model()(inputs, ForwardPass([method]))
     kept = torch.from_numpy(method.report().kept)
-    assert torch.equal(shared_model()(*inputs, methods=[Disturb(~kept), method]), expected)
-    assert (shared_model()(*inputs, methods=[Disturb(kept), method]) - expected).abs().max() > 1e-4
+    assert torch.equal(shared_model()(inputs, ForwardPass([Disturb(~kept), method])), expected)
+    changed = shared_model()(inputs, ForwardPass([Disturb(kept), method]))
+    assert (changed - expected).abs().max() > 1e-4

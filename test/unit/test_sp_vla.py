@@ -14,6 +14,7 @@ from tiny_model import (
 )
 
 from vla_policy_node.acceleration.sp_vla import canny, extrapolate, tokens_with_edges
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 
 UNSEEN = Observation({}, np.zeros(8), 'go')
@@ -91,7 +92,7 @@ def test_kept_are_all_edges_and_what_the_attention_wants():
     images = step_of(shared_inputs(0)).images.numpy()
     edges = torch.from_numpy(tokens_with_edges(images, (4, 4), 0.1, 0.3))
     method._edges = np.arange(32) % 5 == 0
-    model(*shared_inputs(0), methods=[method])
+    model(shared_inputs(0), ForwardPass([method]))
     kept = method.report().kept
     assert kept[::5].all()
     assert 7 <= kept.sum() <= 7 + 6

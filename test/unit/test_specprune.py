@@ -19,6 +19,7 @@ from tiny_model import (
 
 from vla_policy_node.acceleration import Method, Step, specprune
 from vla_policy_node.acceleration.specprune import Motion, control_steps_back, rank_weights
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.lazy_attention import LazyAttention
 
 ALL_STATIC = {'static': 16, 'static_fine': 16, 'similarity': -1.0}
@@ -39,7 +40,7 @@ def second_pass(method, first=1, then=0):
     note = Note()
     run_step(shared_model(), method, shared_inputs(first))
     method.begin_step(step_of(shared_inputs(then)))
-    actions = shared_model()(*shared_inputs(then), methods=[method, note])
+    actions = shared_model()(shared_inputs(then), ForwardPass([method, note]))
     return actions, {index: set(tokens.tolist()) for index, tokens in note.left.items()}
 
 
@@ -210,5 +211,5 @@ def test_later_drops_take_a_share_of_all_rows_and_equal_hiding(monkeypatch):
     rows = assemble(shared_model(), shared_inputs(0)).states.shape[1]
     assert len(left[2]) == 32
     assert len(left[3]) == int(0.8 * rows) - (rows - 32)
-    hidden = shared_model()(*shared_inputs(0), methods=[Hide()])
+    hidden = shared_model()(shared_inputs(0), ForwardPass([Hide()]))
     torch.testing.assert_close(dropped, hidden, rtol=0, atol=2e-5)

@@ -14,8 +14,8 @@ from vla_policy_node.acceleration.sqap_vla import (
     spread,
 )
 from vla_policy_node.families import count_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.small import create_small_checkpoint
 
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
@@ -75,12 +75,13 @@ def test_the_protected_tokens_are_always_kept():
 
 
 def test_the_four_bit_model_answers_nearly_the_same_and_counts_its_rotations():
-    model, rows = load_model(), RowRecorder()
-    exact = model(*shared_inputs(0))
+    model = load_model()
+    exact = model(shared_inputs(0))
     method = prepared('sqap_vla', model, count=32, attended=1.0)
-    assert (model(*shared_inputs(0)) - exact).abs().mean() < 0.7 * exact.abs().mean()
-    counted = torchs_flops(lambda: model(*shared_inputs(0), methods=[method, rows]))
-    own = sum(count_flops(model.config, rows.layer_rows).values())
+    assert (model(shared_inputs(0)) - exact).abs().mean() < 0.7 * exact.abs().mean()
+    forward_pass = ForwardPass([method])
+    counted = torchs_flops(lambda: model(shared_inputs(0), forward_pass))
+    own = sum(count_flops(model.config, forward_pass.layer_rows).values())
     assert own + method.report().flops == counted
 
 

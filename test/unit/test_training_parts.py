@@ -75,7 +75,7 @@ def test_a_sample_of_all_tokens_is_the_whole_network():
     pixels = torch.rand(2, 2, 6, PX, PX, dtype=torch.float64)
     proprio = torch.rand(2, 8, dtype=torch.float64)
     ids = torch.randint(4, 500, (2, 5))
-    whole = model(pixels, proprio, ids)
+    whole = model((pixels, proprio, ids))
     foreground = torch.from_numpy(np.random.default_rng(0).random((2, 2, 16)) < 0.3)
     sample = sample_tokens(foreground, 16, np.random.default_rng(1))
     visual = model.projector(model.visual_features(pixels, sample=sample.by_image))
@@ -131,9 +131,9 @@ def test_a_merge_changes_no_output_and_happens_once():
         torch.rand(1, 2, 6, PX, PX, dtype=torch.float64),
         torch.rand(1, 8, dtype=torch.float64), torch.randint(4, 500, (1, 5)),
     )
-    before = model(*inputs)
+    before = model(inputs)
     merge_lora(model)
-    torch.testing.assert_close(model(*inputs), before)
+    torch.testing.assert_close(model(inputs), before)
     assert not [name for name in model.state_dict() if 'lora' in name or 'base_layer' in name]
     with pytest.raises(ValueError, match='merged before'):
         merge_lora(model)

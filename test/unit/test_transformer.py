@@ -133,7 +133,7 @@ def test_embeddings_are_scaled_where_the_style_says_so():
     for style in ('llama', 'gemma'):
         model = decoder(style)
         scale = model.config.embedding_scale
-        assert torch.equal(model.embed(ids), scale * model.embed_tokens.weight[ids])
+        assert torch.equal(model.embed_words(ids), scale * model.embed_tokens.weight[ids])
 
 
 def test_a_decoder_without_words_has_no_table():

@@ -22,26 +22,26 @@ from tiny_model import (
 from vla_policy_node.acceleration import Step, create
 from vla_policy_node.acceleration.vla_cache import damp, reuse_rates
 from vla_policy_node.families import config_of, count_flops
-from vla_policy_node.runtime.row_recorder import RowRecorder
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 EAGER = {'relevant': 4, 'static': 12}
 
 
 def test_of_an_identical_frame_the_answer_is_the_same_and_less_is_computed():
-    method, rows = prepared('vla_cache', **EAGER), RowRecorder()
+    method = prepared('vla_cache', **EAGER)
     first, _ = run_step(shared_model(), method, shared_inputs(0))
     method.begin_step(step_of(shared_inputs(0)))
-    second = []
+    second, forward_pass = [], ForwardPass([method])
     counted = torchs_flops(
-        lambda: second.append(shared_model()(*shared_inputs(0), methods=[method, rows])))
+        lambda: second.append(shared_model()(shared_inputs(0), forward_pass)))
     torch.testing.assert_close(second[0], first, rtol=0, atol=2e-5)
-    own = sum(count_flops(CONFIG, rows.layer_rows).values())
+    own = sum(count_flops(CONFIG, forward_pass.layer_rows).values())
     assert own + method.report().flops == counted
     reused = int((~method.report().kept).sum())
     assert reused > 0
-    full = rows.layer_rows[0]
+    full = forward_pass.layer_rows[0]
     assert full.new == full.seen
-    for layer in rows.layer_rows[1:]:
+    for layer in forward_pass.layer_rows[1:]:
         assert layer.new == full.new - reused
         assert layer.seen == full.seen
 
@@ -51,7 +51,7 @@ def test_of_another_state_reuse_is_an_approximation():
     run_step(shared_model(), method, shared_inputs(0))
     changed = shared_inputs(0)[0], shared_inputs(0)[1] + 0.5, shared_inputs(0)[2]
     reused, _ = run_step(shared_model(), method, changed)
-    exact = shared_model()(*changed)
+    exact = shared_model()(changed)
     assert 1e-6 < (reused - exact).abs().max() < (plain_actions(0) - exact).abs().max() + 1
 
 
@@ -129,12 +129,11 @@ def causal_method():
     return method
 
 
-def feature(method, images, sequence, *others):
+def feature(method, images, sequence, forward_pass=None):
     method.begin_step(Step(images, np.zeros(8)))
-    hooks = [method, *others]
-    for hook in hooks:
-        hook.begin_pass()
-    return causal_model().prefill(sequence, hooks)
+    forward_pass = forward_pass or ForwardPass([method])
+    forward_pass.begin()
+    return causal_model().prefill(sequence, forward_pass)
 
 
 @pytest.mark.parametrize('row', [LAST_VISUAL, PROPRIO, WORD])
@@ -145,8 +144,8 @@ def test_causal_reuse_of_what_lies_before_the_change_is_exact(row):
     images, changed = with_changed_row(images, sequence, row)
     reused = feature(method, images, changed)
     assert 0 < (~method.report().kept[: row - 1]).sum() == (~method.report().kept).sum()
-    torch.testing.assert_close(reused, causal_model().prefill(changed), **EXACT)
-    assert (reused - causal_model().prefill(sequence)).abs().max() > 1e-3
+    torch.testing.assert_close(reused, causal_model().prefill(changed, ForwardPass()), **EXACT)
+    assert (reused - causal_model().prefill(sequence, ForwardPass())).abs().max() > 1e-3
 
 
 def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
@@ -156,25 +155,28 @@ def test_causal_reuse_of_what_lies_behind_the_change_is_an_approximation():
     images, changed = with_changed_row(images, sequence, 1)
     reused = feature(method, images, changed)
     assert method.report().kept[0] and not method.report().kept[1:].all()
-    assert (reused - causal_model().prefill(changed)).abs().max() > 1e-6
+    assert (reused - causal_model().prefill(changed, ForwardPass())).abs().max() > 1e-6
 
 
 def test_of_an_identical_frame_a_causal_model_computes_less_and_says_the_same():
-    method, rows = causal_method(), RowRecorder()
+    method = causal_method()
     first = feature(method, *causal_inputs())
     for _ in range(2):
-        torch.testing.assert_close(feature(method, *causal_inputs(), rows), first, **EXACT)
+        forward_pass = ForwardPass([method])
+        again = feature(method, *causal_inputs(), forward_pass)
+        torch.testing.assert_close(again, first, **EXACT)
         reused = int((~method.report().kept).sum())
         assert reused > 0
-        assert rows.layer_rows[-1].new == rows.layer_rows[0].new - reused
-        assert rows.layer_rows[-1].seen == rows.layer_rows[0].seen
+        assert forward_pass.layer_rows[-1].new == forward_pass.layer_rows[0].new - reused
+        assert forward_pass.layer_rows[-1].seen == forward_pass.layer_rows[0].seen
 
 
 def test_the_first_causal_frame_and_the_first_after_a_reset_are_the_plain_models():
     method = causal_method()
     images, sequence = causal_inputs()
     for _ in range(2):
-        assert torch.equal(feature(method, images, sequence), causal_model().prefill(sequence))
+        plain = causal_model().prefill(sequence, ForwardPass())
+        assert torch.equal(feature(method, images, sequence), plain)
         assert method.report().kept.all()
         feature(method, images, sequence)
         assert not method.report().kept.all()

@@ -13,6 +13,7 @@ from vla_policy_node.acceleration.deer import calibrate, distance, exits_of, sav
 from vla_policy_node.acceleration.objective import Batch, HeldOut, Objective, teaches
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class EarlyExits(Objective):
             sequence = model.assemble(
                 visual, batch.proprio.to(weight), batch.prompt_ids.to(weight.device))
             self.begin_pass()
-            model.prefill(sequence, [self])
+            model.prefill(sequence, ForwardPass([self]))
             answers = self._answers(model)
             before = [self._exits[0] - 1, *self._exits[:-1]]
             deltas.append(torch.stack([

@@ -24,13 +24,14 @@ from vla_policy_node import acceleration
 from vla_policy_node.acceleration import Effect, Step
 from vla_policy_node.acceleration.lightvla import PUBLISHED_COUNT as KEPT
 from vla_policy_node.acceleration.mole import layers_to_run
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.families import config_of, count_flops, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import Execution
 from vla_policy_node.runtime import small
-from vla_policy_node.runtime.row_recorder import RowRecorder
 
 FRAMES = 3  # the last of which is counted, so that caches are warm
 LAYERS = 32
@@ -116,7 +117,6 @@ def _row(published: Published, model: PrismaticVla, contender: Contender, learnt
     ]
     acceleration.prepare(methods, learnt, config)
     acceleration.change_network(methods, model)
-    recorder = RowRecorder()
     generator = torch.Generator().manual_seed(0)
     side = config.image_px
     images = torch.rand(config.cameras, 3, side, side, generator=generator)
@@ -127,12 +127,13 @@ def _row(published: Published, model: PrismaticVla, contender: Contender, learnt
         for _ in range(FRAMES):  # of steps without the network there is nothing to count
             for method in methods:
                 method.begin_step(Step(images, np.zeros(config.proprio_size), execution))
+            forward_pass = ForwardPass(methods)
             proprio = torch.zeros(1, config.proprio_size)
-            actions = model(pixels, proprio, prompt_ids, (*methods, recorder))
+            actions = model(Inputs(pixels, proprio, prompt_ids), forward_pass)
             execution = Execution('sync', actions[0].numpy().astype(float))
     reports = [report for report in (method.report() for method in methods) if report is not None]
     kept = np.logical_and.reduce([np.ones(config.visual_tokens, bool), *(r.kept for r in reports)])
-    flops = count_flops(published.config, recorder.layer_rows,
+    flops = count_flops(published.config, forward_pass.layer_rows,
                         sum(report.denoising_reused for report in reports))
     return {
         'model': published.name,
@@ -140,7 +141,7 @@ def _row(published: Published, model: PrismaticVla, contender: Contender, learnt
         'episodes': 0,
         'tokens': float(kept.sum()),
         'tokens_total': len(kept),
-        'layers': float(len(recorder.layer_rows)),
+        'layers': float(len(forward_pass.layer_rows)),
         'layers_total': model.config.language_model.layers,
         'flops': float(sum(flops.values())),
         'flops_by_stage': {stage: float(count) for stage, count in flops.items()},

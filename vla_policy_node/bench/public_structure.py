@@ -9,15 +9,14 @@ and dropped. Results are those of `PrismaticVla`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.acceleration.base import Method
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import VisionEncoderConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.vision import Block, VisionEncoder
 
 
@@ -39,36 +38,27 @@ class PublicStructure(nn.Module):
         self.lm_head = nn.Linear(decoder.width, decoder.vocabulary, bias=False, **options)
         self.requires_grad_(False)
 
-    def forward(
-        self,
-        pixels: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        methods: Sequence[Method] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """As `PrismaticVla.forward`."""
-        for method in methods:
-            method.begin_pass()
+    def forward(self, inputs: Inputs, forward_pass: ForwardPass) -> Tensor:
+        """As `PolicyNetwork.forward`."""
+        pixels, proprio, prompt_ids = inputs
+        forward_pass.begin()
         images = [self._features(image[None]) for image in pixels[0]]
         visual = self.model.projector(torch.cat(images, dim=1))
-        mark('vision')
+        forward_pass.mark('vision')
         sequence = self.model.assemble(visual, proprio, prompt_ids)
-        for method in methods:
-            sequence = method.select_tokens(sequence)
-        mark('select')
+        sequence = forward_pass.select_tokens(sequence)
+        forward_pass.mark('select')
         states, kept = sequence.states, []
         for index, layer in enumerate(self.model.language_model.layers):
-            for method in methods:
+            for method in forward_pass.methods:
                 method.watch_attention(index, sequence, lambda rows: None)
             kept.append(states)
             rope = self.model.language_model._rope(sequence)
             states = layer(states, rope, None, slice(None))
         states = self.model.language_model.norm(states)
         self.lm_head(states).float()
-        rows = states[:, self.model.action_rows(action_rows)]
-        mark('language_model')
+        rows = states[:, self.model.action_rows(forward_pass.action_rows)]
+        forward_pass.mark('language_model')
         return self.model.action_head(rows)
 
     def _features(self, image: Tensor) -> Tensor:

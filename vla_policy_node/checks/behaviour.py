@@ -12,10 +12,12 @@ from torch import Tensor
 
 from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.forward_pass import ForwardPass
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
 # Changes of normalised actions below this count as none.
@@ -53,7 +55,7 @@ class SampleRun:
     def act(self, images: list[np.ndarray]) -> Tensor:
         """Normalised actions [K, 7] for one image per camera, proprio in the middle."""
         pixels = torch.stack([self.image(image) for image in images])[None]
-        return self.model(*self._placed(pixels), self.prompt_ids)[0].float()
+        return self.model(Inputs(*self._placed(pixels), self.prompt_ids))[0].float()
 
     @torch.inference_mode()
     def sequence(self):
@@ -122,7 +124,7 @@ def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
     # The same numbers computed another way, up to the precision of the arithmetic.
     near = (1e-4 if states.dtype is torch.float32 else 5e-2) * float(states.abs().max())
     if not config.action_slots:
-        read = trial.model.prefill(sequence)
+        read = trial.model.run_layers(sequence, ForwardPass())
         if read.shape != states[:, -1:].shape or not torch.allclose(
                 read, states[:, -1:], rtol=0, atol=near):
             return Finding(name, FAIL, 'the head does not read the cognition token')
@@ -131,7 +133,7 @@ def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
     prompt_end = total - 1 - slots  # row after the prompt: action slots and stop follow
     first_rows = {'oft': prompt_end - 1, 'last56': total - slots}
     for rows in ACTION_ROWS:
-        read = trial.model.prefill(sequence, action_rows=rows)
+        read = trial.model.run_layers(sequence, ForwardPass(action_rows=rows))
         expected = states[:, first_rows[rows] : first_rows[rows] + slots]
         if read.shape != expected.shape or not torch.allclose(read, expected, rtol=0, atol=near):
             return Finding(name, FAIL, f'convention {rows!r} does not read rows '

@@ -18,7 +18,9 @@ from vla_policy_node.checks.findings import (
     relative,
     share_of_differing,
 )
-from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
+from vla_policy_node.checks.golden_model import GoldenModel
+from vla_policy_node.encoding.encoder import Inputs
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT = relative(1e-4)
@@ -141,7 +143,7 @@ def layer_inputs(golden: GoldenModel, sequence: TokenSequence) -> Tensor:
 
 
 def _inputs_and_encoders(
-    golden: GoldenModel, inputs: GoldenInputs, recording: Mapping[str, np.ndarray]
+    golden: GoldenModel, inputs: Inputs, recording: Mapping[str, np.ndarray]
 ) -> dict[str, object]:
     model, ids = golden.model, inputs.prompt_ids[0].tolist()
     dino, siglip = inputs.pixels[0].split(3, dim=1)
@@ -168,7 +170,7 @@ def _dense(golden: GoldenModel, sequence: TokenSequence) -> dict[str, object]:
         lambda _, arguments: read.append(arguments[0][0])
     )
     # The way that inference takes, which computes only the rows that are read.
-    normalised = golden.model.action_head(golden.model.prefill(sequence))[0]
+    normalised = golden.model.action_head(golden.model.prefill(sequence, ForwardPass()))[0]
     hook.remove()
     return {
         'all_hidden': states,
@@ -197,7 +199,7 @@ def _lightvla(golden: GoldenModel, sequence: TokenSequence) -> dict[str, object]
         'last_hidden': model.language_model(pruned)[0],
     }
     for rows, suffix in (('last56', 'last56'), ('oft', 'oft_rows')):
-        normalised = model.action_head(model.prefill(sequence, [LightVla()], rows))[0]
+        normalised = model.action_head(model.prefill(sequence, ForwardPass([LightVla()], rows)))[0]
         values[f'normalized_actions_{suffix}'] = normalised
         values[f'actions_{suffix}'] = golden.unnormalise(normalised)
     return values

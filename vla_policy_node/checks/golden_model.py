@@ -14,6 +14,7 @@ from vla_policy_node.checkpoints.config_file import MAX_VOCABULARY
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import end_with_empty
 from vla_policy_node.families import read_model_config
@@ -22,15 +23,6 @@ from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime.loading import load_model
-
-
-@dataclass(frozen=True)
-class GoldenInputs:
-    """Inputs of one forward pass: pixels [B, N, 6, H, W], proprio [B, 8], prompt ids [B, L]."""
-
-    pixels: Tensor
-    proprio: Tensor
-    prompt_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,16 +78,16 @@ class GoldenModel:
 
     def inputs(
         self, pixels: Tensor, proprio_raw: np.ndarray, prompt_ids: np.ndarray
-    ) -> GoldenInputs:
+    ) -> Inputs:
         """One sample as a batch of one."""
         proprio = torch.from_numpy(self.statistics.normalise_proprio(proprio_raw))
-        return GoldenInputs(
+        return Inputs(
             pixels.to(self.device),
             proprio[None].float().to(self.device),
             torch.tensor([self.prompt(prompt_ids)], device=self.device),
         )
 
-    def assemble(self, inputs: GoldenInputs) -> tuple[Tensor, TokenSequence]:
+    def assemble(self, inputs: Inputs) -> tuple[Tensor, TokenSequence]:
         """Projected visual tokens, and the sequence that enters the language model."""
         visual = self.model.visual(inputs.pixels, inputs.prompt_ids)
         return visual, self.model.assemble(visual, inputs.proprio, inputs.prompt_ids)

@@ -21,7 +21,9 @@ from vla_policy_node.checks.findings import (
     exact,
     relative,
 )
-from vla_policy_node.checks.golden_model import GoldenInputs, GoldenModel
+from vla_policy_node.checks.golden_model import GoldenModel
+from vla_policy_node.encoding.encoder import Inputs
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 
 FLOAT, GRADIENT = relative(1e-4), relative(1e-3)
@@ -88,7 +90,7 @@ def _batch(
     golden: GoldenModel,
     cases: list[Mapping[str, np.ndarray]],
     recording: Mapping[str, np.ndarray],
-) -> GoldenInputs:
+) -> Inputs:
     """Shorter prompts are filled up right after BOS, as `PrismaticVla.forward` wants them."""
     pixels = [golden.preprocess(list(case['images_u8']), center_crop=False) for case in cases]
     prompts = [golden.prompt(case['prompt_ids']) for case in cases]
@@ -96,12 +98,12 @@ def _batch(
     ids = [[p[0], *[pad] * (longest - len(p)), *p[1:]] for p in prompts]
     proprio = torch.from_numpy(recording['proprio_norm']).float()
     device = golden.device
-    return GoldenInputs(
+    return Inputs(
         torch.cat(pixels).to(device), proprio.to(device), torch.tensor(ids, device=device)
     )
 
 
-def _tokens(golden: GoldenModel, inputs: GoldenInputs, labels: np.ndarray) -> dict[str, object]:
+def _tokens(golden: GoldenModel, inputs: Inputs, labels: np.ndarray) -> dict[str, object]:
     """Ids, labels and mask as the reference lays them out, with the padding at the end."""
     config = golden.model.config
     pad, stop = config.token_ids.pad, config.token_ids.stop
@@ -124,7 +126,7 @@ def _tokens(golden: GoldenModel, inputs: GoldenInputs, labels: np.ndarray) -> di
 
 
 @torch.no_grad()
-def _selection(golden: GoldenModel, inputs: GoldenInputs, mask: np.ndarray) -> dict[str, object]:
+def _selection(golden: GoldenModel, inputs: Inputs, mask: np.ndarray) -> dict[str, object]:
     """The selection as the reference has it: as many rows as before, duplicates included."""
     _, sequence = golden.assemble(inputs)
     scores = score(sequence.visual, sequence.context)
@@ -154,7 +156,7 @@ def _duplicated(sequence: TokenSequence, chosen: Tensor, positions: Tensor) -> T
 
 def _step(
     golden: GoldenModel,
-    inputs: GoldenInputs,
+    inputs: Inputs,
     methods: list[LightVlaTraining],
     recording: Mapping[str, np.ndarray],
 ) -> dict[str, object]:
@@ -164,7 +166,7 @@ def _step(
         lambda _, arguments: read.append(arguments[0])
     )
     model.requires_grad_('gt_actions' in recording)
-    actions = model(inputs.pixels, inputs.proprio, inputs.prompt_ids, methods)
+    actions = model(inputs, ForwardPass(methods))
     hook.remove()
     values: dict[str, object] = {'pred_actions': actions, 'action_hidden': read[0]}
     if 'gt_actions' in recording:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.nn.config import ModelConfig
+
+
+class Inputs(NamedTuple):
+    """Tensors of one forward pass.
+
+    pixels: [B, cameras, H, W, 3] uint8 from the encoder, [B, cameras, 3 encoders, H, W] for the
+        network, as each of its vision encoders wants them normalised.
+    proprio: [B, P] in [-1, 1], [B, 0] for a policy that takes none.
+    prompt_ids: [B, L] int64, as the encoder of the family makes them.
+    """
+
+    pixels: Tensor
+    proprio: Tensor
+    prompt_ids: Tensor
 
 
 class InputEncoder:
@@ -41,10 +56,9 @@ class InputEncoder:
 
     def encode(
         self, images: Mapping[str, np.ndarray], proprio: np.ndarray, instruction: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pictures [1, cameras, H, W, 3] uint8, proprio [1, P] and prompt ids [1, L].
+    ) -> Inputs:
+        """Return tensors of batch 1; what a policy does not take is empty.
 
-        proprio is [1, 0] for a policy that takes none, whatever the robot says.
         ValueError with one sentence for whatever the policy cannot use.
         """
         checked = {camera: _checked_image(images, camera) for camera in self.camera_transforms}
@@ -56,7 +70,7 @@ class InputEncoder:
             self.preprocessor.picture(image, self.camera_transforms[camera])
             for camera, image in checked.items()
         ]
-        return (
+        return Inputs(
             torch.from_numpy(np.stack(pictures))[None],
             torch.from_numpy(normalised)[None],
             torch.tensor(prompt_ids)[None],

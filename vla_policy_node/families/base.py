@@ -5,31 +5,33 @@ A family is one file in this folder, found by being there. It says how a checkpo
 tensors (`load_encoder`), what an inference costs (`count_flops`), and makes the network:
 
     embed       pictures, state and words -> rows with named spans
-    prefill     rows -> hidden states that the action head reads
-    decode      hidden states -> normalised actions: regressed, denoised or generated
+    prefill     rows -> what is the same for all that follows: hidden states, keys and values
+    decode      those -> normalised actions: regressed, denoised or generated
 
-Whoever runs a policy knows no more of it than this.
+A `ForwardPass` goes with them from stage to stage. Whoever runs a policy knows no more of it than
+this.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.weights import MODEL
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.nn.config import FamilyTraits, ModelConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from vla_policy_node.checkpoints.statistics import Statistics
     from vla_policy_node.encoding.encoder import InputEncoder
     from vla_policy_node.nn.flops import LayerRows
-    from vla_policy_node.nn.hooks import PassHooks
 
 Config = TypeVar('Config', bound=ModelConfig)
 
@@ -39,51 +41,31 @@ class PolicyNetwork(nn.Module, ABC):
 
     config: ModelConfig
 
-    def forward(
-        self,
-        pixels: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        methods: Sequence[PassHooks] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """Run the stages in order and give each acceleration method its turn between them.
+    def forward(self, inputs: Inputs, forward_pass: ForwardPass | None = None) -> Tensor:
+        """Run the stages in order: normalised actions, [B, K, 7].
 
-        pixels: [B, cameras, 3 encoders, H, W]. proprio: [B, P] in [-1, 1].
-        prompt_ids: [B, L] int64, as the encoder of the family makes them. mark:
-        called with the name of each stage as it ends: 'vision', 'select', 'language_model'.
-        Returns normalised actions, [B, K, A].
+        forward_pass: None if nobody takes part.
         """
-        for method in methods:
-            method.begin_pass()
-        sequence = self.embed(pixels, proprio, prompt_ids, methods)
-        mark('vision')
-        return self.decode(self.prefill(sequence, methods, action_rows, mark), methods)
+        forward_pass = forward_pass or ForwardPass()
+        forward_pass.begin()
+        sequence = self.embed(inputs, forward_pass)
+        forward_pass.mark('vision')
+        return self.decode(self.prefill(sequence, forward_pass), forward_pass)
 
     @abstractmethod
-    def embed(
-        self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor,
-        methods: Sequence[PassHooks] = (),
-    ) -> TokenSequence:
+    def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
         """Pictures, state and words -> rows with named spans."""
 
     @abstractmethod
-    def prefill(
-        self,
-        sequence: TokenSequence,
-        methods: Sequence[PassHooks] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """Rows -> hidden states that the action head reads.
-
-        mark: called with 'select' and 'language_model' as these stages end.
-        """
+    def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Any:
+        """Rows -> what `decode` reads; the methods select tokens first (stage 'select')."""
 
     @abstractmethod
-    def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
-        """Hidden states -> normalised actions [B, K, A]."""
+    def decode(self, context: Any, forward_pass: ForwardPass) -> Tensor:
+        """What `prefill` made -> normalised actions [B, K, A].
+
+        The stage 'language_model' ends with the last layer that runs, here or in `prefill`.
+        """
 
 
 class PolicyFamily(ABC, Generic[Config]):

@@ -7,9 +7,7 @@ language model runs once; only the head runs once per denoising step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,10 +25,8 @@ from vla_policy_node.nn.ddim import Ddim, initial_noise
 from vla_policy_node.nn.denoising import DenoisingStep
 from vla_policy_node.nn.dit import DiffusionTransformer
 from vla_policy_node.nn.flops import block_flops, chain_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import PolicySpec
-
-if TYPE_CHECKING:
-    from vla_policy_node.nn.hooks import PassHooks
 
 GRIPPER = -1  # the last number of an action
 CONDITION_DROPOUT = 0.1  # share of training samples without condition, for guidance
@@ -41,9 +37,9 @@ class CogAct(PrismaticVla):
 
     action_head: DiffusionTransformer
 
-    def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
+    def decode(self, context: Tensor, forward_pass: ForwardPass) -> Tensor:
         """Cognition feature [B, 1, width] -> normalised actions [B, K, A] float32."""
-        return self.finish(self.denoise(states, methods))
+        return self.finish(self.denoise(context, forward_pass))
 
     @staticmethod
     def finish(actions: Tensor) -> Tensor:
@@ -55,7 +51,7 @@ class CogAct(PrismaticVla):
         finished[..., GRIPPER] = (actions[..., GRIPPER] >= 0.5).to(actions.dtype)
         return torch.where(actions.isfinite(), finished, actions)
 
-    def denoise(self, cognition: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
+    def denoise(self, cognition: Tensor, forward_pass: ForwardPass) -> Tensor:
         """Sample actions for a cognition feature, [B, 1, width] -> [B, K, A] float32.
 
         The noise is the same in every inference. Sums run in float32, whatever the head
@@ -74,7 +70,7 @@ class CogAct(PrismaticVla):
         for index, step in enumerate(schedule.steps):
             state = DenoisingStep(
                 self.action_head, index, actions, step, conditions, config.guidance)
-            actions = schedule.step(_predict_noise(state, methods), step, actions)
+            actions = schedule.step(forward_pass.denoise(state), step, actions)
         return actions
 
     def noise_loss(
@@ -111,14 +107,6 @@ class CogAct(PrismaticVla):
 def _dit(config: PrismaticConfig) -> DitConfig:
     assert config.dit is not None  # `CogActFamily.configure` sets it
     return config.dit
-
-
-def _predict_noise(state: DenoisingStep, methods: Sequence[PassHooks]) -> Tensor:
-    for method in methods:
-        noise = method.denoise(state)
-        if noise is not None:
-            return noise
-    return state.run()[0]
 
 
 class CogActFamily(PrismaticFamily):

@@ -7,10 +7,10 @@ first pass; the tokens that follow run the layers that it ran and see, in each, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,67 +26,60 @@ from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.flops import LayerRows, decoder_flops, layer_flops
-from vla_policy_node.nn.hooks import NO_HOOKS, HookChain, LayerHooks
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vla_policy_node.nn.hooks import PassHooks
-
 PRETRAINING_SET = 'bridge_orig'  # one of the many of openvla/openvla-7b
+
+
+class Prompted(NamedTuple):
+    """What the prompt leaves behind.
+
+    state: of its last row, [1, 1, width]. position: of that row, [1, 1]. cache: of all rows.
+    """
+
+    state: Tensor
+    position: Tensor
+    cache: KvCache
 
 
 class OpenVla(PrismaticVla):
     """The trunk of `PrismaticVla`, read out token by token."""
 
-    def forward(
-        self,
-        pixels: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        methods: Sequence[PassHooks] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """[1, 1, 6, H, W] and [1, L] -> normalised actions [1, 1, A].
-
-        proprio and action_rows mean nothing here; they are there to be called alike.
-        """
-        for method in methods:
-            method.begin_pass()
-        visual = self.visual(pixels, prompt_ids, methods)
-        mark('vision')
-        sequence = self.assemble(visual, proprio, prompt_ids)
-        for method in methods:
-            sequence = method.select_tokens(sequence)
-        mark('select')
-        ids = self.generate(sequence, HookChain(methods, self.decode))
-        mark('language_model')
-        return self.action_head.decode(ids)
-
-    def assemble(self, visual: Tensor, proprio: Tensor, prompt_ids: Tensor) -> TokenSequence:
+    def assemble(
+        self, visual: Tensor, proprio: Tensor, prompt_ids: Tensor, padded: bool | None = None
+    ) -> TokenSequence:
         """Lay out bos | visual | prompt; proprio is not used."""
-        text = self.language_model.embed(prompt_ids)
+        text = self.language_model.embed_words(prompt_ids)
         rows = {'bos': text[:, :1], 'visual': visual, 'prompt': text[:, 1:]}
         states = torch.cat([*rows.values()], dim=1)
         positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
         return TokenSequence(
             states, positions, lay_out({name: part.shape[1] for name, part in rows.items()}))
 
-    def generate(self, sequence: TokenSequence, hooks: LayerHooks = NO_HOOKS) -> Tensor:
-        """The prompt's rows, batch 1 -> the A likeliest tokens, greedily, [1, A] int64.
-
-        hooks: have their turn in the pass over the prompt.
-        """
+    def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Prompted:
+        """Select tokens and run the prompt, batch 1; in this pass the hooks have their turn."""
+        sequence = forward_pass.select_tokens(sequence)
+        forward_pass.mark('select')
         cache = KvCache(room=self.config.action_size - 1)
-        position = sequence.positions[:, -1:]
-        states = self.language_model(sequence, slice(-1, None), hooks, cache)
+        states = self.language_model(
+            sequence, slice(-1, None), self.hooks(forward_pass), cache)
+        return Prompted(states, sequence.positions[:, -1:], cache)
+
+    def decode(self, context: Prompted, forward_pass: ForwardPass) -> Tensor:
+        """A token for each number, one after the other -> normalised actions [1, 1, A]."""
+        ids = self.generate(context)
+        forward_pass.mark('language_model')
+        return self.action_head.decode(ids)
+
+    def generate(self, context: Prompted) -> Tensor:
+        """The A likeliest tokens, greedily, [1, A] int64."""
+        states, position, cache = context
         ids = [self.action_head.token_ids(states[:, -1])]
         for step in range(1, self.config.action_size):
             row = TokenSequence(
-                self.language_model.embed(ids[-1].clamp(min=0))[:, None], position + step,
+                self.language_model.embed_words(ids[-1].clamp(min=0))[:, None], position + step,
                 lay_out({'actions': 1}))
             states = self.language_model(row, cache=cache)
             ids.append(self.action_head.token_ids(states[:, -1]))

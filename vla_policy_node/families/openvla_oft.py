@@ -11,10 +11,9 @@ The decoder sees the whole sequence both ways and fills all action slots in one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,51 +29,41 @@ from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.ddim import Ddim, initial_noise
 from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import (
     L1ActionHead,
     NoisyActionProjector,
     time_embedding,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vla_policy_node.nn.hooks import PassHooks
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 class DiffusionVla(PrismaticVla):
-    """The action slots hold noisy actions, a row after proprio the step, the head the noise."""
+    """The action slots hold noisy actions, the row 'time' the step; the head reads the noise."""
 
     def __init__(self, config: PrismaticConfig, family: PrismaticFamily):
         super().__init__(config, family)
         self.noisy_action_projector = NoisyActionProjector(config.language_model.width)
 
-    def forward(
-        self,
-        pixels: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        methods: Sequence[PassHooks] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """As in the base class; the methods see the layers once per denoising step."""
-        for method in methods:
-            method.begin_pass()
-        visual = self.visual(pixels, prompt_ids, methods)
-        mark('vision')
-        shape = (len(pixels), self.config.chunk_length, self.config.action_size)
-        actions = initial_noise(visual, shape)
+    def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> TokenSequence:
+        """Nothing can be computed before the steps: every row sees the noisy actions."""
+        forward_pass.mark('select')
+        return sequence
+
+    def decode(self, context: TokenSequence, forward_pass: ForwardPass) -> Tensor:
+        """Denoise; the methods see the layers once per step."""
+        states = context.states
+        shape = (len(states), self.config.chunk_length, self.config.action_size)
+        actions = initial_noise(states, shape)
         schedule = Ddim(self.config.diffusion_steps)
-        mark('select')  # there is nothing to select; the stages are those of every policy
         for step in schedule.steps:
-            steps = torch.full((len(pixels),), step, device=visual.device)
-            time = time_embedding(steps, visual.shape[-1]).to(visual.dtype)
-            slots = self.noisy_action_projector(actions)
-            sequence = self.assemble(visual, proprio, prompt_ids, time, slots)
-            noise = self.action_head(self.prefill(sequence, methods, action_rows))
+            steps = torch.full((len(states),), step, device=states.device)
+            time = time_embedding(steps, states.shape[-1]).to(states.dtype)
+            sequence = context.with_states('time', time).with_states(
+                'actions', self.noisy_action_projector(actions))
+            noise = self.action_head(self.run_layers(sequence, forward_pass))
             actions = schedule.step(noise, step, actions)
-        mark('language_model')
+        forward_pass.mark('language_model')
         return actions
 
 
@@ -148,13 +137,13 @@ class DiffusionOft(_OftFamily):
         layer_rows: Sequence[int] | Sequence[LayerRows],
         denoising_reused: int = 0,
     ) -> dict[str, int]:
-        """All layers run once per denoising step, and so does what makes their rows."""
+        """All layers run once per denoising step, and so does what embeds the noisy actions."""
         width, passes = config.language_model.width, config.diffusion_steps
         inputs = config.proprio * chain_flops(config.proprio_size, width, width)
-        inputs += config.action_slots * chain_flops(1, width, width)
+        inputs += passes * config.action_slots * chain_flops(1, width, width)
         return {
             'vision': vision_flops(config),
-            'language_model': passes * inputs + decoder_flops(
+            'language_model': inputs + decoder_flops(
                 config.language_model, layer_rows, config.rows_read),
             'head': passes * self.head_flops(config),
         }

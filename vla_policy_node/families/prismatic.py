@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,15 @@ from vla_policy_node.checkpoints.layout import (
 )
 from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.checkpoints.weights import MODEL, open_tensors
-from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.encoder import InputEncoder, Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
 from vla_policy_node.families.prismatic_config import PrismaticConfig, check_room, read_sizes
 from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import ProprioProjector, VocabularyHead
-from vla_policy_node.nn.hooks import HookChain
+from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.nn.transformer import Decoder
@@ -40,8 +41,6 @@ from vla_policy_node.nn.vision import PatchSample, Projector, VisionBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from vla_policy_node.nn.hooks import PassHooks
 
 # Rows the head reads, as the number of rows between them and the end of the sequence.
 # 'oft': each slot is predicted by the row before it, as training does: the last prompt row and
@@ -244,42 +243,36 @@ class PrismaticVla(PolicyNetwork):
             self.proprio_projector = ProprioProjector(config.proprio_size, width)
         self.action_head = self.family.make_head(config)
 
-    def embed(
-        self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor,
-        methods: Sequence[PassHooks] = (),
-    ) -> TokenSequence:
+    def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
         """Pictures, state and words -> rows with named spans."""
-        return self.assemble(self.visual(pixels, prompt_ids, methods), proprio, prompt_ids)
+        pixels, proprio, prompt_ids = inputs
+        features = forward_pass.change_features(self.visual_features(pixels, prompt_ids))
+        return self.assemble(self.projector(features), proprio, prompt_ids)
 
-    def prefill(
-        self,
-        sequence: TokenSequence,
-        methods: Sequence[PassHooks] = (),
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
+    def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Any:
         """Select tokens and run the language model: hidden states of the action rows."""
-        for method in methods:
-            sequence = method.select_tokens(sequence)
-        mark('select')
-
-        hooks = HookChain(methods, self.decode, self.family.head_flops(self.config))
-        states = self.language_model(sequence, self.action_rows(action_rows), hooks)
-        mark('language_model')
+        sequence = forward_pass.select_tokens(sequence)
+        forward_pass.mark('select')
+        states = self.run_layers(sequence, forward_pass)
+        forward_pass.mark('language_model')
         return states
 
-    def decode(self, states: Tensor, methods: Sequence[PassHooks] = ()) -> Tensor:
+    def decode(self, context: Any, forward_pass: ForwardPass) -> Tensor:
         """Hidden states of the action rows -> normalised actions [B, K, A]."""
-        return self.action_head(states)
+        return self.action_head(context)
 
-    def visual(
-        self, pixels: Tensor, prompt_ids: Tensor, methods: Sequence[PassHooks] = ()
-    ) -> Tensor:
+    def run_layers(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Tensor:
+        """Hidden states of the rows that the action head reads, [B, rows, width]."""
+        rows = self.action_rows(forward_pass.action_rows)
+        return self.language_model(sequence, rows, self.hooks(forward_pass))
+
+    def hooks(self, forward_pass: ForwardPass) -> LayerHooks:
+        """Those of the language model; who asks behind a layer hears what the head would say."""
+        return forward_pass.layers(self.action_head, self.family.head_flops(self.config))
+
+    def visual(self, pixels: Tensor, prompt_ids: Tensor) -> Tensor:
         """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""
-        features = self.visual_features(pixels, prompt_ids)
-        for method in methods:
-            features = method.visual_features(features)
-        return self.projector(features)
+        return self.projector(self.visual_features(pixels, prompt_ids))
 
     def visual_features(
         self,
@@ -294,7 +287,7 @@ class PrismaticVla(PolicyNetwork):
         """
         language = None
         if self.config.film:
-            text = self.language_model.embed_tokens(prompt_ids)
+            text = self.language_model.embed_words(prompt_ids)
             stop = self._stop_row(len(prompt_ids))
             language = torch.cat([text, stop], dim=1).mean(dim=1)
             language = language.repeat_interleave(pixels.shape[1], dim=0)
@@ -310,24 +303,22 @@ class PrismaticVla(PolicyNetwork):
         visual: Tensor,
         proprio: Tensor,
         prompt_ids: Tensor,
-        time: Tensor | None = None,
-        slots: Tensor | None = None,
         padded: bool | None = None,
     ) -> TokenSequence:
-        """Lay out the rows of `nn.sequence`; the action slots are zero vectors.
+        """Lay out the rows of `nn.sequence`.
 
-        time [B, 1, width] and slots [B, A K, width]: the row after proprio and the action slots
-        of a diffusion head. padded: whether prompts may be filled up, None: those of batches.
-        Padding sits before the prompt instead of at the end, where the reference has it: with
-        explicit positions and hidden keys the place of a row does not matter, and the action
-        rows are the same for the whole batch.
+        The action slots are zero vectors, and so is the row 'time' behind proprio that a diffusion
+        head needs. padded: whether prompts may be filled up, None: those of batches. Padding sits
+        before the prompt instead of at the end, where the reference has it: with explicit
+        positions and hidden keys the place of a row does not matter, and the action rows are the
+        same for the whole batch.
         """
-        text = self.language_model.embed_tokens(prompt_ids)
+        text = self.language_model.embed_words(prompt_ids)
         batch, _, width = text.shape
-        if slots is None:
-            slots = text.new_zeros(batch, self.config.action_slots, width)
+        slots = text.new_zeros(batch, self.config.action_slots, width)
         state = {'proprio': self.proprio_projector(proprio)} if self.config.proprio else {}
-        state |= {} if time is None else {'time': time}
+        if self.config.family.step_rows:
+            state['time'] = text.new_zeros(batch, self.config.family.step_rows, width)
         prompt, stop = text[:, 1:], self._stop_row(batch)
         if slots.shape[1]:
             end = {'prompt': prompt, 'actions': slots, 'stop': stop}

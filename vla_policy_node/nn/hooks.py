@@ -195,6 +195,7 @@ def hooks_of(*interfaces: type) -> Iterator[str]:
 
 
 NO_HOOKS = LayerHooks()
+_LAYER_HOOKS: dict[str, Hook] = {name: getattr(LayerHooks, name) for name in hooks_of(LayerHooks)}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Answer:
 
 
 class HookChain(LayerHooks):
-    """Several owners of hooks as one, in their order.
+    """Several owners of hooks as one, in their order; a hook that none of them has does nothing.
 
     head: states of the rows that the decoder was asked for -> what the policy would answer.
     head_flops: what that costs.
@@ -219,9 +220,12 @@ class HookChain(LayerHooks):
     def __init__(
         self, owners: Sequence[LayerHooks], head: Callable[[Tensor], Tensor], head_flops: int = 0
     ):
-        for name in hooks_of(LayerHooks):
-            own = [getattr(owner, name) for owner in owners]
-            setattr(self, name, partial(getattr(LayerHooks, name).rule, own))
-        ask = self.should_exit
-        self.should_exit = (  # type: ignore[method-assign]
-            lambda index, states: ask(index, Answer(lambda: head(states()), head_flops)))
+        for name, nothing in _LAYER_HOOKS.items():
+            own = [hook for owner in owners
+                   if getattr(hook := getattr(owner, name), '__func__', None) is not nothing]
+            if own:
+                setattr(self, name, partial(nothing.rule, own))  # type: ignore[attr-defined]
+        if 'should_exit' in vars(self):
+            ask = self.should_exit
+            self.should_exit = (  # type: ignore[method-assign]
+                lambda index, states: ask(index, Answer(lambda: head(states()), head_flops)))

@@ -299,7 +299,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = make_norm(config)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed_words(self, ids: Tensor) -> Tensor:
         """Words as rows, [B, L] int64 -> [B, L, width], scaled as the layers expect them."""
         rows, scale = self.embed_tokens(ids), self.config.embedding_scale
         return rows if scale == 1 else rows * scale

@@ -21,12 +21,13 @@ from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import published_action_rows, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.common.scoped import torch_threads
-from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.encoding.encoder import InputEncoder, Inputs
 from vla_policy_node.encoding.preprocess import Normaliser
 from vla_policy_node.families import PolicyNetwork, count_flops
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import (
     END_EFFECTOR_STATE,
     EXECUTION_MODES,
@@ -45,7 +46,6 @@ from vla_policy_node.policy.options import (
     complete_transforms,
 )
 from vla_policy_node.runtime import loading
-from vla_policy_node.runtime.row_recorder import RowRecorder
 from vla_policy_node.runtime.stage_clock import StageClock
 from vla_policy_node.runtime.static_forward import StaticForward
 
@@ -83,7 +83,7 @@ class LocalPolicy:
         self._statistics = statistics
         self._methods = tuple(methods)
         self._action_rows = action_rows
-        self._rows = RowRecorder()
+        self._pass = ForwardPass()
         self._normalise = normaliser
         self._threads = threads
         self._static = None
@@ -207,19 +207,19 @@ class LocalPolicy:
     def _infer(self, request: InferenceRequest, weight: Tensor) -> ActionChunk:
         observation = request.observation
         clock = StageClock(weight.device, self.read_s)
-        pictures, proprio, prompt_ids = self._inputs.encode(
+        encoded = self._inputs.encode(
             observation.images, observation.proprio, observation.instruction
         )
+        pictures = encoded.pixels
         clock.mark('preprocess')
-        pixels = pictures
-        proprio = proprio.to(weight.dtype)
+        inputs = encoded._replace(proprio=encoded.proprio.to(weight.dtype))
         if self._static is None:
             pixels = self._normalise(pictures.to(weight.device)).to(weight.dtype)
-            proprio = proprio.to(weight.device)
-            prompt_ids = prompt_ids.to(weight.device)
+            inputs = Inputs(pixels, *(part.to(weight.device) for part in inputs[1:]))
         clock.mark('upload')
         self._begin_step(pictures, request, clock)
-        predicted = self._forward(pixels, proprio, prompt_ids, clock.mark)
+        self._pass = ForwardPass(self._methods, self._action_rows, clock.mark)
+        predicted = (self._static or self._model)(inputs, self._pass)
         normalised = predicted[0].cpu().double().numpy()
         actions = self._statistics.unnormalise_actions(normalised)
         clock.mark('head')
@@ -252,13 +252,13 @@ class LocalPolicy:
         if self._static is None:
             return
         grey = np.full((self.config.image_px, self.config.image_px, 3), 128, np.uint8)
-        pictures, proprio, prompt_ids = self._inputs.encode(
+        inputs = self._inputs.encode(
             dict.fromkeys(self.description.spec.cameras, grey), np.zeros(self.config.proprio_size),
             instruction)
         weight = next(self._model.parameters())
         with torch_threads(self._threads), _device_of(weight):
             self._static.prepare(
-                pictures, proprio.to(weight.dtype), prompt_ids, self._action_rows)
+                inputs._replace(proprio=inputs.proprio.to(weight.dtype)), self._action_rows)
 
     def _begin_step(
         self, pictures: Tensor, request: InferenceRequest, clock: StageClock
@@ -276,14 +276,6 @@ class LocalPolicy:
             method.begin_step(step)
         clock.mark('reuse')
 
-    def _forward(
-        self, pixels: Tensor, proprio: Tensor, prompt_ids: Tensor, mark: Callable[[str], None]
-    ) -> Tensor:
-        inputs = pixels, proprio, prompt_ids
-        if self._static is not None:
-            return self._static(*inputs, self._action_rows, mark)
-        return self._model(*inputs, (*self._methods, self._rows), self._action_rows, mark)
-
     @property
     def config(self) -> ModelConfig:
         """Sizes of the network. Any thread."""
@@ -297,7 +289,7 @@ class LocalPolicy:
     @property
     def layer_rows(self) -> Sequence[int] | Sequence[LayerRows]:
         """Rows of the sequence in each layer in the last inference. Worker thread only."""
-        return (self._static or self._rows).layer_rows
+        return self._pass.layer_rows
 
     def reset(self) -> None:
         """Begin a new episode or instruction: methods forget past steps. Worker thread only."""

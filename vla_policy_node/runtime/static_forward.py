@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.declarations import check_fixed_shapes
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.flops import LayerRows
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime import compiling
 
@@ -40,7 +43,6 @@ class StaticForward:
 
     compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
-    layer_rows: rows of the sequence in each layer of the last pass, those that fill up included.
     """
 
     def __init__(
@@ -69,45 +71,39 @@ class StaticForward:
         self._stages: dict[tuple, Stage] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._weight.is_cuda else None
         self._compiled = compiled
-        self.layer_rows: list[int] = []
 
-    def __call__(
-        self,
-        pictures: Tensor,
-        proprio: Tensor,
-        prompt_ids: Tensor,
-        action_rows: str = 'oft',
-        mark: Callable[[str], None] = lambda stage: None,
-    ) -> Tensor:
-        """As `PrismaticVla.forward`; the result is overwritten by the next pass.
+    def __call__(self, inputs: Inputs, forward_pass: ForwardPass | None = None) -> Tensor:
+        """As `PolicyNetwork.forward`; the result is overwritten by the next pass.
 
-        The inputs may be on the CPU still: they are copied to where they are needed.
+        The inputs may be on the CPU still: they are copied to where they are needed. Rows that
+        only fill up a bucket are noted in the pass as well.
         """
+        forward_pass = forward_pass or ForwardPass()
+        pictures, proprio, prompt_ids = inputs
         if self._method is not None:
             self._method.begin_pass()
         prompt_ids = self._fill_up(prompt_ids)
         visual = self._see(pictures, prompt_ids)
-        mark('vision')
+        forward_pass.mark('vision')
         sequence, order, choice, kept = self._sort(proprio, prompt_ids, visual)
         room = self._room(choice, kept, len(order))
-        mark('select')
-        return self._act(sequence, order, room, action_rows, mark)
+        forward_pass.mark('select')
+        return self._act(sequence, order, room, forward_pass)
 
-    def prepare(
-        self, pictures: Tensor, proprio: Tensor, prompt_ids: Tensor, action_rows: str = 'oft'
-    ) -> None:
+    def prepare(self, inputs: Inputs, action_rows: str = 'oft') -> None:
         """Run every bucket of a prompt's length once, where the first time takes long.
 
         Else a robot would wait for it in the middle of its task. The pictures do not matter.
         """
         if self._pool is None and not self._compiled:
             return
+        pictures, proprio, prompt_ids = inputs
         prompt_ids = self._fill_up(prompt_ids)
         sequence, order, choice, _ = self._sort(
             proprio, prompt_ids, self._see(pictures, prompt_ids))
         rooms = range(VISUAL_BUCKET, len(order), VISUAL_BUCKET) if choice is not None else ()
         for room in (*rooms, len(order)):
-            self._act(sequence, order, room, action_rows)
+            self._act(sequence, order, room, ForwardPass(action_rows=action_rows))
 
     def _see(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
         prompts = (prompt_ids,) if self._model.config.film else ()
@@ -121,19 +117,18 @@ class StaticForward:
         return self._run(key, self._select, (proprio, prompt_ids), (visual,))
 
     def _act(
-        self,
-        sequence: TokenSequence,
-        order: Tensor,
-        room: int,
-        action_rows: str,
-        mark: Callable[[str], None] = lambda stage: None,
+        self, sequence: TokenSequence, order: Tensor, room: int, forward_pass: ForwardPass
     ) -> Tensor:
+        action_rows = forward_pass.action_rows
         rows = sequence.states.shape[1] - sequence.visual_rows + room
         key = (rows, room, action_rows)
         states = self._run(
             ('decode', *key), self._decode(room, action_rows), (), (sequence, order))
-        mark('language_model')
-        self.layer_rows = [rows] * len(self._model.language_model.layers)
+        forward_pass.mark('language_model')
+        layers = len(self._model.language_model.layers)
+        asking = len(range(rows)[self._model.action_rows(action_rows)])
+        forward_pass.layer_rows += [LayerRows(rows, rows, rows)] * (layers - 1)
+        forward_pass.layer_rows.append(LayerRows(asking, rows, rows))
         return self._run(('head', *key), self._model.action_head, (), (states,))
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:

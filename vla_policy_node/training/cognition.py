@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.precision import autocast
 
@@ -121,5 +122,6 @@ class CognitionData:
         batch = batch.to(next(model.parameters()).device)
         with autocast(batch.pixels.device):
             visual = model.visual(batch.pixels, batch.prompt_ids)
-            states = model.prefill(model.assemble(visual, batch.proprio, batch.prompt_ids))
+            states = model.prefill(
+                model.assemble(visual, batch.proprio, batch.prompt_ids), ForwardPass())
         return CognitionBatch(states.float(), batch.actions)

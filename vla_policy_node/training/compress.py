@@ -35,6 +35,7 @@ from vla_policy_node.families import count_flops, read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.runtime.loading import load_model
@@ -163,7 +164,9 @@ def _actions(model: PrismaticVla, samples: Sequence[TokenSequence]) -> Tensor | 
     """[samples, K, 7], normalised."""
     if not samples:
         return None
-    return torch.cat([model.decode(model.prefill(sequence)).float() for sequence in samples])
+    nobody = ForwardPass()
+    return torch.cat([
+        model.decode(model.prefill(sequence, nobody), nobody).float() for sequence in samples])
 
 
 def _flops(model: PrismaticVla, samples: Sequence[TokenSequence]) -> int:

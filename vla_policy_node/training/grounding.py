@@ -67,14 +67,14 @@ def _linear_reader(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def token_losses(
-    visual: Tensor, coverage: Tensor, embedding: nn.Embedding, batch: Batch,
+    visual: Tensor, coverage: Tensor, embed_words: Callable[[Tensor], Tensor], batch: Batch,
     heads: GroundingHeads,
 ) -> dict[str, Tensor]:
     """Losses 'token' and 'point', and the error 'point_mm' of the asked thing (median).
 
     visual: [B, C, M, width], of the tokens kept. coverage: [B, C, N, M].
     """
-    logits = similarity(visual, _name_vectors(embedding, batch.name_ids))
+    logits = similarity(visual, _name_vectors(embed_words, batch.name_ids))
     area = coverage.sum(-1)
     seen = area > IN_VIEW
     target = coverage / area.clamp(min=1e-6)[..., None]
@@ -122,10 +122,10 @@ def similarity(visual: Tensor, names: Tensor) -> Tensor:
     return names[:, None] @ tokens.mT / width**0.5
 
 
-def _name_vectors(embedding: nn.Embedding, name_ids: Tensor) -> Tensor:
+def _name_vectors(embed_words: Callable[[Tensor], Tensor], name_ids: Tensor) -> Tensor:
     """Mean of the normed word embeddings of each name, [B, N, width]."""
     real = (name_ids >= 0)[..., None]
-    words = embedding(name_ids.clamp(min=0))
+    words = embed_words(name_ids.clamp(min=0))
     words = functional.rms_norm(words, (words.shape[-1],), eps=1e-6)
     return (words * real).sum(2) / real.sum(2).clamp(min=1)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.training.grounding import (
     AttentionRecorder,
@@ -65,8 +66,8 @@ def compute_losses(
         index = sample.patches[:, :, None].expand(-1, -1, coverage.shape[2], -1)
         coverage = coverage.gather(3, index)
     if config.losses.get('token') or config.losses.get('point'):
-        embedding = model.language_model.embed_tokens
-        losses |= token_losses(by_camera, coverage, embedding, batch, heads)
+        embed_words = model.language_model.embed_words
+        losses |= token_losses(by_camera, coverage, embed_words, batch, heads)
     losses |= objective.token_losses(visual, batch)
     if not config.runs_language_model:
         return losses
@@ -77,9 +78,9 @@ def compute_losses(
     recorder = AttentionRecorder(model)
     hooks: list[PassHooks] = [recorder] if config.losses.get('attend') else []
     hooks.append(objective)
-    for hook in hooks:
-        hook.begin_pass()
-    states = model.prefill(sequence, hooks)
+    forward_pass = ForwardPass(hooks)
+    forward_pass.begin()
+    states = model.prefill(sequence, forward_pass)
     if config.losses.get('attend'):
         losses['attend'] = attend_loss(recorder.attention, coverage, batch)
     if config.losses.get('readout'):
@@ -104,7 +105,7 @@ def noise_losses(
         states[batch.has_actions], batch.actions[batch.has_actions],
         config.repeated_diffusion_steps, generator)}
     if not model.training:
-        losses |= _action_errors(model.decode(states), batch)
+        losses |= _action_errors(model.decode(states, ForwardPass()), batch)
     return losses
 
 
