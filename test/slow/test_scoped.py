@@ -191,9 +191,9 @@ def test_training_in_this_process_leaves_threads_and_random_numbers(three, monke
     monkeypatch.setattr(training_run, '_train_here', lambda *_: seen.append(
         (torch.get_num_threads(), torch.initial_seed())))
     monkeypatch.setattr(training_run.os, 'sched_getaffinity', lambda _: range(2))
-    before = torch.get_rng_state()
     config = training_run.TrainingConfig(stage='clone', steps=1, seed=41)
     start = tiny_checkpoint(tmp_path / 'start')
+    before = torch.get_rng_state()
     training_run.train(training_run.Run(config, start, None, None, tmp_path / 'out'))
     assert seen == [(2, 41)]
     assert torch.equal(torch.get_rng_state(), before)

@@ -78,9 +78,10 @@ def test_a_run_leaves_a_policy_that_resumes_exactly_and_acts(folders, tmp_path, 
     assert weights(stopped)['step'] == 3
     monkeypatch.setattr(Trainer, '_optimise', optimise)
     train(stopped)
+    expected, found = weights(straight), weights(stopped)
     for kind in ('weights', 'average'):
-        for name, tensor in weights(straight)[kind].items():
-            assert torch.equal(tensor, weights(stopped)[kind][name]), name
+        for name, tensor in expected[kind].items():
+            assert torch.equal(tensor, found[kind][name]), name
     metrics = read_metrics(straight.out)
     assert metrics == read_metrics(stopped.out)
     assert {'noise', 'token', 'point', 'attend', 'readout'} <= metrics[0].keys()

@@ -88,9 +88,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folders, tmp_path, monkeypa
     assert weights(stopped)['step'] == 4
     monkeypatch.setattr(Trainer, '_optimise', optimise)
     train(stopped)
+    expected, found = weights(straight), weights(stopped)
     for kind in ('weights', 'average'):
-        for name, tensor in weights(straight)[kind].items():
-            assert torch.equal(tensor, weights(stopped)[kind][name]), name
+        for name, tensor in expected[kind].items():
+            assert torch.equal(tensor, found[kind][name]), name
     assert read_metrics(straight.out) == read_metrics(stopped.out)
 
 
