@@ -15,7 +15,9 @@ from vla_policy_node.acceleration.declarations import check_fixed_shapes
 from vla_policy_node.acceleration.hooks import WeightHooks
 from vla_policy_node.compression.float8 import to_float8
 from vla_policy_node.compression.quantise import BITS, make_quantiser
+from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.families import read_model_config
+from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.fusing import FusedSelfAttention, fuse
@@ -74,11 +76,13 @@ def run(network, methods, optimisation):
     generator = torch.Generator().manual_seed(0)
     dtype = network.language_model.embed_tokens.weight.dtype
     pixels = torch.rand(1, 2, 6, 56, 56, generator=generator).to(dtype)
-    inputs = pixels, torch.zeros(1, 8, dtype=dtype), torch.tensor([[1, 40, 41, 42, 3]])
+    inputs = Inputs(pixels, torch.zeros(1, 8, dtype=dtype), torch.tensor([[1, 40, 41, 42, 3]]))
+    forward_pass = ForwardPass(methods)
     with torch.inference_mode():
         if optimisation in ('graphs', 'compiled'):
-            return StaticForward(network, methods, optimisation == 'compiled')(*inputs)
-        return network(*inputs, methods)
+            return StaticForward(network, methods, optimisation == 'compiled')(
+                inputs, forward_pass)
+        return network(inputs, forward_pass)
 
 
 def assert_same_weights(network, reference):

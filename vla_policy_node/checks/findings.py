@@ -24,7 +24,8 @@ class Finding:
 class Comparison:
     """Deviation of one stage of one recorded case from the reference.
 
-    error, tolerance: in the same unit. error is inf if the two cannot be compared, text says why.
+    error, tolerance: in the same unit. error is inf if the two cannot be compared, text says why;
+    tolerance is inf for what nothing here computes yet.
     case: name of the recording.
     """
 
@@ -38,6 +39,13 @@ class Comparison:
     def ok(self) -> bool:
         """Whether the stage is within its tolerance; NaN is not."""
         return self.error <= self.tolerance
+
+    @property
+    def verdict(self) -> str:
+        """PASS, FAIL or SKIP."""
+        if np.isinf(self.tolerance):
+            return SKIP
+        return PASS if self.ok else FAIL
 
     @property
     def ratio(self) -> float:

@@ -1,14 +1,16 @@
 """Compares a checkpoint with recordings of the reference implementation, stage by stage.
 
-A pack is a directory of `.npz` files in one of three forms, which are told apart by their
-contents. Everything in them is either an input or compared; sizes, seeds and instructions come
-from the pack. The model runs in float32, whatever it will run in later.
+A pack is a directory of `.npz` files in one of these forms, which are told apart by their
+contents. Everything in them is either an input or compared, or said to be neither; sizes, seeds
+and instructions come from the pack. The model runs in float32, whatever it will run in later.
 
 | form | recording | see |
 |---|---|---|
 | OpenVLA-OFT | vision encoders to actions; training loss and gradients | `checks.golden_cases` |
 | LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
 | preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
+| pi0, pi0.5 | language model and action expert with shared attention | `checks.golden_pi` |
+| SmolVLA | language model, and half of the layers of the expert | `checks.golden_smolvla` |
 """
 
 from __future__ import annotations
@@ -19,15 +21,25 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.checkpoints.reading import foreign, plain, regular_file
-from vla_policy_node.checks import golden_cases, golden_images, golden_training
+from vla_policy_node.checkpoints.reading import foreign, plain, read_json, regular_file
+from vla_policy_node.checks import (
+    golden_cases,
+    golden_images,
+    golden_pi,
+    golden_smolvla,
+    golden_training,
+)
 from vla_policy_node.checks.findings import Comparison
+from vla_policy_node.checks.golden_decoders import Case, not_compared
 from vla_policy_node.checks.golden_model import GoldenModel
 from vla_policy_node.families import read_model_config
 
 Recording = Mapping[str, np.ndarray]
 PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size have 0.2 GB
 LONGEST_CHUNK = 1000
+FORMS = 'OpenVLA-OFT, LightVLA, preprocessing, pi0, pi0.5 and SmolVLA'
+# Kinds of which the decoders are here and the rest is not, as config.json has them under `type`.
+DECODERS = {'pi0': golden_pi, 'pi05': golden_pi, 'smolvla': golden_smolvla}
 
 
 def compare_pack(
@@ -39,6 +51,9 @@ def compare_pack(
     load.
     """
     recordings = read_pack(pack)
+    if kind := decoders_only(directory):
+        yield from _compare_decoders(kind, directory, recordings, device)
+        return
     images = {name: r for name, r in recordings.items() if golden_images.is_recording(r)}
     if images or (pack / 'prompt_ids.json').is_file():
         yield from golden_images.compare_images(directory, pack, images)
@@ -47,6 +62,14 @@ def compare_pack(
         length = _chunk_length(cases, read_model_config(directory).action_size)
         model = GoldenModel.load(directory, device, statistics_key, length)
         yield from _compare_cases(model, cases)
+
+
+def decoders_only(directory: Path) -> str:
+    """Name of the kind of checkpoint, if it is one of DECODERS, else ''."""
+    if not (directory / 'config.json').is_file():
+        return ''
+    kind = read_json(directory / 'config.json').get('type')
+    return kind if isinstance(kind, str) and kind in DECODERS else ''
 
 
 def read_pack(pack: Path) -> dict[str, Recording]:
@@ -81,20 +104,50 @@ def _compare_cases(
     model: GoldenModel, recordings: Mapping[str, Recording]
 ) -> Iterator[Comparison]:
     for name, recording in recordings.items():
-        try:
-            if 'images_u8' in recording:
-                yield from golden_cases.compare_case(model, name, recording)
-            elif 'full_image' in recording:
-                yield from golden_cases.compare_end_to_end(model, name, recording)
-            elif 'labels' in recording:
-                yield from golden_training.compare_training(model, name, recording, recordings)
-            else:
-                yield _unusable(name, 'is of none of the forms that are known')
-        except KeyError as error:
-            yield _unusable(name, f'lacks the array {error}')
-        except (IndexError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-            reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
-            yield _unusable(name, f'does not fit this checkpoint: {reason}')
+        if 'images_u8' in recording:
+            yield from _said(name, golden_cases.compare_case(model, name, recording))
+        elif 'full_image' in recording:
+            yield from _said(name, golden_cases.compare_end_to_end(model, name, recording))
+        elif 'labels' in recording:
+            yield from _said(name, golden_training.compare_training(
+                model, name, recording, recordings))
+        elif any(form.is_recording(recording) for form in DECODERS.values()):
+            yield _unusable(name, 'is of another kind of policy than the checkpoint')
+        else:
+            yield _unusable(name, f'is of none of the forms that are known: {FORMS}')
+
+
+def _compare_decoders(
+    kind: str, directory: Path, recordings: Mapping[str, Recording], device: str
+) -> Iterator[Comparison]:
+    form = DECODERS[kind]
+    cases = [
+        Case(name, recording, device) for name, recording in recordings.items()
+        if form.is_recording(recording)]
+    if not cases:
+        name = next(iter(recordings))
+        yield _unusable(name, f'is of no inference of {kind}; forms that are known: {FORMS}')
+        return
+    try:
+        decoders = form.Decoders(directory, device)
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f'{directory} holds no decoders of {kind}: {plain(error)}; download it again.'
+        ) from error
+    for case in cases:
+        yield from _said(case.name, form.compare_case(decoders, case))
+    yield from not_compared(cases, recordings.keys() - {case.name for case in cases})
+
+
+def _said(name: str, comparisons: Iterator[Comparison]) -> Iterator[Comparison]:
+    """Yield them up to the first that cannot be made, and then why not."""
+    try:
+        yield from comparisons
+    except KeyError as error:
+        yield _unusable(name, f'lacks the array {error}')
+    except (IndexError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
+        yield _unusable(name, f'does not fit this checkpoint: {reason}')
 
 
 def _unusable(name: str, reason: str) -> Comparison:

@@ -130,7 +130,8 @@ def check(
         str, typer.Option(help='Exact key in dataset_statistics.json instead.')] = '',
     golden: Annotated[list[Path] | None, typer.Option(
         help='Folder of recordings of the public implementation, in the form of '
-        'test/data/oft_tiny, lightvla_tiny or preprocess; repeat for several.')] = None,
+        'test/data/oft_tiny, lightvla_tiny, preprocess or pi05_tiny; repeat for several.'
+    )] = None,
     device: Annotated[str, typer.Option(help="Torch device, 'cpu' or 'cuda'.")] = 'cpu',
     dtype: Annotated[str, typer.Option(
         help='Arithmetic of the checks that run the policy; recordings are always compared in '
