@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node import cli
 from vla_policy_node.checks import behaviour, files
-from vla_policy_node.checks.behaviour import SampleRun
+from vla_policy_node.checks.behaviour import PrismaticRun
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS
 from vla_policy_node.checks.report import check_checkpoint
@@ -37,8 +37,7 @@ def l1(made, tmp_path):
 @pytest.fixture
 def trial(made):
     directory = made['l1']
-    config = read_model_config(directory)
-    return SampleRun.prepare(directory, config, variants.load(directory))
+    return PrismaticRun.prepare(directory, variants.load(directory))
 
 
 def edit(path, change):
@@ -180,7 +179,7 @@ def test_damaged_statistics_are_refused(l1, entry, value, sentence):
 def test_imagenets_constants_before_rounding_are_found(l1):
     edit(l1 / 'preprocessor_config.json',
          lambda d: d['tvf_normalize_params'][0].update(mean=[0.485, 0.456, 0.406]))
-    assert files.check_normalisation(l1).verdict == FAIL
+    assert files.check_normalisation(l1, read_model_config(l1)).verdict == FAIL
 
 
 def test_prompt_ids_are_compared_where_the_vocabulary_is_llamas(l1, monkeypatch):

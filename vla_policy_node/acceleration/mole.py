@@ -166,9 +166,9 @@ def layers_to_run(layers: int) -> int:
 
 
 def prompt_of(sequence: TokenSequence) -> Tensor:
-    """BOS and the rest of the prompt, [B, N, width]."""
-    return torch.cat(
-        [sequence.states[:, sequence.span(name)] for name in ('bos', 'prompt')], dim=1)
+    """BOS, if there is one, and the rest of the prompt, [B, N, width]."""
+    return torch.cat([sequence.states[:, sequence.span(name)] for name in ('bos', 'prompt')
+                      if name in sequence], dim=1)
 
 
 def best_layers(logits: Tensor, count: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.policy.interface import Observation
+from vla_policy_node.policy.interface import Observation, PolicySpec
 
 WIDTH, HEIGHT = 640, 480
 PROPRIO = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.02, -0.02])
@@ -31,6 +32,17 @@ def observe_world(count: int) -> list[Observation]:
         world.reset(layout % world.initial_states)
         observations.append(Observation(world.render(), PROPRIO, world.instruction))
     return observations
+
+
+def seen_by(observation: Observation, spec: PolicySpec) -> Observation:
+    """The same pictures for the cameras of a policy, in turn; a state of another robot is zero."""
+    pictures = cycle(observation.images.items())
+    known = observation.images.keys() >= {*spec.cameras}
+    images = observation.images if known else {
+        camera: next(pictures)[1] for camera in spec.cameras}
+    fits = len(spec.state) in (0, len(observation.proprio))
+    proprio = observation.proprio if fits else np.zeros(len(spec.state))
+    return Observation(images, proprio, observation.instruction)
 
 
 def observe_demonstrations(directory: Path, count: int) -> list[Observation]:

@@ -17,11 +17,13 @@ from vla_policy_node.bench.rates import Rates
 from vla_policy_node.compression.quantise import INT4_SHARE
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.encoding.preprocess import PREPROCESSING, jpeg_round_trip, resize
-from vla_policy_node.families import count_flops, sequence_rows
+from vla_policy_node.families import PolicyNetwork, count_flops, sequence_rows
 from vla_policy_node.families.prismatic_config import PrismaticConfig
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk, InferenceRequest, Observation
+from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
+# Parts of a network that do not look at pictures.
+NO_VISION = ('language_model', 'action_head', 'proprio_projector', 'noisy_action_projector')
 STAGES = ('upload', 'vision', 'select', 'language_model', 'head')
 
 
@@ -159,7 +161,8 @@ def measure_cameras(
                 actions[kind].append(chunk.actions)
     pictures = {
         kind: np.stack([[policy.inputs.preprocessor.picture(observation.images[camera])
-                         for camera in CAMERAS] for observation in observations]).astype(int)
+                         for camera in policy.description.spec.cameras]
+                        for observation in observations]).astype(int)
         for kind, policy in policies.items()
     }
     levels = np.abs(pictures['fast'] - pictures['exact'])
@@ -212,13 +215,13 @@ def _flops(row: Row, chunk: ActionChunk, observation: Observation) -> dict[str, 
     return flops
 
 
-def _stored(network: torch.nn.Module) -> dict[str, int]:
-    vision = stored_bytes(network.vision_backbone) + stored_bytes(network.projector)
-    decoder = network.language_model
+def _stored(network: PolicyNetwork) -> dict[str, int]:
+    parts = dict(network.named_children())
+    decoder = parts['language_model']
     return {
-        'vision': vision,
+        'vision': sum(stored_bytes(part) for name, part in parts.items() if name not in NO_VISION),
         'select': 0,
         'language_model': stored_bytes(decoder.layers) + stored_bytes(decoder.norm),
-        'head': stored_bytes(network.action_head),
+        'head': stored_bytes(parts['action_head']),
         'all': stored_bytes(network),
     }

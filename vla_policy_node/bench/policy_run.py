@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from vla_policy_node.acceleration.lightvla import PUBLISHED_COUNT
-from vla_policy_node.bench.pictures import observe_demonstrations, observe_world
+from vla_policy_node.bench.pictures import observe_demonstrations, observe_world, seen_by
 from vla_policy_node.bench.policy import (
     load_rows,
     measure_cameras,
@@ -132,6 +132,8 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
     notes = [rows[0].policy.description.architecture, _machine(options), describe_rates(rates)]
     for note in notes:
         console.print(note, highlight=False)
+    observations = [seen_by(observation, rows[0].policy.description.spec)
+                    for observation in observations]
     small = shrink(observations, rows[0].policy.config.image_px)
     rows = run_rows(rows, small, options.repetitions, options.warm_up, console)
     entries = [summarise(row, rows, rates) for row in rows]

@@ -11,6 +11,7 @@ from torch import nn
 
 from vla_policy_node.bench.public_structure import PublicStructure
 from vla_policy_node.compression.quantise import BITS, imitate_int4
+from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.local import LocalPolicy
@@ -89,10 +90,10 @@ class PolicyCache:
     directory: Path
     device: str
     threads: int
-    load_model: Callable[..., PrismaticVla]
+    load_model: Callable[..., PolicyNetwork]
     settings: Mapping[str, Mapping[str, object]]
     read_s: Callable[[], float] = time.perf_counter
-    _models: dict[tuple, nn.Module] = field(default_factory=dict)
+    _models: dict[tuple, PolicyNetwork] = field(default_factory=dict)
 
     def policy(self, variant: PolicyVariant, preprocessing: str = 'exact') -> LocalPolicy:
         """Load one row. ValueError with one sentence for what cannot run here."""
@@ -112,7 +113,7 @@ class PolicyCache:
         policy.read_s = self.read_s
         return policy
 
-    def network(self, variant: PolicyVariant) -> PrismaticVla:
+    def network(self, variant: PolicyVariant) -> PolicyNetwork:
         """Return the network of a row that was loaded, without what the baseline adds."""
         return self._models[variant.dtype, _is_fused(variant)]
 
@@ -129,7 +130,11 @@ class PolicyCache:
                     model, self.load_model(directory, config, device, 'bfloat16', fused=False))
             self._models[key] = model
         model = self._models[key]
-        return PublicStructure(model) if variant.public else model
+        if not variant.public:
+            return model
+        if not isinstance(model, PrismaticVla):
+            raise ValueError(f'there is no copy here of how {config.family.family} is published')
+        return PublicStructure(model)
 
 
 def _is_fused(variant: PolicyVariant) -> bool:

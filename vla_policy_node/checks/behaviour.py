@@ -10,13 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.checkpoints.layout import published_action_rows, read_normalisation
+from vla_policy_node import families
+from vla_policy_node.checkpoints.layout import (
+    published_action_rows,
+    read_normalisation,
+    read_statistics_document,
+)
+from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.forward_pass import ForwardPass
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
@@ -28,18 +36,56 @@ NO_CHANGE = 1e-5
 class SampleRun:
     """A model with inputs to try it on.
 
-    image: preprocesses [H, W, 3] uint8 to [6, side, side].
+    image: preprocesses [H, W, 3] uint8 to [3 encoders, side, side].
     """
 
-    model: PrismaticVla
-    config: PrismaticConfig
+    model: PolicyNetwork
     image: ImagePreprocessor
     prompt_ids: Tensor
 
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the network."""
+        return self.model.config
+
     @classmethod
-    def prepare(cls, directory: Path, config: PrismaticConfig, model: PrismaticVla) -> SampleRun:
-        """Use the checkpoint's tokenizer if there is one, made-up ids if not."""
-        device = next(model.parameters()).device
+    def prepare(cls, directory: Path, model: PolicyNetwork) -> SampleRun:
+        """Take pictures and words as the family does."""
+        config = model.config
+        document = read_statistics_document(directory)
+        statistics = read_statistics(document, next(iter(document)), config.spec, config.ranges)
+        inputs = families.of(config).load_encoder(
+            directory, config, statistics, dict.fromkeys(config.spec.cameras, 'none'))
+        prompt = torch.tensor([inputs.encode_prompt(INSTRUCTION)])
+        return cls(model, inputs.preprocessor, prompt.to(next(model.parameters()).device))
+
+    @torch.inference_mode()
+    def act(self, images: list[np.ndarray]) -> Tensor:
+        """Normalised actions [K, A] for one image per camera, proprio in the middle."""
+        pixels = torch.stack([self.image(image) for image in images])[None]
+        return self.model(Inputs(*self._placed(pixels), self.prompt_ids))[0].float()
+
+    def _placed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        weight = next(self.model.parameters())
+        proprio = torch.zeros(1, self.config.proprio_size)
+        return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
+
+
+@dataclass(frozen=True)
+class PrismaticRun(SampleRun):
+    """The same where the layers can be looked into."""
+
+    model: PrismaticVla
+
+    @property
+    def config(self) -> PrismaticConfig:
+        """Sizes of the network."""
+        return self.model.config
+
+    @classmethod
+    def prepare(cls, directory: Path, model: PrismaticVla) -> PrismaticRun:
+        """Use the checkpoint's tokenizer if there is one, made-up ids if not; no centre crop."""
+        config, device = model.config, next(model.parameters()).device
         ids = config.token_ids
         path = directory / 'tokenizer.json'
         if path.is_file():
@@ -49,13 +95,7 @@ class SampleRun:
             prompt = [ids.bos, *words[:20], ids.empty]
         document = read_normalisation(directory)
         preprocessor = ImagePreprocessor(document, config.image_px, center_crop=False)
-        return cls(model, config, preprocessor, torch.tensor([prompt], device=device))
-
-    @torch.inference_mode()
-    def act(self, images: list[np.ndarray]) -> Tensor:
-        """Normalised actions [K, 7] for one image per camera, proprio in the middle."""
-        pixels = torch.stack([self.image(image) for image in images])[None]
-        return self.model(Inputs(*self._placed(pixels), self.prompt_ids))[0].float()
+        return cls(model, preprocessor, torch.tensor([prompt], device=device))
 
     @torch.inference_mode()
     def sequence(self):
@@ -66,24 +106,20 @@ class SampleRun:
         visual = self.model.visual(pixels, self.prompt_ids)
         return self.model.assemble(visual, proprio, self.prompt_ids)
 
-    def _placed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        weight = next(self.model.parameters())
-        proprio = torch.zeros(1, self.config.proprio_size)
-        return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
 
-
-def check_behaviour(
-    directory: Path, config: PrismaticConfig, model: PrismaticVla
-) -> Iterator[Finding]:
-    """Run every check of this module."""
-    trial = SampleRun.prepare(directory, config, model)
+def check_behaviour(directory: Path, model: PolicyNetwork) -> Iterator[Finding]:
+    """Run every check of this module that the network can be put to."""
+    if not isinstance(model, PrismaticVla):
+        yield check_images(SampleRun.prepare(directory, model))
+        return
+    trial = PrismaticRun.prepare(directory, model)
     yield check_attention(trial)
     yield check_action_rows(trial, directory)
     yield check_images(trial)
 
 
 @torch.inference_mode()
-def check_attention(trial: SampleRun) -> Finding:
+def check_attention(trial: PrismaticRun) -> Finding:
     """Attention is bidirectional: a change of the last row reaches the first.
 
     In a causal model it does not, but a change of the first row reaches the last.
@@ -102,7 +138,7 @@ def check_attention(trial: SampleRun) -> Finding:
     return Finding(name, PASS, f'bidirectional: the last row moves the first by {change:.2g}')
 
 
-def _reaches(trial: SampleRun, changed: int, seen: int) -> float:
+def _reaches(trial: PrismaticRun, changed: int, seen: int) -> float:
     """Largest change of the hidden states of row `seen` when row `changed` is another."""
     sequence = trial.sequence()
     before = trial.model.language_model(sequence)[0, seen].float()
@@ -113,7 +149,7 @@ def _reaches(trial: SampleRun, changed: int, seen: int) -> float:
 
 
 @torch.inference_mode()
-def check_action_rows(trial: SampleRun, directory: Path) -> Finding:
+def check_action_rows(trial: PrismaticRun, directory: Path) -> Finding:
     """The head reads the rows that the convention names."""
     name, config = 'action rows', trial.config
     if config.can(Capability.TOKENS):

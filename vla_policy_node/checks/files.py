@@ -29,6 +29,7 @@ from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
 from vla_policy_node.encoding.preprocess import normalisation
 from vla_policy_node.families import create_network
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.transformer import DecoderConfig
 from vla_policy_node.runtime.loading import DTYPES
@@ -116,8 +117,10 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
     return Finding('statistics', PASS, f'{chosen[0].key}; the gripper stays {gripper}')
 
 
-def check_normalisation(directory: Path) -> Finding:
+def check_normalisation(directory: Path, config: ModelConfig) -> Finding:
     """Pixels are normalised with the constants of training."""
+    if not isinstance(config, PrismaticConfig):
+        return Finding('normalisation', SKIP, f'{config.family.family} has constants of its own')
     document = read_normalisation(directory)
     if document == cogact_release.NORMALISATION:
         return Finding('normalisation', PASS, "timm's constants, as CogACT's authors use them")

@@ -8,7 +8,6 @@ from pathlib import Path
 from vla_policy_node.checks import behaviour, files
 from vla_policy_node.checks.findings import FAIL, Finding
 from vla_policy_node.families import read_model_config
-from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.runtime.loading import load_model
 
 
@@ -29,11 +28,10 @@ def check_checkpoint(
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)
         yield files.check_statistics(directory, config, suite, statistics_key)
-        yield files.check_normalisation(directory)
+        yield files.check_normalisation(directory, config)
         yield files.check_prompt_ids(directory, config)
         model = load_model(directory, config, device, dtype, progress)
         yield files.check_dtypes(directory, config, model, dtype)
-        if isinstance(model, PrismaticVla):
-            yield from behaviour.check_behaviour(directory, model.config, model)
+        yield from behaviour.check_behaviour(directory, model)
     except ValueError as error:
         yield Finding('loading', FAIL, str(error))

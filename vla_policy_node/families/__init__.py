@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -72,8 +72,18 @@ def read_model_config(directory: Path) -> ModelConfig:
     if document.get('head'):
         family = named(Entries(document, 'config.json').word('head'))
     else:
-        family = next(f for f in _FAMILIES.values() if f.recognises(directory, parts))
+        family = _recognise(directory, document, parts)
     return family.read_config(directory, document, parts)
+
+
+def _recognise(directory: Path, document: Mapping, parts: Collection[str]) -> PolicyFamily:
+    for family in _FAMILIES.values():
+        if family.recognises(directory, document, parts):
+            return family
+    kind = document.get('model_type')
+    raise ValueError(
+        f'{directory} holds a policy of the kind {shown(kind)}, which no family here knows; there '
+        f'are {", ".join(_FAMILIES)}, and config.json may name one of them under "head".')
 
 
 def create_network(config: ModelConfig) -> PolicyNetwork:

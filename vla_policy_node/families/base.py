@@ -42,7 +42,7 @@ class PolicyNetwork(nn.Module, ABC):
     config: ModelConfig
 
     def forward(self, inputs: Inputs, forward_pass: ForwardPass | None = None) -> Tensor:
-        """Run the stages in order: normalised actions, [B, K, 7].
+        """Run the stages in order: normalised actions, [B, K, A].
 
         forward_pass: None if nobody takes part.
         """
@@ -73,10 +73,13 @@ class PolicyFamily(ABC, Generic[Config]):
 
     traits: ClassVar[FamilyTraits]
 
-    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+    def recognises(
+        self, directory: Path, document: Mapping, parts: Collection[str]
+    ) -> bool:
         """Whether a checkpoint whose config.json names no `head` is of this family.
 
-        parts: those of `checkpoints.layout.PARTS` that have files. ValueError for files that can
+        document: the parsed config.json. parts: those of `checkpoints.layout.PARTS` that have
+        files. ValueError for files that can
         only be of this family, and do not make a policy.
         """
         return False

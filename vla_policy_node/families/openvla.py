@@ -94,7 +94,7 @@ class OpenVlaFamily(VocabularyAnswers):
         HOOKED - {Capability.ONE_PASS} | {Capability.TOKENS}, end_rows=0, causal=True)
     network = OpenVla
 
-    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+    def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By its having nothing beside the language model."""
         return not {'action_head', 'proprio_projector', 'noisy_action_projector'} & set(parts)
 

@@ -96,7 +96,7 @@ class L1Oft(_OftFamily):
                   Capability.FIXED_SHAPES})
     head_root = 'model.'
 
-    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+    def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By its action head."""
         return 'action_head' in parts and 'noisy_action_projector' not in parts
 
@@ -108,7 +108,7 @@ class DiscreteOft(VocabularyAnswers, _OftFamily):
         'discrete', 'OpenVLA-OFT', 'discrete head',
         HOOKED | {Capability.EARLY_ANSWERS, Capability.FUSED})
 
-    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+    def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By proprio without an action head."""
         return 'proprio_projector' in parts and not {
             'action_head', 'noisy_action_projector'}.intersection(parts)
@@ -122,7 +122,7 @@ class DiffusionOft(_OftFamily):
     head_root = 'noise_predictor.mlp_resnet.'
     network = DiffusionVla
 
-    def recognises(self, directory: Path, parts: Collection[str]) -> bool:
+    def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By what embeds noisy actions."""
         if 'noisy_action_projector' in parts and 'action_head' not in parts:
             raise ValueError(

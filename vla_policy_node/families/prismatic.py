@@ -64,6 +64,18 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
         """Build the network with weights that are not initialised for any use."""
         return self.network(config, self)
 
+    def recognises(
+        self, directory: Path, document: Mapping, parts: Collection[str]
+    ) -> bool:
+        """By the files beside the language model, if nobody else may have made them."""
+        ours = document.get('model_type') in ('openvla', None) or {
+            'vision_backbone_id', 'vision_tiny'} & document.keys()
+        return bool(ours) and self.recognises_parts(directory, parts)
+
+    def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
+        """Whether these files are those of the family; see `recognises`."""
+        return False
+
     @abstractmethod
     def make_head(self, config: PrismaticConfig) -> nn.Module:
         """Build what turns hidden states into actions."""

@@ -1,0 +1,157 @@
+"""The worked example of docs/adding_a_family.md is true: its family and its test run."""
+
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch.utils import flop_counter
+
+from vla_policy_node import acceleration, families
+from vla_policy_node.bench.pictures import seen_by
+from vla_policy_node.bench.policy import load_rows, run_rows
+from vla_policy_node.bench.policy_variants import PolicyCache, list_variants
+from vla_policy_node.checks.findings import FAIL, PASS
+from vla_policy_node.checks.report import check_checkpoint
+from vla_policy_node.commands.train import stage_config
+from vla_policy_node.policy import load_policy
+from vla_policy_node.policy.interface import (
+    InferenceRequest,
+    Observation,
+    PolicySpec,
+    Quantity,
+)
+from vla_policy_node.policy.warm_up import grey_observation
+from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.training.run import Run, train
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / 'docs' / 'adding_a_family.md').read_text(encoding='utf-8')
+FAMILY, TEST = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope='module')
+def family():
+    """The family as if its file lay in families/, while these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType('vla_policy_node.families.tern')
+        patch.setitem(sys.modules, module.__name__, module)
+        exec(compile(FAMILY, 'tern.py', 'exec'), module.__dict__)
+        (made,) = families.families_in(module).items()
+        patch.setitem(families._FAMILIES, *made)
+        yield made[1]
+
+
+@pytest.fixture(scope='module')
+def example(family):
+    """What the page's test defines, with its fixture as a function."""
+    module = types.ModuleType('test_tern')
+    source = TEST.replace("@pytest.fixture(scope='module')\ndef checkpoint", 'def checkpoint')
+    exec(compile(source, 'test_tern.py', 'exec'), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope='module')
+def checkpoint(example, tmp_path_factory):
+    return example.checkpoint(tmp_path_factory)
+
+
+@pytest.mark.parametrize(('name', 'code'), [('tern.py', FAMILY), ('test_tern.py', TEST)])
+def test_its_files_keep_to_the_style_of_the_package(name, code, tmp_path):
+    (tmp_path / name).write_text(code)
+    command = [sys.executable, '-m', 'ruff', 'check', '--extend-ignore', 'D103',
+               '--config', ROOT / 'pyproject.toml']
+    checked = subprocess.run(
+        [*command, tmp_path / name], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_its_test_passes(example, checkpoint):
+    tests = [name for name in vars(example) if name.startswith('test_')]
+    assert len(tests) == 2
+    for name in tests:
+        getattr(example, name)(checkpoint)
+
+
+@pytest.fixture
+def policy(checkpoint):
+    return load_policy(checkpoint, methods=())
+
+
+def test_vla_check_finds_nothing_wrong(checkpoint):
+    findings = {finding.name: finding for finding in check_checkpoint(checkpoint)}
+    assert not [finding for finding in findings.values() if finding.verdict == FAIL]
+    assert findings['images'].verdict == findings['files'].verdict == PASS
+
+
+def test_what_it_says_it_costs_is_what_torch_counts(policy):
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            lambda query, key, value, *_, **__: flop_counter.sdpa_flop_count(query, key, value)}
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=attention)
+    with counter:
+        chunk = policy.infer(InferenceRequest(grey_observation(policy.description)))
+    assert chunk.flops == counter.get_total_flops()
+
+
+def test_rows_without_methods_are_those_that_are_counted_ahead(policy):
+    request = InferenceRequest(grey_observation(policy.description))
+    policy.infer(request)
+    ids = policy.inputs.encode_prompt(request.observation.instruction)
+    rows = families.sequence_rows(policy.config, len(ids))
+    ahead = families.count_flops(policy.config, [rows] * policy.config.language_model.layers)
+    assert ahead == families.count_flops(policy.config, policy.layer_rows)
+
+
+def test_the_bench_times_it_in_every_way_that_it_runs(checkpoint, policy):
+    cache = PolicyCache(checkpoint, 'cpu', 1, load_model, {})
+    ways = [way for way in list_variants('cpu', compiled=False) if way.dtype == 'float32']
+    console = Console(quiet=True)
+    rows = run_rows(load_rows(cache, ways, console), [grey_observation(policy.description)], 1, 1,
+                    console)
+    assert {row.variant.name for row in rows} == {'dense, plain', 'lightvla, plain'}
+    assert all(row.stored[stage] > 0 for row in rows for stage in ('vision', 'head', 'all'))
+
+
+def test_the_bench_shows_its_cameras_pictures_of_others():
+    pictures = {'a': np.zeros((2, 2, 3), np.uint8), 'b': np.ones((2, 2, 3), np.uint8)}
+    spec = PolicySpec(('x', 'y', 'z'), (Quantity('q'),))
+    seen = seen_by(Observation(pictures, np.ones(8), 'go'), spec)
+    assert [int(seen.images[camera].max()) for camera in spec.cameras] == [0, 1, 0]
+    assert seen.proprio.tolist() == [0.0]
+
+
+@pytest.mark.parametrize('method', acceleration.available())
+def test_every_method_runs_on_it_or_says_in_a_sentence_why_not(checkpoint, method):
+    try:
+        policy = load_policy(checkpoint, methods=[method])
+    except ValueError as error:
+        assert str(error).endswith('.')
+        return
+    request = InferenceRequest(grey_observation(policy.description))
+    chunk = policy.infer(request)
+    chunk = policy.infer(InferenceRequest.after(request.observation, chunk))
+    assert chunk.actions.shape == (10, 8)
+    assert np.isfinite(chunk.actions).all()
+
+
+def test_files_of_an_unknown_kind_are_refused_with_a_sentence(tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": "penguin"}')
+    with pytest.raises(ValueError, match=r"'penguin', which no family here knows; .*\.$"):
+        families.read_model_config(tmp_path)
+
+
+def test_training_says_which_policies_it_knows(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match='of the family Tern; vla train knows how'):
+        train(Run(stage_config('clone', None, {}), checkpoint, tmp_path, None, tmp_path / 'out'))
+
+
+def test_the_page_names_files_that_exist():
+    for name in re.findall(r'`((?:test|training|config|nn|runtime|families)/[\w/.]+)`', TEXT):
+        if 'tern' not in name:
+            assert (ROOT / name).exists() or (ROOT / 'vla_policy_node' / name).exists(), name
