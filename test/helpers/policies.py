@@ -24,7 +24,7 @@ from vla_policy_node.policy.interface import (
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.recorded import RecordedPolicy, RecordingPolicy
 from vla_policy_node.replay.timeline import PacedPolicy
-from vla_policy_node.training.blind import BlindMlp, BlindPolicy
+from vla_policy_node.training.state_only import StateOnlyMlp, StateOnlyPolicy
 
 INSTRUCTION = 'pick up the black bowl'
 _STATISTICS = {
@@ -49,9 +49,9 @@ class Steady(ScriptedPolicy):
         return ActionChunk(np.full((8, 7), 0.1), SELECTIONS, {'head': 1.0}, 'scripted', 8, 8)
 
 
-def blind():
+def state_only():
     torch.manual_seed(0)
-    return BlindPolicy(BlindMlp(2, 8), [INSTRUCTION, 'open the drawer'], _STATISTICS)
+    return StateOnlyPolicy(StateOnlyMlp(2, 8), [INSTRUCTION, 'open the drawer'], _STATISTICS)
 
 
 def faults():
@@ -92,7 +92,7 @@ KINDS = {
     'paced': paced,
     'recording': lambda checkpoint: RecordingPolicy(LocalPolicy.load(checkpoint, methods=())),
     'recorded': lambda checkpoint: recorded(),
-    'blind': lambda checkpoint: blind(),
+    'blind': lambda checkpoint: state_only(),
     'scripted': lambda checkpoint: Steady(),
     'faults': lambda checkpoint: faults(),
     'answering': lambda checkpoint: answering(),

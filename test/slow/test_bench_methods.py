@@ -139,7 +139,7 @@ def test_every_hook_of_a_method_is_timed_or_left_out_on_purpose():
              if callable(getattr(acceleration.Method, name)) and not name.startswith('_')}
     assert calls - TIMED == {
         'changed_config', 'prepare', 'change_structure', 'change_weights', 'reset', 'report',
-        'select_static', 'record_selection'}
+        'select_static', 'record_selection', 'save_untrained', 'counted_settings'}
 
 
 def test_the_stopwatch_counts_what_a_method_takes_and_nothing_else():

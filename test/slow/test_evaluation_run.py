@@ -73,7 +73,7 @@ def test_what_cannot_be_is_refused(text, message):
     ({'control': 'deaf'}, 'choose one of none, gray'),
     ({'layout': 'standard', 'episodes': 11}, 'has 1 to 10 held-out episodes'),
     ({'suite': 'libero_kitchen'}, 'no suite'),
-    ({'blind': Path('nowhere.safetensors')}, 'no blind baseline'),
+    ({'state_only': Path('nowhere.safetensors')}, 'no blind baseline'),
 ])
 def test_a_plan_that_cannot_be_is_refused(checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
@@ -206,14 +206,15 @@ def test_an_interrupted_run_goes_on_where_it_was(checkpoint, made_up, tmp_path, 
     assert len(made_up) == 12
 
 
-def test_a_gray_control_and_a_blind_baseline_see_gray(checkpoint, monkeypatch, tmp_path, made_up):
+def test_a_gray_control_and_a_state_only_baseline_see_gray(
+        checkpoint, monkeypatch, tmp_path, made_up):
     shown = []
     run_episode = worker.run_episode
     monkeypatch.setattr(worker, 'run_episode', lambda world, policy, *arguments, **options: (
         shown.append((policy.label, options['images'])),
         run_episode(world, policy, *arguments, **options))[1])
     (tmp_path / 'blind').touch()
-    plan = plan_of(checkpoint, 'dense', blind=tmp_path / 'blind', task_ids=(0,), episodes=1)
+    plan = plan_of(checkpoint, 'dense', state_only=tmp_path / 'blind', task_ids=(0,), episodes=1)
     evaluate(plan, 1, CONSOLE)
     evaluate(dataclasses.replace(plan, control='gray'), 1, CONSOLE)
     looks = [(label, images is None) for label, images in shown]

@@ -126,8 +126,8 @@ def train_blind(
     from rich.progress import Progress
 
     from vla_policy_node.outputs.folder import claim_file, seal
-    from vla_policy_node.training.blind import train_blind as train
     from vla_policy_node.training.demonstrations import Demonstrations
+    from vla_policy_node.training.state_only import train_state_only as train
 
     try:
         claim_file(out, 'vla train-blind')
@@ -204,7 +204,7 @@ def evaluate(
     try:
         code = run(
             Console(), workers, json, plots,
-            methods=method or (), blind=blind, suite=suite, layout=layout,
+            methods=method or (), state_only=blind, suite=suite, layout=layout,
             task_ids=parse_numbers(tasks) if tasks else (),
             arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
             episodes=episodes, changes=changes, seed=seed, control=control, execute=execute,

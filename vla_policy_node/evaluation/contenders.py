@@ -21,7 +21,7 @@ from vla_policy_node.policy.interface import Policy
 if TYPE_CHECKING:
     from vla_policy_node.loop.parameters import PolicyParameters
 
-BLIND = 'blind'
+STATE_ONLY = 'blind'  # its label in tables
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Contender:
 
     label: its name in tables. settings: method -> setting -> value.
     checkpoint: directory to run instead of the evaluation's, None for that one.
-    blind: file of a state-only baseline, which needs no checkpoint.
+    state_only: file of a state-only baseline, which needs no checkpoint.
     """
 
     label: str
     methods: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     checkpoint: Path | None = None
-    blind: Path | None = None
+    state_only: Path | None = None
 
     def load(self, parameters: PolicyParameters, threads: int) -> Policy:
         """Return the policy with its methods, computing with so many threads.
 
         Raises ValueError for a checkpoint that cannot be used.
         """
-        if self.blind is not None:
-            from vla_policy_node.training.blind import BlindPolicy
+        if self.state_only is not None:
+            from vla_policy_node.training.state_only import StateOnlyPolicy
 
-            return BlindPolicy.load(self.blind)
+            return StateOnlyPolicy.load(self.state_only)
         return parameters.load_policy(
             threads,
             checkpoint=self.checkpoint or parameters.checkpoint,
@@ -84,8 +84,8 @@ def _parse_setting(entry: str, text: str) -> tuple[str, object]:
     return name.strip(), parse_plain_yaml(value, f"The value of '{name.strip()}'")
 
 
-def blind_contender(path: Path) -> Contender:
-    """Return the state-only baseline of a file that `training.blind` wrote."""
+def state_only_contender(path: Path) -> Contender:
+    """Return the state-only baseline of a file that `training.state_only` wrote."""
     if not path.is_file():
         raise ValueError(f"There is no blind baseline '{path}'.")
-    return Contender(BLIND, blind=path)
+    return Contender(STATE_ONLY, state_only=path)

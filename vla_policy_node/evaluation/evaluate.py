@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.evaluation.contenders import blind_contender, parse_contender
+from vla_policy_node.evaluation.contenders import parse_contender, state_only_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
 from vla_policy_node.evaluation.results import COMMAND, Results
@@ -25,7 +25,7 @@ from vla_policy_node.world.libero_world import tasks
 
 def make_plan(
     methods: Sequence[str] = (),
-    blind: Path | None = None,
+    state_only: Path | None = None,
     arguments: Mapping[str, str] | None = None,
     suite: str = 'libero_object',
     layout: str = 'shuffled',
@@ -43,8 +43,8 @@ def make_plan(
     Raises ValueError with one sentence for an impossible request.
     """
     contenders = [parse_contender(text) for text in methods]
-    if blind is not None:
-        contenders.append(blind_contender(blind))
+    if state_only is not None:
+        contenders.append(state_only_contender(state_only))
     parameters, image_size = node_parameters(arguments or {}, **(changes or {}))
     checkpoint = parameters.checkpoint
     parameters = replace(parameters, checkpoint=str(find_checkpoint(checkpoint)))

@@ -97,7 +97,7 @@ class Plan:
             del parameters[name]
         return {
             'checkpoint_sha256': fingerprint(Path(self.parameters.checkpoint)),
-            'blind_sha256': [_sha256(c.blind) for c in self.contenders if c.blind],
+            'blind_sha256': [_sha256(c.state_only) for c in self.contenders if c.state_only],
             'other_checkpoints_sha256': sorted({
                 fingerprint(c.checkpoint) for c in self.contenders if c.checkpoint}),
             'suite': self.suite,

@@ -59,11 +59,11 @@ class Worker:
         instruction = world.instruction
         if plan.control == 'wrong-instruction':
             instruction = wrong_instruction(world, seed)
-        is_blind = plan.control == 'gray' or contender.blind is not None
-        ground = plan.trace is not None and contender.blind is None
+        sees_gray = plan.control == 'gray' or contender.state_only is not None
+        ground = plan.trace is not None and contender.state_only is None
         result = run_episode(
             world, policy, plan.parameters, instruction,
-            images=(lambda _: gray_images(*plan.image_size)) if is_blind else None,
+            images=(lambda _: gray_images(*plan.image_size)) if sees_gray else None,
             execute=plan.execute, horizon=plan.horizon, ground=ground,
         )
         row = {

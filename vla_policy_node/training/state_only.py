@@ -37,10 +37,10 @@ from vla_policy_node.training.dataset_statistics import statistics_of
 from vla_policy_node.training.demonstrations import Demonstrations, pad_chunk
 
 HIDDEN, LAYERS = 512, 3
-_KEY = 'blind'
+_KEY = 'blind'  # in reports, as in `vla eval --blind`
 
 
-class BlindMlp(nn.Module):
+class StateOnlyMlp(nn.Module):
     """Three hidden layers; weights alone, no idea of units."""
 
     def __init__(self, instructions: int, chunk_length: int):
@@ -61,13 +61,13 @@ class BlindMlp(nn.Module):
         return self.layers[-1](x).unflatten(-1, (self.chunk_length, -1))
 
 
-class BlindPolicy:
+class StateOnlyPolicy:
     """The baseline behind the interface of policies; images of an observation are ignored.
 
     statistics: entry of `dataset_statistics.json`. Not thread-safe.
     """
 
-    def __init__(self, model: BlindMlp, instructions: Sequence[str], statistics: Mapping):
+    def __init__(self, model: StateOnlyMlp, instructions: Sequence[str], statistics: Mapping):
         self.model = model.eval()
         self.instructions = tuple(instructions)
         self._document = statistics
@@ -84,14 +84,14 @@ class BlindPolicy:
         )
 
     @classmethod
-    def load(cls, path: Path) -> BlindPolicy:
+    def load(cls, path: Path) -> StateOnlyPolicy:
         """Read what `save` wrote; ValueError with one sentence for any other file."""
         with foreign(path, 'is no blind baseline that can be read; train it again'):
             with open_safetensors(path) as (names, get, header):
                 weights = {name: get(name).float() for name in names}
             instructions = json.loads(header['instructions'])
             with torch.device('meta'):  # of sizes that only the header claims
-                model = BlindMlp(len(instructions), int(header['chunk_length']))
+                model = StateOnlyMlp(len(instructions), int(header['chunk_length']))
             model.load_state_dict(weights, assign=True)
             return cls(model, instructions, json.loads(header['statistics']))
 
@@ -143,7 +143,7 @@ class BlindPolicy:
         """Free nothing: the network is small."""
 
 
-def train_blind(
+def train_state_only(
     demonstrations: Demonstrations,
     seconds: float = 0.0,
     steps: int = 0,
@@ -152,7 +152,7 @@ def train_blind(
     batch: int = 32,
     learning_rate: float = 1e-3,
     report: Callable[[int, float], None] = lambda step, loss: None,
-) -> BlindPolicy:
+) -> StateOnlyPolicy:
     """Clone every control step of the demonstrations, rendered or not; L1, AdamW, cosine.
 
     seconds or steps: how long; with `steps` the same seed gives the same weights. Small batches:
@@ -164,9 +164,9 @@ def train_blind(
     statistics = statistics_of(actions[:, 0], proprio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BlindMlp(len(instructions), chunk_length)
+        model = StateOnlyMlp(len(instructions), chunk_length)
     rng = np.random.default_rng(seed)
-    policy = BlindPolicy(model, instructions, statistics)
+    policy = StateOnlyPolicy(model, instructions, statistics)
     inputs = _floats(policy.statistics.normalise_proprio(proprio))
     targets = _floats(policy.statistics.normalise_actions(actions))
     number = torch.from_numpy(number)

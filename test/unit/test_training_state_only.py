@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node.cli import app
 from vla_policy_node.policy.interface import InferenceRequest, Observation
-from vla_policy_node.training.blind import BlindPolicy, train_blind
+from vla_policy_node.training.state_only import StateOnlyPolicy, train_state_only
 
 WORDS = ('pick up the milk', 'pick up the butter')
 
@@ -41,7 +41,7 @@ def observe(words):
 
 @pytest.fixture(scope='module')
 def policy():
-    return train_blind(Recordings(), steps=150, seed=3, chunk_length=4)
+    return train_state_only(Recordings(), steps=150, seed=3, chunk_length=4)
 
 
 def test_the_words_decide_where_to_go(policy):
@@ -54,8 +54,8 @@ def test_the_words_decide_where_to_go(policy):
 
 
 def test_same_seed_same_weights(policy):
-    again = train_blind(Recordings(), steps=150, seed=3, chunk_length=4)
-    other = train_blind(Recordings(), steps=150, seed=4, chunk_length=4)
+    again = train_state_only(Recordings(), steps=150, seed=3, chunk_length=4)
+    other = train_state_only(Recordings(), steps=150, seed=4, chunk_length=4)
     first, second, third = (
         p.infer(observe(WORDS[0])).actions for p in (policy, again, other))
     np.testing.assert_array_equal(first, second)
@@ -64,7 +64,7 @@ def test_same_seed_same_weights(policy):
 
 def test_written_and_read_back(policy, tmp_path):
     policy.save(tmp_path / 'blind.safetensors')
-    loaded = BlindPolicy.load(tmp_path / 'blind.safetensors')
+    loaded = StateOnlyPolicy.load(tmp_path / 'blind.safetensors')
     assert loaded.instructions == WORDS
     np.testing.assert_array_equal(
         loaded.infer(observe(WORDS[1])).actions, policy.infer(observe(WORDS[1])).actions)
@@ -80,25 +80,25 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / 'blind.safetensors'
     path.write_bytes(content)
     with pytest.raises(ValueError, match='is no blind baseline'):
-        BlindPolicy.load(path)
+        StateOnlyPolicy.load(path)
 
 
 def test_other_tensors_are_refused(tmp_path):
     path = tmp_path / 'blind.safetensors'
     save_file({'weight': np.zeros(3, np.float32)}, path)
     with pytest.raises(ValueError, match='is no blind baseline'):
-        BlindPolicy.load(path)
+        StateOnlyPolicy.load(path)
 
 
 def test_either_seconds_or_steps():
     for options in ({}, {'seconds': 1.0, 'steps': 5}):
         with pytest.raises(ValueError, match='either seconds or steps'):
-            train_blind(Recordings(), **options)
+            train_state_only(Recordings(), **options)
 
 
 def test_training_by_the_clock_ends():
     steps = []
-    train_blind(Recordings(), seconds=0.2, report=lambda step, loss: steps.append(loss))
+    train_state_only(Recordings(), seconds=0.2, report=lambda step, loss: steps.append(loss))
     assert steps
     assert all(map(np.isfinite, steps))
     assert torch.is_grad_enabled()
@@ -110,7 +110,7 @@ def test_the_command_writes_what_an_evaluation_reads(tmp_path):
     result = CliRunner().invoke(
         app, ['train-blind', '--demos', str(demos), '--out', str(out), '--seconds', '1'])
     assert result.exit_code == 0, result.output
-    assert BlindPolicy.load(out).instructions
+    assert StateOnlyPolicy.load(out).instructions
     refused = CliRunner().invoke(
         app, ['train-blind', '--demos', str(tmp_path), '--out', str(out)])
     assert refused.exit_code == 2
