@@ -18,6 +18,7 @@ from vla_policy_node.compression.quantise import BITS, make_quantiser
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.families import read_model_config
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.norms import RmsNorm
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.fusing import FusedSelfAttention, fuse
@@ -181,6 +182,19 @@ def test_all_methods_see_the_structure_before_one_sees_weights(directory):
     seen = []
     load(directory, 'float32', True, [Watch(seen), Watch(seen)])
     assert seen == ['structure', 'structure', 'weights', 'weights']
+
+
+class Replace(WeightHooks):
+    """Puts another norm where one was."""
+
+    def change_structure(self, network):
+        width = network.config.language_model.width
+        network.language_model.norm = RmsNorm(width, 1e-6)
+
+
+def test_what_a_method_puts_in_before_weights_are_read_has_no_values(directory):
+    with pytest.raises(ValueError, match=r'No file has values for language_model\.norm\.weight'):
+        load(directory, 'float32', methods=[Replace()])
 
 
 def test_a_policy_is_loaded_in_that_order(directory):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vla_policy_node.checks import behaviour, files
 from vla_policy_node.checks.findings import FAIL, Finding
+from vla_policy_node.checks.golden import decoders_only
 from vla_policy_node.families import read_model_config
 from vla_policy_node.runtime.loading import load_model
 
@@ -24,6 +25,11 @@ def check_checkpoint(
     progress: called with the share of the weights that is loaded.
     """
     try:
+        if kind := decoders_only(directory):
+            yield Finding(
+                'policy', FAIL,
+                f'a {kind} policy cannot run here yet; --golden compares its decoders')
+            return
         config = read_model_config(directory)
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)

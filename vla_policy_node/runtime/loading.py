@@ -112,10 +112,17 @@ def _plan(
     """
     with torch.device('meta'):
         network = families.create_network(config)
-    names = {id(tensor): name for name, tensor in _tensors(network).items()}
+    whole = _tensors(network)  # kept, so that nothing else takes the identity of what goes
+    names = {id(tensor): name for name, tensor in whole.items()}
     for method in methods:
         method.change_structure(network)
-    return network, {names[id(tensor)]: name for name, tensor in _tensors(network).items()}
+    left = _tensors(network)
+    strange = [name for name, tensor in left.items() if id(tensor) not in names]
+    if strange:
+        raise ValueError(
+            f'No file has values for {strange[0]}: before weights are read, methods only take '
+            'parts out.')
+    return network, {names[id(tensor)]: name for name, tensor in left.items()}
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
