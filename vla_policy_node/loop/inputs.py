@@ -77,8 +77,12 @@ class Inputs:
         pairer.file(stream, stamp_of(raw), raw)
 
     def _look(self, camera: str, raw: bytes) -> None:
-        msg = read_compressed_image(raw) if self._streams.compressed else read_image(raw)
-        shape, samples = sample_compressed(msg) if self._streams.compressed else sample_image(msg)
+        if self._streams.is_compressed(camera):
+            msg = read_compressed_image(raw)
+            shape, samples = sample_compressed(msg)
+        else:
+            msg = read_image(raw)
+            shape, samples = sample_image(msg)
         self._commander.parts.cameras.check(camera, msg.stamp_ns, shape, samples)
 
 

@@ -27,7 +27,7 @@ def decode_pair(
     images, headers = {}, {}
     for camera in streams.cameras:
         images[camera], headers[camera] = _decode_picture(
-            camera, pair.payloads[camera], streams.compressed)
+            camera, pair.payloads[camera], streams.is_compressed(camera))
     state = np.concatenate([
         decode_state(pair.payloads[name], source, frame_id)
         for name, source in streams.states.items()])

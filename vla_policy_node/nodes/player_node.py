@@ -36,7 +36,7 @@ from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.timeline import events
-from vla_policy_node.replay.topics import find_topics
+from vla_policy_node.replay.topics import BagTopics, find_topics
 
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 
@@ -82,6 +82,7 @@ class PlayerNode(Node):
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
             self._topics = find_topics(self._bag, {}, robot=find_contract(self._settings.contract))
+            _refuse_mixture(self._bag, self._topics)
         except BagError as error:
             raise ParameterError(str(error)) from None
         self.failed = False
@@ -256,6 +257,15 @@ class PlayerNode(Node):
                     raise PlaybackError(
                         f'Waited {self._settings.timeout_s:.0f} s for {what} in vain.')
                 self._changed.wait(look_s)
+
+
+def _refuse_mixture(bag: Bag, topics: BagTopics) -> None:
+    """Raise BagError for raw and compressed pictures: the policy node subscribes to one kind."""
+    cameras = {*topics.inputs.values()} & {*topics.streams.cameras}
+    if 0 < sum(map(topics.streams.is_compressed, cameras)) < len(cameras):
+        raise BagError(
+            f"The bag '{bag.path}' has raw pictures of some cameras and compressed ones of "
+            'others; the policy node takes one kind, so only `vla replay` can replay it.')
 
 
 def main(args=None):

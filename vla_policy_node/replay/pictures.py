@@ -53,7 +53,7 @@ def moments(
             continue
         for index in indices:
             images = found.setdefault(index, {})
-            images[camera] = _decode(raw, topics.streams.compressed)
+            images[camera] = _decode(raw, topics.streams.is_compressed(camera))
             if len(images) == counts[index]:
                 yield index, found.pop(index)
 

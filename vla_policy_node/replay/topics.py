@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from vla_policy_node.contract import RobotContract, find_contract
+from vla_policy_node.contract.parts import Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.finding import (
+    COMPRESSED,
+    RAW,
+    find_picture,
+    find_topic,
+    fitting,
+)
 from vla_policy_node.wire.definitions import MessageDefinitions
 from vla_policy_node.wire.streams import InputStreams
 
@@ -45,7 +54,7 @@ class BagTopics:
             if stream not in inputs.values():
                 raise BagError(
                     f"The policy looks at the camera '{stream}', of which the bag has nothing on "
-                    f"'/{topic.lstrip('/')}'; name its topic with {_option(stream)}.")
+                    f"'/{topic.lstrip('/')}'; name its topic with {option_of(stream)} TOPIC.")
         return replace(self, inputs=inputs, streams=streams)
 
 
@@ -55,37 +64,43 @@ def find_topics(
     """Return the topics to read; raises BagError for one that is missing or of another type.
 
     A camera that the contract does not require may be missing, see `BagTopics.needed_by`.
-    chosen: stream -> topic, where that is not the node's own name. Compressed images are used
-    where there are no raw ones. actions: topic of the actions to compare with; '' for '/command',
-    if that is there and of such a type.
+    chosen: stream -> topic, where that is not the name of the contract; `/compressed` and the
+    leading slash may be left out. Compressed images are used where there are no raw ones.
+    actions: topic of the actions to compare with; '' for '/command', if that is there and of such
+    a type.
     """
-    types = bag.types
-    streams = InputStreams(robot or find_contract(''), compressed=False)
-    names = {stream: chosen.get(stream) or f'/{topic.lstrip("/")}'
-             for stream, (_, topic) in streams.topics.items()}
-    required = [camera.name for camera in streams.robot.cameras if camera.required]
-    if all(names[camera] not in types and f'{names[camera]}/compressed' in types
-           for camera in required):
-        streams = replace(streams, compressed=True)
-    optional = {camera.name for camera in streams.robot.cameras
-                if not camera.required and not chosen.get(camera.name)}
-    inputs = {}
-    for stream, (kind, _) in streams.topics.items():
-        topic = names[stream]
-        if stream in streams.cameras:
-            _, topic = streams.pictures(topic)
-        if topic not in types and stream in optional:
+    robot = robot or find_contract('')
+    cameras = {camera.name: camera for camera in robot.cameras}
+    sources = {source.name: source for source in robot.state}
+    found: dict[str, str] = {}
+    compressed = set()
+    for stream, part in {**cameras, **sources}.items():
+        name = chosen.get(stream) or f'/{part.topic.lstrip("/")}'
+        if stream in sources:
+            found[stream] = _require(bag, find_topic(bag.types, name) or name, part, robot)
             continue
-        _require(bag, topic, kind, _option(stream))
-        inputs[topic] = stream
-    if not actions and types.get(COMMAND) not in ACTION_TYPES:
-        return BagTopics(inputs, streams)
-    topic = actions or COMMAND
-    kind = types.get(topic, '')
-    if kind not in ACTION_TYPES:
-        kind = ACTION_TYPES[0]
-    _require(bag, topic, kind, '--actions-topic TOPIC')
-    return BagTopics(inputs, streams, topic, kind)
+        picture = find_picture(bag.types, name)
+        if picture is None and not part.required and not chosen.get(stream):
+            continue
+        found[stream], is_compressed = picture or (name, False)
+        _require(bag, found[stream], part, robot)
+        if is_compressed:
+            compressed.add(stream)
+    _refuse_twice(bag, found)
+    streams = InputStreams(robot, frozenset(compressed))
+    inputs = {topic: stream for stream, topic in found.items()}
+    topic = find_topic(bag.types, actions or COMMAND) or actions or COMMAND
+    kind = bag.types.get(topic, '')
+    if kind in ACTION_TYPES:
+        return BagTopics(inputs, streams, topic, kind)
+    if actions:
+        _require_actions(bag, topic)
+    return BagTopics(inputs, streams)
+
+
+def option_of(stream: str) -> str:
+    """Return the option that names the topic of a stream."""
+    return f'--{stream.replace("_", "-")}-topic'
 
 
 def decode(raw: bytes, kind: str, topic: str) -> Any:
@@ -101,24 +116,47 @@ def decode(raw: bytes, kind: str, topic: str) -> Any:
             'with the version of the messages that it was recorded with.') from error
 
 
-def _option(stream: str) -> str:
-    return f'--{stream.replace("_", "-")}-topic TOPIC'
+def _refuse_twice(bag: Bag, found: Mapping[str, str]) -> None:
+    """Raise BagError if two streams have one topic: nothing would tell their messages apart."""
+    streams: dict[str, list[str]] = {}
+    for stream, topic in found.items():
+        streams.setdefault(topic, []).append(stream)
+    for topic, names in streams.items():
+        if len(names) > 1:
+            raise BagError(
+                f"The topic '{topic}' of the bag '{bag.path}' is to be {' and '.join(names)} at "
+                f'once; name another one with {option_of(names[-1])} TOPIC.')
 
 
-def _require(bag: Bag, topic: str, kind: str, option: str) -> None:
+def _require(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContract) -> str:
+    """Return the topic; BagError if it is not there, or its messages are of another type."""
     found = bag.types.get(topic)
+    kinds = (RAW, COMPRESSED) if isinstance(part, Camera) else (part.type,)
+    option = f'{option_of(part.name)} TOPIC'
     if found is None:
-        fitting = sorted(t for t, name in bag.types.items() if name == kind)[:_SHOWN]
-        hint = f'name one with {option}: {", ".join(fitting)}' if fitting else (
-            f'no topic has the type {kind}; record the inputs of the policy with '
-            '`vla record`')
+        others = [*islice(fitting(bag, part, robot), _SHOWN)]
+        hint = f'name one with {option}: {", ".join(others)}' if others else (
+            f'no topic has usable messages of the type {" or ".join(kinds)}; record the inputs of '
+            'the policy with `vla record`')
         if counted := bag.counted.get(topic):
             hint = f'its metadata.yaml counts {counted}, so they were lost; {hint}'
         raise BagError(f"The bag '{bag.path}' has no messages on '{topic}'; {hint}.")
-    if found != kind:
+    if found not in kinds:
         raise BagError(
             f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
-            f'known here: {kind} is needed; name another topic with {option}.')
+            f'known here: {kinds[0]} is needed; name another topic with {option}.')
+    return topic
+
+
+def _require_actions(bag: Bag, topic: str) -> None:
+    """Raise the BagError of a topic that holds no actions."""
+    found = bag.types.get(topic)
+    others = sorted(t for t, kind in bag.types.items() if kind in ACTION_TYPES)[:_SHOWN]
+    reason = f'has the type {found}' if found else 'has no messages'
+    raise BagError(
+        f"The topic '{topic}' of the bag '{bag.path}' {reason}; actions are of the type "
+        f"{' or '.join(ACTION_TYPES)}"
+        + (f': {", ".join(others)}.' if others else ', and no topic has them.'))
 
 
 @cache

@@ -18,12 +18,12 @@ from vla_policy_node.policy.interface import PolicySpec
 class InputStreams:
     """The streams of a robot that are needed. Any thread.
 
-    compressed: whether pictures are. spec: of the policy, which may need less than the robot has;
-    None: everything is needed.
+    compressed: whether pictures are, or the names of the cameras whose are. spec: of the policy,
+    which may need less than the robot has; None: everything is needed.
     """
 
     robot: RobotContract
-    compressed: bool
+    compressed: bool | frozenset[str]
     spec: PolicySpec | None = None
 
     @cached_property
@@ -47,8 +47,8 @@ class InputStreams:
     def topics(self) -> Mapping[str, tuple[str, str]]:
         """Message type and topic of each stream, without remapping."""
         return {
-            **{camera.name: self.pictures(camera.topic) for camera in self.robot.cameras
-               if camera.name in self.cameras},
+            **{camera.name: self.pictures(camera.name, camera.topic)
+               for camera in self.robot.cameras if camera.name in self.cameras},
             **{source.name: (source.type, source.topic) for source in self.robot.state},
         }
 
@@ -60,8 +60,12 @@ class InputStreams:
     def _places(self) -> list[int] | None:
         return list(state_places(self.spec, self.robot)) if self.spec else None
 
-    def pictures(self, topic: str) -> tuple[str, str]:
+    def is_compressed(self, camera: str) -> bool:
+        """Whether the pictures of a camera are."""
+        return self.compressed if isinstance(self.compressed, bool) else camera in self.compressed
+
+    def pictures(self, camera: str, topic: str) -> tuple[str, str]:
         """Return message type and topic of the pictures of a camera."""
-        if self.compressed:
+        if self.is_compressed(camera):
             return 'sensor_msgs/msg/CompressedImage', f'{topic}/compressed'
         return 'sensor_msgs/msg/Image', topic

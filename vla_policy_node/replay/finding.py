@@ -1,0 +1,80 @@
+"""Finds the topic of an input in a bag, and topics that could be one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+
+from vla_policy_node.contract import RobotContract
+from vla_policy_node.contract.parts import Camera, EndEffectorGroup, StateSource
+from vla_policy_node.control.hold import HoldError
+from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image
+from vla_policy_node.wire.images import sample_compressed, sample_image
+from vla_policy_node.wire.states import decode_state
+
+RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+_ENDING = '/compressed'
+_NO_COLOURS = ('depth', 'disparity')
+
+
+def find_picture(types: Mapping[str, str], name: str) -> tuple[str, bool] | None:
+    """Return the topic of a camera and whether it is compressed; None if there is none.
+
+    The name may have a leading slash and `/compressed` or not. What has exactly this name comes
+    first, then raw pictures.
+    """
+    base = name.removesuffix(_ENDING)
+    for topic in (*_spelled(name), *_spelled(base), *_spelled(base + _ENDING)):
+        if types.get(topic) in (RAW, COMPRESSED):
+            return topic, types[topic] == COMPRESSED
+    return None
+
+
+def find_topic(types: Mapping[str, str], name: str) -> str | None:
+    """Return the topic of this name, with or without leading slash; None if there is none."""
+    return next((topic for topic in _spelled(name) if topic in types), None)
+
+
+def _spelled(name: str) -> tuple[str, ...]:
+    bare = name.strip().lstrip('/')
+    return name, f'/{bare}', bare
+
+
+def fitting(bag: Bag, part: Camera | StateSource, robot: RobotContract) -> Iterator[str]:
+    """Yield the topics that can be this input, in order; never one of depth."""
+    wanted = (RAW, COMPRESSED) if isinstance(part, Camera) else (part.type,)
+    for topic, kind in sorted(bag.types.items()):
+        # A state in another frame, or with other joints, may still be the right one.
+        if kind in wanted and not (
+                isinstance(part, Camera) and why_not(bag, topic, part, robot)):
+            yield topic
+
+
+def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContract) -> str:
+    """Return why the first message of a topic cannot be this input; '' if it can."""
+    if isinstance(part, Camera) and any(word in topic.lower() for word in _NO_COLOURS):
+        return 'It has no colours.'
+    try:
+        with closing(bag.messages([topic])) as messages:
+            raw = next((raw for _, _, raw in messages), None)
+    except BagError as error:
+        return str(error)
+    if raw is None:
+        return 'It has no message.'
+    try:
+        if not isinstance(part, Camera):
+            decode_state(raw, part, frame_of(robot))
+        elif bag.types[topic] == COMPRESSED:
+            sample_compressed(read_compressed_image(raw))
+        else:
+            sample_image(read_image(raw))
+    except (MessageError, HoldError) as error:
+        return str(error)
+    return ''
+
+
+def frame_of(robot: RobotContract) -> str:
+    """Return the frame that poses have to be in."""
+    return next((group.frame for group in robot.actions if isinstance(group, EndEffectorGroup)),
+                '')
