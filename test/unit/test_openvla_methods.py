@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import checkpoint_variants as variants
@@ -16,6 +17,7 @@ from vla_policy_node.families import config_of, count_flops
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
+from vla_policy_node.runtime.fusing import fuse
 
 DOCUMENT = {**variants.CONFIG, 'text_config': {
     **variants.CONFIG['text_config'], 'num_hidden_layers': 4}}
@@ -72,9 +74,11 @@ def read(model, methods=(), steps=2):
     model.action_head.token_ids = token_ids
     for seed in reversed(range(steps)):
         states.clear()
+        pixels, proprio, prompt_ids = inputs_of(seed)
         for method in methods:
-            method.begin_step(step_of(inputs_of(seed)))
-        model(inputs_of(seed), ForwardPass(methods))
+            method.begin_step(step_of((pixels,)))
+        dtype = model.language_model.embed_tokens.weight.dtype
+        model((pixels.to(dtype), proprio.to(dtype), prompt_ids), ForwardPass(methods))
     del model.action_head.token_ids
     return torch.stack(states)
 
@@ -91,6 +95,18 @@ def test_switched_off_a_method_changes_no_bit(name):
     method = prepared(
         name, model := make_model(), **acceleration.named(name).off)
     assert torch.equal(read(model, [method]), read(make_model()))
+
+
+@pytest.mark.parametrize('name', [None, 'fastv', 'lightvla', 'specprune', 'vla_cache'])
+def test_fused_weights_answer_the_same_to_1e_9_in_float64(name):
+    """Prompt and tokens: all that a number is read from, whatever a method dropped or reused."""
+    plain = make_model().double()
+    fused = fuse(copy.deepcopy(plain))
+    states = []
+    for model in (plain, fused):
+        settings = REUSING if name == 'vla_cache' else DROPPING.get(name, {})
+        states.append(read(model, [prepared(name, model, **settings)] if name else []))
+    torch.testing.assert_close(*states, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('name', DROPPING)
@@ -147,6 +163,14 @@ def checkpoint(tmp_path_factory):
 def request(seed=0):
     image = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), np.uint8)
     return InferenceRequest(Observation({'third_person': image}, np.zeros(8), 'pick up the bowl'))
+
+
+def test_a_fused_policy_says_the_same_tokens(checkpoint):
+    plain, fused = (
+        LocalPolicy.load(checkpoint, methods=(), optimisation=optimisation).infer(request())
+        for optimisation in ('none', 'fused'))
+    np.testing.assert_array_equal(fused.actions, plain.actions)
+    assert (fused.flops, fused.layers_run) == (plain.flops, plain.layers_run)
 
 
 @pytest.mark.parametrize('name', DROPPING)

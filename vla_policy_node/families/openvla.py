@@ -91,7 +91,8 @@ class OpenVlaFamily(VocabularyAnswers):
 
     traits = FamilyTraits(
         'autoregressive', 'OpenVLA', 'autoregressive, one camera',
-        HOOKED - {Capability.ONE_PASS} | {Capability.TOKENS}, end_rows=0, causal=True)
+        HOOKED - {Capability.ONE_PASS} | {Capability.TOKENS, Capability.FUSED}, end_rows=0,
+        causal=True)
     network = OpenVla
 
     def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:

@@ -45,8 +45,7 @@ def check_optimisation(
             f'optimisation must be one of {", ".join(OPTIMISATIONS)}, not {optimisation!r}.'
         )
     if optimisation != 'none' and not config.can(Capability.FUSED):
-        how = 'that answers token by token' if config.can(Capability.TOKENS) else 'of this family'
-        raise ValueError(f"A policy {how} runs with optimisation 'none'.")
+        raise ValueError("A policy of this family runs with optimisation 'none'.")
     if optimisation in ('graphs', 'compiled') and not config.can(Capability.FIXED_SHAPES):
         raise ValueError(
             f'Fixed shapes are for the L1 head, not the {config.family.name} head; '
