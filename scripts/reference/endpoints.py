@@ -23,7 +23,8 @@ MADE_BY = {
     'create_publisher': 'publishes', 'create_subscription': 'subscribes',
     'create_service': 'serves', 'ActionServer': 'serves',
 }
-PARTS_OF_POLICY = ('goals', 'reporting')  # files of nodes/ that create endpoints of its node
+# Files of nodes/ that create endpoints of another one's node.
+PARTS = {'goals': 'policy', 'reporting': 'policy', 'guard_outlets': 'guard'}
 # What the policy sees by the default contract; the player publishes it from a bag.
 INPUTS = (
     ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed'),
@@ -38,7 +39,11 @@ COMPUTED = {
     ('visualizer_node', "f'{name}/overlay'"): (('Image', 'CAMERA/overlay'),),
     ('visualizer_node', 'topic'): (
         ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed')),
-    ('guard_node', 'STREAM'): (('EndEffectorCommand', 'command'),),
+    ('guard_node', 'self._outlet.topic'): (
+        ('EndEffectorCommand', 'command'), ('JointCommand', 'joint_command')),
+    ('guard_outlets', 'group.topic'): (
+        ('JointTrajectory', 'topic of a group'), ('Float64MultiArray', 'topic of a group')),
+    ('guard_outlets', 'topic'): (('JointState', 'topic of measured joints'),),
 }
 MEANING = {
     'what is recorded': 'Inputs, commands, chunks, selections and status, and `extra_topics`.',
@@ -49,6 +54,10 @@ MEANING = {
     'gripper_state': 'Two finger positions, m.',
     'command': 'One bounded displacement (m, rad) and gripper per control period, or a hold with '
                'its reason.',
+    'joint_command': 'The same for all joints of a robot that is moved by them.',
+    'topic of a group': 'What the guard lets through, for the controllers of the joints: one '
+                        'point at the end of the period, or velocities.',
+    'topic of measured joints': 'Where the joints are, by the sources of the contract.',
     'twist_command': 'The same for MoveIt Servo (`speed_units`), if `publish_twist`.',
     'guarded_command': 'What the guard lets through, and its holds when nothing comes: '
                        '**subscribe the driver of your robot to this one**.',
@@ -111,7 +120,7 @@ def endpoints() -> Iterator[Endpoint]:
 def _endpoints_of(path: Path, call: ast.Call, bound: dict[str, ast.expr]) -> Iterator[Endpoint]:
     made_by = _name_of(call.func)
     kind, name = call.args[1:3] if made_by == 'ActionServer' else call.args[:2]
-    node = 'policy' if path.stem in PARTS_OF_POLICY else path.stem.removesuffix('_node')
+    node = PARTS.get(path.stem, path.stem.removesuffix('_node'))
     name = _resolved(name, bound)
     if isinstance(name, ast.Constant):
         found = ((ast.unparse(_resolved(kind, bound)), name.value),)

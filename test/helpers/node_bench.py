@@ -22,6 +22,8 @@ from rosgraph_msgs.msg import Clock
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
+from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.policy_node import PolicyNode
@@ -110,7 +112,10 @@ class Bench:
     def __init__(self, **parameters):
         self.robot = RobotDouble(
             parameters.get('compressed', False), parameters.get('contract', ''))
-        arm = {'max_tracking_error_m': 0.0} if parameters.get('contract') else FAST_ARM
+        contract = parameters.get('contract', '')
+        arm = {'max_tracking_error_m': 0.0} if contract else FAST_ARM
+        if is_moved_by_joints(find_contract(contract)):
+            arm = {}
         given = {**arm, 'use_sim_time': True, 'warmup_inferences': 1, 'freeze_timeout_s': 0.0,
                  'clock_timeout_s': 60.0}  # the clock is the test's
         overrides = [Parameter(k, value=v) for k, v in {**given, **parameters}.items()]

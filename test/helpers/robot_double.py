@@ -1,6 +1,7 @@
 """A robot without a robot: feeds the policy node over real DDS and records what it sends."""
 
 import copy
+import math
 import threading
 import time
 from functools import partial
@@ -18,9 +19,10 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from vla_msgs.action import ExecuteInstruction
-from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
+from vla_msgs.msg import ActionChunk, EndEffectorCommand, JointCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.contract.parts import POSE_TYPE
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.image_messages import to_image_message
@@ -29,6 +31,7 @@ from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.wire.streams import InputStreams
 
+PERIOD_S = 0.05
 TIMEOUT_S = 40.0  # a busy machine is slow; nothing here passes because it waited
 STREAMS = (*CAMERAS, 'ee_pose', 'gripper_state')
 
@@ -53,7 +56,11 @@ class RobotDouble(Node):
             stream: self.create_publisher(message_class(kind), topic, sensor)
             for stream, (kind, topic) in self._streams.topics.items()}
         self.clock_publisher = self.create_publisher(Clock, '/clock', qos.clock_output())
-        self.commands = self._record(EndEffectorCommand, 'command', qos.command_input())
+        by_joints = is_moved_by_joints(self._streams.robot)
+        self.commands = self._record(
+            JointCommand if by_joints else EndEffectorCommand,
+            'joint_command' if by_joints else 'command', qos.command_input())
+        self.positions = {}  # joint -> where it is, if not where all are
         self.twists = self._record(TwistStamped, 'twist_command', qos.command_input())
         self.statuses = self._record(PolicyStatus, 'policy_status', qos.event_output())
         self.chunks = self._record(ActionChunk, 'action_chunk', qos.event_output())
@@ -87,6 +94,15 @@ class RobotDouble(Node):
 
         self.create_subscription(message_type, topic, add, profile)
         return messages
+
+    def obey(self, command):
+        """Put the joints where a command for them says."""
+        for name, kind, value in zip(
+                command.names, command.kinds, command.values, strict=True):
+            if kind == JointCommand.POSITION and not math.isnan(value):
+                self.positions[name] = value
+            elif kind == JointCommand.VELOCITY:
+                self.positions[name] = self.positions.get(name, 0.02) + value * PERIOD_S
 
     def count_filed(self):
         with self.changed:
@@ -136,7 +152,7 @@ class RobotDouble(Node):
             return message
         if source is not None and source.joints:
             names = ['stranger', *reversed(source.joints)]
-            position = [9.0] + [0.02] * (len(names) - 1)
+            position = [9.0, *(self.positions.get(name, 0.02) for name in names[1:])]
             return JointState(header=header, name=names, position=position)
         if source is not None:
             return JointState(header=header, name=['left', 'right'], position=[0.02, -0.02])

@@ -27,7 +27,8 @@ from ros_testing import ros, spin_until
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.guard_node import GuardNode, _to_message
+from vla_policy_node.nodes.guard_node import GuardNode
+from vla_policy_node.nodes.guard_outlets import to_message
 from vla_policy_node.wire.cdr import MessageError, read_command
 
 TIMEOUT_S = 30.0
@@ -255,7 +256,7 @@ def test_commands_are_read_as_they_were_serialised(driver):
     message.header.frame_id = 'panda_link0'
     message.observation_stamp.sec = 17
     message.rotation.y = -1e-300
-    assert _to_message(read_command(serialize_message(message))) == message
+    assert to_message(read_command(serialize_message(message))) == message
 
 
 @settings(max_examples=500)
@@ -266,7 +267,7 @@ def test_whatever_can_be_read_can_be_sent_on(data):
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(4, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(MessageError):
-        serialize_message(_to_message(read_command(bytes(raw))))
+        serialize_message(to_message(read_command(bytes(raw))))
 
 
 def test_the_guard_starts_quickly_because_it_needs_little():
@@ -278,7 +279,7 @@ def test_the_guard_starts_quickly_because_it_needs_little():
 @pytest.mark.usefixtures('ros')
 def test_the_robot_hears_of_a_hold_before_the_log_does(monkeypatch):
     node, order = GuardNode(), []
-    monkeypatch.setattr(node, '_send', lambda message: order.append('sent'))
+    monkeypatch.setattr(node._outlet, 'hold', lambda hold, now_ns: order.append('sent'))
     monkeypatch.setattr(node, '_warn', lambda text: order.append('told'))
     node._look()
     assert order == ['sent', 'told']

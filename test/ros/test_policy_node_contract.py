@@ -105,12 +105,19 @@ def test_limits_of_a_contract_hold_and_can_only_be_tightened(
 
 
 @pytest.mark.parametrize(('given', 'sentence'), [
-    ({'contract': 'two_arms'}, 'moves one end effector by displacements'),
-    ({'contract': 'joint_arm'}, 'moves one end effector by displacements'),
+    ({'contract': 'absolute.yaml'}, 'moves one end effector by displacements'),
+    ({'contract': 'mixed.yaml'}, 'moves one end effector by displacements'),
     ({'contract': 'end_effector', 'max_step_translation_m': 0.5}, 'may only be tighter'),
     ({'contract': 'end_effector', 'frame_id': 'world'}, 'frame_id is world, but base_link')])
 def test_a_contract_that_cannot_be_obeyed_moves_nothing(
-        make_bench, capfd, given, sentence):  # noqa: F811
+        make_bench, capfd, given, sentence, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    plain, joints = (copy.deepcopy(to_plain(find_contract(name))) for name in ('', 'joint_arm'))
+    mixed = {**plain, 'state': [*plain['state'], *joints['state']],
+             'actions': [*plain['actions'], joints['actions'][0] | {'name': 'lift'}]}
+    (tmp_path / 'mixed.yaml').write_text(yaml.safe_dump(mixed))
+    plain['actions'][0]['kind'] = 'end_effector_absolute'
+    (tmp_path / 'absolute.yaml').write_text(yaml.safe_dump(plain))
     bench = make_bench(**given)
     assert bench.node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert bench.state == 'unconfigured'

@@ -385,7 +385,7 @@ def test_a_policy_may_want_less_than_a_robot_has():
 def test_check_shows_what_would_be_taken_from_a_contract():
     result = CliRunner().invoke(cli.app, ['contract', 'check', 'two_arms'])
     assert result.exit_code == 0
-    for word in ('left_wrist', 'joint_position', 'right_gripper', '27.7778', 'will not move'):
+    for word in ('left_wrist', 'joint_position', 'right_gripper', '27.7778', 'moves this robot'):
         assert word in result.output
     result = CliRunner().invoke(cli.app, ['contract', 'check', 'end_effector'])
     assert result.exit_code == 0 and 'moves this robot' in result.output

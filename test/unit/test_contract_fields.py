@@ -9,6 +9,7 @@ import yaml
 
 from vla_policy_node.contract import ContractError, find_contract, to_plain
 from vla_policy_node.contract.fit import action_names
+from vla_policy_node.contract.joints import joint_spec, joint_streams
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.loop.contract_fields import values_of
 from vla_policy_node.loop.parameters import PolicyParameters
@@ -109,10 +110,36 @@ def test_parameters_of_any_robot_reach_another_process(robot):
 
 
 @pytest.mark.parametrize('name', ['joint_arm', 'two_arms'])
-def test_a_robot_that_is_moved_by_joints_is_refused_with_one_sentence(name):
-    with pytest.raises(ContractError, match='moves one end effector by displacements') as caught:
-        PolicyParameters.of(name)
-    assert f'The contract of {name} moves' in str(caught.value)
+def test_a_robot_that_is_moved_by_joints_has_no_parameters_of_an_end_effector(name):
+    robot = find_contract(name)
+    parameters = PolicyParameters.of(name)(contract=name)
+    names = {field.name for field in fields(parameters)}
+    assert not names & {'frame_id', 'translation_scale_m', 'max_step_translation_m',
+                        'workspace_min_m', 'max_tracking_error_m', 'publish_twist'}
+    assert {'tracking_window_s', f'{robot.camera_names[0]}_reference'} <= names
+    assert parameters.action_spec().names == joint_spec(robot).names
+    assert parameters.make_parts({}).mover.spec == joint_spec(robot)
+    assert pickle.loads(pickle.dumps(parameters)) == parameters
+    assert 'frame_id' in {field.name for field in fields(PolicyParameters)}, 'of the others'
+
+
+@pytest.mark.parametrize('name', ['joint_arm', 'two_arms'])
+def test_a_system_with_joints_starts_with_parameters_that_its_nodes_have(name):
+    nodes = {node.name: node for node in describe({**SAID, 'contract': name})}
+    policy = dict(nodes['policy'].parameters)
+    assert nodes['guard'].parameters['contract'] == name
+    policy = {key: value for key, value in policy.items()
+              if key not in ('autostart', 'use_sim_time')}
+    assert PolicyParameters.from_values(policy).contract == name
+
+
+@pytest.mark.parametrize('name', ['joint_arm', 'two_arms'])
+def test_every_moved_joint_is_measured_by_one_source(name):
+    robot = find_contract(name)
+    streams = joint_streams(robot)
+    assert sorted(place for places in streams.values() for place in places) == [
+        *range(robot.action_dimension)]
+    assert list(streams) == [source.name for source in robot.state]
 
 
 @pytest.mark.parametrize(('edit', 'sentence'), [
@@ -167,8 +194,8 @@ def test_without_a_contract_nothing_is_replaced():
 
 
 def test_a_contract_that_cannot_be_used_starts_nothing(tmp_path):
-    with pytest.raises(SystemDescriptionError, match='moves one end effector'):
-        describe({**SAID, 'contract': 'two_arms'})
+    with pytest.raises(SystemDescriptionError, match='only go with one end effector'):
+        describe({**SAID, 'contract': 'two_arms', 'world': True})
     with pytest.raises(SystemDescriptionError, match='cannot be read'):
         describe({**SAID, 'contract': str(tmp_path / 'none.yaml')})
 

@@ -25,7 +25,7 @@ def check(
 
     from vla_policy_node.contract import ContractError, find_contract
     from vla_policy_node.contract.describe import describe
-    from vla_policy_node.loop.contract_fields import moved_parts
+    from vla_policy_node.loop.contract_fields import check_moved
 
     try:
         robot = find_contract(contract)
@@ -34,7 +34,7 @@ def check(
     for table in describe(robot):
         Console().print(table)
     try:
-        moved_parts(robot)
+        check_moved(robot)
         typer.echo('The contract is whole, and the policy node moves this robot.')
     except ContractError as error:
         typer.echo(f'The contract is whole, but the policy node will not move this robot: {error}')

@@ -160,6 +160,8 @@ class Joint:
 
     scale: what an action of 1.0 is in the joint's unit (per s, for velocities).
     max_step: largest change of the commanded position in one control period.
+    max_tracking_error: largest difference between the commanded and the measured position; more
+    is a hold until the next goal. 0: they are not compared.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Joint:
     max_acceleration: float
     max_step: float
     scale: float = 1.0
+    max_tracking_error: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= _LONGEST:
@@ -191,6 +194,10 @@ class Joint:
                     f'{_LARGEST:g}.')
         if not (math.isfinite(self.scale) and self.scale != 0.0):
             raise ContractError(f'scale is {self.scale}; it must be a number other than zero.')
+        if not 0.0 <= self.max_tracking_error <= _LARGEST:
+            raise ContractError(
+                f'max_tracking_error is {self.max_tracking_error}; it must lie between 0 (not '
+                f'compared) and {_LARGEST:g}.')
 
 
 @dataclass(frozen=True)

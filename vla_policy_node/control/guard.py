@@ -8,6 +8,7 @@ clocks: silence is measured on a steady clock. Commands are displacements, so no
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Protocol
 
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS
@@ -49,12 +50,38 @@ class SentCommand:
     limited: bool
 
 
+class Bounds(Protocol):
+    """What no action of a robot may exceed."""
+
+    def problem_of(self, command: Any, now_s: float, /) -> Hold | None:
+        """Return why a command must not pass for what it says of the motion, or None."""
+        ...
+
+    def passed(self, command: Any, now_s: float, /) -> None:
+        """Note that an action passes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ceilings:
-    """Bounds that no action may exceed in one control period."""
+    """Bounds that no action for an end effector may exceed in one control period."""
 
     max_step_translation_m: float
     max_step_rotation_rad: float
+
+    def problem_of(self, command: SentCommand, now_s: float) -> Hold | None:
+        """Return ACTION_INVALID for what is too large, or not finite; a hold must be zero."""
+        if not command.hold and not -0.01 <= command.gripper <= 1.01:  # false for NaN
+            return Hold(HoldReason.ACTION_INVALID, STREAM)
+        ceilings = Ceilings(0.0, 0.0) if command.hold else self
+        for vector, ceiling in ((command.translation_m, ceilings.max_step_translation_m),
+                                (command.rotation_rad, ceilings.max_step_rotation_rad)):
+            if not math.hypot(*vector) <= ceiling * _ROUNDING:  # false for NaN
+                return Hold(HoldReason.ACTION_INVALID, STREAM)
+        return None
+
+    def passed(self, command: SentCommand, now_s: float) -> None:
+        """Nothing: a displacement says nothing of the next one."""
 
 
 class GuardVerdict(Enum):
@@ -73,9 +100,9 @@ class Guard:
     brings a new epoch: they cannot be told from a replay. Not thread-safe.
     """
 
-    def __init__(self, period_s: float, ceilings: Ceilings):
+    def __init__(self, period_s: float, bounds: Bounds):
         self._period_s = period_s
-        self._ceilings = ceilings
+        self._bounds = bounds
         self._senders: dict[object, float] = {}
         self._problem: Hold | None = None
         self._problem_s = -math.inf
@@ -84,22 +111,29 @@ class Guard:
         self._sent_hold = False
         self._tokens, self._tokens_s = BURST, -math.inf
         # As last forwarded; what the guard's own holds say.
-        self.gripper, self.frame_id, self.epoch = math.nan, '', 0
+        self.frame_id, self.epoch = '', 0
+        self.action: Any = None
         self._newest: tuple[int, int]  # epoch, stamp
         self._forget()
 
+    @property
+    def gripper(self) -> float:
+        """The opening of the hand that was last forwarded, NaN before any."""
+        return math.nan if self.action is None else self.action.gripper
+
     def take(
-        self, command: SentCommand, senders: frozenset, clock_ns: int, now_s: float
+        self, command: Any, senders: frozenset, clock_ns: int, now_s: float
     ) -> GuardVerdict | Hold:
         """Return whether to forward the command, or the hold to send in its place.
 
+        command: a `SentCommand`, or what else has its stamps, hold and epoch.
         senders: who may have sent it; one, unless the middleware does not tell.
         """
         if self._meet(senders, now_s):
             return self._refuse(Hold(HoldReason.SOURCE_CONFLICT, STREAM), now_s)
         if (command.epoch, command.stamp_ns) < self._newest:
             return GuardVerdict.IGNORE
-        if hold := self._problem_of(command, clock_ns):
+        if hold := self._problem_of(command, clock_ns, now_s):
             return self._refuse(hold, now_s)
         if not command.hold and not self._is_next(command, now_s):
             return GuardVerdict.IGNORE
@@ -111,7 +145,8 @@ class Guard:
                 return GuardVerdict.IGNORE
         else:
             self._newest_target_ns = command.target_time_ns
-            self.gripper = command.gripper
+            self.action = command
+            self._bounds.passed(command, now_s)
             self._sent_s, self._sent_hold = now_s, False
         self._good_s = now_s
         return GuardVerdict.FORWARD
@@ -145,7 +180,7 @@ class Guard:
         self._newest = (0, 0)
         self._newest_target_ns = 0
 
-    def _problem_of(self, command: SentCommand, clock_ns: int) -> Hold | None:
+    def _problem_of(self, command: Any, clock_ns: int, now_s: float) -> Hold | None:
         period_ns = self._period_s * 1e9
         tolerance_ns = CLOCK_TOLERANCE_PERIODS * period_ns
         if command.stamp_ns > clock_ns + tolerance_ns:
@@ -155,16 +190,9 @@ class Guard:
                 return Hold(HoldReason.INPUT_STALE, STREAM)
             if command.target_time_ns > clock_ns + 2.0 * period_ns + tolerance_ns:
                 return Hold(HoldReason.CLOCK_JUMP, STREAM)
-            if not -0.01 <= command.gripper <= 1.01:  # false for NaN
-                return Hold(HoldReason.ACTION_INVALID, STREAM)
-        ceilings = Ceilings(0.0, 0.0) if command.hold else self._ceilings
-        for vector, ceiling in ((command.translation_m, ceilings.max_step_translation_m),
-                                (command.rotation_rad, ceilings.max_step_rotation_rad)):
-            if not math.hypot(*vector) <= ceiling * _ROUNDING:  # false for NaN
-                return Hold(HoldReason.ACTION_INVALID, STREAM)
-        return None
+        return self._bounds.problem_of(command, now_s)
 
-    def _is_next(self, command: SentCommand, now_s: float) -> bool:
+    def _is_next(self, command: Any, now_s: float) -> bool:
         """Return whether an action is for a later period, and its turn has come."""
         if command.epoch == self._newest[0] and command.target_time_ns <= self._newest_target_ns:
             return False

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from vla_policy_node.control.hold import HoldError
 
 
-class Watch(Protocol):
+class RobotWatch(Protocol):
     """What is measured of the robot. Any thread."""
 
     def observe(self, measured: Any, /) -> None:
@@ -38,7 +38,7 @@ class Mover(Protocol):
     measured_as: str
 
     @property
-    def measured(self) -> Watch:
+    def measured(self) -> RobotWatch:
         """What must be told every measurement."""
         ...
 

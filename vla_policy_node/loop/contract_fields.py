@@ -8,11 +8,12 @@ older than contracts, and a parameter file may describe another robot of that sh
 from __future__ import annotations
 
 import copy
-from dataclasses import Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any
 
 from vla_policy_node.contract import ContractError, RobotContract
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.contract.parts import (
     CAMERA_TRANSFORMS,
     EndEffectorGroup,
@@ -26,6 +27,10 @@ _MEANING = ('frame_id', 'rotation_form', 'translation_scale_m', 'rotation_scale_
             'gripper_open', 'gripper_closed')
 _LIMITS = tuple(field.name for field in fields(Limits))
 _WORKSPACE = ('workspace_min_m', 'workspace_max_m')
+# Parameters that mean nothing for a robot that is moved by its joints: it does not have them.
+_OF_END_EFFECTORS = frozenset({
+    *_MEANING, *_LIMITS, 'gripper_threshold', 'gripper_dead_band', 'max_tracking_error_m',
+    'tracking_gain', 'publish_twist', 'shadow_every'})
 
 
 def transform_name(camera: str) -> str:
@@ -65,6 +70,11 @@ def same_for(cls: Any, robot: RobotContract, contract: str) -> Any:
     template, *places = cls.as_written
     body = _copied(template)
     values = values_of(robot)
+    if missing := missing_fields(robot):
+        body['__annotations__'] = {
+            name: kind for name, kind in body['__annotations__'].items() if name not in missing}
+        # No parameters, but who asks gets an answer.
+        body |= {name: _value(body[name]) for name in missing} | {'frame_id': ''}
     for name, value in {**values, 'contract': contract}.items():
         if name not in body:  # of a camera; added below
             continue
@@ -87,6 +97,8 @@ def check_agreement(robot: RobotContract, parameters: Any) -> None:
             raise ValueError(
                 f'{name} is {getattr(parameters, name)}, but {value} in the contract of '
                 f'{robot.name}; remove it from the parameters, or change the contract.')
+    if is_moved_by_joints(robot):
+        return
     looser = [name for name in _LIMITS if name not in _WORKSPACE
               and getattr(parameters, name) > values[name]]
     if any(values['workspace_min_m']) or any(values['workspace_max_m']):
@@ -105,8 +117,14 @@ def check_agreement(robot: RobotContract, parameters: Any) -> None:
             'tighter.')
 
 
-def moved_parts(robot: RobotContract) -> tuple[EndEffectorGroup, GripperGroup]:
-    """Return the end effector and the gripper of a robot that the control loop can move.
+def check_moved(robot: RobotContract) -> None:
+    """Raise ContractError for a robot that the control loop cannot move whole."""
+    if not is_moved_by_joints(robot):
+        end_effector_parts(robot)
+
+
+def end_effector_parts(robot: RobotContract) -> tuple[EndEffectorGroup, GripperGroup]:
+    """Return the end effector and the gripper of a robot that is not moved by its joints.
 
     Raises ContractError for every other robot: nothing is moved half.
     """
@@ -122,15 +140,23 @@ def moved_parts(robot: RobotContract) -> tuple[EndEffectorGroup, GripperGroup]:
     groups = ', '.join(f'{group.name}: {group.kind}' for group in robot.actions)
     raise ContractError(
         f'The contract of {robot.name} moves {groups}; this version moves one end effector by '
-        'displacements (end_effector_delta), followed by the gripper that is part of it.')
+        'displacements (end_effector_delta), followed by the gripper that is part of it, or any '
+        'number of joint groups and grippers with joints of their own.')
+
+
+def missing_fields(robot: RobotContract) -> frozenset[str]:
+    """Return the parameters of the default robot that another one does not have."""
+    return _OF_END_EFFECTORS if is_moved_by_joints(robot) else frozenset()
 
 
 def values_of(robot: RobotContract) -> dict[str, Any]:
     """Return the parameters that a contract decides, by name. Raises ContractError."""
-    arm, gripper = moved_parts(robot)
+    transforms = {transform_name(camera.name): camera.transform for camera in robot.cameras}
+    if is_moved_by_joints(robot):
+        return transforms
+    arm, gripper = end_effector_parts(robot)
     limits = {name: getattr(arm.limits, name) for name in _LIMITS}
     limits |= {name: list(limits[name]) for name in _WORKSPACE}
-    transforms = {transform_name(camera.name): camera.transform for camera in robot.cameras}
     return {
         **dict(zip(_MEANING, (
             arm.frame, arm.rotation_form, arm.translation_scale_m, arm.rotation_scale_rad,
@@ -143,6 +169,10 @@ def _copied(namespace: dict[str, Any]) -> dict[str, Any]:
     # `dataclass` writes into the fields that it finds.
     return {name: copy.copy(value) if isinstance(value, Field) else value
             for name, value in namespace.items()}
+
+
+def _value(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else tuple(field.default_factory())
 
 
 def _default(value: Any) -> tuple[Any, Any]:

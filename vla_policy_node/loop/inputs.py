@@ -2,9 +2,10 @@
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
+from vla_policy_node.control.joint_state import MeasuredJoints
 from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import sample_compressed, sample_image
-from vla_policy_node.wire.states import decode_pose, decode_state
+from vla_policy_node.wire.states import decode_pose, decode_positions, decode_state
 from vla_policy_node.wire.streams import InputStreams
 
 # 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: at most half a gigabyte.
@@ -52,7 +53,7 @@ class Inputs:
         except Exception as error:  # the bytes may come from anybody, and must not end the process
             refused = _refused(stream, f'A message cannot be read: {error!r}.', 'unreadable')
         self._commander.parts.pairer.refuse(stream, refused.hold)
-        if stream == self._streams.pose:
+        if stream == self._streams.pose or stream in self._streams.joints:
             self._commander.parts.mover.measured.reject(refused)
         raise refused
 
@@ -62,7 +63,7 @@ class Inputs:
         if len(raw) > most:
             raise _refused(
                 stream, f'A message of {stream} has {len(raw)} bytes, {most} are allowed; publish '
-                + ('smaller pictures.' if is_camera else 'the end effector alone.'), 'too_large')
+                + ('smaller pictures.' if is_camera else 'the robot alone.'), 'too_large')
         parts = self._commander.parts
         pairer, frame_id = parts.pairer, parts.mover.spec.frame_id
         if stream == self._streams.pose:
@@ -74,6 +75,11 @@ class Inputs:
             self._look(stream, raw)
         else:
             decode_state(raw, self._streams.states[stream], frame_id)
+        if joints := self._streams.joints.get(stream):
+            stamp_ns, positions = decode_positions(raw, stream, joints)
+            if pairer.file(stream, stamp_ns, raw):
+                parts.mover.measured.observe(MeasuredJoints(stream, stamp_ns, positions))
+            return
         pairer.file(stream, stamp_of(raw), raw)
 
     def _look(self, camera: str, raw: bytes) -> None:

@@ -58,7 +58,7 @@ def _shadowed(
                          'shadow_every to 0.')
     plain = make_plain()
     _warm_up(plain, parameters, 0, logger)
-    return ShadowedPolicy(policy, plain, parameters.action_spec(), parameters.shadow_every,
+    return ShadowedPolicy(policy, plain, parameters.end_effector_spec(), parameters.shadow_every,
                           parameters.latency_window, logger)
 
 

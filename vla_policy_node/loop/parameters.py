@@ -11,6 +11,7 @@ import numpy as np
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
 from vla_policy_node.contract import RobotContract, find_contract
 from vla_policy_node.contract.fit import check_fits
+from vla_policy_node.contract.joints import is_moved_by_joints, joint_spec, joint_streams
 from vla_policy_node.control.action_spec import (
     ROTATION_FORMS,
     ActionSpec,
@@ -22,8 +23,12 @@ from vla_policy_node.control.commander import CommanderParts
 from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.ensemble import WEIGHTINGS, EnsembleSettings
 from vla_policy_node.control.executors import EXECUTION_MODES, create_executor
+from vla_policy_node.control.joint_motion import JointTracking
+from vla_policy_node.control.joint_mover import JointMover
+from vla_policy_node.control.joint_spec import JointSpec
 from vla_policy_node.control.limits import CommandLimiter, Limits
 from vla_policy_node.control.motion import MotionLimits
+from vla_policy_node.control.mover import Mover
 from vla_policy_node.control.pairing import ObservationPairer
 from vla_policy_node.loop.contract_fields import (
     check_agreement,
@@ -319,8 +324,17 @@ class PolicyParameters:
         path = getattr(self, reference_name(camera))
         return {camera: read_reference(path)} if path else {}
 
-    def action_spec(self) -> ActionSpec:
+    def action_spec(self) -> ActionSpec | JointSpec:
         """Return what the policy's actions mean. Raises ValueError."""
+        return self.joint_spec or self.end_effector_spec()
+
+    @property
+    def joint_spec(self) -> JointSpec | None:
+        """The joints of a robot that is moved by them, None for an end effector."""
+        return joint_spec(self.robot) if is_moved_by_joints(self.robot) else None
+
+    def end_effector_spec(self) -> ActionSpec:
+        """Return what the actions for an end effector mean. Raises ValueError."""
         return ActionSpec(
             self.frame_id, self.rotation_form, self.translation_scale_m, self.rotation_scale_rad,
             self.gripper_open, self.gripper_closed,
@@ -351,10 +365,6 @@ class PolicyParameters:
         if references is None:
             references = self.read_references()
         streams = streams or self.streams
-        motion = MotionLimits(
-            self.max_tracking_error_m, _ns(self.tracking_window_s), self.tracking_gain,
-            _ns(self.tracking_delay_s),
-        )
         ensemble = EnsembleSettings(
             self.ensemble_weighting, self.ensemble_decay, self.ensemble_alpha,
             self.ensemble_horizon,
@@ -368,12 +378,21 @@ class PolicyParameters:
             CameraWatch(streams.cameras, _ns(self.freeze_timeout_s), references),
             create_executor(
                 self.execution_mode, self.period_ns, ensemble, self.action_spec().layout),
-            EndEffectorMover(
-                self.action_spec(), CommandLimiter(self._limits(), self.period_ns / 1e9),
-                GripperLatch(self.gripper_threshold, self.gripper_dead_band), motion,
-                streams.pose),
+            self._make_mover(streams.pose),
             _ns(self.input_timeout_s),
         )
+
+    def _make_mover(self, pose: str) -> Mover:
+        period_s, window_ns = self.period_ns / 1e9, _ns(self.tracking_window_s)
+        delay_ns = _ns(self.tracking_delay_s)
+        if spec := self.joint_spec:
+            return JointMover(
+                spec, period_s, joint_streams(self.robot), JointTracking(window_ns, delay_ns))
+        return EndEffectorMover(
+            self.end_effector_spec(), CommandLimiter(self._limits(), period_s),
+            GripperLatch(self.gripper_threshold, self.gripper_dead_band),
+            MotionLimits(self.max_tracking_error_m, window_ns, self.tracking_gain, delay_ns),
+            pose)
 
 
 def _remade(contract: str, values: dict[str, Any]) -> PolicyParameters:

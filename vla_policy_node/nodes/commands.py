@@ -49,6 +49,7 @@ class Commands:
         self._commander = commander
         self._parameters = parameters
         self._period_ns = parameters.period_ns
+        self._joints = parameters.joint_spec
         self._now_ns = now_ns
         self._publisher = publisher
         self._twists = twists
@@ -138,7 +139,10 @@ class Commands:
             self._report(command)
 
     def _publish(self, command: Command, now_ns: int) -> None:
-        msg = messages.to_command(command, now_ns, self._parameters.frame_id)
+        if spec := self._joints:
+            msg = messages.to_joint_command(command, now_ns, spec)
+        else:
+            msg = messages.to_command(command, now_ns, self._parameters.frame_id)
         self._publisher.publish(msg)
         if self._twists is not None:
             self._twists.publish(messages.to_twist(msg, self._period_ns / 1e9))

@@ -1,6 +1,6 @@
 """The guard node: passes commands on or sends a hold, so that a robot never hears silence.
 
-It is a process of its own next to the robot's driver, which subscribes `guarded_command`. Whatever
+It is a process of its own next to the robot's driver, the only one that the driver obeys. Whatever
 happens to the policy node (killed, hung, cut off, two of them), the driver is told to stand still
 within two control periods, and in every period after that. `control.guard` decides what passes.
 """
@@ -10,22 +10,20 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
-from geometry_msgs.msg import TwistStamped, Vector3
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.node import Node
-from std_msgs.msg import Header
 
-from vla_msgs.msg import EndEffectorCommand
-from vla_msgs.msg import HoldReason as HoldReasonMessage
-from vla_policy_node.control.guard import STREAM, Ceilings, Guard, GuardVerdict, SentCommand
+from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.joints import is_moved_by_joints
+from vla_policy_node.control.guard import Ceilings, GuardVerdict
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.nodes import qos
-from vla_policy_node.nodes.messages import to_hold, to_time, to_twist
-from vla_policy_node.nodes.parameters import ParameterStore, parameter
+from vla_policy_node.nodes.guard_outlets import EndEffectorOutlet, JointOutlet
+from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.running import run
-from vla_policy_node.wire.cdr import MessageError, read_command
+from vla_policy_node.wire.cdr import MessageError
 
 # Shortest interval between checks for a missing command, otherwise four times a period.
 FASTEST_LOOK_S = 0.002
@@ -44,55 +42,64 @@ class GuardParameters:
         0.025, 'Largest rotation that passes, per control period.', 'rad', 1e-6, 3.2)
     publish_twist: bool = parameter(
         False, 'Also publish geometry_msgs/TwistStamped for MoveIt Servo (speed units).')
+    contract: str = parameter(
+        '', 'The robot, as the parameter of the policy. Joints are bounded by it; the three above '
+        'are for end effectors.')
 
 
 class GuardNode(Node):
-    """Node `guard`: `command` in, `guarded_command` and, if asked, `guarded_twist_command` out.
+    """Node `guard`: commands of the policy in, commands for the driver of the robot out.
 
-    All callbacks run on one thread. Raises ParameterError if a parameter cannot be used.
+    An outlet knows which. All callbacks run on one thread. Raises ParameterError if a parameter
+    cannot be used.
     """
 
     def __init__(self, **options):
         super().__init__('guard', **options)
-        self._settings: GuardParameters = ParameterStore(
-            self, GuardParameters, lambda: True).checked()
-        self._period_s = 1.0 / self._settings.control_rate_hz
-        self._guard = Guard(self._period_s, Ceilings(
-            self._settings.max_step_translation_m, self._settings.max_step_rotation_rad))
+        settings: GuardParameters = ParameterStore(self, GuardParameters, lambda: True).checked()
+        period_s = 1.0 / settings.control_rate_hz
+        self._outlet = self._make_outlet(settings, period_s)
+        self._guard = self._outlet.guard
         self._hold = Hold(HoldReason.NONE)
         self._ended = False
         self._lock = threading.Lock()  # nothing may follow the hold of stand_still
-        profile = qos.guarded_output(self._period_s)
-        self._output = self.create_publisher(EndEffectorCommand, 'guarded_command', profile)
-        self._twists = self.create_publisher(
-            TwistStamped, 'guarded_twist_command', profile
-        ) if self._settings.publish_twist else None
-        self._topic = self.resolve_topic_name(STREAM)
+        self._topic = self.resolve_topic_name(self._outlet.topic)
         self.create_subscription(
-            EndEffectorCommand, STREAM, self._take, qos.command_input(), raw=True)
-        self.create_timer(max(self._period_s / 4.0, FASTEST_LOOK_S), self._look,
+            self._outlet.kind, self._outlet.topic, self._take, qos.command_input(), raw=True)
+        self.create_timer(max(period_s / 4.0, FASTEST_LOOK_S), self._look,
                           clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _make_outlet(
+        self, settings: GuardParameters, period_s: float
+    ) -> EndEffectorOutlet | JointOutlet:
+        try:
+            robot = find_contract(settings.contract)
+        except ValueError as error:
+            raise ParameterError(str(error)) from error
+        if is_moved_by_joints(robot):
+            return JointOutlet(self, period_s, robot)
+        ceilings = Ceilings(settings.max_step_translation_m, settings.max_step_rotation_rad)
+        return EndEffectorOutlet(self, period_s, ceilings, settings.publish_twist)
 
     def stand_still(self) -> None:
         """Send a last hold (any thread)."""
         with self._lock:
             self._ended = True
-            self._send_hold(Hold(HoldReason.INACTIVE))
-        self._output.wait_for_all_acked(Duration(seconds=qos.HOLD_DELIVERY_S))
+            self._outlet.hold(Hold(HoldReason.INACTIVE), self._now_ns())
+        self._outlet.wait()
 
     def _take(self, raw: bytes, info: dict) -> None:
         with self._lock:
             if self._ended:
                 return
             try:
-                command = read_command(raw)
+                command = self._outlet.read(raw)
             except MessageError as error:
                 self._obey(self._guard.refuse(time.monotonic()), None)
                 self._warn(f"A message on '{self._topic}' is no command: {error}")
                 return
             verdict = self._guard.take(
-                command, self._senders(info), self.get_clock().now().nanoseconds,
-                time.monotonic())
+                command, self._senders(info), self._now_ns(), time.monotonic())
             self._obey(verdict, command)
 
     def _look(self) -> None:
@@ -100,13 +107,13 @@ class GuardNode(Node):
             if not self._ended and (hold := self._guard.tick(time.monotonic())):
                 self._obey(hold, None)
 
-    def _obey(self, verdict: GuardVerdict | Hold, command: SentCommand | None) -> None:
+    def _obey(self, verdict: GuardVerdict | Hold, command: Any) -> None:
         # Sent first: logging may block on a full disk.
         if isinstance(verdict, Hold):
-            self._send_hold(verdict)
+            self._outlet.hold(verdict, self._now_ns())
             self._tell(verdict)
         elif verdict is GuardVerdict.FORWARD:
-            self._send(_to_message(command))
+            self._outlet.forward(command)
             self._tell(Hold(HoldReason.NONE))
 
     def _senders(self, info: dict) -> frozenset:
@@ -119,20 +126,6 @@ class GuardNode(Node):
         return frozenset(bytes(publisher.endpoint_gid) for publisher in
                          self.get_publishers_info_by_topic(self._topic))
 
-    def _send_hold(self, hold: Hold) -> None:
-        now_ns = self.get_clock().now().nanoseconds
-        self._send(EndEffectorCommand(
-            header=Header(stamp=to_time(now_ns), frame_id=self._guard.frame_id),
-            gripper=self._guard.gripper, hold=True, hold_reason=to_hold(hold),
-            target_time=to_time(now_ns + round(self._period_s * 1e9)), chunk_step=-1,
-            disagreement=float('nan'), epoch=self._guard.epoch,
-        ))
-
-    def _send(self, message: EndEffectorCommand) -> None:
-        self._output.publish(message)
-        if self._twists is not None:
-            self._twists.publish(to_twist(message, self._period_s))
-
     def _tell(self, hold: Hold) -> None:
         if hold != self._hold:
             self._hold = hold
@@ -140,30 +133,15 @@ class GuardNode(Node):
                 self.get_logger().info('Commands pass.')
             elif hold.code is HoldReason.ACTION_INVALID:
                 self._warn('The guard holds the robot: a command is not finite, or above '
-                           'max_step_translation_m or max_step_rotation_rad of the guard.')
+                           f'{self._outlet.too_large}.')
             else:
                 self._warn(f'The guard holds the robot: {hold.text}')
 
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=1.0)
 
-
-def _to_message(command: SentCommand) -> EndEffectorCommand:
-    return EndEffectorCommand(
-        header=Header(stamp=to_time(command.stamp_ns), frame_id=command.frame_id),
-        translation=Vector3(**dict(zip('xyz', command.translation_m, strict=True))),
-        rotation=Vector3(**dict(zip('xyz', command.rotation_rad, strict=True))),
-        gripper=command.gripper,
-        hold=command.hold,
-        hold_reason=HoldReasonMessage(
-            code=command.hold_code, stream=command.hold_stream, text=command.hold_text),
-        observation_stamp=to_time(command.observation_stamp_ns),
-        target_time=to_time(command.target_time_ns),
-        chunk_step=command.chunk_step,
-        disagreement=command.disagreement,
-        epoch=command.epoch,
-        limited=command.limited,
-    )
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
 
 
 def main(args=None):

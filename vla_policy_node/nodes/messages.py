@@ -13,6 +13,7 @@ from vla_msgs.msg import ActionSpecification, EndEffectorCommand, PolicyInfo
 from vla_msgs.msg import TokenSelection as TokenSelectionMessage
 from vla_policy_node.contract import RobotContract, to_yaml
 from vla_policy_node.control.action_spec import ActionSpec
+from vla_policy_node.control.joint_spec import JointSpec
 from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.policy.interface import ActionChunk, PolicyDescription, TokenSelection
 from vla_policy_node.wire.build import MessageBuilder
@@ -25,7 +26,8 @@ SHADOW_ENTRY = ': shadow'
 
 _builder = MessageBuilder(message_class, np.ndarray.tolist)
 to_time, to_hold = _builder.time, _builder.hold
-to_command, to_chunk = _builder.command, _builder.chunk
+to_command, to_joint_command = _builder.command, _builder.joint_command
+to_chunk = _builder.chunk
 
 
 def to_header(header: MessageHeader) -> Header:
@@ -67,7 +69,7 @@ def to_selection(
 
 def to_info(
     description: PolicyDescription,
-    spec: ActionSpec,
+    spec: ActionSpec | JointSpec,
     execution_mode: str,
     camera_transforms: Mapping[str, str],
     robot: RobotContract,
@@ -96,21 +98,23 @@ def to_info(
         execution_mode=execution_mode,
         camera_transforms=[camera_transforms[camera] for camera in robot.camera_names],
         control_period_s=period_ns / _NS,
-        action=ActionSpecification(
-            names=list(spec.names),
-            units=list(spec.units),
-            frame_id=spec.frame_id,
-            rotation_form=spec.rotation_form,
-            translation_scale_m=spec.translation_scale_m,
-            rotation_scale_rad=spec.rotation_scale_rad,
-            gripper_open=spec.gripper_open,
-            gripper_closed=spec.gripper_closed,
-        ),
+        action=_to_specification(spec),
         optimisation=description.optimisation,
         preprocessing=description.preprocessing,
         cameras=list(robot.camera_names),
         contract=to_yaml(robot),
     )
+
+
+def _to_specification(spec: ActionSpec | JointSpec) -> ActionSpecification:
+    if isinstance(spec, JointSpec):  # its contract says the rest
+        return ActionSpecification(
+            names=list(spec.names), units=[joint.unit for joint in spec.joints])
+    return ActionSpecification(
+        names=list(spec.names), units=list(spec.units), frame_id=spec.frame_id,
+        rotation_form=spec.rotation_form, translation_scale_m=spec.translation_scale_m,
+        rotation_scale_rad=spec.rotation_scale_rad, gripper_open=spec.gripper_open,
+        gripper_closed=spec.gripper_closed)
 
 
 def finite_or_zero(value: float) -> float:

@@ -21,7 +21,8 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from std_msgs.msg import Header
 
-from vla_msgs.msg import EndEffectorCommand, PolicyStatus
+from vla_msgs.msg import EndEffectorCommand, JointCommand, PolicyStatus
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.contract.robot import CLOCK
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
@@ -68,6 +69,7 @@ class PolicyNode(LifecycleNode):
         self._store = ParameterStore(
             self, cls, lambda: self._configured, self._apply_parameters,
             self._refuse_parameters, {'contract': problem} if problem else {})
+        self._by_joints = is_moved_by_joints(cls.robot)
         self._session = Session()
         self._counts: Counter[str] = Counter()
         self._input_subscriptions = []
@@ -254,10 +256,13 @@ class PolicyNode(LifecycleNode):
         for publisher in (self._command_publisher, self._twist_publisher):
             if publisher is not None:
                 self.destroy_publisher(publisher)
-        self._command_publisher = self.create_publisher(
-            EndEffectorCommand, 'command', qos.command_output(period_s))
-        self._twist_publisher = self.create_publisher(
-            TwistStamped, 'twist_command', qos.command_output(period_s))
+        profile = qos.command_output(period_s)
+        if self._by_joints:
+            self._command_publisher = self.create_publisher(
+                JointCommand, 'joint_command', profile)
+            return
+        self._command_publisher = self.create_publisher(EndEffectorCommand, 'command', profile)
+        self._twist_publisher = self.create_publisher(TwistStamped, 'twist_command', profile)
 
     def _create_publishers(self) -> None:
         self._create_command_publishers()
@@ -331,7 +336,8 @@ class PolicyNode(LifecycleNode):
         if not self._commands:  # this timer fired while the node was cleaned up
             return
         topics = [subscription.topic_name for subscription in self._input_subscriptions]
-        topics += [self._command_publisher.topic_name, self._twist_publisher.topic_name]
+        topics += [publisher.topic_name for publisher in (
+            self._command_publisher, self._twist_publisher) if publisher is not None]
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
         self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
 

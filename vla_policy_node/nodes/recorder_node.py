@@ -21,12 +21,14 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from vla_msgs.msg import (
     ActionChunk,
     EndEffectorCommand,
+    JointCommand,
     PolicyInfo,
     PolicyStatus,
     TokenSelection,
     WorldStatus,
 )
 from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
 from vla_policy_node.nodes.message_classes import message_class, type_name
@@ -44,9 +46,10 @@ from vla_policy_node.wire.streams import InputStreams
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock
+_COMMANDS = ((EndEffectorCommand, 'command'), (TwistStamped, 'twist_command'))
+_JOINT_COMMANDS = ((JointCommand, 'joint_command'),)
 # What a replay or a person may want, besides the inputs of the policy.
 _OUTPUTS = (
-    (EndEffectorCommand, 'command'), (TwistStamped, 'twist_command'),
     (ActionChunk, 'action_chunk'), (TokenSelection, 'token_selection'),
     (PolicyStatus, 'policy_status'), (WorldStatus, 'world_status'),
     (DiagnosticArray, '/diagnostics'),
@@ -142,7 +145,8 @@ class RecorderNode(Node):
                 message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT), needed=True)
         self._awaited.update(
             dict.fromkeys(map(self.resolve_topic_name, sorted(self._extra)), True))
-        for kind, topic in _OUTPUTS:
+        outputs = (_JOINT_COMMANDS if is_moved_by_joints(robot) else _COMMANDS) + _OUTPUTS
+        for kind, topic in outputs:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
         self._listen(PolicyInfo, 'policy_info', qos.latched())
 

@@ -102,6 +102,10 @@ def parameters_of(
     values |= {name: value for name, value in (
         ('checkpoint', settings.checkpoint), ('device', settings.device)) if value}
     parameters = PolicyParameters.from_values(values)
+    if parameters.joint_spec:
+        raise BagError(
+            f'The contract of {parameters.robot.name} moves joints; only recordings of one end '
+            'effector can be replayed.')
     if not parameters.checkpoint:
         parameters = replace(parameters, checkpoint=str(default_checkpoint()))
     return parameters, notes

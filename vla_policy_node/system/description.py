@@ -65,8 +65,9 @@ ARGUMENTS = (
     Argument('wrist_topic', '', 'Images of the wrist camera, likewise.'),
     Argument('ee_pose_topic', '', 'End-effector pose (geometry_msgs/PoseStamped).'),
     Argument('gripper_state_topic', '', 'Two gripper joint positions (sensor_msgs/JointState).'),
-    Argument('command_topic', '', 'Where commands for the robot go (vla_msgs/EndEffectorCommand): '
-             "those of the guard, or, without one, the policy's."),
+    Argument('command_topic', '', 'Where commands for an end effector go '
+             "(vla_msgs/EndEffectorCommand): those of the guard, or, without one, the policy's. "
+             'Joints have the topics of their contract.'),
     Argument('enclave', '', 'SROS2: path below which each node has the enclave of its name, for '
              'example /vla; see config/security/policy.xml.'),
     Argument('log_level', 'info', 'Least severe messages to show.',
@@ -253,13 +254,26 @@ def _with_contract(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str,
     if not contract:
         return dict(policy)
     from vla_policy_node.contract import ContractError, find_contract
-    from vla_policy_node.loop.contract_fields import values_of
+    from vla_policy_node.contract.joints import is_moved_by_joints
+    from vla_policy_node.loop.contract_fields import (
+        missing_fields,
+        reference_name,
+        values_of,
+    )
 
     try:
-        values = values_of(find_contract(str(contract)))
-        replaced = {} if a['config'] else values_of(find_contract('')) | values
+        robot = find_contract(str(contract))
+        values = values_of(robot)
+        usual = find_contract('')
+        replaced = () if a['config'] else {
+            *values_of(usual), *values, *missing_fields(robot),
+            reference_name(usual.camera_names[0])}
     except ContractError as error:
         raise SystemDescriptionError(str(error)) from error
+    if (a['play'] or a['world']) and is_moved_by_joints(robot):
+        raise SystemDescriptionError(
+            f'The contract of {robot.name} moves joints; the world and a bag that is played only '
+            'go with one end effector.')
     kept = {name: value for name, value in policy.items() if name not in replaced}
     return {**values, **kept, 'contract': contract}
 
@@ -271,7 +285,7 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
     result = {
         'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
         'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
-        'guard': {'use_sim_time': sim_time, **{
+        'guard': {'use_sim_time': sim_time, **contract, **{
             name: policy[name] for name in _SHARED if name in policy}},
         'visualizer': {'use_sim_time': sim_time, **contract},
         'recorder': {'use_sim_time': sim_time, 'output': a['record'],

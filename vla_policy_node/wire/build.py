@@ -10,6 +10,8 @@ import numpy as np
 
 from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold, HoldReason
+from vla_policy_node.control.joint_guard import POSITION, VELOCITY
+from vla_policy_node.control.joint_spec import JointSpec
 from vla_policy_node.policy.interface import ActionChunk
 
 _NS = 1_000_000_000
@@ -46,21 +48,34 @@ class MessageBuilder:
             code=int(hold.code), stream=hold.stream, text=hold.text)
 
     def command(self, command: Command, now_ns: int, frame_id: str) -> Any:
-        """Return the command, stamped with the time of publication."""
+        """Return the command for an end effector, stamped with the time of publication."""
         return self._kind('vla_msgs/msg/EndEffectorCommand')(
             header=self.header(now_ns, frame_id),
             translation=self.vector(command.motion.translation_m),
             rotation=self.vector(command.motion.rotation_rad),
             gripper=command.motion.gripper,
-            hold=command.hold.code is not HoldReason.NONE,
-            hold_reason=self.hold(command.hold),
-            observation_stamp=self.time(command.observation_stamp_ns),
-            target_time=self.time(command.target_time_ns),
-            chunk_step=command.chunk_step,
-            disagreement=command.disagreement,
-            epoch=command.epoch,
-            limited=bool(command.rules),
-        )
+            **self._rest_of_command(command))
+
+    def joint_command(self, command: Command, now_ns: int, spec: JointSpec) -> Any:
+        """Return the command for joints, stamped with the time of publication."""
+        return self._kind('vla_msgs/msg/JointCommand')(
+            header=self.header(now_ns, ''),
+            names=list(spec.names),
+            kinds=[VELOCITY if joint.by_velocity else POSITION for joint in spec.joints],
+            values=self._numbers(command.motion.values),
+            **self._rest_of_command(command))
+
+    def _rest_of_command(self, command: Command) -> dict[str, Any]:
+        return {
+            'hold': command.hold.code is not HoldReason.NONE,
+            'hold_reason': self.hold(command.hold),
+            'observation_stamp': self.time(command.observation_stamp_ns),
+            'target_time': self.time(command.target_time_ns),
+            'chunk_step': command.chunk_step,
+            'disagreement': command.disagreement,
+            'epoch': command.epoch,
+            'limited': bool(command.rules),
+        }
 
     def chunk(
         self,

@@ -10,8 +10,10 @@ All functions are pure and may be called from any thread.
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from vla_policy_node.control.guard import SentCommand
+from vla_policy_node.control.joint_guard import SentJointCommand
 
 # Representation identifier of plain CDR -> byte order
 _BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
@@ -147,13 +149,33 @@ def read_command(raw: Bytes) -> SentCommand:
     stamp_ns, frame_id = reader.stamp_ns(), reader.string()
     numbers = reader.doubles(6)
     return SentCommand(
-        stamp_ns, frame_id, numbers[:3], numbers[3:],
-        gripper=reader.number('f'), hold=bool(reader.number('B')),
-        hold_code=reader.number('B'), hold_stream=reader.string(), hold_text=reader.string(),
-        observation_stamp_ns=reader.stamp_ns(), target_time_ns=reader.stamp_ns(),
-        chunk_step=reader.number('i'), disagreement=reader.number('f'),
-        epoch=reader.number('I'), limited=bool(reader.number('B')),
-    )
+        stamp_ns, frame_id, numbers[:3], numbers[3:], gripper=reader.number('f'),
+        **_rest_of_command(reader))
+
+
+def read_joint_command(raw: Bytes) -> SentJointCommand:
+    """Return a vla_msgs/JointCommand. The numbers are as sent, NaN included, as many as sent."""
+    reader = _Reader(raw)
+    stamp_ns, frame_id = reader.stamp_ns(), reader.string()
+    count = reader.uint32()
+    if count > _MOST_NAMES:
+        raise MessageError(f'The command claims {count} joints; no robot has so many.')
+    names = tuple(reader.string() for _ in range(count))
+    kinds = tuple(reader.octets())
+    return SentJointCommand(
+        stamp_ns, frame_id, names, kinds, reader.doubles(reader.uint32()),
+        **_rest_of_command(reader))
+
+
+def _rest_of_command(reader: '_Reader') -> dict[str, Any]:
+    """Return what commands of all kinds have behind their motion, in its order."""
+    return {
+        'hold': bool(reader.number('B')), 'hold_code': reader.number('B'),
+        'hold_stream': reader.string(), 'hold_text': reader.string(),
+        'observation_stamp_ns': reader.stamp_ns(), 'target_time_ns': reader.stamp_ns(),
+        'chunk_step': reader.number('i'), 'disagreement': reader.number('f'),
+        'epoch': reader.number('I'), 'limited': bool(reader.number('B')),
+    }
 
 
 class _Reader:

@@ -8,7 +8,12 @@ from vla_policy_node.contract.parts import POSE_FIELDS, POSE_TYPE, StateSource
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
-from vla_policy_node.wire.cdr import MessageError, read_joint_fields, read_pose_stamped
+from vla_policy_node.wire.cdr import (
+    MessageError,
+    read_joint_fields,
+    read_pose_stamped,
+    stamp_of,
+)
 
 
 def decode_state(raw: bytes, source: StateSource, frame_id: str) -> np.ndarray:
@@ -24,14 +29,14 @@ def decode_state(raw: bytes, source: StateSource, frame_id: str) -> np.ndarray:
 def decode_pose(raw: bytes, frame_id: str, stream: str = POSE) -> MeasuredPose:
     """Return the pose of a serialised PoseStamped; some 15 microseconds, any thread.
 
-    Raises HoldError (INPUT_INVALID) if it is not a finite pose with a unit quaternion in the
-    frame of the commands: a workspace checked in another frame protects nothing.
+    frame_id: '' for any. Raises HoldError (INPUT_INVALID) if it is not a finite pose with a unit
+    quaternion in the frame of the commands: a workspace checked in another one protects nothing.
     """
     try:
         stamp_ns, frame, position_m, quaternion = read_pose_stamped(raw)
     except MessageError as error:
         raise _unusable(stream, str(error)) from error
-    if frame != frame_id:
+    if frame_id and frame != frame_id:
         raise _unusable(
             stream,
             f"The end-effector pose is in frame '{frame}', commands are in '{frame_id}'; publish "
@@ -81,6 +86,31 @@ def decode_joints(raw: bytes, source: StateSource) -> np.ndarray:
                 f'{value.field}; mend the state publisher.')
         measured.append(numbers[places[value.joint]])
     return _told(measured, source)
+
+
+def decode_positions(
+    raw: bytes, stream: str, joints: tuple[str, ...]
+) -> tuple[int, tuple[float, ...]]:
+    """Return stamp [ns] and position of each joint, as measured, in this order; any thread.
+
+    Raises HoldError (INPUT_INVALID) if one is not in the JointState once, or is not finite.
+    """
+    try:
+        names, fields = read_joint_fields(raw)
+        stamp_ns = stamp_of(raw)
+    except MessageError as error:
+        raise _unusable(stream, str(error)) from error
+    positions = fields['position']
+    if len(positions) != len(names) or any(names.count(joint) != 1 for joint in joints):
+        raise _unusable(
+            stream, f'A message of {stream} does not have the position of every joint once; name '
+            'the topic whose messages do.')
+    places = {name: place for place, name in enumerate(names)}
+    found = tuple(positions[places[joint]] for joint in joints)
+    if not all(map(math.isfinite, found)):
+        raise _unusable(
+            stream, f'The joints of {stream} are not finite; check the state publisher.')
+    return stamp_ns, found
 
 
 def _by_place(fields: dict[str, tuple[float, ...]], source: StateSource) -> list[float]:

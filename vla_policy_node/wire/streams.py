@@ -10,6 +10,7 @@ import numpy as np
 
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import state_places
+from vla_policy_node.contract.joints import is_moved_by_joints, joint_spec, joint_streams
 from vla_policy_node.contract.parts import EndEffectorGroup, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 
@@ -39,9 +40,18 @@ class InputStreams:
 
     @cached_property
     def pose(self) -> str:
-        """Name of the stream that measures the end effector."""
-        return next(group.pose for group in self.robot.actions
-                    if isinstance(group, EndEffectorGroup))
+        """Name of the stream that measures the end effector, '' where none is moved."""
+        return next((group.pose for group in self.robot.actions
+                     if isinstance(group, EndEffectorGroup)), '')
+
+    @cached_property
+    def joints(self) -> Mapping[str, tuple[str, ...]]:
+        """Streams that measure moved joints, and these by name in the order of an action."""
+        if not is_moved_by_joints(self.robot):
+            return {}
+        names = joint_spec(self.robot).names
+        return {stream: tuple(names[place] for place in places)
+                for stream, places in joint_streams(self.robot).items()}
 
     @cached_property
     def topics(self) -> Mapping[str, tuple[str, str]]:
