@@ -126,6 +126,16 @@ def test_the_bench_shows_its_cameras_pictures_of_others():
     assert seen.proprio.tolist() == [0.0]
 
 
+@pytest.mark.parametrize(('method', 'read'), [
+    ('adp', 'state x, y, z; those of this policy begin with joint_1'),
+    ('sp_vla', 'actions dx, dy, dz; those of this policy begin with panda_joint1'),
+    ('specprune', 'actions dx, .* begin with panda_joint1'),
+])
+def test_methods_that_go_by_a_hand_are_refused_where_joints_move(checkpoint, method, read):
+    with pytest.raises(ValueError, match=f'{method} goes by the {read}'):
+        load_policy(checkpoint, methods=[method])
+
+
 @pytest.mark.parametrize('method', acceleration.available())
 def test_every_method_runs_on_it_or_says_in_a_sentence_why_not(checkpoint, method):
     try:

@@ -41,4 +41,4 @@ def test_nothing_outside_of_families_branches_on_one():
 def test_every_family_is_found_by_its_file():
     files = {path.stem for path in (PACKAGE / 'families').glob('*.py')}
     assert {'openvla_oft', 'openvla', 'cogact'} <= files
-    assert {'l1', 'diffusion', 'discrete', 'autoregressive', 'cogact'} == set(families.available())
+    assert {'l1', 'diffusion', 'discrete', 'autoregressive', 'cogact'} <= set(families.available())

@@ -52,7 +52,7 @@ class Adp(Selection):
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS, Effect.COST_VARIES, Effect.FIXED_SHAPES})
     off: ClassVar = {'keep': 1.0, 'rule': 'always'}
-    reads_state = True
+    reads_state = ('x', 'y', 'z')
 
     def __init__(
         self,

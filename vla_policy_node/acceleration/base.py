@@ -65,6 +65,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
     needs: what the policy must offer. does: what the method may do to it, as it is set; what
         has been learnt may narrow it in `prepare`.
     assumes: what must hold of how actions are executed; in other execution modes it is refused.
+    reads_actions: names of the first numbers of an action, if it knows what they mean.
     open_settings: constants that the source leaves open -> values to try beside the default, one
         at a time, in `vla bench methods --sweep`.
     off: settings with which it does nothing; None if only leaving it away does that.
@@ -77,6 +78,7 @@ class Method(WeightHooks, StepHooks, PassHooks):
     needs: ClassVar[frozenset[Capability]] = frozenset()
     does: frozenset[Effect] = frozenset()
     assumes: ClassVar[frozenset[Assumption]] = frozenset()
+    reads_actions: ClassVar[tuple[str, ...]] = ()
     open_settings: ClassVar[Mapping[str, Sequence[object]]] = {}
     off: ClassVar[Mapping[str, object] | None]
     weights_file: ClassVar[str] = ''

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from vla_policy_node.nn.capabilities import Capability
-from vla_policy_node.policy.interface import EXECUTION_MODES
+from vla_policy_node.policy.interface import EXECUTION_MODES, Quantity
 
 if TYPE_CHECKING:
     from vla_policy_node.acceleration.base import Method
@@ -103,6 +103,19 @@ def check_policy(methods: Sequence[Method], config: ModelConfig) -> None:
                 own = need == Capability.DENOISING or Capability.DENOISING in offered
                 raise ValueError((REFUSALS.get(need, REFUSAL) if own else REFUSAL).format(
                     name=method.name, need=need.value, architecture=config.architecture))
+        _check_numbers(method.name, 'state', method.reads_state, config.spec.state)
+        _check_numbers(method.name, 'actions', method.reads_actions, config.spec.actions)
+
+
+def _check_numbers(
+    name: str, kind: str, read: Sequence[str], numbers: Sequence[Quantity]
+) -> None:
+    """Refuse numbers of another meaning; a state that the policy is not told is the default."""
+    found = [quantity.name for quantity in numbers[: len(read)]]
+    if found and found != [*read]:
+        raise ValueError(
+            f'{name} goes by the {kind} {", ".join(read)}; those of this policy begin with '
+            f'{", ".join(found)}.')
 
 
 def check_execution(methods: Iterable[type[Method]], mode: str) -> None:

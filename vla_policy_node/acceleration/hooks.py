@@ -59,10 +59,11 @@ class WeightHooks:
 class StepHooks:
     """Hooks before the network.
 
-    reads_state: whether `Step.proprio` counts, also where the network reads none.
+    reads_state: names of the first numbers of `Step.proprio`, which count also where the network
+        reads none; () if it does not look at them.
     """
 
-    reads_state: ClassVar[bool] = False
+    reads_state: ClassVar[tuple[str, ...]] = ()
 
     def begin_step(self, step: Step) -> None:
         """A step begins in which the network will run: look at the inputs."""

@@ -62,6 +62,7 @@ class SpVla(Selection):
         Effect.COST_VARIES})
     off: ClassVar = {'min_keep': 1.0, 'network_share': 1.0}
     assumes = frozenset({Assumption.WHOLE_CHUNKS})
+    reads_actions = ('dx', 'dy', 'dz')
     open_settings: ClassVar = {
         'ridge': (0.1,), 'min_speed': (0.02, 0.2), 'max_speed': (0.5,), 'slow': (0.4,),
         'fast': (0.5,), 'min_keep': (0.5,), 'layer': (1,), 'edge_low': (0.05,),

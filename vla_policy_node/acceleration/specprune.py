@@ -79,6 +79,7 @@ class SpecPrune(Selection):
     name = 'specprune'
     needs = frozenset({Capability.VISUAL_TOKENS, Capability.LAYERS})
     does = frozenset({Effect.DROPS_TOKENS_LATER, Effect.READS_ATTENTION, Effect.COST_VARIES})
+    reads_actions = ('dx', 'dy', 'dz', 'drx', 'dry', 'drz')
     off: ClassVar = {'static': 0, 'static_fine': 0}
     open_settings: ClassVar = {
         'similarity': (0.95, 0.996), 'local_share': (0.5,), 'global_count': (100,),
