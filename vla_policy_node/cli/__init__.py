@@ -2,8 +2,8 @@
 
 import typer
 
+from vla_policy_node.cli import bag, contract, learning, robot
 from vla_policy_node.cli import bench as benches
-from vla_policy_node.cli import contract, learning, robot
 from vla_policy_node.cli.compress import compress
 from vla_policy_node.cli.replay import record, replay
 
@@ -37,6 +37,10 @@ _contract = typer.Typer(
 app.add_typer(_contract, name='contract')
 for _command in (contract.check, contract.new):
     _contract.command()(_command)
+
+_bag = typer.Typer(no_args_is_help=True, help='Recordings.')
+app.add_typer(_bag, name='bag')
+_bag.command()(bag.info)
 
 
 def main() -> None:

@@ -1,0 +1,36 @@
+"""Declares `vla bag info`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_policy_node.cli.refusal import refusal
+
+
+def info(
+    bag: Annotated[Path, typer.Argument(
+        help='A folder of rosbag2, its metadata.yaml, or one .mcap or .db3 file, zstd too.')],
+    contract: Annotated[str, typer.Option(
+        help='The robot whose inputs to look for: a .yaml file, or the name of a contract that '
+        'comes with the package.')] = '',
+) -> None:
+    """Say what a recording holds, and which topic feeds which input of a policy.
+
+    Rates, gaps, how far the inputs are apart in time, and for each input that cannot be used why
+    not, and which topics could be named instead. Nothing is changed. Exit code 0: `vla replay`
+    finds all inputs; 1: it does not without more options; 2: the bag cannot be read.
+
+    * `vla bag info bags/monday-1`
+
+    * `vla bag info robot.mcap --contract my_robot.yaml`
+    """
+    from rich.console import Console
+
+    from vla_policy_node.commands.bag_info import bag_info
+
+    try:
+        ready = bag_info(bag, contract, Console())
+    except ValueError as error:
+        raise refusal(error) from None
+    raise typer.Exit(0 if ready else 1)

@@ -1,0 +1,63 @@
+"""`vla bag info`: what a recording holds and what a replay would take from it, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vla_policy_node.contract import find_contract
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.inspection import Inspection, inspect
+
+
+def bag_info(path: Path, contract: str, console: Console) -> bool:
+    """Print the tables; return whether `vla replay` can take the bag as it is.
+
+    Raises ValueError with one sentence for a bag that cannot be read, or no contract.
+    """
+    robot = find_contract(contract)
+    with Bag(path) as bag:
+        found = inspect(bag, robot)
+    console.print(_topics(found, path))
+    console.print(_inputs(found, robot.name))
+    for remark in found.remarks:
+        console.print(_plain(remark), soft_wrap=True)
+    console.print('All inputs are there.' if found.ready else 'Not all inputs are there.')
+    return found.ready
+
+
+def _topics(found: Inspection, path: Path) -> Table:
+    table = Table(title=f'{_plain(str(path))}: {found.duration_s:.1f} s')
+    for name in ('topic', 'type', 'messages', 'Hz', 'longest gap, s', 'first message'):
+        table.add_column(name, overflow='fold',
+                         justify='right' if name[0] in 'mHl' else 'left')
+    for topic in found.topics:
+        unstamped = '; stamps are zero' if topic.is_unstamped else ''
+        table.add_row(_plain(topic.name), _plain(topic.kind), str(topic.count),
+                      _number(topic.rate_hz, 1), _number(topic.gap_s, 2),
+                      _plain(topic.contents + unstamped))
+    return table
+
+
+def _inputs(found: Inspection, robot: str) -> Table:
+    """Return what feeds each input, and how far it is from the pictures of the first camera."""
+    table = Table(title=f'Inputs of {_plain(robot)}')
+    for name in ('input', 'topic', 'apart p50, ms', 'p95, ms', 'why not'):
+        table.add_column(name, overflow='fold', justify='right' if 'ms' in name else 'left')
+    for one in found.inputs:
+        median, most = one.apart_ms or (None, None)
+        table.add_row(_plain(one.name), _plain(one.topic) or '-', _number(median, 1),
+                      _number(most, 1), _plain(one.problem))
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
+
+
+def _plain(text: str) -> str:
+    """Return text of a bag as it may be printed: no markup, nothing that moves the cursor."""
+    return escape(''.join(letter if letter.isprintable() else '?' for letter in text))

@@ -1,0 +1,201 @@
+"""Looks through a bag for what a replay would take from it: which topics, how good, why not."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from vla_policy_node.contract import RobotContract
+from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.finding import (
+    COMPRESSED,
+    RAW,
+    find_picture,
+    find_topic,
+    fitting,
+    why_not,
+)
+from vla_policy_node.replay.topics import ACTION_TYPES, COMMAND, RECORDS, STATUS, option_of
+from vla_policy_node.wire.cdr import (
+    MessageError,
+    read_compressed_image,
+    read_image,
+    read_joint_fields,
+    read_pose_stamped,
+    stamp_of,
+)
+from vla_policy_node.wire.encodings import ENCODINGS
+from vla_policy_node.wire.images import sample_compressed
+
+_SHOWN = 6  # topics and joints in a cell
+_POSE, _JOINTS = 'geometry_msgs/msg/PoseStamped', 'sensor_msgs/msg/JointState'
+_STAMPED = (RAW, COMPRESSED, _POSE, _JOINTS)
+
+
+@dataclass
+class TopicFacts:
+    """What is known of one topic.
+
+    recorded_ns, stamps_ns: of its messages, of types that a policy may read only. contents: of
+    the first message.
+    """
+
+    name: str
+    kind: str
+    count: int
+    contents: str = ''
+    recorded_ns: array = field(default_factory=lambda: array('q'))
+    stamps_ns: array = field(default_factory=lambda: array('q'))
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Messages per second between the first and the last one."""
+        times = self.recorded_ns
+        span_ns = max(times) - min(times) if len(times) > 1 else 0
+        return (len(times) - 1) * 1e9 / span_ns if span_ns else None
+
+    @property
+    def gap_s(self) -> float | None:
+        """The longest time without a message."""
+        if len(self.recorded_ns) < 2:
+            return None
+        return float(np.diff(np.sort(np.array(self.recorded_ns, np.int64))).max()) / 1e9
+
+    @property
+    def is_unstamped(self) -> bool:
+        """Whether all stamps are zero."""
+        return bool(self.stamps_ns) and not any(self.stamps_ns)
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """What a bag has for one input.
+
+    topic: '' if there is none of the name in the contract. problem: a sentence, why it cannot be
+    used as it is. apart_ms: median and 95th percentile of the time from each picture of the first
+    camera to the nearest message, None if unknown.
+    """
+
+    name: str
+    topic: str
+    problem: str
+    apart_ms: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found. remarks: sentences. ready: whether `vla replay` can take the bag."""
+
+    duration_s: float
+    topics: tuple[TopicFacts, ...]
+    inputs: tuple[InputFacts, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every input that the robot needs is there."""
+        return not any(one.problem for one in self.inputs)
+
+
+def inspect(bag: Bag, robot: RobotContract) -> Inspection:
+    """Read through a bag once. Raises BagError."""
+    types, counts = bag.types, bag.counts
+    topics = {name: TopicFacts(name, kind, counts[name]) for name, kind in sorted(types.items())}
+    read = [name for name, kind in types.items() if kind in _STAMPED]
+    for name, time_ns, raw in bag.messages(read):
+        facts = topics[name]
+        facts.contents = facts.contents or _contents(facts.kind, raw)
+        facts.recorded_ns.append(time_ns)
+        try:
+            facts.stamps_ns.append(stamp_of(raw))
+        except MessageError:
+            continue
+    found = {part.name: _found(bag, part) for part in (*robot.cameras, *robot.state)}
+    first = topics.get(found[robot.cameras[0].name])
+    inputs = tuple(
+        InputFacts(part.name, found[part.name], _problem(bag, part, robot, found, topics),
+                   _apart_ms(first, topics.get(found[part.name])))
+        for part in (*robot.cameras, *robot.state))
+    return Inspection(bag.duration_s, tuple(topics.values()), inputs,
+                      (*_other_remarks(types), *bag.remarks()))
+
+
+def _found(bag: Bag, part: Camera | StateSource) -> str:
+    """Return the topic of an input by its name in the contract, '' for none."""
+    name = f'/{part.topic.lstrip("/")}'
+    if isinstance(part, Camera):
+        return (find_picture(bag.types, name) or ('', False))[0]
+    return find_topic(bag.types, name) or ''
+
+
+def _problem(
+    bag: Bag, part: Camera | StateSource, robot: RobotContract, found: Mapping[str, str],
+    topics: Mapping[str, TopicFacts],
+) -> str:
+    topic = found[part.name]
+    if not topic:
+        if isinstance(part, Camera) and not part.required:
+            return ''
+        taken = {*found.values()}
+        others = [*islice((t for t in fitting(bag, part, robot) if t not in taken), _SHOWN)]
+        if others:
+            doubt = why_not(bag, others[0], part, robot) if len(others) == 1 else ''
+            return (f'Name one: {option_of(part.name)} {" or ".join(others)}'
+                    + (f'; but: {doubt}' if doubt else '.'))
+        kind = 'a picture with colours' if isinstance(part, Camera) else part.type
+        return f'No other topic has {kind}.'
+    kinds = (RAW, COMPRESSED) if isinstance(part, Camera) else (part.type,)
+    if bag.types[topic] not in kinds:
+        return f'It is {bag.types[topic]}; {kinds[0]} is needed.'
+    if topics[topic].is_unstamped:
+        return 'All stamps are zero; take the times of recording with --stamps log.'
+    return why_not(bag, topic, part, robot)
+
+
+def _apart_ms(first: TopicFacts | None, other: TopicFacts | None) -> tuple[float, float] | None:
+    if first is None or other is None or first is other or not (
+            first.stamps_ns and other.stamps_ns):
+        return None
+    reference = np.array(first.stamps_ns, np.int64)
+    stamps = np.sort(np.array(other.stamps_ns, np.int64))
+    right = np.clip(np.searchsorted(stamps, reference), 0, len(stamps) - 1)
+    left = np.maximum(right - 1, 0)
+    apart = np.minimum(abs(stamps[right] - reference), abs(stamps[left] - reference)) / 1e6
+    return float(np.median(apart)), float(np.percentile(apart, 95))
+
+
+def _contents(kind: str, raw: bytes) -> str:
+    """Return what the first message holds, in a few words."""
+    try:
+        if kind == RAW:
+            image = read_image(raw)
+            unknown = '' if image.encoding in ENCODINGS else ', which has no defined colours'
+            return f'{image.width}x{image.height} {image.encoding}{unknown}'
+        if kind == COMPRESSED:
+            packed = read_compressed_image(raw)
+            return f'{sample_compressed(packed)[0]} ({packed.format})'
+        if kind == _POSE:
+            return f'in {read_pose_stamped(raw)[1]}'
+        names = read_joint_fields(raw)[0]
+        more = ', ...' if len(names) > _SHOWN else ''
+        return f'{len(names)} joints: {", ".join(names[:_SHOWN])}{more}'
+    except MessageError as error:
+        return str(error)
+
+
+def _other_remarks(types: Mapping[str, str]) -> list[str]:
+    remarks = []
+    if types.get(STATUS) != RECORDS[STATUS]:
+        remarks.append(f'No {STATUS} says what the robot was asked to do: give --instruction.')
+    if types.get(find_topic(types, COMMAND) or '') not in ACTION_TYPES:
+        others = [topic for topic, kind in sorted(types.items()) if kind in ACTION_TYPES]
+        remarks.append(
+            f'No actions on {COMMAND} to compare with'
+            + (f': name them with --actions-topic {" or ".join(others[:_SHOWN])}.' if others
+               else '.'))
+    return remarks
