@@ -18,7 +18,7 @@ from vla_policy_node.bench.methods_costs import TIMED, Costs, Stopwatch, summari
 from vla_policy_node.bench.methods_published import MODELS, published_rows
 from vla_policy_node.bench.methods_report import markdown, pareto_front, write_report
 from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
-from vla_policy_node.evaluation import run
+from vla_policy_node.evaluation import run_plan
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
 from vla_policy_node.nn.denoising import DenoisingStep
@@ -253,7 +253,7 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
 def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
         checkpoints, tmp_path, monkeypatch):
     measured, episodes, interrupted = [], [], True
-    measure, run_here = Costs.measure, run._run_here
+    measure, run_here = Costs.measure, run_plan._run_here
 
     def noted(self, task, episode, labels):
         if interrupted and measured:
@@ -263,7 +263,7 @@ def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
 
     monkeypatch.setattr(Costs, 'measure', noted)
     monkeypatch.setattr(
-        run, '_run_here', lambda plan, units: episodes.extend(units) or run_here(plan, units))
+        run_plan, '_run_here', lambda plan, units: episodes.extend(units) or run_here(plan, units))
 
     def go():
         return bench.bench_methods(

@@ -19,7 +19,7 @@ from vla_policy_node.evaluation.contenders import Contender, parse_contender
 from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results, side_file
-from vla_policy_node.evaluation.run import missing_units
+from vla_policy_node.evaluation.run_plan import missing_units
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 

@@ -12,9 +12,9 @@ import pytest
 import ros_testing  # noqa: F401 - a domain of its own
 
 from vla_policy_node.bench.faults import scenarios  # noqa: F401 - they register
+from vla_policy_node.bench.faults.campaign import run_layer
 from vla_policy_node.bench.faults.kinds import KINDS
 from vla_policy_node.bench.faults.processes import SCENARIOS
-from vla_policy_node.bench.faults.run import run_layer
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import slow_stops
 

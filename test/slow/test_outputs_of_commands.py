@@ -34,9 +34,11 @@ def run_evaluation(out):
 
 
 def run_training(out):
-    from vla_policy_node.training.run import Run, train
+    from vla_policy_node.runtime.small import create_small_checkpoint
+    from vla_policy_node.training.stage_run import Run, train
 
-    train(Run(stage_config('clone', None, ()), out, None, None, out))
+    start = create_small_checkpoint(out.with_name('start'))
+    train(Run(stage_config('clone', None, ()), start, None, None, out))
 
 
 def run_bench_node(out):

@@ -16,12 +16,11 @@ import vla_policy_node
 from vla_policy_node.acceleration import Method
 from vla_policy_node.bench import methods_published, policy_run
 from vla_policy_node.common.scoped import environment, torch_threads
-from vla_policy_node.evaluation import run as evaluation_run
+from vla_policy_node.evaluation import run_plan as plan_runs
 from vla_policy_node.policy.interface import CAMERAS, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.system.processes import private_domain
-from vla_policy_node.training import demonstration_set
-from vla_policy_node.training import run as training_run
+from vla_policy_node.training import demonstration_set, stage_run
 
 PACKAGE = Path(vla_policy_node.__file__).parent
 # What sets something for the whole process or a whole thread.
@@ -166,9 +165,9 @@ def test_an_evaluation_leaves_the_threads(three, monkeypatch):
         def close(self):
             seen.append('closed')
 
-    monkeypatch.setattr(evaluation_run, 'Worker', Worker)
+    monkeypatch.setattr(plan_runs, 'Worker', Worker)
     plan = SimpleNamespace(threads=2)
-    assert list(evaluation_run._run_here(plan, [(0, 0, ('dense',))])) == [[]]
+    assert list(plan_runs._run_here(plan, [(0, 0, ('dense',))])) == [[]]
     assert seen == [2, 'closed']
     assert of_this_and_of_a_new_thread() == (3, 3)
 
@@ -188,13 +187,13 @@ def test_a_bench_leaves_the_threads(three, monkeypatch):
 
 def test_training_in_this_process_leaves_threads_and_random_numbers(three, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(training_run, '_train_here', lambda *_: seen.append(
+    monkeypatch.setattr(stage_run, '_train_here', lambda *_: seen.append(
         (torch.get_num_threads(), torch.initial_seed())))
-    monkeypatch.setattr(training_run.os, 'sched_getaffinity', lambda _: range(2))
-    config = training_run.TrainingConfig(stage='clone', steps=1, seed=41)
+    monkeypatch.setattr(stage_run.os, 'sched_getaffinity', lambda _: range(2))
+    config = stage_run.TrainingConfig(stage='clone', steps=1, seed=41)
     start = tiny_checkpoint(tmp_path / 'start')
     before = torch.get_rng_state()
-    training_run.train(training_run.Run(config, start, None, None, tmp_path / 'out'))
+    stage_run.train(stage_run.Run(config, start, None, None, tmp_path / 'out'))
     assert seen == [(2, 41)]
     assert torch.equal(torch.get_rng_state(), before)
     assert of_this_and_of_a_new_thread() == (3, 3)

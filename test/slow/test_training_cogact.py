@@ -20,8 +20,8 @@ from vla_policy_node.training import cognition, stages
 from vla_policy_node.training.cognition import CognitionData
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import read_metrics
-from vla_policy_node.training.run import Run, train
-from vla_policy_node.training.run import _data as make_data
+from vla_policy_node.training.stage_run import Run, train
+from vla_policy_node.training.stage_run import _data as make_data
 from vla_policy_node.training.trainer import STATE, Trainer
 
 COGACT = TrainingConfig(

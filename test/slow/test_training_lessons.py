@@ -10,7 +10,7 @@ from vla_policy_node.commands.train import stage_config
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import create_small_checkpoint
-from vla_policy_node.training.run import Run, train
+from vla_policy_node.training.stage_run import Run, train
 
 METHODS = {'deer': 'deer', 'mole': 'mole', 'foreground': 'fastdrivevla'}
 

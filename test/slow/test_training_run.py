@@ -15,7 +15,7 @@ from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.curves import read_metrics
-from vla_policy_node.training.run import COMMAND, HEADS, Run, train
+from vla_policy_node.training.stage_run import COMMAND, HEADS, Run, train
 from vla_policy_node.training.trainer import FINAL_RATE, STATE, learning_rate
 
 CLONE = TrainingConfig(

@@ -12,8 +12,8 @@ from vla_policy_node.commands.train import stage_config
 from vla_policy_node.families import read_model_config
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.training import run as training_run
-from vla_policy_node.training.run import Run, train
+from vla_policy_node.training import stage_run
+from vla_policy_node.training.stage_run import Run, train
 
 HEADS = ('l1', 'discrete', 'diffusion', 'autoregressive', 'cogact')
 SMALL = ('steps=1', 'batch=4', 'validate_every_steps=1', 'validation_frames=4')
@@ -66,7 +66,7 @@ def run_of(stage, head, starts, out, *changes):
     (stage, head) for stage, heads in REFUSED.items() for head in heads])
 def test_a_stage_refuses_what_it_cannot_train_before_anything_is_read_or_written(
         stage, head, starts, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, 'load_model', None)
+    monkeypatch.setattr(stage_run, 'load_model', None)
     run = run_of(stage, head, starts, tmp_path / 'run')
     policy = read_model_config(run.start).architecture
     ending = '' if stage == 'cogact_head' else re.escape(f'; {run.start} is {policy}.') + '$'

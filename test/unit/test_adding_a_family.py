@@ -28,7 +28,7 @@ from vla_policy_node.policy.interface import (
 )
 from vla_policy_node.policy.warm_up import grey_observation
 from vla_policy_node.runtime.loading import load_model
-from vla_policy_node.training.run import Run, train
+from vla_policy_node.training.stage_run import Run, train
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / 'docs' / 'adding_a_family.md').read_text(encoding='utf-8')

@@ -17,7 +17,7 @@ from vla_policy_node.bench.methods_rows import contenders, share_out, split_usab
 from vla_policy_node.evaluation.evaluate import make_plan
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
-from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import describe_machine, describe_policy, summarise
 from vla_policy_node.outputs.folder import claim, clear, seal
 

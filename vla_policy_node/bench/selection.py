@@ -23,12 +23,12 @@ from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.plots import plot_names, write_plots
 from vla_policy_node.evaluation.progress import PHASES
 from vla_policy_node.evaluation.results import Results
-from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, seal
-from vla_policy_node.training.run import Run
+from vla_policy_node.training.stage_run import Run
 
 LIGHTVLA = 'LightVLA'
 STAR = 'LightVLA*'

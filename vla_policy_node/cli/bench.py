@@ -232,7 +232,7 @@ def faults(
 
     from rich.console import Console
 
-    from vla_policy_node.bench.faults.run import LAYERS, Campaign, default_workers, run
+    from vla_policy_node.bench.faults.campaign import LAYERS, Campaign, default_workers, run
 
     if layer not in LAYERS:
         raise refusal(ValueError(f'There is no layer {layer}; use {", ".join(LAYERS)}.'))

@@ -98,7 +98,7 @@ def train(
 
     from vla_policy_node.commands.train import run_stage, stage_config
     from vla_policy_node.system.files import untrained_checkpoint
-    from vla_policy_node.training.run import Run
+    from vla_policy_node.training.stage_run import Run
 
     try:
         run = Run(

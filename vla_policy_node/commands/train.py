@@ -11,7 +11,7 @@ from vla_policy_node.common.plain_yaml import parse_plain_yaml
 from vla_policy_node.system.files import share_directory
 from vla_policy_node.training import stages
 from vla_policy_node.training.config import TrainingConfig, read_training_config
-from vla_policy_node.training.run import Run, train
+from vla_policy_node.training.stage_run import Run, train
 
 
 def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> TrainingConfig:

@@ -14,7 +14,7 @@ from vla_policy_node.evaluation.contenders import parse_contender, state_only_co
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
 from vla_policy_node.evaluation.results import COMMAND, Results
-from vla_policy_node.evaluation.run import run_plan
+from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text

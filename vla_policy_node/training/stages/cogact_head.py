@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vla_policy_node.training.config import TrainingConfig
     from vla_policy_node.training.data import TrainingData
     from vla_policy_node.training.grounding import GroundingHeads
-    from vla_policy_node.training.run import Run
+    from vla_policy_node.training.stage_run import Run
 
 
 class DiffusionHeadAlone(TrainingStage):
