@@ -36,9 +36,12 @@ PERIOD_NS = 50_000_000
 START_NS = 1_000_000_000_000
 
 
-def create_tiny_checkpoint(directory):
-    """The small checkpoint, smaller: 4 x 4 patches per camera, one layer of everything."""
-    config = copy.deepcopy(CONFIG)
+def create_tiny_checkpoint(directory, **said):
+    """The small checkpoint, smaller: 4 x 4 patches per camera, one layer of everything.
+
+    said: entries of its config, on top.
+    """
+    config = copy.deepcopy(CONFIG) | said
     for encoder in config['vision_tiny'].values():
         encoder.update(embed_dim=16, feature_block=0, num_heads=1, mlp_hidden=16, img_size=56)
     config['text_config'].update(

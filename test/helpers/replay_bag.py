@@ -123,8 +123,9 @@ def _make(recipe, topic, index, time_ns):
         message.translation.x = 0.001
         return message
     # A bright square that moves over noise: no two pictures are the same.
-    pixels = np.random.default_rng([index, topic == '/wrist/image_raw']).integers(
+    is_first = topic == '/third_person/image_raw'
+    pixels = np.random.default_rng([index, not is_first]).integers(
         0, 80, (*recipe.size, 3)).astype(np.uint8)
-    left = (index if topic != '/wrist/image_raw' else -index) % (recipe.size[1] - 8)
+    left = (index if is_first else -index) % (recipe.size[1] - 8)
     pixels[8:16, left:left + 8] = (200, 120, 40)
     return to_image_message(pixels, header)

@@ -157,4 +157,7 @@ def test_the_description_holds_the_whole_contract(make_active, franka):  # noqa:
     bench.robot.wait(lambda: infos, 'the latched description')
     assert infos[0].cameras == ['third_person', 'wrist', 'side']
     assert len(infos[0].camera_transforms) == 3
-    assert parse_contract(infos[0].contract) == find_contract(franka)
+    said = parse_contract(infos[0].contract)
+    assert said.topics['side'] == '/side/rgb'  # as it is called in the graph
+    robot = find_contract(franka)
+    assert said.with_topics(robot.topics) == robot

@@ -10,7 +10,8 @@ import sys
 import threading
 
 import pytest
-from node_bench import START_NS, checkpoint, make_bench
+import yaml
+from node_bench import START_NS, checkpoint, create_tiny_checkpoint, make_bench
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
@@ -19,7 +20,10 @@ from ros_testing import ros
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from vla_msgs.msg import ActionChunk
+from vla_msgs.msg import ActionChunk, TokenSelection
+from vla_policy_node.contract import find_contract, to_plain
+from vla_policy_node.contract.fit import differences
+from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import BagWriter, RecordingError
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.parameters import ParameterError
@@ -30,7 +34,7 @@ from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_info
 from vla_policy_node.replay.topics import CHUNK, RECORDS, decode
 from vla_policy_node.system.files import read_config
-from vla_policy_node.system.recorded import RECORDED_PARAMETERS, UntrustedBagError
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT, UntrustedBagError
 
 HEADER = 'std_msgs/msg/Header'
 
@@ -100,6 +104,50 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     assert parameters.checkpoint == recorded['checkpoint']
     assert parameters.method_names == ('lightvla',)
     assert 'the rest is as policy_info says' in notes[0]
+
+
+ROLES = ('high', 'left', 'right')
+
+
+def test_a_robot_with_other_cameras_is_recorded_and_replayed_by_its_contract(
+        recorder, make_bench, tmp_path):
+    """Nobody tells the recorder, nor the replay, whose cameras these are."""
+    node, finish = recorder
+    plain = to_plain(find_contract(''))
+    plain['cameras'] = [{'name': role, 'topic': f'cam_{role}/rgb'} for role in ROLES]
+    plain['state'][0]['name'] = plain['actions'][0]['pose'] = 'tool'
+    contract = tmp_path / 'mine.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    checkpoint = create_tiny_checkpoint(tmp_path / 'three', cameras=list(ROLES))
+    bench = make_bench(contract=str(contract), checkpoint=str(checkpoint)).activate()
+    bench.robot.wait(
+        lambda: all(p.get_subscription_count() == 2 for p in bench.robot.inputs.values())
+        and bench.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+    selections = []
+    bench.robot.create_subscription(
+        TokenSelection, 'token_selection', selections.append, qos.event_output())
+    bench.start()
+    for _ in range(6):
+        bench.infer()
+        command = bench.advance()
+    assert not command.hold
+    status = bench.wait_status(lambda status: status.steps > 0)
+    assert tuple(status.camera_names) == ROLES and max(status.camera_ages_ms) < 1e3
+    bench.robot.wait(lambda: {s.camera for s in selections} == {*ROLES}, 'selections')
+    bench.robot.wait(lambda: node._writer.written['/action_chunk'] >= 6
+                     and (node._writer.path / RECORDED_PARAMETERS).is_file(), 'the bag')
+    bag = finish()
+    found = find_contract(str(bag / RECORDED_ROBOT))
+    assert found.topics['left'] == '/cam_left/rgb'
+    assert differences(found, find_contract(str(contract))) == ()
+    assert not any('/third_person/image_raw' in topic for topic in node._silent(needed=True))
+    contract.unlink()  # as on another machine
+    for change in (lambda: None, (bag / RECORDED_ROBOT).unlink):  # then policy_info says it
+        change()
+        evaluation = replay_bag(bag, ReplaySettings(trust_bag=True), lambda what, share: None)
+        trace = evaluation.traces[0]
+        assert tuple(trace.inferences[0].camera_stamps_ns) == ROLES and trace.commands
+        assert {*trace.grids} == {*ROLES}
 
 
 def test_topics_on_which_nothing_came_are_named(ros, tmp_path, capfd):
@@ -190,7 +238,10 @@ from pathlib import Path
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from vla_msgs.msg import ActionChunk
+from vla_msgs.msg import ActionChunk, TokenSelection
+from vla_policy_node.contract import find_contract, to_plain
+from vla_policy_node.contract.fit import differences
+from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import BagWriter
 writer = BagWriter(Path(sys.argv[1]), 'mcap', False, 64)
 raw = serialize_message(Header(frame_id='x' * 100_000))

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import yaml
 from node_bench import create_tiny_checkpoint
-from replay_bag import make_bag
+from replay_bag import CAMERAS, PERIOD_NS, make_bag
 
+from vla_msgs.msg import PolicyInfo
 from vla_policy_node.contract import find_contract, to_plain
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import BagError
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.system.recorded import RECORDED_ROBOT
 
 
 @pytest.fixture(scope='module')
@@ -96,3 +99,85 @@ def test_a_camera_that_the_policy_looks_at_may_not_be_missing(recorded, tmp_path
 
     with pytest.raises(BagError, match="looks at the camera 'wrist', of which the bag has noth"):
         replayed(recorded, robot(tmp_path, 'swap', swap))
+
+
+# --- the contract in the recording ---
+
+def beside(bag, change):
+    """Put the contract of a robot beside a bag, as a recorder does."""
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    change(plain)
+    (bag / RECORDED_ROBOT).write_text(yaml.safe_dump(plain))
+    return plain
+
+
+def swap_fingers(plain):
+    name_the_fingers(plain, ('right', 'left'))
+
+
+def evaluated(bag, checkpoint, **settings):
+    settings = ReplaySettings('dense', checkpoint=checkpoint, video=False, **settings)
+    return replay_bag(bag, settings, lambda what, share: None)
+
+
+def actions_of(evaluation):
+    return np.stack([i.actions for i in evaluation.traces[0].inferences])
+
+
+@pytest.mark.parametrize('where', ['beside', 'said'])
+def test_a_bag_of_another_robot_is_replayed_by_the_contract_that_it_holds(
+        recorded, tmp_path, where):
+    _, checkpoint = recorded
+    plain = evaluated(make_bag(tmp_path / 'plain', seconds=0.6), checkpoint)
+    info = None
+    if where == 'said':
+        contract = copy.deepcopy(to_plain(find_contract('')))
+        swap_fingers(contract)
+        parameters = PolicyParameters()
+        info = PolicyInfo(control_period_s=PERIOD_NS / 1e9, contract=yaml.safe_dump(contract),
+                          cameras=CAMERAS, camera_transforms=['none'] * 2,
+                          execution_mode='async', dtype='float32')
+        for name in ('frame_id', 'rotation_form', 'translation_scale_m', 'rotation_scale_rad',
+                     'gripper_open', 'gripper_closed'):
+            setattr(info.action, name, getattr(parameters, name))
+    bag = make_bag(tmp_path / 'swapped', seconds=0.6, info=info)
+    if where == 'beside':
+        beside(bag, swap_fingers)
+    swapped = evaluated(bag, checkpoint)
+    assert not any('contract' in note for note in swapped.report['notes'])
+    named = replayed((bag, checkpoint), robot(tmp_path, 'named', swap_fingers))
+    np.testing.assert_array_equal(
+        actions_of(swapped), np.stack([i.actions for i in named.inferences]))
+    assert (actions_of(swapped) != actions_of(plain)).any()
+
+
+def test_a_contract_that_contradicts_the_recorded_one_is_used_and_reported(recorded, tmp_path):
+    _, checkpoint = recorded
+    bag = make_bag(tmp_path / 'bag', seconds=0.6)
+    beside(bag, swap_fingers)
+    evaluation = evaluated(bag, checkpoint, contract='end_effector')
+    assert ("The bag was recorded with another contract than 'end_effector', which differs in "
+            'state.') in evaluation.report['notes']
+    (bag / RECORDED_ROBOT).unlink()
+    np.testing.assert_array_equal(actions_of(evaluation), actions_of(evaluated(bag, checkpoint)))
+
+
+def test_streams_are_looked_for_where_the_recorded_contract_says(recorded, tmp_path):
+    _, checkpoint = recorded
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, more_cameras=('/hand/rgb',),
+                   omit=('/wrist/image_raw',))
+    with pytest.raises(BagError, match="no messages on '/wrist/image_raw'"):
+        evaluated(bag, checkpoint)
+    beside(bag, lambda plain: plain['cameras'][1].update(topic='/hand/rgb'))
+    assert '/hand/rgb' in evaluated(bag, checkpoint).report['bag']['messages']
+
+
+@pytest.mark.parametrize(('text', 'sentence'), [
+    ('format: 1', 'name is missing'), ('a: &a [*a]', 'robot.yaml'), ('x' * 100_000, 'bytes')])
+def test_a_contract_of_a_bag_that_is_none_is_one_sentence(recorded, tmp_path, text, sentence):
+    _, checkpoint = recorded
+    bag = make_bag(tmp_path / 'bag', seconds=0.2)
+    (bag / RECORDED_ROBOT).write_text(text)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        evaluated(bag, checkpoint)
+    assert '\n' not in str(caught.value)

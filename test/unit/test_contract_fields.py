@@ -7,15 +7,15 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from vla_policy_node.contract import ContractError, find_contract, to_plain
-from vla_policy_node.contract.fit import action_names
+from vla_policy_node.contract import ContractError, find_contract, parse_contract, to_plain
+from vla_policy_node.contract.fit import action_names, differences
 from vla_policy_node.contract.joints import joint_spec, joint_streams
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.loop.contract_fields import values_of
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.system.description import SystemDescriptionError, describe
-from vla_policy_node.system.recorded import followed
+from vla_policy_node.system.robot import contract_to_follow
 
 PLAIN = to_plain(find_contract(''))
 SAID = {'checkpoint': '/some/checkpoint'}
@@ -207,9 +207,57 @@ def test_parameters_cannot_widen_the_box_of_a_contract_without_a_workspace():
                    workspace_max_m=(100.0,) * 3)
 
 
-def test_a_recording_of_another_robot_is_not_followed_in_silence():
-    recorded = {'contract': '/robots/mine.yaml', 'max_age_s': 0.2}
-    with pytest.raises(ValueError, match="not with 'end_effector'"):
-        followed(recorded, {'contract': '', 'max_age_s': 0.3}, live=False)
-    same = {'contract': '/robots/mine.yaml', 'max_age_s': 0.3}
-    assert followed(recorded, same, live=False)['max_age_s'] == 0.2
+# --- the robot of a recording ---
+
+NAMED = '/robots/mine.yaml'
+
+
+def test_a_recording_that_does_not_hold_its_contract_needs_a_name_for_it():
+    with pytest.raises(ValueError, match=r"contract '/robots/mine.yaml', not with"):
+        contract_to_follow('', None, '', NAMED)
+    assert contract_to_follow(NAMED, None, '', NAMED) == (NAMED, '')
+    chosen, remark = contract_to_follow('two_arms', None, '', NAMED)
+    assert chosen == 'two_arms' and "recorded with the contract '/robots/mine.yaml'" in remark
+    for named in (None, '', 'end_effector'):
+        assert contract_to_follow('', None, '', named) == ('', '')
+
+
+def test_a_recording_of_another_robot_is_followed_by_its_own_contract(robot):
+    found = find_contract(robot)
+    assert contract_to_follow('', found, 'bag/robot.yaml', NAMED) == ('bag/robot.yaml', '')
+    assert contract_to_follow(robot, found, 'bag/robot.yaml', NAMED) == (robot, '')
+    chosen, remark = contract_to_follow('end_effector', found, 'bag/robot.yaml', NAMED)
+    assert chosen == 'end_effector'
+    assert remark == ("The bag was recorded with another contract than 'end_effector', which "
+                      'differs in cameras and actions.')
+
+
+def test_other_topics_and_limits_make_no_other_robot():
+    plain = copy.deepcopy(PLAIN)
+    plain['cameras'][0]['topic'], plain['state'][1]['topic'] = '/front/rgb', 'joint_states'
+    plain['state'][0]['name'] = plain['actions'][0]['pose'] = 'tool'
+    plain['actions'][0]['limits']['max_step_translation_m'] = 0.001
+    assert differences(find_contract(''), parse_contract(yaml.safe_dump(plain))) == ()
+    plain['actions'][0]['frame'] = 'tool0'
+    assert differences(find_contract(''), parse_contract(yaml.safe_dump(plain))) == ('actions',)
+
+
+def test_what_a_played_bag_says_of_its_robot_needs_trust_or_a_name(robot, tmp_path):
+    bag = tmp_path / 'bag'
+    bag.mkdir()
+    plain = to_plain(find_contract(robot))
+    (bag / 'robot.yaml').write_text(yaml.safe_dump(plain))
+    (bag / 'policy.yaml').write_text(yaml.safe_dump({'policy': {'ros__parameters': {
+        'contract': NAMED, 'max_age_s': 0.2, 'frame_id': 'arm_base',
+        'max_step_translation_m': 0.004}}}))
+    with pytest.raises(SystemDescriptionError, match=r'with a contract of its own.*trust_bag'):
+        described(play=str(bag))
+    with pytest.raises(SystemDescriptionError, match=r"contract than 'end_effector'.*; name the"):
+        described(play=str(bag), contract='end_effector')
+    for nodes, contract in (
+            (described(play=str(bag), contract=robot), robot),
+            (described(play=str(bag), trust_bag=True), str(bag / 'robot.yaml'))):
+        policy = nodes['policy'].parameters
+        assert policy['contract'] == nodes['player'].parameters['contract'] == contract
+        assert policy['max_age_s'] == 0.2 and policy['max_step_translation_m'] == 0.004
+        assert PolicyParameters.from_values(dict(policy)).frame_id == 'arm_base'

@@ -26,6 +26,9 @@ def replay(
         help='The same, for a second policy to compare with. Empty: none.')] = '',
     checkpoint: Annotated[str, typer.Option(
         help='Checkpoint of both; empty: that of the parameters.')] = '',
+    contract: Annotated[str, typer.Option(
+        help='The robot that was recorded: a contract (.yaml), or the name of one that comes with '
+        'the package. Empty: what the parameter file says, or else the bag.')] = '',
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'; empty: as the config says.")] = '',
     instruction: Annotated[str, typer.Option(
         help='Follow this from the first to the last message; empty: what the bag says.')] = '',
@@ -91,7 +94,8 @@ def replay(
         limits = GateLimits(errors, max_p95_ms, min_agreement)
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, topics, actions_topic,
-            latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps)
+            latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps,
+            contract)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
             settings = replace(settings, trust_bag=True)
         passed = replay_bags(bags, settings, out, workers, ray, Console())
@@ -111,6 +115,9 @@ def record(
     compress: Annotated[bool, typer.Option(help='With zstd.')] = False,
     compressed_images: Annotated[bool, typer.Option(
         help="Record the cameras' .../compressed topics.")] = False,
+    contract: Annotated[str, typer.Option(
+        help='The robot whose inputs to record: a contract (.yaml), or the name of one that comes '
+        'with the package. Empty: what the policy node says.')] = '',
     topic: Annotated[list[str] | None, typer.Option(
         help='Another topic to record; repeat.')] = None,
     sim_time: Annotated[bool, typer.Option(help='Live on /clock, for a simulated world.')] = False,
@@ -120,10 +127,10 @@ def record(
 ) -> None:
     """Record what `vla replay` needs of a running system, until Ctrl-C.
 
-    The inputs of the policy, its chunks, commands, selections, status and self-description, and
-    its parameters as policy.yaml. `vla bringup --record DIR` and `record:=DIR` of the launch files
-    do the same. Topics on which nothing came are named. Exit code 0: something was recorded, or
-    repaired; 1: nothing came; 2: could not begin.
+    The inputs of the policy, its chunks, commands, selections, status and self-description, its
+    parameters as policy.yaml and the contract of its robot as robot.yaml. `vla bringup --record
+    DIR` and `record:=DIR` of the launch files do the same. Topics on which nothing came are named.
+    Exit code 0: something was recorded, or repaired; 1: nothing came; 2: could not begin.
 
     * `vla record bags/monday-1 --compress`
 
@@ -143,7 +150,7 @@ def record(
 
     values = {'output': str(out), 'storage': storage, 'compressed': compressed_images,
               'compression': 'zstd' if compress else 'none', 'use_sim_time': sim_time,
-              'extra_topics': topic or ['']}
+              'contract': contract, 'extra_topics': topic or ['']}
     from vla_policy_node.system.description import NodeSpec
 
     try:

@@ -38,6 +38,31 @@ def action_names(robot: RobotContract) -> tuple[str, ...]:
     return tuple(names)
 
 
+def differences(one: RobotContract, other: RobotContract) -> tuple[str, ...]:
+    """Return which of cameras, state and actions mean something else to a policy.
+
+    Topics and limits are left out: a robot may be wired anew, and be told to move more slowly.
+    """
+    first, second = _meaning(one), _meaning(other)
+    return tuple(part for part in first if first[part] != second[part])
+
+
+def _meaning(robot: RobotContract) -> dict[str, object]:
+    cameras = [(camera.name, camera.transform, camera.required) for camera in robot.cameras]
+    state = [(value, source.type) for source in robot.state for value in source.values]
+    actions = []
+    for group in robot.actions:
+        if isinstance(group, EndEffectorGroup):
+            actions.append((group.kind, group.frame, group.rotation_form,
+                            group.translation_scale_m, group.rotation_scale_rad))
+        elif isinstance(group, GripperGroup):
+            actions.append((group.kind, group.open, group.closed, group.open_position,
+                            group.closed_position, group.joint and group.joint.name))
+        else:
+            actions.append((group.kind, [(joint.name, joint.scale) for joint in group.joints]))
+    return {'cameras': cameras, 'state': state, 'actions': actions}
+
+
 def state_places(spec: PolicySpec, robot: RobotContract) -> tuple[int, ...]:
     """Return for each number of the policy's state its place in the robot's.
 

@@ -49,6 +49,8 @@ def load_contract(path: Path | str) -> RobotContract:
 
 def parse_contract(text: str, name: str = 'The contract') -> RobotContract:
     """Return the contract in a text, which messages call by a name. Raises as `load_contract`."""
+    if len(text) > MOST_BYTES:
+        raise ContractError(f'{name} has more than {MOST_BYTES} characters, which none needs.')
     return _named(name, lambda: _contract(parse_plain_yaml(text, name)))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from vla_policy_node.contract.parts import (
     JOINT_STATE_TYPE,
@@ -60,6 +61,22 @@ class RobotContract:
     def camera_names(self) -> tuple[str, ...]:
         """Cameras by name, in order."""
         return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Topic of each camera and each source of the state, by name."""
+        return {part.name: part.topic for part in (*self.cameras, *self.state)}
+
+    def with_topics(self, topics: Mapping[str, str]) -> RobotContract:
+        """Return the robot with other topics of cameras and sources, by name.
+
+        Those that are not named keep theirs. Raises ContractError for what is no topic.
+        """
+        def moved(part):
+            return replace(part, topic=topics.get(part.name, part.topic))
+
+        return replace(self, cameras=tuple(map(moved, self.cameras)),
+                       state=tuple(map(moved, self.state)))
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from vla_policy_node.contract.load import load_contract
+from vla_policy_node.contract.load import load_contract, parse_contract
 from vla_policy_node.contract.parts import ContractError
 from vla_policy_node.contract.robot import RobotContract
 
@@ -41,8 +41,11 @@ def shipped_text(name: str) -> str:
 def find_contract(name: str) -> RobotContract:
     """Return a contract by the name of a shipped one or by its file; '' is the default one.
 
+    What has lines is the text of a contract, as a recording may hold it.
     Raises ContractError.
     """
+    if '\n' in name:
+        return parse_contract(name)
     if name.endswith(('.yaml', '.yml')):
         return load_contract(name)
     if name:

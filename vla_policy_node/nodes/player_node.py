@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from builtin_interfaces.msg import Duration
 from rclpy.node import Node
@@ -22,7 +22,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.contract import find_contract
+from vla_policy_node.contract import ContractError, find_contract
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
@@ -37,6 +37,7 @@ from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import BagTopics, find_topics
+from vla_policy_node.system.robot import read_robot
 
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 
@@ -81,9 +82,12 @@ class PlayerNode(Node):
         self._on_end = on_end
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
-            self._topics = find_topics(self._bag, {}, robot=find_contract(self._settings.contract))
+            robot = find_contract(self._settings.contract)
+            recorded = read_robot(self._bag.path)
+            self._topics = find_topics(
+                self._bag, {}, robot=robot.with_topics(recorded.topics) if recorded else robot)
             _refuse_mixture(self._bag, self._topics)
-        except BagError as error:
+        except (BagError, ContractError) as error:
             raise ParameterError(str(error)) from None
         self.failed = False
         self._filed: dict[str, int] = {}
@@ -105,9 +109,10 @@ class PlayerNode(Node):
         super().destroy_node()
 
     def _create_endpoints(self) -> None:
+        played = replace(self._topics.streams, robot=find_contract(self._settings.contract))
         self._outputs = {
             stream: self.create_publisher(message_class(kind), topic, qos.observation_output())
-            for stream, (kind, topic) in self._topics.streams.topics.items()
+            for stream, (kind, topic) in played.topics.items()
             if stream in self._topics.inputs.values()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')

@@ -2,7 +2,7 @@
 
 There is no rosbag2_py outside a ROS 2 installation, so this is a node with raw subscriptions.
 Besides the messages, the folder gets `policy.yaml`, the policy node's parameters as a parameter
-file.
+file, and `robot.yaml`, the contract of the robot with the topics of the bag.
 """
 
 import sys
@@ -17,6 +17,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
 
 from vla_msgs.msg import (
     ActionChunk,
@@ -27,7 +28,14 @@ from vla_msgs.msg import (
     TokenSelection,
     WorldStatus,
 )
-from vla_policy_node.contract import find_contract
+from vla_policy_node.contract import (
+    ContractError,
+    RobotContract,
+    find_contract,
+    parse_contract,
+    to_yaml,
+)
+from vla_policy_node.contract.fit import differences
 from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
@@ -39,9 +47,10 @@ from vla_policy_node.nodes.parameters import (
     is_foreign,
     parameter,
 )
+from vla_policy_node.nodes.resolving import resolved
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
-from vla_policy_node.system.recorded import RECORDED_PARAMETERS
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
 from vla_policy_node.wire.streams import InputStreams
 
 REPORT_PERIOD_S = 10.0
@@ -64,7 +73,9 @@ class RecorderParameters:
     storage: str = parameter('mcap', 'Format; only mcap survives a recorder that is killed.',
                              choices=tuple(STORAGES))
     compression: str = parameter('none', 'Compress with zstd.', choices=('none', 'zstd'))
-    contract: str = parameter('', 'The robot whose inputs to record, as for the policy node.')
+    contract: str = parameter(
+        '', 'The robot whose inputs to record; empty: the one of the policy node, and until that '
+        'describes itself end_effector.')
     compressed: bool = parameter(
         False, "Record '<camera>/image_raw/compressed' instead of '<camera>/image_raw'.")
     queue_mb: int = parameter(
@@ -104,6 +115,8 @@ class RecorderNode(Node):
         self._heard: set[str] = set()
         self._early: list[tuple[str, str, bytes]] = []
         self._asking = None
+        self._robot: RobotContract
+        self._inputs: set[str] = set()  # topics of its streams
         self._info_topic = self.resolve_topic_name('policy_info')
         self._extra = set(filter(None, self._settings.extra_topics))
         self._parameters = ParameterReader(self, self._settings.policy_node)
@@ -138,17 +151,48 @@ class RecorderNode(Node):
                 if is_needed is needed and topic not in self._heard]
 
     def _subscribe(self) -> None:
-        robot = find_contract(self._settings.contract)
-        streams = InputStreams(robot, self._settings.compressed)
-        for kind, topic in streams.topics.values():
-            self._listen(
-                message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT), needed=True)
+        self._record_robot(find_contract(self._settings.contract))
         self._awaited.update(
             dict.fromkeys(map(self.resolve_topic_name, sorted(self._extra)), True))
-        outputs = (_JOINT_COMMANDS if is_moved_by_joints(robot) else _COMMANDS) + _OUTPUTS
-        for kind, topic in outputs:
+        for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
         self._listen(PolicyInfo, 'policy_info', qos.latched())
+
+    def _record_robot(self, robot: RobotContract) -> None:
+        """Record inputs and commands of a robot, and its contract beside them."""
+        former = set(self._awaited)
+        streams = InputStreams(robot, self._settings.compressed)
+        required = {*streams.states, *(c.name for c in robot.cameras if c.required)}
+        for stream, (kind, topic) in streams.topics.items():
+            if self.resolve_topic_name(topic) not in former:
+                self._listen(message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT),
+                             needed=stream in required)
+        for kind, topic in _JOINT_COMMANDS if is_moved_by_joints(robot) else _COMMANDS:
+            if self.resolve_topic_name(topic) not in former:
+                self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
+        inputs = {self.resolve_topic_name(topic) for _, topic in streams.topics.values()}
+        # Those of a robot that is not there are not missed.
+        self._awaited.update(dict.fromkeys(self._inputs - inputs, False))
+        self._robot, self._inputs = robot, inputs
+        self._write(RECORDED_ROBOT, to_yaml(resolved(self, robot)))
+
+    def _follow_robot(self, raw: bytes) -> None:
+        """Record the robot that the policy node says it serves, or say that it is another one."""
+        text = deserialize_message(raw, PolicyInfo).contract
+        if not text:
+            return
+        try:
+            robot = parse_contract(text, 'The contract of the policy node')
+        except ContractError as error:
+            self.get_logger().warning(str(error))
+            return
+        apart = differences(robot, self._robot)
+        if not self._settings.contract and (apart or robot.topics != self._robot.topics):
+            self._record_robot(robot)
+        elif apart:
+            self.get_logger().warning(
+                f'The policy node serves another robot than {self._robot.name}: '
+                f'{" and ".join(apart)} differ; what it needs may be missing in the recording.')
 
     def _listen(
         self, kind: type, topic: str, profile: QoSProfile, needed: bool = False
@@ -176,6 +220,7 @@ class RecorderNode(Node):
         now_ns = self.get_clock().now().nanoseconds
         if topic == self._info_topic:
             self._ask_for_parameters()
+            self._follow_robot(raw)
         if now_ns == 0:  # simulated time is not known yet; only latched messages are kept
             self._early = [*self._early, (topic, type_name, raw)][-_EARLY:]
             return
@@ -211,10 +256,13 @@ class RecorderNode(Node):
                   for name, value in values.items() if value is not None}
         if not values:
             return
-        file = self._writer.path / RECORDED_PARAMETERS
+        self._write(RECORDED_PARAMETERS, yaml.safe_dump(
+            {'policy': {'ros__parameters': values}}, sort_keys=False))
+
+    def _write(self, name: str, text: str) -> None:
+        file = self._writer.path / name
         try:
-            write_text(file, yaml.safe_dump(
-                {'policy': {'ros__parameters': values}}, sort_keys=False))
+            write_text(file, text)
         except OSError as error:
             self.get_logger().error(f'{file} cannot be written: {error.strerror}.')
 

@@ -17,6 +17,7 @@ from vla_policy_node.loop.shadowed import ShadowSummary
 from vla_policy_node.loop.worker import PolicyWorker, Result
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.messages import SHADOW_ENTRY, finite_or_zero, to_hold, to_time
+from vla_policy_node.nodes.resolving import resolved
 from vla_policy_node.policy.interface import PolicyDescription
 from vla_policy_node.wire.streams import InputStreams
 
@@ -166,7 +167,8 @@ class PolicyReports:
         """Publish the latched self-description (executor thread)."""
         self.info.publish(messages.to_info(
             description, parameters.action_spec(), parameters.execution_mode,
-            parameters.camera_transforms, parameters.robot, parameters.period_ns, now_ns,
+            parameters.camera_transforms, resolved(self._node, parameters.robot),
+            parameters.period_ns, now_ns,
         ))
 
 

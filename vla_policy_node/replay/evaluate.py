@@ -22,6 +22,7 @@ from vla_policy_node.replay.settings import (
     AS_RECORDED,
     COMMAND,
     ReplaySettings,
+    as_recorded,
     parameters_of,
     read_info,
 )
@@ -95,7 +96,8 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             raise ValueError('The two configurations have different contracts; policies of two '
                              'robots cannot be compared.')
         topics = replace(
-            find_topics(bag, settings.topics, settings.actions_topic, parameters[0].robot),
+            find_topics(bag, settings.topics, settings.actions_topic,
+                        as_recorded(parameters[0].robot, bag, info)),
             by_log=settings.stamps == LOG)
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)

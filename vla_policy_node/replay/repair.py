@@ -41,7 +41,7 @@ from vla_policy_node.replay.storage import (
     unpack_file,
     unpacked_message,
 )
-from vla_policy_node.system.recorded import RECORDED_PARAMETERS
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
 
 _BAG_VERSION = 8
 _LATEST_NS = 2**63
@@ -134,10 +134,10 @@ def _topic(name: str, kind: str, encoding: str, profile: str, digest: str, count
 
 
 def _copy_parameters(source: Path, target: Path) -> None:
-    parameters = source / RECORDED_PARAMETERS
-    with suppress(ValueError):  # none, or none that a recorder wrote
-        read_regular(parameters, _MOST_PARAMETER_BYTES)
-        shutil.copyfile(parameters, target / RECORDED_PARAMETERS)
+    for name in (RECORDED_PARAMETERS, RECORDED_ROBOT):
+        with suppress(ValueError):  # none, or none that a recorder wrote
+            read_regular(source / name, _MOST_PARAMETER_BYTES)
+            shutil.copyfile(source / name, target / name)
 
 
 def _copy_sqlite(files: Sequence[Path], target: Path) -> tuple[list[dict], int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vla_policy_node.contract import find_contract
+from vla_policy_node.contract import RobotContract, find_contract, parse_contract
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
@@ -28,7 +28,9 @@ from vla_policy_node.system.recorded import (
     checkpoint_to_follow,
     followed,
     read_recorded,
+    robot_file,
 )
+from vla_policy_node.system.robot import contract_to_follow, read_robot, with_contract
 
 COMMAND = 'vla replay'  # whose files a report is
 # The inference takes as long as in the bag.
@@ -47,6 +49,7 @@ class ReplaySettings:
     threads: of torch. video, rerun, mcap: what to write beside the report.
     trust_bag: use the checkpoint that a bag names, whichever it is.
     stamps: 'header', or 'log' for the times of recording.
+    contract: of the robot, '' for what the parameter file or else the bag says.
     """
 
     config: str = ''
@@ -64,6 +67,7 @@ class ReplaySettings:
     limits: GateLimits = field(default_factory=GateLimits)
     trust_bag: bool = False
     stamps: str = HEADER
+    contract: str = ''
 
 
 def read_info(bag: Bag) -> Any | None:
@@ -84,7 +88,15 @@ def parameters_of(
     """
     notes = []
     is_file = choice.endswith(('.yaml', '.yml'))
-    values = read_config(choice)['policy'] if is_file else _recorded(bag, info, notes)
+    values = read_config(choice if is_file else default_config())['policy']
+    recorded = None if is_file else read_recorded(bag.path)
+    contract = settings.contract or str(values.get('contract') or '')
+    contract, remark = contract_to_follow(
+        contract, *_robot(bag, info), (recorded or {}).get('contract'))
+    notes += [remark] if remark else []
+    values = with_contract(values, contract, is_file)
+    if not is_file:
+        values = _recorded(bag, info, recorded, values, notes)
     if choice and not is_file:
         contender = parse_contender(choice)
         values['methods'] = list(contender.methods) or ['dense']
@@ -111,10 +123,32 @@ def parameters_of(
     return parameters, notes
 
 
-def _recorded(bag: Bag, info: Any | None, notes: list[str]) -> dict[str, object]:
-    """Return the parameters that the bag was recorded with, as far as they are known."""
-    values = read_config(default_config())['policy']
-    recorded = read_recorded(bag.path)
+def as_recorded(robot: RobotContract, bag: Bag, info: Any | None) -> RobotContract:
+    """Return the robot with the topics that its streams have in the bag, where the bag says so."""
+    found, _ = _robot(bag, info)
+    return robot.with_topics(found.topics) if found else robot
+
+
+def _robot(bag: Bag, info: Any | None) -> tuple[RobotContract | None, str]:
+    """Return the contract that a bag holds, and the parameter that means it; None if it has none.
+
+    Raises ContractError.
+    """
+    if found := read_robot(bag.path):
+        return found, str(robot_file(bag.path))
+    if info is None or not info.contract:
+        return None, ''
+    return parse_contract(info.contract, f"The contract in {INFO} of '{bag.path}'"), info.contract
+
+
+def _recorded(
+    bag: Bag, info: Any | None, recorded: dict[str, object] | None, values: dict[str, Any],
+    notes: list[str],
+) -> dict[str, object]:
+    """Return the parameters that the bag was recorded with, as far as they are known.
+
+    recorded: of its policy.yaml. values: those under its contract, for what is not known.
+    """
     if recorded is not None:
         return followed(recorded, values, live=False) | {
             'checkpoint': recorded.get('checkpoint', '')}

@@ -21,7 +21,12 @@ from vla_policy_node.system.files import (
     default_config,
     read_config,
 )
-from vla_policy_node.system.recorded import checkpoint_to_follow, followed, read_recorded
+from vla_policy_node.system.recorded import (
+    checkpoint_to_follow,
+    followed,
+    read_recorded,
+    robot_file,
+)
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,7 @@ def describe(
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
-    if a['play'] and not a['config']:
-        parameters['policy'] = _with_recorded(Path(a['play']), a, parameters['policy'])
-    parameters['policy'] = _with_contract(a, parameters['policy'])
+    parameters['policy'] = _of_policy(a, parameters['policy'])
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -224,18 +227,26 @@ def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return remappings
 
 
-def _with_recorded(
-    bag: Path, a: Mapping[str, Any], configured: Mapping[str, Any]
-) -> dict[str, Any]:
+def _of_policy(a: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the policy under its contract, with what a played bag may say."""
+    from vla_policy_node.contract import find_contract
+    from vla_policy_node.contract.joints import is_moved_by_joints
+    from vla_policy_node.system.robot import with_contract
+
+    bag = Path(a['play']) if a['play'] and not a['config'] else None
+    contract = str(a['contract'] or configured.get('contract') or '')
     try:
-        recorded = read_recorded(bag)
-    except ValueError as error:
-        raise SystemDescriptionError(str(error)) from error
-    if recorded is None:
-        return dict(configured)
-    configured = {**configured, 'contract': a['contract'] or configured.get('contract', '')}
-    try:
-        parameters = followed(recorded, configured, live=not a['trust_bag'])
+        recorded = read_recorded(bag) if bag else None
+        if bag:
+            contract = _of_bag(a, bag, contract, recorded)
+        if (a['play'] or a['world']) and is_moved_by_joints(robot := find_contract(contract)):
+            raise ValueError(
+                f'The contract of {robot.name} moves joints; the world and a bag that is played '
+                'only go with one end effector.')
+        parameters = with_contract(configured, contract, bool(a['config']))
+        if recorded is None:
+            return parameters
+        parameters = followed(recorded, parameters, live=not a['trust_bag'])
     except ValueError as error:
         raise SystemDescriptionError(str(error)) from error
     if a['policy'] and not a['checkpoint'] and not configured.get('checkpoint'):
@@ -245,37 +256,25 @@ def _with_recorded(
     return parameters
 
 
-def _with_contract(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of the policy with those that its contract decides.
+def _of_bag(
+    a: Mapping[str, Any], bag: Path, contract: str, recorded: Mapping[str, Any] | None
+) -> str:
+    """Return the contract for a bag that is played. Raises ValueError for one of another robot.
 
-    A file of the user's own is left as it is: where it contradicts the contract, the node says so.
+    The bag's own is used only if the bag is trusted: a robot may hear what comes of its limits.
     """
-    contract = a['contract'] or policy.get('contract')
-    if not contract:
-        return dict(policy)
-    from vla_policy_node.contract import ContractError, find_contract
-    from vla_policy_node.contract.joints import is_moved_by_joints
-    from vla_policy_node.loop.contract_fields import (
-        missing_fields,
-        reference_name,
-        values_of,
-    )
+    from vla_policy_node.system.robot import contract_to_follow, read_robot
 
-    try:
-        robot = find_contract(str(contract))
-        values = values_of(robot)
-        usual = find_contract('')
-        replaced = () if a['config'] else {
-            *values_of(usual), *values, *missing_fields(robot),
-            reference_name(usual.camera_names[0])}
-    except ContractError as error:
-        raise SystemDescriptionError(str(error)) from error
-    if (a['play'] or a['world']) and is_moved_by_joints(robot):
-        raise SystemDescriptionError(
-            f'The contract of {robot.name} moves joints; the world and a bag that is played only '
-            'go with one end effector.')
-    kept = {name: value for name, value in policy.items() if name not in replaced}
-    return {**values, **kept, 'contract': contract}
+    file = str(robot_file(bag))
+    found, remark = contract_to_follow(
+        contract, read_robot(bag), file, (recorded or {}).get('contract'))
+    if remark:
+        raise ValueError(f"{remark[:-1]}; name the contract of the bag's robot.")
+    if found != contract and not a['trust_bag']:
+        raise ValueError(
+            f"The bag was recorded with a contract of its own, '{file}'; look at it and name it "
+            'with contract, or allow it with trust_bag:=true (--trust-bag).')
+    return found
 
 
 def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:

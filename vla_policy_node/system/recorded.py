@@ -1,10 +1,12 @@
 """What a replay may adopt from a bag about its policy, given that bags may come from anybody.
 
-`policy.yaml` beside the messages holds the parameters of the policy node that was recorded. Of
-these a replay follows what says how observations were paired, which actions were computed from
-them and what the actions mean. Never followed: the device, files, threads, what is published, how
-long anything may take. A checkpoint only if it is one that comes with the package, or with trust.
-Where a robot may be listening, limits count only where they are tighter than the configured ones.
+`robot.yaml` beside the messages is the contract of the robot that was recorded, with the topics
+that its streams have in the bag: data, which says no more than what is read from where.
+`policy.yaml` holds the parameters of the policy node. Of these a replay follows what says how
+observations were paired, which actions were computed from them and what the actions mean. Never
+followed: the device, files, threads, what is published, how long anything may take. A checkpoint
+only if it is one that comes with the package, or with trust. Where a robot may be listening,
+limits count only where they are tighter than the configured ones.
 
 Needs no ROS.
 """
@@ -20,6 +22,7 @@ from vla_policy_node.common.plain_yaml import read_plain_yaml
 
 # Beside the messages of a recording: the parameters of the policy node, as a parameter file.
 RECORDED_PARAMETERS = 'policy.yaml'
+RECORDED_ROBOT = 'robot.yaml'
 _MOST_BYTES = 64 * 2**10
 _LONGEST = 256  # characters, and elements of a list
 
@@ -69,6 +72,11 @@ def read_recorded(folder: Path) -> dict[str, object] | None:
     return checked(items, str(file))
 
 
+def robot_file(folder: Path) -> Path:
+    """Return where a bag's contract is if a recorder wrote it; folder: of the bag, or its file."""
+    return (folder if folder.is_dir() else folder.parent) / RECORDED_ROBOT
+
+
 def checked(recorded: dict[str, object], source: str) -> dict[str, object]:
     """Return what a bag says of parameters. Raises ValueError for what no parameter can be."""
     for name, value in recorded.items():
@@ -91,12 +99,6 @@ def followed(
     live: a robot may hear the commands; then no limit is wider than the configured one.
     """
     recorded = dict(recorded)
-    if 'contract' in recorded:
-        then, now = (str(values.get('contract') or 'end_effector')
-                     for values in (recorded, configured))
-        if then != now:  # the numbers of another robot would be taken for those of this one
-            raise ValueError(f"The bag was recorded with the contract '{then[:_LONGEST]}', not "
-                             f"with '{now[:_LONGEST]}'; name it (contract, or --config FILE).")
     # Until 2026 a camera was frozen after so many equal pictures; 0 meant never, as it does now.
     if recorded.get('max_identical_frames') == 0:
         recorded.setdefault('freeze_timeout_s', 0.0)
