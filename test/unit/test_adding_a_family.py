@@ -114,7 +114,8 @@ def test_the_bench_times_it_in_every_way_that_it_runs(checkpoint, policy):
     console = Console(quiet=True)
     rows = run_rows(load_rows(cache, ways, console), [grey_observation(policy.description)], 1, 1,
                     console)
-    assert {row.variant.name for row in rows} == {'dense, plain', 'lightvla, plain'}
+    assert {row.variant.name for row in rows} == {
+        f'{method}, {way}' for method in ('dense', 'lightvla') for way in ('plain', 'fused')}
     assert all(row.stored[stage] > 0 for row in rows for stage in ('vision', 'head', 'all'))
 
 
@@ -124,6 +125,14 @@ def test_the_bench_shows_its_cameras_pictures_of_others():
     seen = seen_by(Observation(pictures, np.ones(8), 'go'), spec)
     assert [int(seen.images[camera].max()) for camera in spec.cameras] == [0, 1, 0]
     assert seen.proprio.tolist() == [0.0]
+
+
+def test_fused_it_answers_the_same_up_to_rounding(checkpoint, policy):
+    request = InferenceRequest(grey_observation(policy.description))
+    fused = load_policy(checkpoint, methods=(), optimisation='fused').infer(request).normalised
+    plain = policy.infer(request).normalised
+    np.testing.assert_allclose(fused, plain, atol=1e-5)
+    assert not np.array_equal(fused, plain)
 
 
 @pytest.mark.parametrize(('method', 'read'), [

@@ -26,7 +26,7 @@ class Step:
     """Inputs of one step of the policy.
 
     images: [cameras, 3, H, W] float32 in [0, 1], RGB, cropped as the vision encoders see them.
-    proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
+    proprio: [P] float64, as in `policy.interface.Observation`.
     execution: what became of past chunks; of steps that the network did not see, too.
     """
 

@@ -7,7 +7,7 @@ Nothing here runs code from a file: safetensors hold tensors only, and `.pt` fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,17 @@ def check_file_sizes(directory: Path, config: ModelConfig) -> None:
             f'config.json describes at least {config.least_weights:,} weights, and the files in '
             f'{directory} have {size:,} bytes; they are not of one checkpoint.'
         )
+
+
+def stored_size(directory: Path, part: str, name: str) -> int:
+    """Last dimension of a tensor of a part; 0 if it is not there, as somebody else will say."""
+    files = part_files(directory, part)
+    with suppress(ValueError):
+        for path in files[: len(files) == 1]:
+            with open_tensors(path) as (names, get):
+                shape = get(name).shape if name in names else ()
+                return shape[-1] if shape else 0
+    return 0
 
 
 @contextmanager

@@ -18,13 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.entries import Entries
-from vla_policy_node.checkpoints.layout import (
-    part_files,
-    read_normalisation,
-    read_statistics_document,
-)
+from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics
-from vla_policy_node.checkpoints.weights import MODEL, open_tensors
+from vla_policy_node.checkpoints.weights import MODEL, stored_size
 from vla_policy_node.encoding.encoder import InputEncoder, Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
@@ -167,17 +163,6 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
             statistics,
             camera_transforms,
         )
-
-
-def stored_size(directory: Path, part: str, name: str) -> int:
-    """Last dimension of a tensor of a part; 0 if it is not there, as somebody else will say."""
-    files = part_files(directory, part)
-    with suppress(ValueError):
-        for path in files[: len(files) == 1]:
-            with open_tensors(path) as (names, get):
-                shape = get(name).shape if name in names else ()
-                return shape[-1] if shape else 0
-    return 0
 
 
 def vision_flops(config: PrismaticConfig) -> int:

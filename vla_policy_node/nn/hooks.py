@@ -119,7 +119,7 @@ class LayerHooks:
         """Whether to leave out layer `index` (1, 2, ...) and all behind it.
 
         answer: computes what the pass would end with, were it to end here: of a decoder by itself
-        the states that it was asked for, of a policy its normalised actions [B, K, 7], which
+        the states that it was asked for, of a policy its normalised actions [B, K, A], which
         costs the head: `answer.flops`.
         """
         return False
@@ -172,7 +172,7 @@ class DenoisingHooks:
     """Inside an action head that denoises."""
 
     def denoise(self, state: DenoisingStep) -> Tensor | None:
-        """Predict the noise of one step of a CogACT head, [B, K, 7]; None: run the whole head.
+        """Predict the noise of one step of a CogACT head, [B, K, A]; None: run the whole head.
 
         The first result that is not None is used. Steps come in order, from index 0.
         """
@@ -206,7 +206,7 @@ class Answer:
     flops: int
 
     def __call__(self) -> Tensor:
-        """Normalised actions [B, K, 7]."""
+        """Normalised actions [B, K, A]."""
         return self.compute()
 
 

@@ -33,7 +33,8 @@ class Observation:
     """Pictures, state and instruction at one instant.
 
     images: camera name -> [H, W, 3] uint8 RGB, upright, any size.
-    proprio: [8] float64: end-effector position (m), axis-angle (rad), two finger positions (m).
+    proprio: [P] float64, the numbers of `PolicySpec.state` in their order. By default end-effector
+        position (m), axis-angle (rad), two finger positions (m).
     instruction: the task in plain words.
     """
 

@@ -9,16 +9,18 @@ ulp, in bfloat16 the products of weights are rounded once more. `docs/speed.md` 
 
 from __future__ import annotations
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.compression.float8 import Float8Linear
-from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.heads import L1ActionHead
 from vla_policy_node.nn.norms import RmsNorm
 from vla_policy_node.nn.transformer import (
     ALL_ROWS,
+    Decoder,
     DecoderLayer,
     GatedMlp,
     Place,
@@ -34,6 +36,7 @@ except ImportError:  # triton comes with torch where torch supports GPUs
     kernels = None
 
 _FEW_ROWS = 256  # up to which what is made for few rows wins, as measured (docs/speed.md)
+Network = TypeVar('Network', bound=nn.Module)
 _WORD = 8  # values of 16 bits in what matrix units read at once
 
 
@@ -196,20 +199,20 @@ class WholeWords(nn.Module):
 
 
 @torch.no_grad()
-def fuse(model: PrismaticVla) -> PrismaticVla:
+def fuse(model: Network) -> Network:
     """Put the weights of `model` together, in place, and return it.
 
-    For models that run `Decoder.forward`. The result cannot be saved as a checkpoint.
+    Its decoders must run `Decoder.forward`. The result cannot be saved as a checkpoint.
     """
-    decoder = model.language_model
-    for layer in decoder.layers:
-        _fuse_layer(layer, some_ask=layer is decoder.layers[-1])
-    decoder.norm = KernelRmsNorm(decoder.norm, folded=False)
-    for encoder in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
-        _fuse_encoder(encoder)
-    if isinstance(model.action_head, L1ActionHead):
-        last = model.action_head.fc2
-        model.action_head.fc2 = WholeWords(last.weight, last.bias)
+    for part in [*model.modules()]:
+        if isinstance(part, Decoder):
+            for layer in part.layers:
+                _fuse_layer(cast(DecoderLayer, layer), some_ask=layer is part.layers[-1])
+            part.norm = KernelRmsNorm(cast(RmsNorm, part.norm), folded=False)
+        elif isinstance(part, VisionEncoder):
+            _fuse_encoder(part)
+        elif isinstance(part, L1ActionHead):
+            part.fc2 = WholeWords(part.fc2.weight, part.fc2.bias)
     return model
 
 
