@@ -16,12 +16,13 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
-from vla_msgs.msg import EndEffectorCommand, HoldReason
+from vla_msgs.msg import EndEffectorCommand, HoldReason, JointCommand
 from vla_policy_node.wire.cdr import (
     MessageError,
     read_command,
     read_compressed_image,
     read_image,
+    read_joint_command,
     read_joint_state,
     read_pose_stamped,
     stamp_of,
@@ -34,6 +35,7 @@ READERS = {
     PoseStamped: read_pose_stamped,
     JointState: read_joint_state,
     EndEffectorCommand: read_command,
+    JointCommand: read_joint_command,
 }
 texts = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), max_size=20)
 numbers = st.floats(width=64)
@@ -77,6 +79,32 @@ def test_joint_states_are_read_as_they_were_serialised(header, names, values):
     np.testing.assert_array_equal(positions, values)
 
 
+@given(headers, st.lists(st.tuples(texts, st.integers(0, 255), numbers), max_size=20), texts,
+       st.booleans(), st.integers(0, 2**32 - 1), st.integers(-2**31, 2**31 - 1))
+def test_commands_for_joints_are_read_as_they_were_serialised(
+        header, joints, text, hold, epoch, chunk_step):
+    command = read_joint_command(serialize_message(JointCommand(
+        header=header, names=[name for name, _, _ in joints],
+        kinds=[kind for _, kind, _ in joints], values=[value for _, _, value in joints],
+        hold=hold, hold_reason=HoldReason(code=3, stream=text, text=text), epoch=epoch,
+        target_time=header.stamp, chunk_step=chunk_step, disagreement=0.5, limited=not hold)))
+    assert (command.stamp_ns, command.target_time_ns) == (ns(header), ns(header))
+    assert list(zip(command.names, command.kinds, strict=True)) == [
+        (name, kind) for name, kind, _ in joints]
+    np.testing.assert_array_equal(command.values, [value for _, _, value in joints])
+    assert (command.hold, command.hold_code, command.hold_stream, command.hold_text) == (
+        hold, 3, text, text)
+    assert (command.epoch, command.chunk_step, command.disagreement, command.limited) == (
+        epoch, chunk_step, 0.5, not hold)
+
+
+def test_a_command_for_more_joints_than_any_robot_has_costs_no_memory():
+    raw = bytearray(serialize_message(JointCommand()))
+    raw[20:24] = (2**32 - 1).to_bytes(4, 'little')  # behind the header
+    with pytest.raises(MessageError, match='claims'):
+        read_joint_command(bytes(raw))
+
+
 def test_big_endian_messages_are_read_too():
     head = struct.pack('>4xiII4s', 7, 8, 4, b'abc\0')
     assert stamp_of(head) == 7_000_000_008
@@ -107,6 +135,8 @@ EXAMPLES = [
                    effort=[1.0]),
         EndEffectorCommand(header=Header(frame_id='base_link'), gripper=1.0, epoch=3,
                            hold_reason=HoldReason(stream='wrist', text='Too old.')),
+        JointCommand(names=['waist', 'elbow'], kinds=[0, 1], values=[0.5, math.nan], epoch=3,
+                     hold_reason=HoldReason(stream='wrist', text='Too old.'), limited=True),
     )
 ]
 

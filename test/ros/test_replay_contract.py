@@ -181,3 +181,11 @@ def test_a_contract_of_a_bag_that_is_none_is_one_sentence(recorded, tmp_path, te
     with pytest.raises(ValueError, match=sentence) as caught:
         evaluated(bag, checkpoint)
     assert '\n' not in str(caught.value)
+
+
+def test_a_robot_that_is_moved_by_joints_is_refused_with_a_sentence(recorded, tmp_path):
+    config = tmp_path / 'joints.yaml'
+    config.write_text(yaml.safe_dump({'policy': {'ros__parameters': {
+        'contract': 'joint_arm', 'methods': ['dense']}}}))
+    with pytest.raises(BagError, match='only recordings of one end effector'):
+        replayed(recorded, str(config))

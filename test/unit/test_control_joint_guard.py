@@ -111,6 +111,13 @@ def test_a_velocity_towards_a_bound_that_is_reached_is_a_hold_and_back_it_may():
     assert robot.take(0.0, 0.02, -0.1) is GuardVerdict.FORWARD
 
 
+def test_two_steps_at_once_pass_only_where_one_was_lost():
+    robot = Robot()
+    assert robot.take(0.0, 0.02, 0.0) is GuardVerdict.FORWARD
+    assert robot.take(2 * STEP, 0.02, 0.0) == INVALID
+    assert robot.take(2 * STEP, 0.02, 0.0) is GuardVerdict.FORWARD
+
+
 def test_after_a_rest_it_goes_on_from_the_command_if_the_joint_is_there():
     robot = Robot(position=(-0.1, 0.02, 0.0))  # it sags
     for position in (-0.1 + STEP, -0.1 + 2 * STEP):

@@ -128,7 +128,8 @@ class JointBounds:
         resting = elapsed > _RESTING_PERIODS
         bases = []
         if self._last and (not resting or self._has_stayed(place)):
-            bases.append((self._last[place], step * min(BURST, 1.0 + elapsed)))
+            # A step for each command that may have been lost on the way.
+            bases.append((self._last[place], step * min(BURST, max(1.0, elapsed + 0.5))))
         if resting:
             bases.append((measured, step + _REST[joint.unit]))
         return any(
