@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_policy_node.contract import RobotContract, find_contract, parse_contract
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
@@ -94,6 +95,10 @@ def parameters_of(
     contract, remark = contract_to_follow(
         contract, *_robot(bag, info), (recorded or {}).get('contract'))
     notes += [remark] if remark else []
+    if is_moved_by_joints(robot := find_contract(contract)):
+        raise BagError(
+            f'The contract of {robot.name} moves joints; only recordings of one end effector can '
+            'be replayed.')
     values = with_contract(values, contract, is_file)
     if not is_file:
         values = _recorded(bag, info, recorded, values, notes)
@@ -114,10 +119,6 @@ def parameters_of(
     values |= {name: value for name, value in (
         ('checkpoint', settings.checkpoint), ('device', settings.device)) if value}
     parameters = PolicyParameters.from_values(values)
-    if parameters.joint_spec:
-        raise BagError(
-            f'The contract of {parameters.robot.name} moves joints; only recordings of one end '
-            'effector can be replayed.')
     if not parameters.checkpoint:
         parameters = replace(parameters, checkpoint=str(default_checkpoint()))
     return parameters, notes
