@@ -24,7 +24,7 @@ from launch.events.process import SignalProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from vla_policy_node.system.description import ARGUMENTS, describe
+from vla_policy_node.system.description import ARGUMENTS, describe, topic_arguments
 from vla_policy_node.system.files import share_directory
 from vla_policy_node.system.processes import leash, middleware_environment
 
@@ -41,6 +41,10 @@ def declare(argument):
 
 def start(context):
     given = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
+    # Topics of a contract that is known only now; a launch file around this one may have others.
+    more = topic_arguments(given)
+    given |= {name: value for name, value in context.launch_configurations.items()
+              if name in more}
     return [
         Node(
             package=node.package,

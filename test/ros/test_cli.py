@@ -62,6 +62,29 @@ class TestBringup:
         assert result.exit_code == 7
 
 
+    def test_topics_of_streams_that_only_a_contract_knows_reach_the_system(self, vla):
+        vla('bringup', '--side-cam-topic', '/a', '--contract', 'mine.yaml', '--left-topic=/b')
+        assert (self.arguments['side_cam_topic'], self.arguments['left_topic']) == ('/a', '/b')
+        assert self.arguments['contract'] == 'mine.yaml'
+        result = vla('bringup', '--side-topic')
+        assert result.exit_code == 2 and 'requires an argument' in result.output
+        assert vla('bringup', '--side-topics', '/a').exit_code == 2
+
+
+def test_replay_takes_the_topic_of_any_stream(vla, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr('vla_policy_node.replay.many.replay_bags',
+                        lambda bags, settings, *rest: asked.append((bags, settings)) or True)
+    result = vla('replay', 'one', '--wrist-topic', '/w', '--high-topic', '/h', 'two', '--out',
+                 tmp_path / 'out', '--contract', 'mine.yaml')
+    assert result.exit_code == 0, result.output
+    ((bags, settings),) = asked
+    assert [bag.name for bag in bags] == ['one', 'two']
+    assert {name: topic for name, topic in settings.topics.items() if topic} == {
+        'wrist': '/w', 'high': '/h'}
+    assert settings.contract == 'mine.yaml'
+
+
 def test_bringup_refuses_with_one_sentence(vla):
     result = vla('bringup', '--config', '/no/such.yaml')
     assert result.exit_code == 2

@@ -172,6 +172,12 @@ def test_streams_are_looked_for_where_the_recorded_contract_says(recorded, tmp_p
     assert '/hand/rgb' in evaluated(bag, checkpoint).report['bag']['messages']
 
 
+def test_a_topic_of_a_stream_that_the_robot_does_not_have_is_refused(recorded):
+    bag, checkpoint = recorded
+    with pytest.raises(BagError, match='end_effector has no stream high; it has third_person, w'):
+        evaluated(bag, checkpoint, topics={'high': '/h', 'wrist': ''})
+
+
 @pytest.mark.parametrize(('text', 'sentence'), [
     ('format: 1', 'name is missing'), ('a: &a [*a]', 'robot.yaml'), ('x' * 100_000, 'bytes')])
 def test_a_contract_of_a_bag_that_is_none_is_one_sentence(recorded, tmp_path, text, sentence):

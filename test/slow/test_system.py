@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from vla_policy_node.common.contract_files import default_streams
+from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.guard_node import GuardParameters
 from vla_policy_node.nodes.player_node import PlayerParameters
@@ -20,7 +22,7 @@ from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import description, processes
-from vla_policy_node.system.description import describe, resolve
+from vla_policy_node.system.description import ARGUMENTS, describe, resolve, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
     NodeDiedError,
@@ -216,6 +218,40 @@ def test_a_camera_s_compressed_topic_is_remapped_with_it():
             'wrist/image_raw': '/hand/image',
             'wrist/image_raw/compressed': '/hand/image/compressed',
         }
+
+
+@pytest.fixture
+def three_cameras(tmp_path):
+    plain = to_plain(find_contract(''))
+    plain['cameras'] = [{'name': name, 'topic': f'cam_{name}/rgb'} for name in ('high', 'left')]
+    contract = tmp_path / 'mine.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    return str(contract)
+
+
+def test_a_robot_with_other_streams_has_arguments_for_their_topics(three_cameras):
+    nodes = described(
+        contract=three_cameras, left_topic='/l', ee_pose_topic='/tool', high_topic='')
+    for name in ('policy', 'visualizer'):
+        assert nodes[name].remappings == {
+            'cam_left/rgb': '/l', 'cam_left/rgb/compressed': '/l/compressed', 'ee_pose': '/tool'}
+    assert topic_arguments({'contract': three_cameras}) == {
+        'high_topic', 'left_topic', 'ee_pose_topic', 'gripper_state_topic'}
+    assert topic_arguments({}) == {a.name for a in ARGUMENTS if a.name.endswith('_topic')
+                                   and a.name != 'command_topic'}
+
+
+@pytest.mark.parametrize(('argument', 'contract', 'sentence'), [
+    ('left_topic', False, 'no argument left_topic for end_effector; its streams are third_person'),
+    ('wrist_topic', True, 'no argument wrist_topic for end_effector; its streams are high, left')])
+def test_topics_of_streams_that_the_robot_does_not_have_are_refused(
+        three_cameras, argument, contract, sentence):
+    with pytest.raises(SystemDescriptionError, match=sentence):
+        described(**{argument: '/x'}, **({'contract': three_cameras} if contract else {}))
+
+
+def test_the_arguments_name_the_streams_of_the_default_contract():
+    assert [*default_streams()] == [*find_contract('').topics]
 
 
 def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(

@@ -6,6 +6,7 @@ from vla_policy_node.cli import bag, contract, learning, robot
 from vla_policy_node.cli import bench as benches
 from vla_policy_node.cli.compress import compress
 from vla_policy_node.cli.replay import record, replay
+from vla_policy_node.cli.topics import TopicCommand
 
 app = typer.Typer(
     name='vla',
@@ -22,7 +23,9 @@ for _command in (
     learning.train, learning.train_blind, learning.evaluate, compress, robot.new_checkpoint,
     robot.check, robot.doctor,
 ):
-    app.command('eval' if _command is learning.evaluate else None)(_command)
+    app.command(
+        'eval' if _command is learning.evaluate else None,
+        cls=TopicCommand if _command in (robot.bringup, replay) else None)(_command)
 
 _bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(_bench, name='bench')

@@ -10,12 +10,15 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.cli.topics import more_topics, with_topic_options
 from vla_policy_node.cli.trust import agrees
 
 _PASSED, _FAILED_GATE = 0, 1
 
 
+@with_topic_options
 def replay(
+    context: typer.Context,
     bags: Annotated[list[Path], typer.Argument(
         help='Folders of rosbag2 (mcap or sqlite3, zstd too), or single .mcap or .db3 files.')],
     out: Annotated[Path, typer.Option(help='Folder for the report; an earlier one is replaced.')],
@@ -43,10 +46,6 @@ def replay(
     latency_periods: Annotated[int, typer.Option(
         min=-1, help="Control periods that an inference takes in the bag's time; -1: as long as "
         'when the bag was recorded.')] = -1,
-    third_person_topic: Annotated[str, typer.Option(help='Images of this camera.')] = '',
-    wrist_topic: Annotated[str, typer.Option(help='Likewise.')] = '',
-    ee_pose_topic: Annotated[str, typer.Option(help='End-effector pose.')] = '',
-    gripper_state_topic: Annotated[str, typer.Option(help='Gripper joints.')] = '',
     actions_topic: Annotated[str, typer.Option(
         help='Executed or expert actions to compare with: vla_msgs/EndEffectorCommand or '
         'geometry_msgs/TwistStamped. Empty: /command.')] = '',
@@ -64,12 +63,14 @@ def replay(
     rerun: Annotated[bool, typer.Option(help='Also write replay.rrd for `rerun`.')] = False,
     mcap: Annotated[bool, typer.Option(
         help='Also write foxglove/foxglove.mcap; layout: config/foxglove_layout.json.')] = False,
+    **topics: str,
 ) -> None:
     """Run a policy over a recorded bag, and a second one to see what changes.
 
     The bag goes through the node's own pairing, execution and limits; time is counted, not
     measured, so two runs on one kind of processor with as many threads say the same. Leaves
     report.html, report.json (then the same bytes), latency.json (wall times), plots, overlay.mp4.
+    --NAME-topic TOPIC names the topic of any stream of the robot's contract.
     Exit code 0: all gates kept; 1: one was not, or a bag failed; 2: could not begin.
 
     * `vla replay out/demo/bag --config dense --against lightvla --out out/replay`
@@ -85,15 +86,15 @@ def replay(
     from vla_policy_node.replay.settings import ReplaySettings, untrusted
     from vla_policy_node.replay.stamps import STAMPS
 
-    topics = {'third_person': third_person_topic, 'wrist': wrist_topic,
-              'ee_pose': ee_pose_topic, 'gripper_state': gripper_state_topic}
+    chosen = {name.removesuffix('_topic'): topic for name, topic in topics.items()}
+    chosen |= more_topics(context)
     try:
         if stamps not in STAMPS:
             raise ValueError(f"--stamps is {stamps!r}; it can be {' or '.join(STAMPS)}.")
         errors = tuple(map(parse_error_limit, max_error or ()))
         limits = GateLimits(errors, max_p95_ms, min_agreement)
         settings = ReplaySettings(
-            config, against, checkpoint, device, instruction, topics, actions_topic,
+            config, against, checkpoint, device, instruction, chosen, actions_topic,
             latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps,
             contract)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.cli.topics import more_topics
 from vla_policy_node.cli.trust import agrees
 from vla_policy_node.system.description import ARGUMENTS, Argument
 from vla_policy_node.system.files import SystemDescriptionError
@@ -24,19 +25,21 @@ def _option(argument: Argument) -> inspect.Parameter:
         argument.name, kind, default=option, annotation=type(argument.default))
 
 
-def bringup(**arguments: str | bool) -> None:
+def bringup(context: typer.Context, **arguments: str | bool) -> None:
     """Start the nodes and run them until Ctrl-C.
 
     Without ROS 2's `ros2 launch`, but from the same description: see bringup.launch.py.
 
     * `vla bringup --world`: everything, on a simulated robot
 
-    * `vla bringup --checkpoint DIR --third-person-topic /front/image_raw`: on a real one
+    * `vla bringup --checkpoint DIR --contract my_robot.yaml`: on a real one, whose streams can be
+      sent to other topics with --NAME-topic
     """
     from vla_policy_node.system.description import describe
     from vla_policy_node.system.processes import run
     from vla_policy_node.system.recorded import UntrustedBagError
 
+    arguments |= {f'{stream}_topic': topic for stream, topic in more_topics(context).items()}
     try:
         try:
             nodes = describe(arguments)
@@ -49,8 +52,11 @@ def bringup(**arguments: str | bool) -> None:
     raise typer.Exit(run(nodes))
 
 
-bringup.__signature__ = inspect.Signature([_option(argument) for argument in ARGUMENTS])
-bringup.__annotations__ = {argument.name: type(argument.default) for argument in ARGUMENTS}
+_CONTEXT = inspect.signature(bringup).parameters['context']
+bringup.__signature__ = inspect.Signature(
+    [_CONTEXT, *(_option(argument) for argument in ARGUMENTS)])
+bringup.__annotations__ = {
+    'context': typer.Context, **{argument.name: type(argument.default) for argument in ARGUMENTS}}
 
 
 def instruct(

@@ -5,26 +5,20 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from vla_policy_node.common.contract_files import DEFAULT, contracts_folder
 from vla_policy_node.contract.load import load_contract, parse_contract
 from vla_policy_node.contract.parts import ContractError
 from vla_policy_node.contract.robot import RobotContract
 
-DEFAULT = 'end_effector'
 
-
-@cache
 def folder() -> Path:
-    """Return where the contracts lie: in the source tree, or in the prefix of the installation.
-
-    Not by the ament index: a virtual environment works without being sourced.
-    """
-    for prefix in Path(__file__).resolve().parents:
-        for place in (prefix, prefix / 'share' / 'vla_policy_node'):
-            if (place / 'config' / 'contracts' / f'{DEFAULT}.yaml').is_file():
-                return place / 'config' / 'contracts'
-    raise ContractError(
-        'The contracts that come with vla_policy_node are not installed; install the package '
-        'anew.')
+    """Return where the contracts lie. Raises ContractError if they are not installed."""
+    found = contracts_folder()
+    if found is None:
+        raise ContractError(
+            'The contracts that come with vla_policy_node are not installed; install the package '
+            'anew.')
+    return found
 
 
 def shipped_contracts() -> tuple[str, ...]:

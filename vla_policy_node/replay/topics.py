@@ -70,6 +70,9 @@ def find_topics(
     a type.
     """
     robot = robot or find_contract('')
+    if strangers := [name for name, topic in chosen.items() if topic and name not in robot.topics]:
+        raise BagError(f'{robot.name} has no stream {", ".join(strangers)}; it has '
+                       f'{", ".join(robot.topics)}.')
     cameras = {camera.name: camera for camera in robot.cameras}
     sources = {source.name: source for source in robot.state}
     found: dict[str, str] = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.common.contract_files import default_streams
 from vla_policy_node.system.files import (
     NODES,
     PACKAGE,
@@ -42,6 +43,7 @@ class Argument:
     choices: tuple[str, ...] = ()
 
 
+_TOPIC = '_topic'  # after the name of a stream
 ARGUMENTS = (
     Argument('config', '', 'Parameter file (YAML); empty: config/bringup.yaml of this package.'),
     Argument('checkpoint', '', 'Checkpoint directory; empty: the one in the parameter file, or '
@@ -65,11 +67,8 @@ ARGUMENTS = (
              'speed. Implies use_sim_time; needs the world, or a bag to play.'),
     Argument('autostart', True, 'Configure and activate the policy at once; otherwise a lifecycle '
              'manager does.'),
-    Argument('third_person_topic', '', 'Images of the third-person camera; compressed ones are '
-             'expected on TOPIC/compressed.'),
-    Argument('wrist_topic', '', 'Images of the wrist camera, likewise.'),
-    Argument('ee_pose_topic', '', 'End-effector pose (geometry_msgs/PoseStamped).'),
-    Argument('gripper_state_topic', '', 'Two gripper joint positions (sensor_msgs/JointState).'),
+    # A contract with other streams has as many others.
+    *(Argument(f'{name}{_TOPIC}', '', text) for name, text in default_streams().items()),
     Argument('command_topic', '', 'Where commands for an end effector go '
              "(vla_msgs/EndEffectorCommand): those of the guard, or, without one, the policy's. "
              'Joints have the topics of their contract.'),
@@ -82,12 +81,6 @@ ARGUMENTS = (
 # Nodes that something else starts than a switch of their name.
 _SWITCHES = {'recorder': 'record', 'player': 'play'}
 
-_TOPICS = {
-    'third_person_topic': ('third_person/image_raw', '/compressed'),
-    'wrist_topic': ('wrist/image_raw', '/compressed'),
-    'ee_pose_topic': ('ee_pose',),
-    'gripper_state_topic': ('gripper_state',),
-}
 # Of the guard; what comes in is the policy's.
 _GUARDED = 'guarded_command'
 # Parameters of the policy that are the guard's, too: as the files have them, whatever becomes of
@@ -146,11 +139,14 @@ class NodeSpec:
 def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
     """Return every argument: those given, checked, and the defaults of the others.
 
+    NAME_topic may be given for the streams of any contract, see `describe`.
     Switches may also be strings ('true', 'false'), as launch hands them over.
     Raises SystemDescriptionError.
     """
     values = {argument.name: argument.default for argument in ARGUMENTS}
-    if unknown := sorted(given.keys() - values.keys()):
+    topics = {name: topic for name, topic in given.items()
+              if name.endswith(_TOPIC) and name not in values}
+    if unknown := sorted(given.keys() - values.keys() - topics.keys()):
         raise SystemDescriptionError(
             f'There is no argument {", ".join(unknown)}; there are {", ".join(values)}.')
     for argument in ARGUMENTS:
@@ -163,7 +159,7 @@ def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
     values['use_sim_time'] = bool(
         values['use_sim_time'] or values['lock_step'] or values['play'])
     values['guard'] = _is_guarded(values)
-    return values
+    return {**values, **topics}
 
 
 def _is_guarded(a: Mapping[str, Any]) -> bool:
@@ -187,7 +183,7 @@ def describe(
 ) -> tuple[NodeSpec, ...]:
     """Return the nodes to start, in order.
 
-    arguments: by name, see ARGUMENTS.
+    arguments: by name, see ARGUMENTS, and NAME_topic for any stream of the contract.
     overrides: node -> parameter -> value, on top of everything.
     Creates the default checkpoint if it is to be used and does not exist yet.
     Raises SystemDescriptionError if something cannot be, UntrustedBagError if a bag to play names
@@ -203,17 +199,49 @@ def describe(
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
         parameters[name].update(value)
-    remappings = {
-        f'{topic}{suffix}': f'{a[argument]}{suffix}'
-        for argument, (topic, *suffixes) in _TOPICS.items() if a[argument]
-        for suffix in ('', *suffixes)
-    }
+    remappings = _stream_remappings(a, str(parameters['policy'].get('contract') or ''))
     commands = _command_remappings(a)
     return tuple(
         NodeSpec(name, parameters[name], remappings | commands.get(name, {}), a['log_level'],
                  f"{a['enclave'].rstrip('/')}/{name}" if a['enclave'] else '')
         for name in NODES if a[_SWITCHES.get(name, name)]
     )
+
+
+def topic_arguments(arguments: Mapping[str, str | bool]) -> frozenset[str]:
+    """Return the arguments NAME_topic of the robot that these arguments choose.
+
+    Raises SystemDescriptionError.
+    """
+    from vla_policy_node.contract import ContractError, find_contract
+
+    a = resolve(arguments)
+    policy = read_config(a['config'] or default_config())['policy']
+    try:
+        robot = find_contract(str(a['contract'] or policy.get('contract') or ''))
+    except ContractError as error:
+        raise SystemDescriptionError(str(error)) from error
+    return frozenset(f'{stream}{_TOPIC}' for stream in robot.topics)
+
+
+def _stream_remappings(a: Mapping[str, Any], contract: str) -> dict[str, str]:
+    """Return the remappings that send the streams of the robot to the topics that were given."""
+    given = {name.removesuffix(_TOPIC): topic for name, topic in a.items()
+             if topic and name.endswith(_TOPIC) and name != 'command_topic'}
+    if not given:
+        return {}
+    from vla_policy_node.contract import find_contract
+
+    robot = find_contract(contract)
+    remappings = {}
+    for stream, topic in given.items():
+        if stream not in robot.topics:
+            raise SystemDescriptionError(
+                f'There is no argument {stream}{_TOPIC} for {robot.name}; its streams are '
+                f'{", ".join(robot.topics)}.')
+        for suffix in ('', '/compressed') if stream in robot.camera_names else ('',):
+            remappings[f'{robot.topics[stream]}{suffix}'] = f'{topic}{suffix}'
+    return remappings
 
 
 def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
