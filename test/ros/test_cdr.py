@@ -105,6 +105,13 @@ def test_a_command_for_more_joints_than_any_robot_has_costs_no_memory():
         read_joint_command(bytes(raw))
 
 
+@pytest.mark.parametrize('huge', [
+    {'kinds': bytes(2**22)}, {'values': [0.0] * 2**18}, {'names': [''] * 2**16}])
+def test_a_command_for_more_joints_than_any_robot_has_is_refused(huge):
+    with pytest.raises(MessageError, match='no robot has so many'):
+        read_joint_command(serialize_message(JointCommand(**huge)))
+
+
 def test_big_endian_messages_are_read_too():
     head = struct.pack('>4xiII4s', 7, 8, 4, b'abc\0')
     assert stamp_of(head) == 7_000_000_008

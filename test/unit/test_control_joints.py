@@ -300,6 +300,19 @@ def test_a_goal_goes_on_from_the_command_where_the_arm_sags_and_from_the_arm_whe
         assert command.motion.values[0] == pytest.approx(begins)
 
 
+def test_a_goal_that_follows_another_at_once_goes_on_from_the_command_under_way():
+    cell = Cell(lag=3)
+    for _ in range(12):
+        sent = cell.tick(0.9, 0.5, 1.0, 0.0).motion.values[0]
+    assert sent - cell.position[0] > 0.05, 'the arm is on its way'
+    cell.commander.end(Outcome.CANCELLED)
+    cell.tick(push=False)
+    cell.goal = cell.commander.begin('go', 10**18)
+    command = cell.tick(0.9, 0.5, 1.0, 0.0)
+    assert command.hold.code is HoldReason.NONE
+    assert sent <= command.motion.values[0] <= sent + 0.01
+
+
 def test_a_velocity_is_sent_as_such_and_stops_at_once_on_a_hold():
     cell = Cell()
     reached(cell, (0.0, 0.5, 1.0, 0.2), 10)

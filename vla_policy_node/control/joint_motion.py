@@ -20,8 +20,10 @@ from vla_policy_node.control.joint_state import JointSighting
 _FREEZE_NS = 500_000_000
 _FREEZE = {'rad': 0.05, 'm': 0.005}
 # A joint this near to where it was commanded last has stayed there: a goal goes on from the
-# command, or the arm would sink a little at every goal. Further away somebody has moved it.
-REST_TOLERANCE = {'rad': 0.02, 'm': 0.002}
+# command, or the arm would sink a little at every goal. Further away somebody has moved it, unless
+# the command is so recent that the joint may still be on its way.
+_REST_TOLERANCE = {'rad': 0.02, 'm': 0.002}
+_SETTLING_NS = 1_000_000_000
 # 5 s of commands at the highest rate.
 _DEPTH = 1024
 
@@ -50,7 +52,7 @@ class JointRecord:
         count = len(spec.joints)
         self._by_velocity = spec.by_velocity
         self._is_gripper = np.array([joint.gripper is not None for joint in spec.joints])
-        self._tolerance = np.array([REST_TOLERANCE[joint.unit] for joint in spec.joints])
+        self._tolerance = np.array([_REST_TOLERANCE[joint.unit] for joint in spec.joints])
         self._freeze = np.array([_FREEZE[joint.unit] for joint in spec.joints])
         self._allowed = spec.column('max_tracking_error')
         self._allowed[self._is_gripper] = 0.0  # what it holds keeps it from closing
@@ -126,12 +128,14 @@ class JointRecord:
         return JointRoom(low, high)
 
     def _start(self, sightings: Sequence[JointSighting], now_ns: int) -> None:
+        is_settled = now_ns - self._sent_ns > _SETTLING_NS
+        near = self._tolerance if is_settled else np.maximum(self._tolerance, self._allowed)
         for seen in sightings:
             for place, position in zip(seen.places, seen.measured.positions, strict=True):
                 if self._by_velocity[place]:
                     self._offset[place] = position - self.commanded[place]
                     continue
-                stayed = abs(position - self.commanded[place]) <= self._tolerance[place]
+                stayed = abs(position - self.commanded[place]) <= near[place]
                 # A gripper that holds something is not where it was told, and must not let go.
                 if not self._is_known[place] or not (stayed or self._is_gripper[place]):
                     self.commanded = self.commanded.copy()

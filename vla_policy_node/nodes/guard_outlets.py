@@ -28,6 +28,9 @@ from vla_policy_node.wire.cdr import read_command, read_joint_command
 from vla_policy_node.wire.states import decode_positions
 from vla_policy_node.wire.streams import InputStreams
 
+# As the policy node allows.
+_MOST_STATE_BYTES = 4096
+
 
 class EndEffectorOutlet:
     """`command` in, `guarded_command` and, if asked, `guarded_twist_command` out."""
@@ -131,6 +134,8 @@ class JointOutlet:
                         positions=told, time_from_start=self._ahead)]))
 
     def _measure(self, stream: str, joints: tuple[str, ...], raw: bytes) -> None:
+        if len(raw) > _MOST_STATE_BYTES:
+            return  # of nobody's joints, and would take time to read
         try:
             _, positions = decode_positions(raw, stream, joints)
         except HoldError:

@@ -161,9 +161,12 @@ def read_joint_command(raw: Bytes) -> SentJointCommand:
     if count > _MOST_NAMES:
         raise MessageError(f'The command claims {count} joints; no robot has so many.')
     names = tuple(reader.string() for _ in range(count))
-    kinds = tuple(reader.octets())
+    kinds, many = reader.octets(), reader.uint32()
+    if len(kinds) > _MOST_NAMES or many > _MOST_NAMES:  # before they are copied
+        raise MessageError(
+            f'The command has {max(len(kinds), many)} values; no robot has so many.')
     return SentJointCommand(
-        stamp_ns, frame_id, names, kinds, reader.doubles(reader.uint32()),
+        stamp_ns, frame_id, names, tuple(kinds), reader.doubles(many),
         **_rest_of_command(reader))
 
 
