@@ -1,6 +1,7 @@
 """OpenVLA-OFT on two arms: other sizes of action, state and cameras, told by the files alone."""
 
 import json
+import logging
 
 import checkpoint_variants as variants
 import numpy as np
@@ -11,10 +12,12 @@ from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.contract.fit import check_fits
 from vla_policy_node.contract.shipped import find_contract
 from vla_policy_node.families import read_model_config
+from vla_policy_node.loop.loading import load_ready
+from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 
-LOW, HIGH = np.linspace(-2, -1, 14), np.linspace(1, 3, 14)
+LOW, HIGH = np.linspace(-1, -0.5, 14), np.linspace(0.5, 1, 14)
 SPREAD = {'min': LOW.tolist(), 'max': HIGH.tolist(),
           'q01': (LOW / 2).tolist(), 'q99': (HIGH / 2).tolist()}
 STATISTICS = {'aloha': {'action': {**SPREAD, 'mask': [True] * 14}, 'proprio': SPREAD}}
@@ -49,6 +52,13 @@ def test_what_it_wants_is_what_the_robot_with_two_arms_has(policy):
     check_fits(policy.description.spec, find_contract('two_arms'))
     assert policy.description.spec.cameras == ('high', 'left_wrist', 'right_wrist')
     assert policy.description.chunk_length == 25
+
+
+def test_the_parameters_of_that_robot_load_it_and_warm_it_up(checkpoint):
+    robot = PolicyParameters.of('two_arms')
+    parameters = robot(contract='two_arms', checkpoint=str(checkpoint), warmup_inferences=1)
+    ready, _ = load_ready(parameters, logging.getLogger(__name__))
+    assert ready.description.spec.cameras == parameters.robot.camera_names
 
 
 def test_a_chunk_has_an_action_of_fourteen_numbers_for_each_of_25_steps(policy):

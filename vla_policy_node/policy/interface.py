@@ -173,7 +173,8 @@ class PolicyDescription:
     control_period_s: of its training data, None if nobody says.
     checkpoint, sha256: where it comes from, and of which bytes; '' for no checkpoint.
     action_rows: see `families.prismatic.ACTION_ROWS`.
-    action_range: 1st and 99th percentile of each action dimension in the training data.
+    action_range: 1st and 99th percentile of each action dimension in the training data, or least
+        and largest, whichever the policy was trained with.
     """
 
     architecture: str
