@@ -65,11 +65,11 @@ def test_start_prompt_and_stop_ask():
     method = prepared('adp', shared_model())
     ids = torch.cat([prompt[0], torch.tensor([CONFIG.token_ids.stop])])
     embed = shared_model().language_model.embed_tokens
-    assert torch.equal(method._asking(shared_sequence()), embed(ids))
+    assert torch.equal(method._query_rows(shared_sequence()), embed(ids))
     method.prepare(None, families.named('cogact').configure(CONFIG))
     states = shared_sequence().states[:, :-57]
     causal = replace(shared_sequence(), states=states, spans=shared_sequence().spans[:-2])
-    assert torch.equal(method._asking(causal), embed(prompt[0]))
+    assert torch.equal(method._query_rows(causal), embed(prompt[0]))
 
 
 def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():

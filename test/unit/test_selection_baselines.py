@@ -132,14 +132,14 @@ def test_the_last_row_of_the_prompt_is_the_one_before_the_action_slots(case):
     sequence, config = sequence_of(case), families.named('cogact').configure(CONFIG)
     method = prepared('fastv')
     ids = inputs_of(case)[2]
-    row = method._asking(sequence)
+    row = method._queries(sequence)
     assert torch.equal(
         sequence.states[:, row], shared_model().language_model.embed_words(ids[:, -1:]))
     method.prepare(None, config)
     causal = replace(
         sequence, states=sequence.states[:, :-57], positions=sequence.positions[:, :-57],
         spans=sequence.spans[:-2])
-    assert method._asking(causal) == slice(causal.states.shape[1] - 1, causal.states.shape[1])
+    assert method._queries(causal) == slice(causal.states.shape[1] - 1, causal.states.shape[1])
 
 
 def test_by_default_one_camera_loses_as_large_a_share_as_two():

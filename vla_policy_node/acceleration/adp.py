@@ -33,7 +33,7 @@ from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import DecoderLayer
 
 RULES = ('extrema', 'average', 'always', 'never')
-ASKING = ('bos', 'prompt', 'stop')  # rows whose mean query ranks the tokens
+QUERY_SPANS = ('bos', 'prompt', 'stop')  # rows whose mean query ranks the tokens
 
 
 class Adp(Selection):
@@ -104,7 +104,7 @@ class Adp(Selection):
         """Drop the tokens far from the prompt, if the gate is open."""
         if not self.gate.open:
             return self._keep(sequence, torch.arange(sequence.visual_rows))
-        scores = importance(self._layer0, sequence.visual[0], self._asking(sequence))
+        scores = importance(self._layer0, sequence.visual[0], self._query_rows(sequence))
         kept = self._choose(sequence, scores)
         return self._keep(sequence, kept, scores, flops=ranking_flops(sequence))
 
@@ -112,8 +112,8 @@ class Adp(Selection):
         """Choose the same, or all if the gate is closed; ranking costs the same either way."""
         if self._is_open is None:
             self._is_open = torch.tensor(self.gate.open, device=sequence.states.device)
-        asking, hidden = self._asking(sequence), self._fills_up(sequence)
-        scores = importance(self._layer0, sequence.visual[0], asking, hidden)
+        rows, hidden = self._query_rows(sequence), self._fills_up(sequence)
+        scores = importance(self._layer0, sequence.visual[0], rows, hidden)
         if self.keep == 1:
             return Choice(torch.ones_like(scores, dtype=torch.bool), scores)
         by_camera = scores.view(self._config.cameras, -1)
@@ -122,10 +122,10 @@ class Adp(Selection):
             for own, count in zip(by_camera, self._counts(len(scores)), strict=True)])
         return Choice(kept | ~self._is_open, scores, flops=ranking_flops(sequence))
 
-    def _asking(self, sequence: TokenSequence) -> Tensor:
+    def _query_rows(self, sequence: TokenSequence) -> Tensor:
         """Embeddings of BOS, prompt and stop, [N, width]; CogACT's prompt ends with its stop."""
         return torch.cat([
-            sequence.states[0, sequence.span(name)] for name in ASKING if name in sequence])
+            sequence.states[0, sequence.span(name)] for name in QUERY_SPANS if name in sequence])
 
     def _fills_up(self, sequence: TokenSequence) -> Tensor | None:
         """[N] bool, which of those rows only fill up a prompt; None if none can."""
@@ -133,7 +133,7 @@ class Adp(Selection):
             return None
         return torch.cat([
             sequence.key_bias[0, sequence.span(name)].isneginf()
-            for name in ASKING if name in sequence])
+            for name in QUERY_SPANS if name in sequence])
 
     def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """Places among the visual rows: the best of each camera, whose share is fixed."""

@@ -23,7 +23,6 @@ from vla_policy_node.acceleration.selection import (
     Budget,
     Selection,
     attention_received,
-    by_token,
     top_of_cameras,
 )
 from vla_policy_node.nn.config import ModelConfig
@@ -75,11 +74,10 @@ class FastV(Selection):
         """Rank the tokens by the attention they get one layer before the drop."""
         if index != self.layer - 1:
             return
-        maps = attention(self._asking(sequence))
-        self._received = by_token(attention_received(maps, sequence), sequence)
-        self._flops = attention.flops(maps.shape[2])
+        self._received, self._flops = attention_received(
+            attention, sequence, self._queries(sequence))
 
-    def _asking(self, sequence: TokenSequence) -> slice:
+    def _queries(self, sequence: TokenSequence) -> slice:
         end = sequence.span('prompt').stop
         if self.rows == 'behind':
             return sequence.behind_visual

@@ -101,9 +101,7 @@ class LightVla(Method):
         hidden = sequence.context_hidden
         winners = find_winners(score(
             sequence.visual[0], sequence.context[0], None if hidden is None else hidden[0]))
-        # Compilers count 32 bits in place; for 64 they would sort.
-        votes = winners.new_zeros(len(winners), dtype=torch.int32)
-        votes = votes.index_add(0, winners, torch.ones_like(votes))
+        votes = count_votes(winners, len(winners))
         return Choice(
             kept=mark_top(votes, self.count) if self.count else votes > 0,
             scores=votes,
@@ -171,6 +169,13 @@ def find_winners(scores: Tensor) -> Tensor:
     tokens = torch.arange(scores.shape[-1], device=scores.device)
     best = scores == scores.amax(dim=-1, keepdim=True)
     return torch.where(best, tokens, len(tokens) - 1).amin(dim=-1)
+
+
+def count_votes(winners: Tensor, tokens: int) -> Tensor:
+    """How many queries [N] chose each token, [tokens] int32."""
+    # Compilers count 32 bits in place; for 64 they would sort.
+    votes = winners.new_zeros(tokens, dtype=torch.int32)
+    return votes.index_add(0, winners, torch.ones_like(winners, dtype=torch.int32))
 
 
 def norm(rows: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
-from vla_policy_node.acceleration.lightvla import find_winners, norm
+from vla_policy_node.acceleration.base import Capability, Effect
+from vla_policy_node.acceleration.lightvla import count_votes, find_winners, norm
+from vla_policy_node.acceleration.selection import Selection
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
@@ -86,7 +87,7 @@ class LearnedQueries(nn.Module):
         return loaded.requires_grad_(False)
 
 
-class LightVlaStar(Method):
+class LightVlaStar(Selection):
     """Keeps the union of the tokens that the checkpoint's learnt queries choose."""
 
     name = 'lightvla_star'
@@ -98,8 +99,8 @@ class LightVlaStar(Method):
     weights_file = FILE_NAME
 
     def __init__(self):
+        super().__init__()
         self.queries: LearnedQueries | None = None
-        self._report: tuple[Tensor, int] | None = None
 
     @classmethod
     def save_untrained(cls, checkpoint: Path, config: ModelConfig) -> None:
@@ -128,17 +129,7 @@ class LightVlaStar(Method):
     def select_static(self, sequence: TokenSequence) -> Choice | None:
         """Choose the same, if the queries look here."""
         assert self.queries is not None, 'prepare comes first'
-        if self.queries.layer:
-            return None
-        winners = find_winners(self.queries.to(sequence.states.device)(sequence)[0])
-        # Compilers count 32 bits in place; for 64 they would sort.
-        votes = winners.new_zeros(sequence.visual_rows, dtype=torch.int32)
-        votes = votes.index_add(0, winners, torch.ones_like(winners, dtype=torch.int32))
-        return Choice(votes > 0, votes, flops=self.queries.flops(sequence))
-
-    def record_selection(self, choice: Choice) -> None:
-        """Store a choice among all visual tokens as that of the last pass."""
-        self._report = choice.scores, choice.flops
+        return None if self.queries.layer else self._vote(self.queries, sequence)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop the visual tokens no query chose, if the queries look here."""
@@ -149,21 +140,11 @@ class LightVlaStar(Method):
             raise ValueError('LightVLA* has no queries yet; call prepare with a checkpoint first.')
         if index != self.queries.layer:
             return sequence
-        scores = self.queries.to(sequence.states.device)(sequence)
-        votes = torch.bincount(find_winners(scores[0]), minlength=sequence.visual_rows)
-        everything = votes.new_zeros(sequence.visual_total)
-        everything = everything.index_copy(0, sequence.visual_tokens, votes)
-        self._report = everything, self.queries.flops(sequence)
-        return sequence.keep_visual(votes.nonzero().flatten())
+        choice = self._vote(self.queries, sequence)
+        kept = choice.kept.nonzero().flatten()
+        return self._keep(sequence, kept, choice.scores, index, choice.flops)
 
-    def reset(self) -> None:
-        """Forget the last report; nothing else crosses steps."""
-        self._report = None
-
-    def report(self) -> Report | None:
-        """Kept tokens and votes per token."""
-        if self._report is None:
-            return None
-        votes, flops = self._report[0].cpu().numpy(), self._report[1]
-        assert self.queries is not None, 'prepare comes first'
-        return Report(votes > 0, votes.astype('float32'), self.queries.layer, flops)
+    def _vote(self, queries: LearnedQueries, sequence: TokenSequence) -> Choice:
+        winners = find_winners(queries.to(sequence.states.device)(sequence)[0])
+        votes = count_votes(winners, sequence.visual_rows)
+        return Choice(votes > 0, votes, flops=queries.flops(sequence))

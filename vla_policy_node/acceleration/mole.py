@@ -195,7 +195,7 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Half the reverse Kullback-Leibler divergence of softmaxes over the width, half the squared
     error, element by element; each row weighed by the product of what the teacher's and the
-    student's rows attend to among the student's, without projections, mean over the asking rows.
+    student's rows attend to among the student's, without projections, mean over the queries.
     """
     student, teacher = student.float(), teacher.float()
     ours, theirs = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from vla_policy_node.acceleration.base import Method, Report
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
+from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
 
 
@@ -134,9 +135,29 @@ def union(*chosen: Tensor) -> Tensor:
     return torch.cat(chosen).unique()
 
 
-def attention_received(maps: Tensor, sequence: TokenSequence) -> Tensor:
-    """Mean over heads and asking rows of [1, heads, rows, keys], of each visual row, [V]."""
-    return maps[0].mean(dim=(0, 1))[sequence.span('visual')]
+def attention_received(
+    attention: LazyAttention, sequence: TokenSequence, queries: slice
+) -> tuple[Tensor, int]:
+    """Attention that rows pay to each visual token, mean over heads and rows; what it costs.
+
+    queries: those rows. Returns [V], 0 for tokens that are no rows, and FLOPs.
+    """
+    received = attention(queries)[0].mean(dim=(0, 1))[sequence.span('visual')]
+    rows = range(*queries.indices(sequence.states.shape[1]))
+    return by_token(received, sequence), attention.flops(len(rows))
+
+
+def static_tokens(
+    similarity: Tensor, cameras: int, count: int, threshold: float
+) -> Tensor:
+    """Tokens of each camera that changed least, at most `count` of them, ascending.
+
+    similarity: [V], cosine of each patch with an earlier picture's. threshold: no token below it
+    is static.
+    """
+    tokens = torch.arange(len(similarity), device=similarity.device)
+    chosen = top_of_cameras(similarity, tokens, len(tokens) // cameras, [count] * cameras)
+    return chosen[similarity[chosen] >= threshold]
 
 
 def by_token(scores: Tensor, sequence: TokenSequence) -> Tensor:

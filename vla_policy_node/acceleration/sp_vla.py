@@ -32,7 +32,6 @@ from vla_policy_node.acceleration.base import Assumption, Capability, Effect, St
 from vla_policy_node.acceleration.selection import (
     Selection,
     attention_received,
-    by_token,
     top,
     union,
 )
@@ -125,9 +124,8 @@ class SpVla(Selection):
     ) -> None:
         """Add up what each token gets from all rows, one layer before the drop."""
         if index == self.layer - 1 and self.retention(self._speed) < 1:
-            received = attention_received(attention(slice(None)), sequence)
-            self._attention = by_token(received, sequence)
-            self._flops = attention.flops(sequence.states.shape[1])
+            self._attention, self._flops = attention_received(
+                attention, sequence, slice(None))
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Keep the union of attended tokens and edges."""

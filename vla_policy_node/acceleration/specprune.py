@@ -47,8 +47,8 @@ from vla_policy_node.acceleration.selection import (
     Selection,
     at_depth,
     attention_received,
-    by_token,
     patches,
+    static_tokens,
     top,
     top_of_cameras,
 )
@@ -155,9 +155,9 @@ class SpecPrune(Selection):
             return
         if index < 2 or self.global_count:
             text = sequence.span('prompt')
-            asking = slice(min(text.start + TEMPLATE, text.stop - 1), text.stop)
-            scores = by_token(attention_received(attention(asking), sequence), sequence)
-            self._flops += attention.flops(asking.stop - asking.start)
+            queries = slice(min(text.start + TEMPLATE, text.stop - 1), text.stop)
+            scores, flops = attention_received(attention, sequence, queries)
+            self._flops += flops
             if index < 2:
                 self._local[index] = scores
             if self.global_count:
@@ -167,18 +167,17 @@ class SpecPrune(Selection):
 
     def _score(self, sequence: TokenSequence, attention: LazyAttention) -> None:
         """Move the running scores towards the weights of the present ranks."""
-        asking = sequence.behind_visual
-        received = attention_received(attention(asking), sequence)
+        received, flops = attention_received(attention, sequence, sequence.behind_visual)
         if self._running is None:
             self._running = received.new_zeros(sequence.visual_total, dtype=torch.float32)
-        self._flops += attention.flops(sequence.states.shape[1] - asking.start)
+        self._flops += flops
         tokens = sequence.visual_tokens
         camera = tokens // (sequence.visual_total // self._config.cameras)
         for index in range(self._config.cameras):
-            own = camera == index
+            own = tokens[camera == index]
             weights = rank_weights(received[own])
-            self._running[tokens[own]] = (
-                SCORE_MEMORY * self._running[tokens[own]] + (1 - SCORE_MEMORY) * weights)
+            self._running[own] = (
+                SCORE_MEMORY * self._running[own] + (1 - SCORE_MEMORY) * weights)
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop tokens at the planned layers."""
@@ -217,11 +216,8 @@ class SpecPrune(Selection):
         if count and back:
             now, before = self._pixels[-1], self._pixels[-1 - back]
             similar = functional.cosine_similarity(now, before, dim=1)
-            cameras = self._config.cameras
-            all_tokens = torch.arange(len(similar), device=similar.device)
-            chosen = top_of_cameras(
-                similar, all_tokens, len(similar) // cameras, [count] * cameras)
-            static[chosen[similar[chosen] >= self.similarity].cpu()] = True
+            static[static_tokens(
+                similar, self._config.cameras, count, self.similarity).cpu()] = True
         return ~static[sequence.visual_tokens.cpu()]
 
     def reset(self) -> None:

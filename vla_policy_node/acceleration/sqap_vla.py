@@ -33,7 +33,6 @@ from vla_policy_node.acceleration.selection import (
     Budget,
     Selection,
     attention_received,
-    by_token,
     patches,
     top,
     union,
@@ -140,9 +139,8 @@ class SqapVla(Selection):
     ) -> None:
         """Rank by what the prompt attends to, one layer before the drop."""
         if index == self.layer - 1:
-            asking = sequence.span('prompt')
-            self._attention = by_token(attention_received(attention(asking), sequence), sequence)
-            self._flops = attention.flops(asking.stop - asking.start)
+            self._attention, self._flops = attention_received(
+                attention, sequence, sequence.span('prompt'))
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Keep the union of the three groups; the robot stays even beyond the budget."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, by_token, patches, top
+from vla_policy_node.acceleration.selection import at_depth, attention_received, patches, top
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
@@ -116,10 +116,8 @@ class TtfVla(Method):
         layers = self._config.language_model.layers
         if index != min(at_depth(ATTENTION_LAYER, layers), layers - 1):
             return
-        asking = sequence.span('prompt')
-        maps = attention(asking)[0].mean(dim=(0, 1))
-        self._relevance = by_token(maps[sequence.span('visual')], sequence)
-        self._flops = attention.flops(asking.stop - asking.start)
+        self._relevance, self._flops = attention_received(
+            attention, sequence, sequence.span('prompt'))
 
     def reset(self) -> None:
         """Forget the last frame; the next step is a key frame."""

@@ -29,7 +29,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report, Step
-from vla_policy_node.acceleration.selection import at_depth, patches, top
+from vla_policy_node.acceleration.selection import (
+    at_depth,
+    patches,
+    static_tokens,
+    top_of_cameras,
+)
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.lazy_attention import LazyAttention
 from vla_policy_node.nn.sequence import TokenSequence
@@ -111,17 +116,13 @@ class VlaCache(Method):
         """Visual tokens, ascending."""
         if self._similarity is None or self._relevance is None or not self._cache:
             return torch.empty(0, dtype=torch.int64)
-        chosen = []
-        for camera, (similar, relevance) in enumerate(zip(
-            self._similarity.chunk(self._config.cameras),
-            self._relevance.to(self._similarity.device).chunk(self._config.cameras), strict=True,
-        )):
-            static = top(similar, self.static)
-            static = static[similar[static] >= self.similarity]
-            matters = top(relevance, self.relevant)
-            static = static[~torch.isin(static, matters)]
-            chosen.append(static + camera * len(similar))
-        return torch.cat(chosen).sort().values.to(self._relevance.device)
+        cameras = self._config.cameras
+        static = static_tokens(self._similarity, cameras, self.static, self.similarity)
+        matters = top_of_cameras(
+            self._relevance, torch.arange(len(self._relevance), device=self._relevance.device),
+            len(self._relevance) // cameras, [self.relevant] * cameras)
+        static = static.to(matters.device)
+        return static[~torch.isin(static, matters)]
 
     def before_layer(self, index: int, sequence: TokenSequence) -> TokenSequence:
         """Drop some more of what can be reused."""
