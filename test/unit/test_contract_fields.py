@@ -133,6 +133,15 @@ def test_a_system_with_joints_starts_with_parameters_that_its_nodes_have(name):
     assert PolicyParameters.from_values(policy).contract == name
 
 
+def test_controllers_of_joints_are_told_by_the_guard_in_a_simulation_too():
+    def names(**arguments):
+        return [node.name for node in describe({**SAID, 'use_sim_time': True, **arguments})]
+
+    assert 'guard' in names(contract='two_arms')
+    assert 'guard' not in names(contract='two_arms', guard='false')
+    assert 'guard' not in names() + names(contract='end_effector')
+
+
 @pytest.mark.parametrize('name', ['joint_arm', 'two_arms'])
 def test_every_moved_joint_is_measured_by_one_source(name):
     robot = find_contract(name)

@@ -55,7 +55,8 @@ ARGUMENTS = (
     Argument('world', False, 'Start the simulated LIBERO world; never together with a robot.'),
     Argument('guard', 'auto', 'Start the guard, which passes commands on as guarded_command and '
              'stops the robot when there are none. auto: with a robot, that is with neither world '
-             'nor bag nor simulated time. A world obeys the guard if there is one.',
+             'nor bag nor simulated time; with one that is moved by its joints always. A world '
+             'obeys the guard if there is one.',
              ('auto', 'true', 'false')),
     Argument('visualizer', True, 'Start the node that draws the selected tokens.'),
     Argument('record', '', 'Record the run into this new folder, a bag for `vla replay`.'),
@@ -195,6 +196,9 @@ def describe(
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
     parameters['policy'] = _of_policy(a, parameters['policy'])
+    if a['policy'] and (arguments or {}).get('guard', 'auto') == 'auto' \
+            and _is_moved_by_joints(parameters['policy']):
+        a['guard'] = True  # nobody else knows the topics of the controllers
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -253,6 +257,13 @@ def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     if topic:
         remappings['guard'] = {_GUARDED: topic}
     return remappings
+
+
+def _is_moved_by_joints(policy: Mapping[str, Any]) -> bool:
+    from vla_policy_node.contract import find_contract
+    from vla_policy_node.contract.joints import is_moved_by_joints
+
+    return is_moved_by_joints(find_contract(str(policy.get('contract') or '')))
 
 
 def _of_policy(a: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
