@@ -1,5 +1,6 @@
 """Graphs, kernels and 8-bit products of a GPU compute what the plain network does."""
 
+import checkpoint_variants as variants
 import pytest
 import torch
 from tiny_model import CASES, assert_close, inputs_of, shared_fused_model, shared_model
@@ -40,6 +41,27 @@ def test_graphs_replay_bit_for_bit_what_the_same_stages_compute_without():
             assert torch.equal(replayed, run)
     finally:
         shared_fused_model().to('cpu')
+
+
+@pytest.mark.parametrize('head', ['discrete', 'diffusion', 'cogact'])
+@torch.inference_mode()
+def test_graphs_of_every_family_hold_what_its_stages_compute(head):
+    """All denoising steps in one graph; nothing in it is copied from the host."""
+    dit = {'dit': {'blocks': 1, 'width': 24, 'heads': 2}, 'chunk_length': 16}
+    config = variants.config_of({
+        **variants.CONFIG, **(dit if head == 'cogact' else {}), 'head': head})
+    model = variants.random_model(config).to('cuda')
+    if head == 'discrete':
+        model.action_head.decode = lambda ids: ids  # random words are no actions
+    graphs, eager = StaticForward(model), StaticForward(model)
+    eager._pool = None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        inputs = (torch.randn(1, 2, 6, 56, 56).cuda(), torch.rand(1, 8).cuda(),
+                  torch.tensor([[1, 40 + seed, 41, 2]]).cuda())
+        replayed, run = (forward(inputs) for forward in (graphs, eager))
+        assert torch.equal(replayed, run)
+        assert_close(run.float(), model(inputs).float(), 1e-3)
 
 
 @pytest.mark.parametrize(('heads', 'width', 'dtype', 'rotated'), [

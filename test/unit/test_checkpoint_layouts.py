@@ -312,7 +312,7 @@ def test_fixed_shapes_are_refused_before_weights_are_read(made):
 
     with pytest.raises(ValueError, match="choose optimisation 'none' or 'fused'"):
         LocalPolicy.load(
-            made['discrete'], methods=(), optimisation='graphs', load_model=load_model)
+            made['autoregressive'], methods=(), optimisation='graphs', load_model=load_model)
 
 
 def test_a_pretrained_policy_keeps_its_statistics_in_its_config(made, tmp_path):

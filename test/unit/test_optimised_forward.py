@@ -26,6 +26,7 @@ from vla_policy_node.acceleration import Effect
 from vla_policy_node.acceleration.lightvla import LightVla
 from vla_policy_node.compression.float8 import Float8Linear, quantise_rows, reach, to_float8
 from vla_policy_node.encoding.encoder import Inputs
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
@@ -177,6 +178,12 @@ def test_what_only_changes_weights_runs_beside_in_fixed_shapes(inputs):
     assert len(forward_pass.layer_rows) == len(model.language_model.layers) == 2
 
 
+# What others need in config.json.
+FAMILIES = {
+    'l1': {}, 'discrete': {}, 'diffusion': {'diffusion_steps': 4},
+    'cogact': {'dit': {'blocks': 1, 'width': 24, 'heads': 2}, 'chunk_length': 16}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('methods', [[], [LightVla()]], ids=['dense', 'lightvla'])
 @torch.inference_mode()
@@ -186,6 +193,20 @@ def test_what_is_handed_to_the_compiler_is_the_same_network(methods, inputs, mon
     forward = StaticForward(shared_fused_model(), methods, compiled=True)
     expected = shared_model()(inputs, ForwardPass(methods, 'last56'))
     assert_close(forward(inputs, ForwardPass(action_rows='last56')), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['discrete', 'diffusion', 'cogact'])
+@torch.inference_mode()
+def test_the_compiler_is_handed_every_family(head, monkeypatch):
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
+    model = variants.random_model(
+        variants.config_of({**variants.CONFIG, **FAMILIES[head], 'head': head}))
+    if head == 'discrete':
+        model.action_head.decode = lambda ids: ids  # random words are no actions
+    inputs = (torch.randn(1, 2, 6, 56, 56), torch.rand(1, 8), torch.tensor([[1, 40, 41, 2]]))
+    forward = StaticForward(fuse(copy.deepcopy(model)), compiled=True)
+    assert_close(forward(inputs).float(), model(inputs).float())
 
 
 @pytest.mark.slow
@@ -268,10 +289,52 @@ def test_what_shapes_cannot_be_fixed_for_is_refused_with_a_sentence():
         StaticForward(shared_model(), [LightVla(extra_random=3)])
     with pytest.raises(ValueError, match='one acceleration method'):
         StaticForward(shared_model(), [LightVla(), LightVla()])
-    discrete = copy.copy(shared_model())
-    discrete.config = families.named('discrete').configure(shared_model().config)
-    with pytest.raises(ValueError, match='not the discrete head'):
-        StaticForward(discrete)
+    generating = copy.copy(shared_model())
+    generating.config = families.named('autoregressive').configure(shared_model().config)
+    with pytest.raises(ValueError, match='not for the autoregressive head'):
+        StaticForward(generating)
+
+
+def test_every_family_but_the_one_that_generates_offers_fixed_shapes():
+    offering = {name for name in families.available()
+                if Capability.FIXED_SHAPES in families.named(name).traits.capabilities}
+    assert offering >= {*FAMILIES}
+    assert 'autoregressive' not in offering
+
+
+@pytest.mark.parametrize(('name', 'settings'), [
+    (None, {}), ('lightvla', {}), ('lightvla', {'multiplicity_bias': True}),
+    ('random_tokens', {'count': 9})], ids=str)
+@pytest.mark.parametrize('head', FAMILIES)
+@torch.inference_mode()
+def test_every_family_is_the_plain_one_in_fixed_shapes(head, name, settings):
+    """Actions, what its layers did and the order of its stages; the fused network, too."""
+    config = variants.config_of({**variants.CONFIG, **FAMILIES[head], 'head': head})
+    if name and not config.can(Capability.VISUAL_TOKENS):
+        pytest.skip('takes no methods')
+    model = variants.random_model(config).double()
+    plain, static = ([acceleration.create(name, **settings)] if name else [] for _ in range(2))
+    if head == 'discrete':
+        model.action_head.decode = lambda ids: ids  # random words are no actions
+    for network in (model, fuse(copy.deepcopy(model))):
+        forward = StaticForward(network, static)
+        for words in (2, 7):
+            prompt = torch.tensor([[1, *range(40, 40 + words), 2]])
+            inputs = torch.randn(1, 2, 6, 56, 56).double(), torch.rand(1, 8).double(), prompt
+            marks, results, rows = ([], []), [], []
+            for method in (*plain, *static):
+                method.reset()
+            for run, methods, ended in ((model, plain, marks[0]), (forward, (), marks[1])):
+                forward_pass = ForwardPass(methods, mark=ended.append)
+                results.append(run(inputs, forward_pass))
+                rows.append(forward_pass.layer_rows)
+            expected, value = results
+            torch.testing.assert_close(
+                value, expected, rtol=0, atol=1e-9 if value.dtype == torch.float64 else 1e-5)
+            assert marks[0] == marks[1]
+            assert rows[0][-1].asking == rows[1][-1].asking
+            assert all(0 <= padded.new - needed.new < OTHERS_BUCKET + VISUAL_BUCKET
+                       for needed, padded in zip(*rows, strict=True))
 
 
 def test_eight_bit_rows_keep_their_sign_zeros_and_three_bits():

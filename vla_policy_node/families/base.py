@@ -50,7 +50,8 @@ class PolicyNetwork(nn.Module, ABC):
         forward_pass.begin()
         sequence = self.embed(inputs, forward_pass)
         forward_pass.mark('vision')
-        return self.decode(self.prefill(sequence, forward_pass), forward_pass)
+        decoded = self.decode(self.prefill(sequence, forward_pass), forward_pass)
+        return self.to_actions(decoded)
 
     @abstractmethod
     def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
@@ -62,10 +63,14 @@ class PolicyNetwork(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, context: Any, forward_pass: ForwardPass) -> Tensor:
-        """What `prefill` made -> normalised actions [B, K, A].
+        """What `prefill` made -> normalised actions [B, K, A], or what `to_actions` reads.
 
         The stage 'language_model' ends with the last layer that runs, here or in `prefill`.
         """
+
+    def to_actions(self, decoded: Tensor) -> Tensor:
+        """What of decoding depends on values, so that no graph can hold it; here nothing."""
+        return decoded
 
 
 class PolicyFamily(ABC, Generic[Config]):

@@ -114,7 +114,8 @@ class CogActFamily(PrismaticFamily):
 
     traits = FamilyTraits(
         'cogact', 'CogACT', 'diffusion transformer',
-        HOOKED | {Capability.FUSED, Capability.DENOISING}, action_slots=False, causal=True)
+        HOOKED | {Capability.FUSED, Capability.FIXED_SHAPES, Capability.DENOISING},
+        action_slots=False, causal=True)
     head_root = 'net.'
     head_end = 'final_layer.linear.bias'
     network = CogAct

@@ -68,10 +68,14 @@ class OpenVla(PrismaticVla):
         return Prompted(states, sequence.positions[:, -1:], cache)
 
     def decode(self, context: Prompted, forward_pass: ForwardPass) -> Tensor:
-        """A token for each number, one after the other -> normalised actions [1, 1, A]."""
+        """A token for each number, one after the other, [1, A] int64."""
         ids = self.generate(context)
         forward_pass.mark('language_model')
-        return self.action_head.decode(ids)
+        return ids
+
+    def to_actions(self, decoded: Tensor) -> Tensor:
+        """Tokens -> normalised actions [1, 1, A]; ValueError if they are other words."""
+        return self.action_head.decode(decoded)
 
     def generate(self, context: Prompted) -> Tensor:
         """The A likeliest tokens, greedily, [1, A] int64."""

@@ -33,9 +33,24 @@ from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import (
     L1ActionHead,
     NoisyActionProjector,
+    VocabularyHead,
     time_embedding,
 )
 from vla_policy_node.nn.sequence import TokenSequence
+
+
+class DiscreteVla(PrismaticVla):
+    """Every slot is a word."""
+
+    action_head: VocabularyHead
+
+    def decode(self, context: Tensor, forward_pass: ForwardPass) -> Tensor:
+        """Hidden states of the action rows -> tokens [B, A K] int64."""
+        return self.action_head.token_ids(context)
+
+    def to_actions(self, decoded: Tensor) -> Tensor:
+        """Tokens -> normalised actions [B, K, A]; ValueError if they are other words."""
+        return self.action_head.decode(decoded)
 
 
 class DiffusionVla(PrismaticVla):
@@ -106,7 +121,8 @@ class DiscreteOft(VocabularyAnswers, _OftFamily):
 
     traits = FamilyTraits(
         'discrete', 'OpenVLA-OFT', 'discrete head',
-        HOOKED | {Capability.EARLY_ANSWERS, Capability.FUSED})
+        HOOKED | {Capability.EARLY_ANSWERS, Capability.FUSED, Capability.FIXED_SHAPES})
+    network = DiscreteVla
 
     def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By proprio without an action head."""
@@ -118,7 +134,8 @@ class DiffusionOft(_OftFamily):
     """OpenVLA-OFT with its diffusion head."""
 
     traits = FamilyTraits(
-        'diffusion', 'OpenVLA-OFT', 'diffusion head', frozenset({Capability.FUSED}), step_rows=1)
+        'diffusion', 'OpenVLA-OFT', 'diffusion head',
+        frozenset({Capability.FUSED, Capability.FIXED_SHAPES}), step_rows=1)
     head_root = 'noise_predictor.mlp_resnet.'
     network = DiffusionVla
 

@@ -109,6 +109,11 @@ class PrismaticConfig(ModelConfig):
         return self.action_slots or 1
 
     @property
+    def decoder_runs(self) -> int:
+        """How often all rows go through the decoder in one inference."""
+        return self.diffusion_steps if self.family.step_rows else 1
+
+    @property
     def state_rows(self) -> int:
         """Rows between visual tokens and prompt: proprio, and the step of a diffusion head."""
         return self.proprio + self.family.step_rows

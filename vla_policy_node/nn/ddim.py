@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,8 +52,15 @@ class Ddim:
 
 def initial_noise(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the same normal noise in every inference: equal observations, equal actions."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(like)
+    return _noise(shape, like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)
+def _noise(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once: a graph on a device can hold no copy of what the host draws."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(shape, generator=generator).to(device, dtype)
 
 
 def _spaced(steps: int, count: int) -> range:

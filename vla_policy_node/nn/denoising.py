@@ -31,7 +31,7 @@ class DenoisingStep:
         The latter is [B or 2 B, K, width] and contains the positional embedding.
         """
         embedded = self._embedded()
-        steps = torch.tensor([self.step], device=self.actions.device)
+        steps = torch.full((1,), self.step, device=self.actions.device)
         rows = self.head.run_blocks(embedded, steps, self.conditions)
         return self._guide(self.head.finish(rows)), rows - embedded
 

@@ -6,6 +6,11 @@ that of dropping them, up to rounding. On a GPU each stage of each bucket is cap
 `prepare` or the first pass that needs it, and replayed with a single launch; the one moment at
 which the host waits for the device is to learn how many tokens were kept. On the CPU the same
 stages just run.
+
+    vision    pictures -> visual tokens
+    select    those, state and words -> all rows in the order of their right to stay
+    prefill   the rows of a bucket -> what decoding reads      } as the family says it, with all
+    decode    that -> actions, or the words that they are      } denoising steps
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,6 +30,7 @@ from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.hooks import NO_HOOKS, LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime import compiling
 
@@ -39,7 +46,7 @@ _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must n
 
 
 class StaticForward:
-    """Runs a `PrismaticVla` with an L1 head, batch 1, in buckets. One thread.
+    """Runs a `PrismaticVla`, batch 1, in buckets. One thread.
 
     compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
@@ -55,8 +62,8 @@ class StaticForward:
         """ValueError with one sentence for a head or methods that shapes cannot be fixed for."""
         if not model.config.can(Capability.FIXED_SHAPES):
             raise ValueError(
-                f'Fixed shapes are for the L1 head, not the {model.config.family.name} head; '
-                "choose optimisation 'none'."
+                f'Fixed shapes are not for the {model.config.family.name} head; '
+                "choose optimisation 'none' or 'fused'."
             )
         check_fixed_shapes(methods)
         choosing = [method for method in methods if method.acts_in_pass]
@@ -69,6 +76,7 @@ class StaticForward:
             self._select = torch.compile(self._select, **compiling.OPTIONS)
         self._weight = next(model.parameters())
         self._stages: dict[tuple, Stage] = {}
+        self._ended: dict[tuple, set[str]] = {}  # parts of a pass that end with `prefill`
         self._pool = torch.cuda.graph_pool_handle() if self._weight.is_cuda else None
         self._compiled = compiled
 
@@ -119,17 +127,27 @@ class StaticForward:
     def _act(
         self, sequence: TokenSequence, order: Tensor, room: int, forward_pass: ForwardPass
     ) -> Tensor:
-        action_rows = forward_pass.action_rows
         rows = sequence.states.shape[1] - sequence.visual_rows + room
-        key = (rows, room, action_rows)
-        states = self._run(
-            ('decode', *key), self._decode(room, action_rows), (), (sequence, order))
-        forward_pass.mark('language_model')
-        layers = len(self._model.language_model.layers)
-        asking = len(range(rows)[self._model.action_rows(action_rows)])
-        forward_pass.layer_rows += [LayerRows(rows, rows, rows)] * (layers - 1)
-        forward_pass.layer_rows.append(LayerRows(asking, rows, rows))
-        return self._run(('head', *key), self._model.action_head, (), (states,))
+        key = (rows, room, forward_pass.action_rows)
+        before, inside = self._ended.setdefault(key, set()), partial(_Unseen, key[-1])
+        context = self._run(
+            ('prefill', *key), partial(self._prefill, room, inside(before.add)), (),
+            (sequence, order))
+        if 'language_model' in before:
+            forward_pass.mark('language_model')
+        decode = partial(self._model.decode, forward_pass=inside())
+        decoded = self._run(('decode', *key), decode, (), (context,))
+        if 'language_model' not in before:
+            forward_pass.mark('language_model')
+        self._note(rows, forward_pass)
+        return self._model.to_actions(decoded)
+
+    def _note(self, rows: int, forward_pass: ForwardPass) -> None:
+        """What the layers worked on, which nobody saw."""
+        asking = len(range(rows)[self._model.action_rows(forward_pass.action_rows)])
+        layers = [LayerRows(rows, rows, rows)] * (len(self._model.language_model.layers) - 1)
+        layers.append(LayerRows(asking, rows, rows))
+        forward_pass.layer_rows += layers * self._model.config.decoder_runs
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
         known = key in self._stages
@@ -183,15 +201,23 @@ class StaticForward:
         order = (~choice.kept).to(torch.uint8).argsort(stable=True)
         return replace(sequence, key_bias=key_bias), order, choice, choice.kept.sum()
 
-    def _decode(self, room: int, action_rows: str) -> Callable[[TokenSequence, Tensor], Tensor]:
-        rows = self._model.action_rows(action_rows)
+    def _prefill(
+        self, room: int, inside: ForwardPass, sequence: TokenSequence, order: Tensor
+    ) -> Any:
+        if room < sequence.visual_rows:
+            sequence = sequence.keep_visual(order[:room])
+        return self._model.prefill(sequence, inside)
 
-        def decode(sequence: TokenSequence, order: Tensor) -> Tensor:
-            if room < sequence.visual_rows:
-                sequence = sequence.keep_visual(order[:room])
-            return self._model.language_model(sequence, rows)
 
-        return decode
+class _Unseen(ForwardPass):
+    """Nobody takes part in it and it notes nothing: what graphs hold and compilers see."""
+
+    def __init__(self, action_rows: str, mark: Callable[[str], None] = lambda stage: None):
+        super().__init__((), action_rows, mark)
+
+    def layers(self, head: Callable[[Tensor], Tensor], head_flops: int = 0) -> LayerHooks:
+        """None."""
+        return NO_HOOKS
 
 
 class Stage:

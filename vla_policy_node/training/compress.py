@@ -166,7 +166,8 @@ def _actions(model: PrismaticVla, samples: Sequence[TokenSequence]) -> Tensor | 
         return None
     nobody = ForwardPass()
     return torch.cat([
-        model.decode(model.prefill(sequence, nobody), nobody).float() for sequence in samples])
+        model.to_actions(model.decode(model.prefill(sequence, nobody), nobody)).float()
+        for sequence in samples])
 
 
 def _flops(model: PrismaticVla, samples: Sequence[TokenSequence]) -> int:
