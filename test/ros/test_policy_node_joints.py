@@ -10,6 +10,7 @@ from node_bench import checkpoint, make_bench  # noqa: F401 - fixtures
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_testing import ros  # noqa: F401
 from scripted import ScriptedPolicy
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_msgs.msg import HoldReason, JointCommand, PolicyInfo
 from vla_policy_node.contract import find_contract, to_plain
@@ -191,6 +192,21 @@ def test_a_wild_policy_breaks_no_bound_and_a_nan_holds(make_joints):
     for _ in range(10):
         command = bench.advance()
     assert command.hold
+
+
+def test_somebody_else_who_commands_a_controller_beside_the_guard_is_a_hold(make_joints):
+    bench, *_ = make_joints('two_arms')
+    topic = find_contract('two_arms').actions[2].topic
+    for _ in range(2):  # the guard, and somebody
+        bench.robot.create_publisher(JointTrajectory, topic, 1)
+    bench.start()
+
+    def held():
+        bench.observe()
+        reason = bench.advance().hold_reason
+        return (reason.code, reason.stream) == (HoldReason.SOURCE_CONFLICT, f'/{topic}')
+
+    assert bench.robot.wait(held, 'the hold')
 
 
 def test_a_policy_for_another_robot_does_not_configure(make_joints, make_bench, capfd):  # noqa: F811

@@ -197,6 +197,16 @@ def test_a_recorder_needs_no_torch():
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
+def test_of_a_robot_with_joints_their_commands_are_recorded(ros, tmp_path):
+    node = RecorderNode(parameter_overrides=[
+        Parameter('output', value=str(tmp_path / 'bag')),
+        Parameter('contract', value='two_arms')])
+    topics = {subscription.topic_name for subscription in node.subscriptions}
+    node.destroy_node()
+    assert {'/joint_command', '/follower_left/joint_states', '/cam_high/image_raw'} <= topics
+    assert not topics & {'/command', '/ee_pose'}
+
+
 def test_a_folder_that_exists_is_not_recorded_over(ros, tmp_path):
     for output, reason in ((str(tmp_path), 'exists; name a new folder'), ('', 'output is empty')):
         with pytest.raises(ParameterError, match=reason):

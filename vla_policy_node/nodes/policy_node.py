@@ -332,12 +332,15 @@ class PolicyNode(LifecycleNode):
     # --- who else is there: executor thread ---
 
     def _watch_graph(self) -> None:
-        """Hold while two publishers write one input: neither can be trusted."""
+        """Hold while two publishers write one input, or command one robot."""
         if not self._commands:  # this timer fired while the node was cleaned up
             return
         topics = [subscription.topic_name for subscription in self._input_subscriptions]
         topics += [publisher.topic_name for publisher in (
             self._command_publisher, self._twist_publisher) if publisher is not None]
+        if self._by_joints:  # the controllers have the guard, and nobody else
+            topics += [self.resolve_topic_name(group.topic)
+                       for group in self._settings.robot.actions]
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
         self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
 
