@@ -84,8 +84,7 @@ class PolicyFamily(ABC, Generic[Config]):
         """Whether a checkpoint whose config.json names no `head` is of this family.
 
         document: the parsed config.json. parts: those of `checkpoints.layout.PARTS` that have
-        files. ValueError for files that can
-        only be of this family, and do not make a policy.
+        files. ValueError for files that can only be of this family, and do not make a policy.
         """
         return False
 
