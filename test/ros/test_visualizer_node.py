@@ -17,6 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vla_msgs.msg import TokenSelection
+from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.nodes import qos, visualizer_node
 from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.messages import SHADOW_ENTRY
@@ -296,3 +297,19 @@ def test_the_rviz_configuration_shows_the_topics_that_the_node_publishes(bench):
     displays = config['Visualization Manager']['Displays']
     shown = {display['Topic']['Value'] for display in displays if 'Topic' in display}
     assert shown == {camera.overlay.topic_name for camera in bench.visualizer._cameras.values()}
+
+
+def test_overlays_bear_the_names_of_the_cameras_of_the_contract(tmp_path):
+    plain = to_plain(find_contract(''))
+    plain['cameras'] = [{'name': name, 'topic': f'cam_{name}/rgb'}
+                        for name in ('high', 'left', 'right')]
+    contract = tmp_path / 'robot.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    node = VisualizerNode(parameter_overrides=[Parameter('contract', value=str(contract))])
+    try:
+        published = {topic for topic, _ in node.get_publisher_names_and_types_by_node(
+            node.get_name(), node.get_namespace())}
+        assert {topic for topic in published if topic.endswith('/overlay')} == {
+            '/high/overlay', '/left/overlay', '/right/overlay'}
+    finally:
+        node.destroy_node()

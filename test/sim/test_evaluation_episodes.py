@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +14,13 @@ from scripted import ScriptedPolicy
 from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
 from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.lock_step import LockStepControl, node_parameters
-from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation
+from vla_policy_node.evaluation.worker import Worker
+from vla_policy_node.policy.interface import CAMERAS, ActionChunk, Observation, PolicySpec
 from vla_policy_node.world.expert import Expert
 from vla_policy_node.world.layouts import HELD_OUT_SEED
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
-from vla_policy_node.world.proprio import pose_of
+from vla_policy_node.world.proprio import pose_of, proprio_of
+from vla_policy_node.world.robot import world_robot
 
 SEED = HELD_OUT_SEED + 1
 CHUNK = 8
@@ -118,7 +122,7 @@ def test_async_infers_in_every_step(world, tmp_path):
 
 def test_gray_images_replace_both_cameras(world, parameters):
     policy = Script([])
-    play(world, parameters, policy, horizon=1, images=lambda _: gray_images(40, 30))
+    play(world, parameters, policy, horizon=1, images=lambda _: gray_images(CAMERAS, 40, 30))
     for image in policy.observations[0].images.values():
         assert image.shape == (30, 40, 3)
         assert (image == 128).all()
@@ -234,3 +238,32 @@ def test_the_evaluation_needs_no_ros():
     ).stdout.split()
     assert 'mujoco' in loaded
     assert not {'rclpy', 'vla_msgs', 'rcl_interfaces'} & set(loaded)
+
+
+# --- whose robot it is ---
+
+def test_the_robot_of_the_world_is_what_the_world_shows_and_measures(world):
+    robot = world_robot()
+    assert robot.camera_names == tuple(world.render())
+    assert len(robot.state_names) == len(proprio_of(world.state()))
+    assert robot.action_dimension == len(STILL_OPEN)
+
+
+def test_a_policy_is_told_the_state_by_name_in_its_own_order(world, parameters):
+    policy = Script([], STILL_OPEN)
+    usual = policy.description.spec
+    chosen = (usual.state[6], usual.state[0])
+    policy.description = replace(policy.description, spec=replace(usual, state=chosen))
+    world.reset_layout('shuffled', SEED)
+    told = proprio_of(world.state())
+    run_episode(world, policy, parameters, horizon=1)
+    np.testing.assert_array_equal(policy.observations[0].proprio, told[[6, 0]])
+
+
+def test_a_policy_of_another_robot_is_not_evaluated_here():
+    policy = Script([])
+    policy.description = replace(policy.description, spec=PolicySpec(cameras=('high', 'wrist')))
+    worker = Worker(SimpleNamespace(parameters=None, threads=1))
+    contender = SimpleNamespace(label='other', load=lambda parameters, threads: policy)
+    with pytest.raises(ValueError, match="camera 'high', which the contract of libero_world do"):
+        worker._policy_of(contender)

@@ -24,7 +24,7 @@ _Sample = tuple[int, object]  # capture stamp in ns, payload
 class Pair:
     """One sample of every stream, captured at nearly the same time.
 
-    stamp_ns: capture stamp of the first (third-person) camera; actions are counted from it.
+    stamp_ns: capture stamp of the first camera, the reference; actions are counted from it.
     spread_ns: largest minus smallest camera stamp.
     payloads, stamps_ns: by stream name; payloads are what was filed, not copies.
     """

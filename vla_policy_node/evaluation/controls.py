@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_policy_node.policy.interface import CAMERAS
 from vla_policy_node.world.libero_world import tasks
 
 if TYPE_CHECKING:
     from vla_policy_node.world.libero_world import LiberoWorld
 
-# 'none': no change. 'gray': both images are gray. 'wrong-instruction': the instruction asks for
+# 'none': no change. 'gray': all images are gray. 'wrong-instruction': the instruction asks for
 #     something else, but success is still that of the original task.
 CONTROLS = ('none', 'gray', 'wrong-instruction')
 GRAY = 128
 
 
-def gray_images(width_px: int, height_px: int) -> dict[str, np.ndarray]:
-    """Return gray for both cameras, [height, width, 3] uint8."""
-    return dict.fromkeys(CAMERAS, np.full((height_px, width_px, 3), GRAY, np.uint8))
+def gray_images(
+    cameras: Sequence[str], width_px: int, height_px: int
+) -> dict[str, np.ndarray]:
+    """Return gray for each of the cameras, [height, width, 3] uint8."""
+    return dict.fromkeys(cameras, np.full((height_px, width_px, 3), GRAY, np.uint8))
 
 
 def wrong_instruction(world: LiberoWorld, seed: int) -> str:

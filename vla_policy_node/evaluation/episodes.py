@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_policy_node.contract.fit import state_places
 from vla_policy_node.evaluation.grounding import tokens_on_parts
 from vla_policy_node.evaluation.lock_step import LockStepControl
 from vla_policy_node.evaluation.progress import EpisodeProgress
 from vla_policy_node.policy.interface import ActionChunk, Observation, Policy
 from vla_policy_node.world.proprio import pose_of, proprio_of
+from vla_policy_node.world.robot import world_robot
 
 if TYPE_CHECKING:
     from vla_policy_node.loop.parameters import PolicyParameters
@@ -65,6 +67,7 @@ def run_episode(
     """
     instruction = instruction or world.instruction
     control = LockStepControl(policy, parameters, instruction)
+    told = list(state_places(policy.description.spec, world_robot()))
     progress = EpisodeProgress(world)
     inferences = []
     for step in range(horizon or world.horizon):
@@ -72,7 +75,7 @@ def run_episode(
         if control.needs_inference():
             pictures = images(world) if images else world.render()
             chunk = control.infer(
-                Observation(pictures, proprio_of(state), instruction), execute)
+                Observation(pictures, proprio_of(state)[told], instruction), execute)
             on_parts = tokens_on_parts(world, chunk.selections) if ground else {}
             inferences.append(Inference(step, progress.phase, chunk, on_parts))
         action = control.next_action(*pose_of(state))

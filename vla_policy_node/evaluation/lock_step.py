@@ -17,7 +17,7 @@ from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.policy.interface import ActionChunk, Observation, Policy
 from vla_policy_node.system.description import describe
-from vla_policy_node.world.actions import GRIPPER_OPEN, to_action
+from vla_policy_node.world.actions import GRIPPER_OPEN, still, to_action
 
 _START_NS = 1_000_000_000
 _FOR_EVER_NS = 10**18
@@ -64,7 +64,7 @@ class LockStepControl:
         return self._loop.infer(observation, self._now_ns, self._goal, execute)
 
     def next_action(self, position_m: np.ndarray, rotation_rad: np.ndarray) -> np.ndarray:
-        """Return the world's action [7] for this period, and go on to the next.
+        """Return the world's action for this period, and go on to the next.
 
         position_m, rotation_rad: [3] each, where the end effector is, rotation vector. On a hold
         nothing moves and the gripper keeps its state.
@@ -76,7 +76,7 @@ class LockStepControl:
         command = self._commander.tick(self._now_ns, self._now_ns + self._loop.period_ns)
         self._now_ns += self._loop.period_ns
         if command.hold.code is not HoldReason.NONE:
-            return np.array([0.0] * 6 + [self._gripper])
+            return still(self._gripper)
         delta = command.motion
         action = to_action(delta.translation_m, delta.rotation_rad, delta.gripper)
         self._gripper = action[6]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vla_policy_node.contract.fit import check_fits
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import gray_images, wrong_instruction
 from vla_policy_node.evaluation.episodes import EpisodeResult, run_episode
@@ -17,6 +18,7 @@ from vla_policy_node.evaluation.trace import kept_of, write_trace
 from vla_policy_node.policy.interface import Policy
 from vla_policy_node.policy.warm_up import warm_up
 from vla_policy_node.world.libero_world import LiberoWorld, tasks
+from vla_policy_node.world.robot import world_robot
 
 # Decimal places of times in rows, ms.
 _DIGITS = 3
@@ -63,7 +65,8 @@ class Worker:
         ground = plan.trace is not None and contender.state_only is None
         result = run_episode(
             world, policy, plan.parameters, instruction,
-            images=(lambda _: gray_images(*plan.image_size)) if sees_gray else None,
+            images=(lambda _: gray_images(policy.description.spec.cameras, *plan.image_size))
+            if sees_gray else None,
             execute=plan.execute, horizon=plan.horizon, ground=ground,
         )
         row = {
@@ -87,6 +90,7 @@ class Worker:
     def _policy_of(self, contender: Contender) -> Policy:
         if contender.label not in self._policies:
             policy = contender.load(self._plan.parameters, self._plan.threads)
+            check_fits(policy.description.spec, world_robot())
             warm_up(policy)  # no episode should be charged for it
             self._policies[contender.label] = policy
         return self._policies[contender.label]

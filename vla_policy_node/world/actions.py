@@ -8,6 +8,11 @@ ROTATION_UNIT_RAD = 0.5
 GRIPPER_OPEN = -1.0
 
 
+def still(gripper: float) -> np.ndarray:
+    """Return the LIBERO action [7] that moves nothing; gripper: of the action before it."""
+    return np.array([0.0] * 6 + [gripper])
+
+
 def to_action(translation_m: np.ndarray, rotation_rad: np.ndarray, gripper: float) -> np.ndarray:
     """Return a motion over one control period as a LIBERO action [7].
 

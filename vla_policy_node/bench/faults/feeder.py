@@ -17,12 +17,11 @@ from vla_policy_node.bench.faults.messages import Message
 from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, Sample
 from vla_policy_node.bench.faults.trial import Fault
 from vla_policy_node.bench.faults.world import SECOND, Clock, Robot, Setup
+from vla_policy_node.contract import find_contract
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.messages import to_time
 
 _TYPES = dict(zip(STREAMS, (Image, Image, PoseStamped, JointState), strict=True))
-_TOPICS = dict(zip(STREAMS, ('third_person/image_raw', 'wrist/image_raw', *STREAMS[2:]),
-                   strict=True))
 _CLOCK_PERIOD_S = 0.005
 
 
@@ -44,7 +43,7 @@ class Feeder:
         self.robot_lock = threading.Lock()
         self._publishers = {
             stream: node.create_publisher(_TYPES[stream], topic, qos_profile_sensor_data)
-            for stream, topic in _TOPICS.items()}
+            for stream, topic in find_contract('').topics.items()}
         self._clock_publisher = node.create_publisher(ClockMsg, '/clock', qos.clock_output())
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()

