@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vla_policy_node.bench.faults import oracle
-from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, judge, stop_latencies
+from vla_policy_node.bench.faults.oracle import judge, stop_latencies
+from vla_policy_node.bench.faults.oracle_findings import CRASH, HANG, UNSAFE
 from vla_policy_node.bench.faults.records import (
     STREAMS,
     Promise,
@@ -179,25 +180,30 @@ def test_a_broken_promise_is_named(name):
     assert (CATEGORIES.get(rule, UNSAFE), rule) in found
 
 
+OF_THE_JUDGE = sorted(Path(oracle.__file__).parent.glob('oracle*.py'))
+
+
 def test_every_rule_of_the_judge_is_broken_above():
-    source = ast.parse(Path(oracle.__file__).read_text())
-    named = {call.args[0].value if call.func.id == '_unsafe' else call.args[1].value
-             for call in ast.walk(source) if isinstance(call, ast.Call)
-             and isinstance(call.func, ast.Name) and call.func.id in ('_unsafe', 'BrokenPromise')
-             and isinstance(call.args[0 if call.func.id == '_unsafe' else 1], ast.Constant)}
+    named = {call.args[0].value if call.func.id == 'unsafe' else call.args[1].value
+             for path in OF_THE_JUDGE for call in ast.walk(ast.parse(path.read_text()))
+             if isinstance(call, ast.Call)
+             and isinstance(call.func, ast.Name) and call.func.id in ('unsafe', 'BrokenPromise')
+             and isinstance(call.args[0 if call.func.id == 'unsafe' else 1], ast.Constant)}
     assert named == {rule for _, rule in BROKEN.values()}
 
 
 def test_the_judge_knows_nothing_of_how_promises_are_kept():
-    for module in ('oracle', 'records'):
-        source = ast.parse(Path(oracle.__file__).with_name(f'{module}.py').read_text())
+    assert len(OF_THE_JUDGE) == 3
+    for path in (*OF_THE_JUDGE, Path(oracle.__file__).with_name('records.py')):
+        source = ast.parse(path.read_text())
         for node in ast.walk(source):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [
                 alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 assert name.split('.')[0] in ('math', 'bisect', 'collections', 'dataclasses',
                                               'enum') or name.startswith(
-                    'vla_policy_node.bench.faults.records'), name
+                    ('vla_policy_node.bench.faults.records',
+                     'vla_policy_node.bench.faults.oracle_')), name
 
 
 @pytest.mark.parametrize('fault', ['frozen', ''])

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from vla_policy_node.bench.faults import verdicts
-from vla_policy_node.bench.faults.oracle import CRASH, UNSAFE, BrokenPromise, StopLatency
+from vla_policy_node.bench.faults.oracle import StopLatency
+from vla_policy_node.bench.faults.oracle_findings import CRASH, UNSAFE, BrokenPromise
 from vla_policy_node.bench.faults.verdicts import CaseVerdict, slow_stops
 
 BOUNDS_S = {'estop': 0.1}

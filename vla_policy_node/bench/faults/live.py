@@ -15,7 +15,8 @@ from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.feeder import Feeder
 from vla_policy_node.bench.faults.kinds import KINDS, MISTIMED_M
 from vla_policy_node.bench.faults.machine import promise_of
-from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
+from vla_policy_node.bench.faults.oracle import judge, stop_latencies
+from vla_policy_node.bench.faults.oracle_findings import UNSAFE
 from vla_policy_node.bench.faults.process import Child, start_victim
 from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import (

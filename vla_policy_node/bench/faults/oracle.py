@@ -9,6 +9,16 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vla_policy_node.bench.faults.oracle_findings import (
+    CRASH,
+    HANG,
+    UNSAFE,
+    BrokenPromise,
+    actions,
+    in_force,
+    unsafe,
+)
+from vla_policy_node.bench.faults.oracle_motion import SLACK, finite, limits, workspace
 from vla_policy_node.bench.faults.records import (
     CAMERA_STREAMS,
     STREAMS,
@@ -19,22 +29,7 @@ from vla_policy_node.bench.faults.records import (
     Trial,
 )
 
-UNSAFE, CRASH, HANG = 'unsafe', 'crash', 'hang'
-# Rounding of a sum of a few thousand numbers of 64 bits.
-_SLACK = 1e-9
-# A robot obeys a command until its target time and one period more.
-EXPIRY_PERIODS = 2.0
 _STAMP_SLACK_S = 2e-6  # of nanoseconds in a float of seconds since 1970
-
-
-@dataclass(frozen=True)
-class BrokenPromise:
-    """One broken promise. category: UNSAFE, CRASH or HANG; rule: its name."""
-
-    category: str
-    rule: str
-    at_s: float
-    text: str
 
 
 def judge(trial: Trial) -> list[BrokenPromise]:
@@ -42,7 +37,7 @@ def judge(trial: Trial) -> list[BrokenPromise]:
     findings = [BrokenPromise(CRASH, 'ended', math.nan, text) for text in trial.ends]
     findings += [BrokenPromise(HANG, 'stuck', math.nan, text) for text in trial.stuck]
     findings += [BrokenPromise(UNSAFE, 'gap', math.nan, text) for text in trial.silences]
-    for rule in (_goals, _finite, _limits, _workspace, _plan, _inputs, _observations, _gaps,
+    for rule in (_goals, finite, limits, workspace, _plan, _inputs, _observations, _gaps,
                  _answers, _recovery):
         findings += rule(trial)
     return findings
@@ -84,109 +79,17 @@ def _goals(trial: Trial) -> Iterator[BrokenPromise]:
         if not sent.hold:
             goal = goals.get(sent.epoch)
             if goal is None:
-                yield _unsafe('no_goal', sent, f'an action of epoch {sent.epoch}, no goal has it')
+                yield unsafe('no_goal', sent, f'an action of epoch {sent.epoch}, no goal has it')
             elif sent.at_s < goal.from_s:
-                yield _unsafe('no_goal', sent, 'an action before its goal was asked for')
+                yield unsafe('no_goal', sent, 'an action before its goal was asked for')
             elif sent.at_s > goal.until_s:
                 late_s = sent.at_s - goal.until_s
                 if late_s > _slack_s(trial, goal.until_s, sent.at_s):
-                    yield _unsafe('stopped', sent,
+                    yield unsafe('stopped', sent,
                                   f'an action {late_s:.3f} s after its stop was acknowledged')
             if sent.epoch < newest:
-                yield _unsafe('stopped', sent, 'an action of an ended goal after its last hold')
+                yield unsafe('stopped', sent, 'an action of an ended goal after its last hold')
         newest = max(newest, sent.epoch)
-
-
-# --- what it is ---
-
-def _finite(trial: Trial) -> Iterator[BrokenPromise]:
-    """Actions are finite numbers, holds are exactly zero, the frame is the promised one."""
-    for sent in trial.sent:
-        motion = (*sent.translation_m, *sent.rotation_rad)
-        if sent.hold:
-            if any(motion):  # NaN is true as well
-                yield _unsafe('hold_moves', sent, f'a hold with the motion {motion}')
-            continue
-        if not all(map(math.isfinite, (*motion, sent.gripper))):
-            yield _unsafe('finite', sent, f'{motion} and gripper {sent.gripper}')
-        elif not 0.0 <= sent.gripper <= 1.0:
-            yield _unsafe('gripper', sent, f'the gripper is told {sent.gripper}')
-        if all(sent.frame_id != promise.frame_id for promise in _in_force(trial, sent.at_s)):
-            yield _unsafe('frame', sent, f"in frame '{sent.frame_id}'")
-
-
-def _limits(trial: Trial) -> Iterator[BrokenPromise]:
-    """Step, velocity and acceleration; a robot that holds, or whose command is over, stands."""
-    last = None
-    for sent in trial.sent:
-        if not sent.hold and _is_finite(sent):
-            broken = []
-            for promise in _in_force(trial, sent.at_s):
-                if last is None or last.hold:
-                    broken.append(_broken_limits(sent, _STILL, promise))
-                    continue
-                broken.append(_broken_limits(
-                    sent, (last.translation_m, last.rotation_rad), promise))
-                if _has_expired(last, sent, promise):
-                    broken.append(_broken_limits(sent, _STILL, promise))
-            if broken and all(broken):
-                yield from (_unsafe('limits', sent, text) for text in min(broken, key=len))
-        last = sent
-
-
-def _has_expired(last: Sent, sent: Sent, promise: Promise) -> bool:
-    """Whether a robot had given up the last command by then: by its own clock, or the node's."""
-    lasts_s = EXPIRY_PERIODS * promise.period_s
-    return max(sent.at_s - last.at_s, sent.stamp_s - last.stamp_s) > lasts_s
-
-
-_STILL = ((0.0,) * 3, (0.0,) * 3)
-
-
-def _broken_limits(sent: Sent, before: tuple, promise: Promise) -> list[str]:
-    period_s, texts = promise.period_s, []
-    for what, now, last, step, velocity, acceleration in (
-        ('translation', sent.translation_m, before[0], promise.max_step_m,
-         promise.max_velocity_m_s, promise.max_acceleration_m_s2),
-        ('rotation', sent.rotation_rad, before[1], promise.max_step_rad,
-         promise.max_velocity_rad_s, promise.max_acceleration_rad_s2),
-    ):
-        norm, change = math.hypot(*now), math.dist(now, last)
-        bound = min(step, velocity * period_s)
-        if norm > bound * (1 + _SLACK):
-            texts.append(f'a {what} of {norm:g}, {bound:g} at most')
-        bound = acceleration * period_s**2
-        brakes = promise.brakes_hard and _is_between(now, last)
-        if change > bound * (1 + 1e-6) + _SLACK and not brakes:
-            texts.append(f'a {what} that changes by {change:g} in one period, {bound:g} at most')
-    return texts
-
-
-def _is_between(now: tuple, last: tuple) -> bool:
-    """Return whether each axis goes towards zero and not beyond it."""
-    return all(min(0.0, b) - _SLACK <= a <= max(0.0, b) + _SLACK
-               for a, b in zip(now, last, strict=True))
-
-
-def _workspace(trial: Trial) -> Iterator[BrokenPromise]:
-    """The ideal robot, which does exactly what it is told, stays inside or comes back."""
-    at_m = list(trial.start_m)
-    for sent in trial.sent:
-        if sent.hold or not _is_finite(sent):
-            continue
-        at_m = [a + d for a, d in zip(at_m, sent.translation_m, strict=True)]
-        outside = [max(_outside(at_m, sent.translation_m, promise, axis) for axis in range(3))
-                   for promise in _in_force(trial, sent.at_s)]
-        if outside and min(outside) > _SLACK:
-            yield _unsafe('workspace', sent, f'the robot is driven {min(outside):.4f} m outside')
-
-
-def _outside(at_m: list, step_m: tuple, promise: Promise, axis: int) -> float:
-    """How far outside an axis is and is driven further out, beyond the slack; 0 if it is not."""
-    low, high = promise.workspace_min_m[axis], promise.workspace_max_m[axis]
-    beyond = max(low - at_m[axis] if step_m[axis] < 0 else 0.0,
-                 at_m[axis] - high if step_m[axis] > 0 else 0.0)
-    return beyond - promise.workspace_slack_m
 
 
 # --- what it was made from ---
@@ -194,24 +97,24 @@ def _outside(at_m: list, step_m: tuple, promise: Promise, axis: int) -> float:
 def _plan(trial: Trial) -> Iterator[BrokenPromise]:
     """No element twice, none of an old observation, each at its own time."""
     seen = set()
-    for sent in _actions(trial):
+    for sent in actions(trial):
         element = (sent.epoch, sent.observation_stamp_s, sent.chunk_step)
         if element in seen:
-            yield _unsafe('twice', sent, f'element {sent.chunk_step} of one chunk was sent twice')
+            yield unsafe('twice', sent, f'element {sent.chunk_step} of one chunk was sent twice')
         seen.add(element)
-        promises = _in_force(trial, sent.at_s)
+        promises = in_force(trial, sent.at_s)
         period_s = max((p.period_s for p in promises), default=math.inf)
         chunk_s = max((p.chunk_s for p in promises), default=math.inf)
         age_s = sent.stamp_s - sent.observation_stamp_s
         if age_s > chunk_s + period_s:
-            yield _unsafe('old_observation', sent, f'made from an observation {age_s:.3f} s old')
+            yield unsafe('old_observation', sent, f'made from an observation {age_s:.3f} s old')
         due_s = sent.observation_stamp_s + (sent.chunk_step + 1) * period_s
         if promises and abs(sent.target_time_s - due_s) > period_s:
-            yield _unsafe('wrong_element', sent, f'element {sent.chunk_step} was due at another '
+            yield unsafe('wrong_element', sent, f'element {sent.chunk_step} was due at another '
                           f'time, {sent.target_time_s - due_s:+.3f} s away')
         ahead_s = sent.target_time_s - sent.stamp_s
         if promises and not -period_s <= ahead_s <= 3 * period_s:
-            yield _unsafe('wrong_target', sent, f'for the time {ahead_s:+.3f} s from now')
+            yield unsafe('wrong_target', sent, f'for the time {ahead_s:+.3f} s from now')
 
 
 def _inputs(trial: Trial) -> Iterator[BrokenPromise]:
@@ -219,8 +122,8 @@ def _inputs(trial: Trial) -> Iterator[BrokenPromise]:
     if not trial.samples:
         return
     streams = {stream: _Stream(trial, stream) for stream in STREAMS}
-    for sent in _actions(trial):
-        promises = _in_force(trial, sent.at_s)
+    for sent in actions(trial):
+        promises = in_force(trial, sent.at_s)
         for name, stream in streams.items():
             since_s, faults = stream.since_good(sent)
             # What is too old is looked at once a period.
@@ -229,7 +132,7 @@ def _inputs(trial: Trial) -> Iterator[BrokenPromise]:
             slack_s = _slack_s(trial, sent.at_s - since_s, sent.at_s)
             if since_s > allowed_s + slack_s + _STAMP_SLACK_S:
                 what = ', '.join(sorted(faults)) or 'nothing arrived'
-                yield _unsafe('input', sent,
+                yield unsafe('input', sent,
                               f'{name}: the last good sample was {since_s:.3f} s ago ({what})')
 
 
@@ -266,7 +169,7 @@ class _Stream:
         sample = self._samples[index]
         if sample.verdict is SampleVerdict.BAD:
             return False
-        promises = _in_force(self._trial, sample.arrived_s)
+        promises = in_force(self._trial, sample.arrived_s)
         return not promises or any(
             -p.future_tolerance_s - _STAMP_SLACK_S <= clock_s - sample.stamp_s
             <= p.max_age_s + _STAMP_SLACK_S
@@ -281,15 +184,15 @@ def _observations(trial: Trial) -> Iterator[BrokenPromise]:
                                 key=lambda sample: sample.stamp_s) for stream in STREAMS}
     stamps = {stream: [s.stamp_s for s in samples] for stream, samples in by_stream.items()}
     checked: dict[float, str] = {}
-    for sent in _actions(trial):
-        promises = _in_force(trial, sent.at_s)
+    for sent in actions(trial):
+        promises = in_force(trial, sent.at_s)
         if not promises:
             continue
         stamp_s = sent.observation_stamp_s
         if stamp_s not in checked:
             checked[stamp_s] = _lacking(stamp_s, by_stream, stamps, promises, sent.at_s)
         if checked[stamp_s]:
-            yield _unsafe('observation', sent, checked[stamp_s])
+            yield unsafe('observation', sent, checked[stamp_s])
 
 
 def _lacking(stamp_s: float, by_stream: dict, stamps: dict, promises: list[Promise],
@@ -323,9 +226,9 @@ def _gaps(trial: Trial) -> Iterator[BrokenPromise]:
         until_s = [span.until_s] if math.isfinite(span.until_s) else []
         for before, after in zip([span.from_s, *inside], [*inside, *until_s], strict=False):
             allowed = [p.gap_periods * p.period_s
-                       for p in (*_in_force(trial, before), *_in_force(trial, after))]
+                       for p in (*in_force(trial, before), *in_force(trial, after))]
             slack_s = _slack_s(trial, before, after)
-            if allowed and after - before > max(allowed) + slack_s + _SLACK:
+            if allowed and after - before > max(allowed) + slack_s + SLACK:
                 yield BrokenPromise(UNSAFE, 'gap', before,
                                     f'no command for {after - before:.3f} s while active')
 
@@ -366,19 +269,3 @@ def _slack_s(trial: Trial, from_s: float, until_s: float) -> float:
     first = max(0, bisect_right(trial.starved, (from_s, math.inf)) - 1)
     last = min(len(trial.starved) - 1, bisect_right(trial.starved, (until_s, math.inf)))
     return trial.receive_slack_s + trial.starved[last][1] - trial.starved[first][1]
-
-
-def _actions(trial: Trial) -> Iterator[Sent]:
-    return (sent for sent in trial.sent if not sent.hold)
-
-
-def _in_force(trial: Trial, at_s: float) -> list[Promise]:
-    return [promise for promise in trial.promises if promise.span.holds(at_s)]
-
-
-def _is_finite(sent: Sent) -> bool:
-    return all(map(math.isfinite, (*sent.translation_m, *sent.rotation_rad)))
-
-
-def _unsafe(rule: str, sent: Sent, text: str) -> BrokenPromise:
-    return BrokenPromise(UNSAFE, rule, sent.at_s, text)

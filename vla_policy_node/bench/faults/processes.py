@@ -8,7 +8,8 @@ import numpy as np
 
 from vla_policy_node.bench.faults.clocks import ShimmedClock, WallClock
 from vla_policy_node.bench.faults.live import Live
-from vla_policy_node.bench.faults.oracle import UNSAFE, judge, stop_latencies
+from vla_policy_node.bench.faults.oracle import judge, stop_latencies
+from vla_policy_node.bench.faults.oracle_findings import UNSAFE
 from vla_policy_node.bench.faults.records import Stop, TimeSpan
 from vla_policy_node.bench.faults.verdicts import CaseVerdict
 from vla_policy_node.bench.faults.world import Clock

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vla_policy_node.bench.faults.oracle import CRASH, HANG, UNSAFE, BrokenPromise, StopLatency
+from vla_policy_node.bench.faults.oracle import StopLatency
+from vla_policy_node.bench.faults.oracle_findings import CRASH, HANG, UNSAFE, BrokenPromise
 from vla_policy_node.control.latency import percentiles
 
 FILES = ('faults.json', 'faults.md')
