@@ -92,7 +92,7 @@ class JointRecord:
         """
         if self._mismatch is not None:
             raise self._mismatch
-        if self._sent_ns > now_ns:  # the clock went back: the last command has just ended
+        if self._sent and self._sent_ns > now_ns:  # the clock went back: the last one just ended
             self.shift(now_ns - self._sent[-1][0])
         if self._begun_ns is None:
             self._start(sightings, now_ns)
