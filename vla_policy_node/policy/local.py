@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 from torch import Tensor
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
-from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import published_action_rows, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
@@ -28,16 +25,13 @@ from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.policy.describe import describe, describe_selections
 from vla_policy_node.policy.interface import (
-    END_EFFECTOR_STATE,
     EXECUTION_MODES,
-    NORMALISED_ACTIONS,
-    TOKEN_SELECTIONS,
     ActionChunk,
     InferenceRequest,
     NonFiniteActionError,
     PolicyDescription,
-    TokenSelection,
 )
 from vla_policy_node.policy.options import (
     check_optimisation,
@@ -156,34 +150,10 @@ class LocalPolicy:
         with torch_threads(threads):
             model = load_model(
                 directory, config, device, dtype, fused=optimisation != 'none', methods=chosen)
-        spec = config.spec
-        if not spec.state and any(method.reads_state for method in chosen):
-            spec = replace(spec, state=END_EFFECTOR_STATE)
-        description = PolicyDescription(
-            spec=spec,
-            capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
-            execution_modes=acceleration.execution_modes(methods),
-            checkpoint=str(directory),
-            sha256=fingerprint(directory),
-            trained=config.trained,
-            architecture=config.architecture,
-            parameters=sum(weight.numel() for weight in model.parameters()),
-            device=device,
-            dtype=dtype,
-            versions=_versions(),
-            prompt_template=inputs.prompt_template,
-            statistics_key=statistics.key,
-            chunk_length=config.chunk_length,
-            visual_tokens=config.visual_tokens,
-            grid=config.grid,
-            methods=tuple(methods),
-            method_settings=settings,
-            action_rows=action_rows,
-            action_range=(
-                tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
-            preprocessing=preprocessing,
-            optimisation=optimisation,
-        )
+        description = describe(
+            directory, config, model, inputs, statistics, chosen, device=device, dtype=dtype,
+            method_settings=settings, action_rows=action_rows, preprocessing=preprocessing,
+            optimisation=optimisation)
         normaliser = inputs.preprocessor.normaliser.to(device)
         return cls(
             model, inputs, statistics, chosen, action_rows, description, normaliser, threads)
@@ -226,7 +196,7 @@ class LocalPolicy:
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
                 'The policy computed actions that are not finite; check its weights.')
-        selections = self._selections()
+        selections = describe_selections(self._methods, self.description, self._inputs)
         return ActionChunk(
             actions=actions,
             selections=selections,
@@ -329,37 +299,7 @@ class LocalPolicy:
         reused = sum(report.denoising_reused for report in reports)
         return choosing + sum(count_flops(self._model.config, self.layer_rows, reused).values())
 
-    def _selections(self) -> tuple[TokenSelection, ...]:
-        """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
-        kept = np.ones(self.description.visual_tokens, bool)
-        scores = np.empty(0, np.float32)
-        for report in (method.report() for method in self._methods):
-            if report is not None:
-                kept = kept & report.kept
-                scores = report.scores if report.scores.size else scores
-        cameras = self.description.spec.cameras
-        grid = (len(cameras), *self.description.grid)
-        return tuple(
-            TokenSelection(
-                camera=camera,
-                kept=kept.reshape(grid)[index],
-                scores=scores.reshape(grid)[index] if scores.size else scores,
-                crop=self._inputs.preprocessor.crop,
-                camera_transform=self._inputs.camera_transforms[camera],
-            )
-            for index, camera in enumerate(cameras)
-        )
-
 
 def _device_of(weight: Tensor) -> AbstractContextManager:
     """Make the weight's GPU the current one, which streams, graphs and our kernels need."""
     return torch.cuda.device(weight.device) if weight.is_cuda else nullcontext()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'numpy': np.__version__,
-        'tokenizers': tokenizers.__version__,
-    }

@@ -1,0 +1,100 @@
+"""What a loaded policy says of itself, and of what its methods kept."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration import Method
+from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.encoding.encoder import InputEncoder
+from vla_policy_node.families import PolicyNetwork
+from vla_policy_node.nn.config import ModelConfig
+from vla_policy_node.policy.interface import (
+    END_EFFECTOR_STATE,
+    NORMALISED_ACTIONS,
+    TOKEN_SELECTIONS,
+    PolicyDescription,
+    TokenSelection,
+)
+
+
+def describe(
+    directory: Path,
+    config: ModelConfig,
+    model: PolicyNetwork,
+    inputs: InputEncoder,
+    statistics: Statistics,
+    methods: Sequence[Method],
+    **chosen: object,
+) -> PolicyDescription:
+    """Describe a policy of these parts.
+
+    config: sizes as the files have them, whatever methods left out of the network. chosen: fields
+    that say how the policy was loaded.
+    """
+    spec = config.spec
+    if not spec.state and any(method.reads_state for method in methods):
+        spec = replace(spec, state=END_EFFECTOR_STATE)
+    names = [method.name for method in methods]
+    return PolicyDescription(
+        spec=spec,
+        capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
+        execution_modes=acceleration.execution_modes(names),
+        checkpoint=str(directory),
+        sha256=fingerprint(directory),
+        trained=config.trained,
+        architecture=config.architecture,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        versions=_versions(),
+        prompt_template=inputs.prompt_template,
+        statistics_key=statistics.key,
+        chunk_length=config.chunk_length,
+        visual_tokens=config.visual_tokens,
+        grid=config.grid,
+        methods=tuple(names),
+        action_range=(
+            tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
+        **chosen,  # type: ignore[arg-type]
+    )
+
+
+def describe_selections(
+    methods: Sequence[Method], description: PolicyDescription, inputs: InputEncoder
+) -> tuple[TokenSelection, ...]:
+    """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
+    kept = np.ones(description.visual_tokens, bool)
+    scores = np.empty(0, np.float32)
+    for report in (method.report() for method in methods):
+        if report is not None:
+            kept = kept & report.kept
+            scores = report.scores if report.scores.size else scores
+    cameras = description.spec.cameras
+    grid = (len(cameras), *description.grid)
+    return tuple(
+        TokenSelection(
+            camera=camera,
+            kept=kept.reshape(grid)[index],
+            scores=scores.reshape(grid)[index] if scores.size else scores,
+            crop=inputs.preprocessor.crop,
+            camera_transform=inputs.camera_transforms[camera],
+        )
+        for index, camera in enumerate(cameras)
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+        'tokenizers': tokenizers.__version__,
+    }
