@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_policy_node.acceleration import Method, create, prepare
 from vla_policy_node.acceleration.efficientvla_cache import EfficientVlaCache
-from vla_policy_node.acceleration.efficientvla_layers import (
+from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
+from vla_policy_node.compression.layer_removal import (
     channel_norms,
     layer_importance,
     least_important,
     narrow_mlps,
     remove_layers,
 )
-from vla_policy_node.acceleration.efficientvla_tokens import EfficientVlaTokens, choose_tokens
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
 from vla_policy_node.nn.denoising import DenoisingStep
 from vla_policy_node.nn.forward_pass import ForwardPass

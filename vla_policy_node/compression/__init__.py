@@ -1,1 +1,1 @@
-"""Weights of fewer bits, and products of them."""
+"""Smaller weights: of fewer bits, with products of them, or of fewer layers and channels."""

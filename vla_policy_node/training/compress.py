@@ -1,6 +1,6 @@
 """A smaller checkpoint from a larger one, without training: `vla compress`.
 
-What is removed is decided by `acceleration.efficientvla_layers`; here are the files around it. The
+What is removed is decided by `compression.layer_removal`; here are the files around it. The
 result is a checkpoint like any other, and its config.json also says where it comes from.
 """
 
@@ -16,12 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_policy_node.acceleration.efficientvla_layers import (
-    layer_importance,
-    least_important,
-    narrow_mlps,
-    remove_layers,
-)
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import (
@@ -31,6 +25,12 @@ from vla_policy_node.checkpoints.layout import (
     read_statistics_document,
 )
 from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.compression.layer_removal import (
+    layer_importance,
+    least_important,
+    narrow_mlps,
+    remove_layers,
+)
 from vla_policy_node.families import count_flops, read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability

@@ -1,4 +1,4 @@
-"""EfficientVLA, part 1: remove layers and narrow the MLPs of a language model, once.
+"""Removes layers and narrows the MLPs of a language model, once (EfficientVLA, part 1).
 
 Yang et al. 2025, arXiv 2506.10100, section 3.2; no training. Layers whose output resembles their
 input are removed (the Block Influence of ShortGPT, arXiv 2403.03853). Every published row with
