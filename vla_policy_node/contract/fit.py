@@ -50,7 +50,7 @@ def differences(one: RobotContract, other: RobotContract) -> tuple[str, ...]:
 def _meaning(robot: RobotContract) -> dict[str, object]:
     cameras = [(camera.name, camera.transform, camera.required) for camera in robot.cameras]
     state = [(value, source.type) for source in robot.state for value in source.values]
-    actions = []
+    actions: list[tuple[object, ...]] = []
     for group in robot.actions:
         if isinstance(group, EndEffectorGroup):
             actions.append((group.kind, group.frame, group.rotation_form,

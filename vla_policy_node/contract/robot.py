@@ -65,7 +65,8 @@ class RobotContract:
     @property
     def topics(self) -> dict[str, str]:
         """Topic of each camera and each source of the state, by name."""
-        return {part.name: part.topic for part in (*self.cameras, *self.state)}
+        parts: tuple[Camera | StateSource, ...] = (*self.cameras, *self.state)
+        return {part.name: part.topic for part in parts}
 
     def with_topics(self, topics: Mapping[str, str]) -> RobotContract:
         """Return the robot with other topics of cameras and sources, by name.
@@ -108,13 +109,14 @@ class RobotContract:
     def _check_state(self) -> None:
         names = [*self.camera_names, *(source.name for source in self.state)]
         check_unique('cameras and state sources together', names)
-        for what, parts, taken in (('cameras', self.cameras, _TAKEN_BY_CAMERAS),
-                                   ('state', self.state, _TAKEN)):
-            for i, part in enumerate(parts):
-                if part.name in taken:
+        for what, named, taken in (
+                ('cameras', self.camera_names, _TAKEN_BY_CAMERAS),
+                ('state', [source.name for source in self.state], _TAKEN)):
+            for i, name in enumerate(named):
+                if name in taken:
                     raise ContractError(
-                        f"{what}[{i}].name is '{part.name}', which stands for {taken[part.name]} "
-                        'in messages and options; take another name.')
+                        f"{what}[{i}].name is '{name}', which stands for {taken[name]} in "
+                        'messages and options; take another name.')
         check_unique('state', list(self.state_names))
         if len(self.state_names) > _MOST_STATE:
             raise ContractError(

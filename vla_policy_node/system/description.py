@@ -219,7 +219,7 @@ def topic_arguments(arguments: Mapping[str, str | bool]) -> frozenset[str]:
     """
     from vla_policy_node.contract import ContractError, find_contract
 
-    a = resolve(arguments)
+    a: dict[str, Any] = resolve(arguments)
     policy = read_config(a['config'] or default_config())['policy']
     try:
         robot = find_contract(str(a['contract'] or policy.get('contract') or ''))
@@ -283,7 +283,7 @@ def _of_policy(a: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str,
                 f'The contract of {robot.name} moves joints; the world and a bag that is played '
                 'only go with one end effector.')
         parameters = with_contract(configured, contract, bool(a['config']))
-        if recorded is None:
+        if bag is None or recorded is None:
             return parameters
         parameters = followed(recorded, parameters, live=not a['trust_bag'])
     except ValueError as error:
