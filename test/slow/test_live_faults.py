@@ -11,12 +11,12 @@ import sys
 import pytest
 import ros_testing  # noqa: F401 - a domain of its own
 
-from vla_policy_node.bench.faults import scenarios  # noqa: F401 - they register
-from vla_policy_node.bench.faults.campaign import run_layer
+from vla_policy_node.bench.fault_campaign import run_layer
 from vla_policy_node.bench.faults.kinds import KINDS
-from vla_policy_node.bench.faults.processes import SCENARIOS
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import slow_stops
+from vla_policy_node.bench.live import scenarios  # noqa: F401 - they register
+from vla_policy_node.bench.live.process_trials import SCENARIOS
 
 SEED = 14
 # The others take half a minute each; `vla bench faults` runs them.
@@ -27,7 +27,7 @@ SLOW = {'client_is_killed', 'supervisor_dies', 'signal_sigint', 'signal_sighup',
 CAMPAIGN = '''
 import sys, time
 from pathlib import Path
-from vla_policy_node.bench.faults.process import start_victim
+from vla_policy_node.bench.live.child import start_victim
 child = start_victim(Path(sys.argv[1]), {})
 print(child.process.pid, flush=True)
 time.sleep(600)

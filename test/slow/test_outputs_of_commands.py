@@ -42,7 +42,7 @@ def run_training(out):
 
 
 def run_bench_node(out):
-    from vla_policy_node.bench.node import run
+    from vla_policy_node.bench.live.node import run
 
     run(1.0, {}, out, QUIET)
 

@@ -25,7 +25,7 @@ def test_errors_are_counted_by_folder(ratchet):
     report = '\n'.join((
         'vla_policy_node/nodes/goals.py:3: error: Item "None" has no attribute  [union-attr]',
         'vla_policy_node/nodes/goals.py:3: note: this is no error: a note',
-        'vla_policy_node/bench/faults/live.py:7: error: bad  [misc]',
+        'vla_policy_node/bench/live/fault_trials.py:7: error: bad  [misc]',
         'vla_policy_node/loose_file.py:7: error: bad  [misc]',
         'Found 3 errors in 3 files (checked 310 source files)',
     ))

@@ -114,7 +114,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def measure(minutes: float, folder: Path, console: Console) -> list[ResourceSample]:
     """Run a policy node under mixed traffic and return its samples, one a second."""
-    from vla_policy_node.bench.faults.live import Live
+    from vla_policy_node.bench.live.fault_trials import Live
     from vla_policy_node.system.processes import private_domain
 
     samples: list[ResourceSample] = []

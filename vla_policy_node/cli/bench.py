@@ -25,7 +25,7 @@ def node(
     """
     from rich.console import Console
 
-    from vla_policy_node.bench.node import run
+    from vla_policy_node.bench.live.node import run
     from vla_policy_node.system.processes import NodeDiedError
 
     try:
@@ -232,7 +232,7 @@ def faults(
 
     from rich.console import Console
 
-    from vla_policy_node.bench.faults.campaign import LAYERS, Campaign, default_workers, run
+    from vla_policy_node.bench.fault_campaign import LAYERS, Campaign, default_workers, run
 
     if layer not in LAYERS:
         raise refusal(ValueError(f'There is no layer {layer}; use {", ".join(LAYERS)}.'))

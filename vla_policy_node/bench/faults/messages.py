@@ -5,10 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
-from rclpy.serialization import serialize_message
-from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Header
+from rosbags.typesys import Stores, get_typestore
 
 from vla_policy_node.bench.faults.records import CAMERA_STREAMS, STREAMS, SampleVerdict
 
@@ -91,10 +88,10 @@ def image_bytes(pixels: np.ndarray, stamp_ns: int, encoding: str = 'rgb8',
 @cache
 def _image_template(height: int, width: int, channels: int, encoding: str, frame_id: str,
                     step: int) -> bytes:
-    msg = Image(header=Header(frame_id=frame_id), height=height, width=width, encoding=encoding,
-                step=step or width * channels)
-    msg.data = bytes(height * width * channels)
-    return serialize_message(msg)
+    return _serialise(
+        'sensor_msgs/msg/Image', frame_id, height=height, width=width, encoding=encoding,
+        is_bigendian=0, step=step or width * channels,
+        data=np.zeros(height * width * channels, np.uint8))
 
 
 def pose_bytes(position_m: np.ndarray, stamp_ns: int, frame_id: str = 'base_link',
@@ -106,9 +103,11 @@ def pose_bytes(position_m: np.ndarray, stamp_ns: int, frame_id: str = 'base_link
 
 @cache
 def _pose_template(frame_id: str) -> tuple[bytes, int]:
-    pose = PoseStamped(header=Header(frame_id=frame_id))
-    pose.pose.position.x = _MARK
-    raw = serialize_message(pose)
+    types = _typestore().types
+    raw = _serialise('geometry_msgs/msg/PoseStamped', frame_id, pose=types[
+        'geometry_msgs/msg/Pose'](
+            types['geometry_msgs/msg/Point'](_MARK, 0.0, 0.0),
+            types['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0)))
     return raw, raw.index(struct.pack('<d', _MARK))
 
 
@@ -120,8 +119,23 @@ def gripper_bytes(positions_m: tuple, stamp_ns: int, names: tuple | None = None)
 
 @cache
 def _gripper_template(positions_m: tuple, names: tuple) -> bytes:
-    return serialize_message(JointState(
-        header=Header(frame_id='base_link'), name=list(names), position=list(positions_m)))
+    none = np.empty(0)
+    raw = _serialise(
+        'sensor_msgs/msg/JointState', 'base_link', name=list(names),
+        position=np.array(positions_m, np.float64), velocity=none, effort=none)
+    return raw[:-8] + bytes(16)  # like Fast CDR, which aligns behind an empty list, too
+
+
+def _serialise(kind: str, frame_id: str, **fields) -> bytes:
+    store = _typestore()
+    header = store.types['std_msgs/msg/Header'](
+        stamp=store.types['builtin_interfaces/msg/Time'](0, 0), frame_id=frame_id)
+    return bytes(store.serialize_cdr(store.types[kind](header=header, **fields), kind))
+
+
+@cache
+def _typestore():
+    return get_typestore(Stores.ROS2_JAZZY)
 
 
 def healthy(stream: str, number: int, captured_s: float, arrives_s: float, stamp_ns: int,

@@ -62,9 +62,9 @@ def run_layer(
         yield from core.run_cases(cases, seed, workers)
         return
     # They need ROS, which the core does not, and a domain of their own.
-    from vla_policy_node.bench.faults import scenarios  # noqa: F401 - they register
-    from vla_policy_node.bench.faults.live import Live
-    from vla_policy_node.bench.faults.processes import Processes
+    from vla_policy_node.bench.live import scenarios  # noqa: F401 - they register
+    from vla_policy_node.bench.live.fault_trials import Live
+    from vla_policy_node.bench.live.process_trials import Processes
 
     with private_domain(), TemporaryDirectory() as folder, (
             Live if layer == 'dds' else Processes)(Path(folder)) as running:

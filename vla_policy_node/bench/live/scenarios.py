@@ -16,19 +16,19 @@ from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.bench.faults import messages
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.kinds import pick
-from vla_policy_node.bench.faults.live import RECEIVE_SLACK_S, RECOVERS_WITHIN_S, START_S
 from vla_policy_node.bench.faults.oracle import judge
-from vla_policy_node.bench.faults.process import start_victim
-from vla_policy_node.bench.faults.processes import (
+from vla_policy_node.bench.faults.records import ServiceAnswer, TimeSpan, Trial, TrialGoal
+from vla_policy_node.bench.faults.trial import INSTRUCTION
+from vla_policy_node.bench.live.child import start_victim
+from vla_policy_node.bench.live.fault_trials import RECEIVE_SLACK_S, RECOVERS_WITHIN_S, START_S
+from vla_policy_node.bench.live.process_trials import (
     EXIT_S,
     INFERENCE_TIMEOUT_S,
     Processes,
     Scenario,
     scenario,
 )
-from vla_policy_node.bench.faults.receiver import EVERY_COMMAND, received_s, to_sent
-from vla_policy_node.bench.faults.records import ServiceAnswer, TimeSpan, Trial, TrialGoal
-from vla_policy_node.bench.faults.trial import INSTRUCTION
+from vla_policy_node.bench.live.receiver import EVERY_COMMAND, received_s, to_sent
 from vla_policy_node.nodes import qos
 from vla_policy_node.system.processes import SUPERVISOR
 

@@ -12,13 +12,10 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from vla_policy_node.bench.faults.draw import draw_fault
-from vla_policy_node.bench.faults.feeder import Feeder
 from vla_policy_node.bench.faults.kinds import KINDS, MISTIMED_M
 from vla_policy_node.bench.faults.machine import promise_of
 from vla_policy_node.bench.faults.oracle import judge, stop_latencies
 from vla_policy_node.bench.faults.oracle_findings import UNSAFE
-from vla_policy_node.bench.faults.process import Child, start_victim
-from vla_policy_node.bench.faults.receiver import Receiver
 from vla_policy_node.bench.faults.records import (
     Sample,
     Sent,
@@ -31,13 +28,16 @@ from vla_policy_node.bench.faults.records import (
 from vla_policy_node.bench.faults.starvation import SAMPLE_S, Starvation
 from vla_policy_node.bench.faults.trial import INSTRUCTION, Fault, Views
 from vla_policy_node.bench.faults.verdicts import CaseVerdict
-from vla_policy_node.bench.faults.victim import (
+from vla_policy_node.bench.faults.world import Clock
+from vla_policy_node.bench.live.child import Child, start_victim
+from vla_policy_node.bench.live.feeder import Feeder
+from vla_policy_node.bench.live.receiver import Receiver
+from vla_policy_node.bench.live.victim import (
     CHUNK_LENGTH,
     LATENCY_S,
     create_checkpoint,
     live_setup,
 )
-from vla_policy_node.bench.faults.world import Clock
 from vla_policy_node.loop.parameters import PolicyParameters
 
 CASES = 450

@@ -1,6 +1,6 @@
 """A policy node in a process of its own, whose policy answers as standard input tells it to.
 
-    python -m vla_policy_node.bench.faults.victim --ros-args -p checkpoint:=...
+    python -m vla_policy_node.bench.live.victim --ros-args -p checkpoint:=...
 
 Each line is one JSON object: {"kind": a fault of the group 'policy' or '', "case": N, "seed": S,
 "hang": seconds}; it holds from the next inference on. All else of the node is what users run.

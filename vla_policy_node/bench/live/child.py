@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vla_policy_node.system.processes import leash
 
-VICTIM = 'vla_policy_node.bench.faults.victim'
+VICTIM = 'vla_policy_node.bench.live.victim'
 
 
 class Child:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from vla_policy_node.bench.faults.clocks import ShimmedClock, WallClock
-from vla_policy_node.bench.faults.live import Live
 from vla_policy_node.bench.faults.oracle import judge, stop_latencies
 from vla_policy_node.bench.faults.oracle_findings import UNSAFE
 from vla_policy_node.bench.faults.records import Stop, TimeSpan
 from vla_policy_node.bench.faults.verdicts import CaseVerdict
 from vla_policy_node.bench.faults.world import Clock
+from vla_policy_node.bench.live.fault_trials import Live
 
 CASES = 50
 # A node has ended so long after the wish, also one that hangs (`ros2 launch` waits 5 s).

@@ -115,7 +115,7 @@ def measure(
 def _cameras() -> Iterator[None]:
     """Publish both cameras and the state from another process."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'vla_policy_node.bench.cameras', '--ros-args', '-p',
+        [sys.executable, '-m', 'vla_policy_node.bench.live.traffic', '--ros-args', '-p',
          f'camera_rate_hz:={CAMERA_RATE_HZ}'])
     try:
         yield

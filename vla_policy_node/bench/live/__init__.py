@@ -1,0 +1,1 @@
+"""A running node, measured and disturbed over DDS."""
