@@ -38,7 +38,6 @@ COGACT = {
     'dit': {'blocks': 2, 'width': 24, 'heads': 2}, 'chunk_length': 16,
     'cameras': 1, 'proprio': False, 'center_crop': False,
 }
-FILM_SUFFIXES = ('scale', 'shift')
 
 
 def make(directory: Path, head: str = 'l1', film: bool = False, **entries) -> Path:

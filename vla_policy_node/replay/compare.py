@@ -63,7 +63,10 @@ def compare(a: Trace, b: Trace, pairs: list[PairedInference]) -> dict:
 
     Signed differences are second minus first (`against` minus `config`).
     """
-    firsts, seconds, gripper_a, gripper_b = [], [], [], []
+    firsts: list[np.ndarray] = []
+    seconds: list[np.ndarray] = []
+    gripper_a: list[np.ndarray] = []
+    gripper_b: list[np.ndarray] = []
     for pair in pairs:
         length = min(len(pair.first.actions), len(pair.second.actions))
         for trace, inference, deltas, grippers in (

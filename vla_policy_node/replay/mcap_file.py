@@ -120,7 +120,7 @@ class McapFile:
     def _count(self) -> dict[int, int]:
         """Go through all messages, for what the summary lacks."""
         counts: dict[int, int] = {}
-        times = []
+        times: list[int] = []
         for channel, time_ns, _ in self._in_file_order(None):
             counts[channel] = counts.get(channel, 0) + 1
             times = [min(time_ns, *times[:1]), max(time_ns, *times[1:])] if times else [

@@ -26,13 +26,13 @@ _SWITCH_WINDOW_NS = 1_000_000_000
 
 def spread_of(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
     """Return count, mean, p50, p95, p99 and max of the finite values."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not values.size:
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
         return {'count': 0, **dict.fromkeys(('mean', 'p50', 'p95', 'p99', 'max'))}
-    p50, p95, p99 = (float(np.percentile(values, q)) for q in (50, 95, 99))
-    return {'count': int(values.size), 'mean': float(values.mean()), 'p50': p50, 'p95': p95,
-            'p99': p99, 'max': float(values.max())}
+    p50, p95, p99 = (float(np.percentile(finite, q)) for q in (50, 95, 99))
+    return {'count': int(finite.size), 'mean': float(finite.mean()), 'p50': p50, 'p95': p95,
+            'p99': p99, 'max': float(finite.max())}
 
 
 def error_by_axis(first: np.ndarray, second: np.ndarray) -> list[dict]:
@@ -177,7 +177,7 @@ def chunk_disagreement(trace: Trace) -> np.ndarray:
 def summarise(trace: Trace, actions: Actions) -> dict:
     """Return everything about one run that does not depend on the speed of the machine."""
     sent = sent_actions(trace)
-    holds = {}
+    holds: dict[str, int] = {}
     for _, command in trace.commands:
         if command.hold.code is not HoldReason.NONE:
             name = command.hold.code.name.lower()

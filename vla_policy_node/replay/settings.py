@@ -87,7 +87,7 @@ def parameters_of(
     Raises ValueError for a choice that cannot be used, UntrustedBagError for a checkpoint that
     nobody but the bag named.
     """
-    notes = []
+    notes: list[str] = []
     is_file = choice.endswith(('.yaml', '.yml'))
     values = read_config(choice if is_file else default_config())['policy']
     recorded = None if is_file else read_recorded(bag.path)

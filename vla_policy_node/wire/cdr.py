@@ -114,8 +114,9 @@ def read_pose_stamped(
     """
     reader = _Reader(raw)
     stamp_ns, frame_id = reader.stamp_ns(), reader.string()
-    numbers = reader.doubles(7)
-    return stamp_ns, frame_id, numbers[:3], numbers[3:]
+    x, y, z, *quaternion = reader.doubles(7)
+    qx, qy, qz, qw = quaternion
+    return stamp_ns, frame_id, (x, y, z), (qx, qy, qz, qw)
 
 
 def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...]]:
@@ -147,9 +148,9 @@ def read_command(raw: Bytes) -> SentCommand:
     """Return a vla_msgs/EndEffectorCommand. The numbers are as sent, NaN included."""
     reader = _Reader(raw)
     stamp_ns, frame_id = reader.stamp_ns(), reader.string()
-    numbers = reader.doubles(6)
+    x, y, z, rx, ry, rz = reader.doubles(6)
     return SentCommand(
-        stamp_ns, frame_id, numbers[:3], numbers[3:], gripper=reader.number('f'),
+        stamp_ns, frame_id, (x, y, z), (rx, ry, rz), gripper=reader.number('f'),
         **_rest_of_command(reader))
 
 
@@ -206,7 +207,7 @@ class _Reader:
         self._at = start + count
         return start
 
-    def number(self, form: str) -> int | float:
+    def number(self, form: str) -> Any:
         """Return one number; form: its letter in the module `struct`."""
         size = struct.calcsize(form)
         return struct.unpack_from(f'{self.order}{form}', self._raw, self.take(size, size))[0]

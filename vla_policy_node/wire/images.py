@@ -40,7 +40,7 @@ def sample_image(msg: SerialisedImage) -> tuple[Shape, np.ndarray]:
     picture is converted as a whole. Raises ImageError as `decode_image`.
     """
     pixels, encoding = _pixels(msg), ENCODINGS[msg.encoding]
-    if not encoding.direct:
+    if not encoding.direct and encoding.convert is not None:
         pixels = encoding.convert(pixels)
     return Shape(msg.width, msg.height, msg.encoding), _sample(pixels)
 

@@ -143,11 +143,6 @@ class LiberoWorld:
         """Return the name of the object that has to be picked up, or moved, first."""
         return self._goals[0][1]
 
-    @property
-    def objects_of_interest(self) -> tuple[str, ...]:
-        """Return the names of the objects or regions that the task is about."""
-        return tuple(self._env.obj_of_interest)
-
     def holds(self, goal: tuple[str, ...]) -> bool:
         """Return whether one of `goals` holds now."""
         return bool(self._env.env._eval_predicate(list(goal)))
