@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from vla_policy_node.replay.storage import (
     unpack_file,
 )
 
-_STORAGES = {'mcap': McapFile, 'sqlite3': SqliteFile}
+_STORAGES: dict[str, Callable[[Path], Storage]] = {
+    'mcap': McapFile, 'sqlite3': SqliteFile}
 _MOST_REMARKS = 20
 # Later times do not fit into a message; earlier ones are before 1970.
 _LATEST_NS = 2**62
@@ -121,7 +122,9 @@ class Bag:
             return 0.0
         return max(0, max(s.end_ns for s in spans) - min(s.start_ns for s in spans)) / 1e9
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(
+        self, topics: Collection[str]
+    ) -> Generator[tuple[str, int, bytes], None, None]:
         """Yield topic, time of recording (ns) and serialised message of the topics named.
 
         A message with an invalid time is skipped and counted in `timeless`.

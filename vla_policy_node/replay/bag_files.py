@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vla_policy_node.common.plain_yaml import read_plain_yaml
 from vla_policy_node.replay.storage import (
@@ -97,7 +98,7 @@ def bag_name(path: Path) -> str:
 def _as_told(folder: Path) -> BagFiles:
     """Return the files that metadata.yaml names."""
     try:
-        document = read_plain_yaml(folder / METADATA, _MOST_METADATA_BYTES)
+        document: Any = read_plain_yaml(folder / METADATA, _MOST_METADATA_BYTES)
     except ValueError as error:
         raise OtherFormError(
             f"{str(error).rstrip('.')}; without it, the files themselves are read") from error

@@ -18,6 +18,11 @@ _ENDING = '/compressed'
 _NO_COLOURS = ('depth', 'disparity')
 
 
+def parts_of(robot: RobotContract) -> tuple[Camera | StateSource, ...]:
+    """Return all inputs of a robot, cameras first."""
+    return *robot.cameras, *robot.state
+
+
 def find_picture(types: Mapping[str, str], name: str) -> tuple[str, bool] | None:
     """Return the topic of a camera and whether it is compressed; None if there is none.
 

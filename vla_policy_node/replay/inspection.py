@@ -18,6 +18,7 @@ from vla_policy_node.replay.finding import (
     find_picture,
     find_topic,
     fitting,
+    parts_of,
     why_not,
 )
 from vla_policy_node.replay.topics import ACTION_TYPES, COMMAND, RECORDS, STATUS, option_of
@@ -115,12 +116,12 @@ def inspect(bag: Bag, robot: RobotContract) -> Inspection:
             facts.stamps_ns.append(stamp_of(raw))
         except MessageError:
             continue
-    found = {part.name: _found(bag, part) for part in (*robot.cameras, *robot.state)}
+    found = {part.name: _found(bag, part) for part in parts_of(robot)}
     first = topics.get(found[robot.cameras[0].name])
     inputs = tuple(
         InputFacts(part.name, found[part.name], _problem(bag, part, robot, found, topics),
                    _apart_ms(first, topics.get(found[part.name])))
-        for part in (*robot.cameras, *robot.state))
+        for part in parts_of(robot))
     return Inspection(bag.duration_s, tuple(topics.values()), inputs,
                       (*_other_remarks(types), *bag.remarks()))
 

@@ -114,8 +114,9 @@ class McapFile:
         unpacked = sum(chunk.unpacked_bytes for chunk in self._chunks)
         if unpacked > most_unpacked(self._size):
             raise BoundsError(f'its {self._size} bytes claim to be {unpacked} unpacked')
-        complete = counts is not None and chunks_said == len(self._chunks) > 0
-        return counts if complete and counts.keys() <= self._definitions.channels.keys() else None
+        if counts is None or not chunks_said == len(self._chunks) > 0:
+            return None
+        return counts if counts.keys() <= self._definitions.channels.keys() else None
 
     def _count(self) -> dict[int, int]:
         """Go through all messages, for what the summary lacks."""

@@ -218,8 +218,9 @@ def _whole_of(
             continue
         schema = definitions.schemas.get(channel.schema)
         # A schema that is lost with the damaged part says nothing of what the bytes are.
-        if (schema or not channel.schema) and (data := unpacked_message(data)) is not None:
-            yield channel, schema, time_ns, data
+        message = unpacked_message(data) if schema or not channel.schema else None
+        if message is not None:
+            yield channel, schema, time_ns, message
 
 
 def _alone(opcode: int, body: bytes) -> bytes:

@@ -18,6 +18,7 @@ from vla_policy_node.replay.finding import (
     find_picture,
     find_topic,
     fitting,
+    parts_of,
 )
 from vla_policy_node.wire.definitions import MessageDefinitions
 from vla_policy_node.wire.streams import InputStreams
@@ -73,13 +74,12 @@ def find_topics(
     if strangers := [name for name, topic in chosen.items() if topic and name not in robot.topics]:
         raise BagError(f'{robot.name} has no stream {", ".join(strangers)}; it has '
                        f'{", ".join(robot.topics)}.')
-    cameras = {camera.name: camera for camera in robot.cameras}
-    sources = {source.name: source for source in robot.state}
     found: dict[str, str] = {}
     compressed = set()
-    for stream, part in {**cameras, **sources}.items():
+    for part in parts_of(robot):
+        stream = part.name
         name = chosen.get(stream) or f'/{part.topic.lstrip("/")}'
-        if stream in sources:
+        if isinstance(part, StateSource):
             found[stream] = _require(bag, find_topic(bag.types, name) or name, part, robot)
             continue
         picture = find_picture(bag.types, name)
