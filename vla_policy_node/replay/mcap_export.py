@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from vla_policy_node.replay.trace import Trace, TracedInference
 from vla_policy_node.wire.build import MessageBuilder
 from vla_policy_node.wire.definitions import MessageDefinitions
 
-_BAG_VERSION = 8
+_BAG_VERSION: Literal[8] = 8
 _JPEG_QUALITY = 82
 
 
@@ -35,7 +35,7 @@ class McapExport:
         self._traces = dict(zip('ab', evaluation.traces, strict=False))
         self._definitions = MessageDefinitions()
         self._builder = MessageBuilder(self._definitions.kind, lambda numbers: numbers)
-        self._connections = {}
+        self._connections: dict[str, Any] = {}
         self._writer = Writer(folder, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
 
     def __enter__(self) -> McapExport:
