@@ -20,7 +20,12 @@ from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Session
-from vla_policy_node.loop.inputs import MAX_IMAGE_BYTES, MAX_STATE_BYTES, Inputs, RefusedError
+from vla_policy_node.loop.inputs import (
+    MAX_IMAGE_BYTES,
+    MAX_STATE_BYTES,
+    RefusedError,
+    SensorInputs,
+)
 from vla_policy_node.loop.observations import decode_pair
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.image_messages import to_image_message
@@ -40,7 +45,7 @@ class Bench:
         self.compressed = compressed
         self.commander = Commander(Session(), parameters.make_parts())
         self.streams = parameters.streams
-        self.inputs = Inputs(self.commander, self.streams)
+        self.inputs = SensorInputs(self.commander, self.streams)
         self.pairer = self.commander.parts.pairer
         self.now_ns = START_NS
         self.frame = 0

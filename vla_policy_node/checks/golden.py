@@ -129,7 +129,7 @@ def _compare_decoders(
         yield _unusable(name, f'is of no inference of {kind}; forms that are known: {FORMS}')
         return
     try:
-        decoders = form.Decoders(directory, device)
+        decoders = form.load(directory, device)
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(
             f'{directory} holds no decoders of {kind}: {plain(error)}; download it again.'

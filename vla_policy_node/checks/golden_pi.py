@@ -49,7 +49,7 @@ def is_recording(recording: Mapping[str, np.ndarray]) -> bool:
     return recording.keys() >= {'image_embeds', 'lang_tokens', 'suffix_embs', 'suffix_out'}
 
 
-class Decoders:
+class PiDecoders:
     """The language model and the action expert of a checkpoint, in float32."""
 
     def __init__(self, directory: Path, device: str):
@@ -73,7 +73,7 @@ def _gemma(sizes: DecoderConfig) -> DecoderConfig:
 
 
 @torch.inference_mode()
-def compare_case(decoders: Decoders, case: Case) -> Iterator[Comparison]:
+def compare_case(decoders: PiDecoders, case: Case) -> Iterator[Comparison]:
     """One inference: prefix, every recorded step of the flow, and both decoders in one pass."""
     visual, words = case['image_embeds'], decoders.language.embed_words(case['lang_tokens'])
     yield from case.compare('embeddings of the words', FLOAT, words, 'lang_embeds')
@@ -108,7 +108,7 @@ def _compare_prefix(
 
 
 def _compare_steps(
-    decoders: Decoders, prefix: TokenSequence, valid: Tensor, cache: KvCache, case: Case
+    decoders: PiDecoders, prefix: TokenSequence, valid: Tensor, cache: KvCache, case: Case
 ) -> Iterator[Comparison]:
     """The expert with the cache in each step, and in the first one also without."""
     lengths, outputs, embedded = cache.lengths(), [], case['suffix_embs']
@@ -155,3 +155,6 @@ def _compare_modulations(
     ):
         assert isinstance(norm, AdaptiveRmsNorm)
         yield from case.compare('adaptive norms', FLOAT, norm.dense(conditions[:, 0]), key)
+
+
+load = PiDecoders

@@ -47,7 +47,7 @@ def is_recording(recording: Mapping[str, np.ndarray]) -> bool:
     return recording.keys() >= {'image0_connector', 'state_embedding', 'prefix_embs'}
 
 
-class Decoders:
+class SmolVlaDecoders:
     """The language model of a checkpoint, and those layers of its expert; in float32."""
 
     def __init__(self, directory: Path, device: str):
@@ -87,7 +87,7 @@ def _self_attending(
 
 
 @torch.inference_mode()
-def compare_case(decoders: Decoders, case: Case) -> Iterator[Comparison]:
+def compare_case(decoders: SmolVlaDecoders, case: Case) -> Iterator[Comparison]:
     """One inference: the prefix through the language model, then layers of the expert."""
     language = decoders.language
     words = language.embed_words(case['lang_tokens'])
@@ -129,7 +129,7 @@ def _compare_prefix(
 
 
 def _compare_layers(
-    decoders: Decoders, valid: Tensor, cache: KvCache, case: Case
+    decoders: SmolVlaDecoders, valid: Tensor, cache: KvCache, case: Case
 ) -> Iterator[Comparison]:
     """Each layer that attends to itself, from its recorded input to that of the next one."""
     inputs, expert = case['suffix_layer_inputs_step0'], decoders.expert
@@ -155,3 +155,6 @@ def _numbered(form: str, case: Case) -> Iterator[str]:
     while (name := form.format(index)) in case:
         yield name
         index += 1
+
+
+load = SmolVlaDecoders

@@ -22,7 +22,7 @@ class RefusedError(HoldError):
         self.why = why
 
 
-class Inputs:
+class SensorInputs:
     """Files what the subscriptions receive, and refuses what must not be used (executor thread).
 
     Every message is checked, not only those that an inference will use: a camera that freezes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold
 from vla_policy_node.control.session import Session
-from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.policy_node import CLOCK_FILED
 from vla_policy_node.wire.cdr import MessageError, stamp_of
@@ -76,7 +76,7 @@ class LockStep:
         self._player = player
         self._streams = streams
         commander = Commander(Session(), parameters.make_parts(streams=streams))
-        self._inputs = Inputs(commander, streams)
+        self._inputs = SensorInputs(commander, streams)
         self._pairer, self._cameras = commander.parts.pairer, commander.parts.cameras
         self._now_ns = 0
         self._expected = player.commands

@@ -27,7 +27,7 @@ from vla_policy_node.contract.robot import CLOCK
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.loop.control_loop import ControlLoop
-from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.loading import load_ready
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowedPolicy
@@ -120,7 +120,7 @@ class PolicyNode(LifecycleNode):
             self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self.get_logger(), parameters.inference_timeout_s,
         )
-        self._inputs = Inputs(self._commander, self._streams)
+        self._inputs = SensorInputs(self._commander, self._streams)
         if lock_step:
             self._clock_watch = self.get_clock().create_jump_callback(
                 JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Outcome
-from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Policy
 from vla_policy_node.policy.wrapper import PolicyWrapper
 from vla_policy_node.replay.bag import Bag
@@ -38,7 +38,7 @@ class Timeline:
         self._events = events(bag, topics, summary)
         self._next = next(self._events, None)
         self._commander = commander
-        self._inputs = Inputs(commander, topics.streams)
+        self._inputs = SensorInputs(commander, topics.streams)
         self._period_ns = period_ns
         self._on_command = on_command
         self.now_ns = self._next[0] if self._next else 0

@@ -13,7 +13,7 @@ from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.pacing import SILENCE_PERIODS, Beat, Pacer, Pacing
 from vla_policy_node.control.session import Outcome, Session
 from vla_policy_node.loop.control_loop import ControlLoop
-from vla_policy_node.loop.inputs import Inputs, RefusedError
+from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.policy.interface import Policy
@@ -43,7 +43,7 @@ class Machine:
         self.commander = loop.commander
         self._worker = PolicyWorker(
             loop, self.parameters.streams, now_ns, lambda result: None, logger=_SILENT)
-        self._inputs = Inputs(self.commander, self.parameters.streams)
+        self._inputs = SensorInputs(self.commander, self.parameters.streams)
 
     def activate(self) -> None:
         """Allow goals, as `on_activate`."""
