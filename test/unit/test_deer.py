@@ -95,7 +95,7 @@ def test_of_a_fraction_of_a_sample_none_leaves():
 
 def test_thresholds_belong_to_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='was not trained for early exits'):
-        prepared('deer')
+        deer.Deer().prepare(tmp_path, CONFIG)
     deer.save_thresholds(tmp_path, [2], np.array([EARLIEST]))
     method = deer.Deer()
     method.prepare(tmp_path, CONFIG)

@@ -16,7 +16,7 @@ from vla_policy_node.control.commander import Command
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import Outcome
 from vla_policy_node.nodes import messages
-from vla_policy_node.policy import local as core
+from vla_policy_node.policy import interface as core
 
 
 def constants(message_type):
