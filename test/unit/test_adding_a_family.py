@@ -1,5 +1,6 @@
 """The worked example of docs/adding_a_family.md is true: its family and its test run."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from vla_policy_node.policy.interface import (
     Quantity,
 )
 from vla_policy_node.policy.warm_up import grey_observation
+from vla_policy_node.runtime import compiling
 from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.runtime.static_forward import OTHERS_BUCKET, VISUAL_BUCKET
 from vla_policy_node.training.stage_run import Run, train
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +118,8 @@ def test_the_bench_times_it_in_every_way_that_it_runs(checkpoint, policy):
     rows = run_rows(load_rows(cache, ways, console), [grey_observation(policy.description)], 1, 1,
                     console)
     assert {row.variant.name for row in rows} == {
-        f'{method}, {way}' for method in ('dense', 'lightvla') for way in ('plain', 'fused')}
+        f'{method}, {way}' for method in ('dense', 'lightvla')
+        for way in ('plain', 'fused', 'fixed shapes')}
     assert all(row.stored[stage] > 0 for row in rows for stage in ('vision', 'head', 'all'))
 
 
@@ -133,6 +137,40 @@ def test_fused_it_answers_the_same_up_to_rounding(checkpoint, policy):
     plain = policy.infer(request).normalised
     np.testing.assert_allclose(fused, plain, atol=1e-5)
     assert not np.array_equal(fused, plain)
+
+
+@pytest.mark.parametrize('methods', [[], ['lightvla'], ['random_tokens']], ids=str)
+@pytest.mark.parametrize('instruction', ['push', 'pick up the red bowl and put it on the plate'])
+def test_in_fixed_shapes_it_answers_the_same_up_to_rounding(checkpoint, methods, instruction):
+    plain, static = (load_policy(checkpoint, methods=methods, optimisation=optimisation)
+                     for optimisation in ('fused', 'graphs'))
+    grey = grey_observation(plain.description)
+    request = InferenceRequest(dataclasses.replace(grey, instruction=instruction))
+    expected, chunk = plain.infer(request), static.infer(request)
+    np.testing.assert_allclose(chunk.normalised, expected.normalised, atol=1e-5)
+    assert chunk.tokens_kept == expected.tokens_kept
+    for padded, needed in zip(static.layer_rows, plain.layer_rows, strict=True):
+        assert padded.new % OTHERS_BUCKET == 0
+        assert 0 <= padded.new - needed.new < OTHERS_BUCKET + VISUAL_BUCKET
+    assert static.layer_rows[-1].asking == plain.layer_rows[-1].asking
+
+
+@pytest.mark.slow
+def test_what_is_handed_to_the_compiler_is_the_same_network(checkpoint, policy, monkeypatch):
+    """Traced, and run as it was written."""
+    monkeypatch.setattr(compiling, 'OPTIONS', {'dynamic': False, 'backend': 'eager'})
+    request = InferenceRequest(grey_observation(policy.description))
+    compiled = load_policy(checkpoint, methods=(), optimisation='compiled').infer(request)
+    np.testing.assert_allclose(
+        compiled.normalised, policy.infer(request).normalised, atol=1e-5)
+
+
+def test_without_an_id_that_fills_up_prompts_fixed_shapes_are_refused(
+    checkpoint, policy, monkeypatch
+):
+    monkeypatch.setattr(type(policy.config), 'pad_id', None)
+    with pytest.raises(ValueError, match='Fixed shapes are not for the tern head'):
+        load_policy(checkpoint, methods=(), optimisation='graphs')
 
 
 @pytest.mark.parametrize(('method', 'read'), [

@@ -74,7 +74,7 @@ def check_files(directory: Path, config: ModelConfig) -> Finding:
     total = sum(tensor.parameters for tensor in stored.values())
     if config.language_model == DecoderConfig() and config.image_px == 224:
         counted = len(stored), total
-        if not config.film and counted != (PUBLIC_TENSORS, PUBLIC_PARAMETERS):
+        if not config.vision_reads_prompt and counted != (PUBLIC_TENSORS, PUBLIC_PARAMETERS):
             problems.append(
                 f'the model files hold {counted[0]} tensors of {counted[1]:,} parameters, public '
                 f'checkpoints {PUBLIC_TENSORS} of {PUBLIC_PARAMETERS:,}'
@@ -207,7 +207,7 @@ def _missing(
             f'{list(stored[name].shape)} instead of {list(names[name])}')
     unknown = [name for name in stored if name not in names and not _UNUSED.fullmatch(name)
                # A FiLM backbone has a file of its own, and what it replaces may still be there.
-               and not (config.film and name.startswith('vision_backbone.'))]
+               and not (config.vision_reads_prompt and name.startswith('vision_backbone.'))]
     if unknown:
         problems.append(f'{len(unknown)} tensors have no place in this model, first '
             f'{plain(unknown[0])}')

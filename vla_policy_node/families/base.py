@@ -4,7 +4,9 @@ A family is one file in this folder, found by being there. It says how a checkpo
 (`read_config`), where the weights of its network are (`locate`), how an observation becomes
 tensors (`load_encoder`), what an inference costs (`count_flops`), and makes the network:
 
-    embed       pictures, state and words -> rows with named spans
+    embed       pictures, state and words -> rows with named spans, in two stages:
+        visual      pictures -> visual rows
+        assemble    those, state and words -> all rows
     prefill     rows -> what is the same for all that follows: hidden states, keys and values
     decode      those -> normalised actions: regressed, denoised or generated
 
@@ -27,6 +29,7 @@ from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.nn.config import FamilyTraits, ModelConfig
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
+from vla_policy_node.nn.transformer import Decoder
 
 if TYPE_CHECKING:
     from vla_policy_node.checkpoints.statistics import Statistics
@@ -37,9 +40,13 @@ Config = TypeVar('Config', bound=ModelConfig)
 
 
 class PolicyNetwork(nn.Module, ABC):
-    """The network of one policy. config: its sizes."""
+    """The network of one policy.
+
+    config: its sizes. language_model: the decoder that sees pictures and words.
+    """
 
     config: ModelConfig
+    language_model: Decoder
 
     def forward(self, inputs: Inputs, forward_pass: ForwardPass | None = None) -> Tensor:
         """Run the stages in order: normalised actions, [B, K, A].
@@ -53,9 +60,35 @@ class PolicyNetwork(nn.Module, ABC):
         decoded = self.decode(self.prefill(sequence, forward_pass), forward_pass)
         return self.to_actions(decoded)
 
-    @abstractmethod
     def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
         """Pictures, state and words -> rows with named spans."""
+        pixels, proprio, prompt_ids = inputs
+        visual = self.visual(pixels, prompt_ids, forward_pass)
+        return self.assemble(visual, proprio, prompt_ids)
+
+    @abstractmethod
+    def visual(
+        self, pixels: Tensor, prompt_ids: Tensor | None, forward_pass: ForwardPass
+    ) -> Tensor:
+        """Pictures -> visual rows, [B, visual tokens, width], camera by camera.
+
+        prompt_ids: may be None unless `config.vision_reads_prompt`.
+        """
+
+    @abstractmethod
+    def assemble(
+        self,
+        visual: Tensor,
+        proprio: Tensor,
+        prompt_ids: Tensor,
+        padded: bool | None = None,
+    ) -> TokenSequence:
+        """Visual rows, state and words -> all rows.
+
+        padded: whether ids that are `config.pad_id` only fill up a prompt and are to be hidden,
+        so that the result is that of the prompt without them; they stand right behind its first
+        id. Fixed shapes need it. None: whatever batches of the family need.
+        """
 
     @abstractmethod
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Any:

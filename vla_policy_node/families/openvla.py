@@ -53,10 +53,7 @@ class OpenVla(PrismaticVla):
         """Lay out bos | visual | prompt; proprio is not used."""
         text = self.language_model.embed_words(prompt_ids)
         rows = {'bos': text[:, :1], 'visual': visual, 'prompt': text[:, 1:]}
-        states = torch.cat([*rows.values()], dim=1)
-        positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
-        return TokenSequence(
-            states, positions, lay_out({name: part.shape[1] for name, part in rows.items()}))
+        return TokenSequence.of(rows)
 
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Prompted:
         """Select tokens and run the prompt, batch 1; in this pass the hooks have their turn."""

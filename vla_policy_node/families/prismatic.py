@@ -21,7 +21,7 @@ from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.checkpoints.weights import MODEL, stored_size
-from vla_policy_node.encoding.encoder import InputEncoder, Inputs
+from vla_policy_node.encoding.encoder import InputEncoder
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
@@ -31,7 +31,7 @@ from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import ProprioProjector, VocabularyHead
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.masks import BIDIRECTIONAL, CAUSAL
-from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder
 from vla_policy_node.nn.vision import PatchSample, Projector, VisionBackbone
 
@@ -113,7 +113,7 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
             return part, self.head_root + rest
         if part in ('proprio_projector', 'noisy_action_projector'):
             return part, rest
-        if part == 'vision_backbone' and config.film:
+        if part == 'vision_backbone' and config.vision_reads_prompt:
             # Each block is wrapped together with the two layers that modulate it.
             return part, re.sub(r'(\.blocks\.\d+\.)(?!scale\.|shift\.)', r'\1block.', name)
         if part == 'language_model':
@@ -240,12 +240,6 @@ class PrismaticVla(PolicyNetwork):
             self.proprio_projector = ProprioProjector(config.proprio_size, width)
         self.action_head = self.family.make_head(config)
 
-    def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
-        """Pictures, state and words -> rows with named spans."""
-        pixels, proprio, prompt_ids = inputs
-        features = forward_pass.change_features(self.visual_features(pixels, prompt_ids))
-        return self.assemble(self.projector(features), proprio, prompt_ids)
-
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Any:
         """Select tokens and run the language model: hidden states of the action rows."""
         sequence = forward_pass.select_tokens(sequence)
@@ -267,9 +261,14 @@ class PrismaticVla(PolicyNetwork):
         """Those of the language model; who asks behind a layer hears what the head would say."""
         return forward_pass.layers(self.action_head, self.family.head_flops(self.config))
 
-    def visual(self, pixels: Tensor, prompt_ids: Tensor) -> Tensor:
-        """Visual tokens as rows of the sequence, [B, cameras * patches, width]."""
-        return self.projector(self.visual_features(pixels, prompt_ids))
+    def visual(
+        self, pixels: Tensor, prompt_ids: Tensor | None, forward_pass: ForwardPass | None = None
+    ) -> Tensor:
+        """As in the base class; forward_pass: None if nobody takes part."""
+        features = self.visual_features(pixels, prompt_ids)
+        if forward_pass is not None:
+            features = forward_pass.change_features(features)
+        return self.projector(features)
 
     def visual_features(
         self,
@@ -283,7 +282,7 @@ class PrismaticVla(PolicyNetwork):
         patches of the B * cameras images alone.
         """
         language = None
-        if self.config.film:
+        if self.config.vision_reads_prompt:
             text = self.language_model.embed_words(prompt_ids)
             stop = self._stop_row(len(prompt_ids))
             language = torch.cat([text, stop], dim=1).mean(dim=1)
@@ -305,10 +304,9 @@ class PrismaticVla(PolicyNetwork):
         """Lay out the rows of `nn.sequence`.
 
         The action slots are zero vectors, and so is the row 'time' behind proprio that a diffusion
-        head needs. padded: whether prompts may be filled up, None: those of batches. Padding sits
-        before the prompt instead of at the end, where the reference has it: with explicit
-        positions and hidden keys the place of a row does not matter, and the action rows are the
-        same for the whole batch.
+        head needs. padded: None: prompts of batches may be. Padding sits before the prompt instead
+        of at the end, where the reference has it: with explicit positions and hidden keys the
+        place of a row does not matter, and the action rows are the same for the whole batch.
         """
         text = self.language_model.embed_words(prompt_ids)
         batch, _, width = text.shape
@@ -322,21 +320,9 @@ class PrismaticVla(PolicyNetwork):
         else:
             end = {'prompt': torch.cat([prompt, stop], dim=1)}
         rows = {'bos': text[:, :1], 'visual': visual, **state, **end}
-        states = torch.cat([*rows.values()], dim=1)
-        spans = lay_out({name: part.shape[1] for name, part in rows.items()})
-        if not (batch > 1 if padded is None else padded):
-            positions = torch.arange(states.shape[1], device=states.device).expand(batch, -1)
-            return TokenSequence(states, positions, spans)
-        real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        first = 1 + visual.shape[1] + len(state)
-        words = slice(first, first + prompt_ids.shape[1] - 1)
-        real[:, words] = prompt_ids[:, 1:] != self.config.token_ids.pad
-        return TokenSequence(
-            states,
-            positions=real.cumsum(1) - 1,
-            spans=spans,
-            key_bias=torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf),
-        )
+        if padded or (padded is None and batch > 1):
+            return TokenSequence.of(rows, words=prompt_ids[:, 1:] != self.config.pad_id)
+        return TokenSequence.of(rows)
 
     def action_rows(self, convention: str) -> slice:
         """Rows the action head reads, counted from the end (dropped tokens do not move them)."""

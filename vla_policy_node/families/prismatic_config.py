@@ -129,9 +129,14 @@ class PrismaticConfig(ModelConfig):
         return super().least_weights + self.dino.least_weights + self.siglip.least_weights
 
     @property
-    def film(self) -> bool:
-        """Whether the prompt modulates the vision encoders."""
+    def vision_reads_prompt(self) -> bool:
+        """Whether the prompt modulates the vision encoders (FiLM)."""
         return self.dino.language_width > 0
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up the shorter prompts of a training batch."""
+        return self.token_ids.pad
 
     @property
     def architecture(self) -> str:
@@ -141,7 +146,7 @@ class PrismaticConfig(ModelConfig):
             for name, encoder in (('DINOv2', self.dino), ('SigLIP', self.siglip))
         )
         decoder = self.language_model
-        film = ' with FiLM' if self.film else ''
+        film = ' with FiLM' if self.vision_reads_prompt else ''
         head = self.family.head + (f' {self.dit.blocks}x{self.dit.width}' if self.dit else '')
         return (f'{self.family.family}: {encoders}{film}, Llama {decoder.layers}x{decoder.width}, '
                 f'{head}')

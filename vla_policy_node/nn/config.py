@@ -136,6 +136,11 @@ class ModelConfig(ABC):
 
     @property
     @abstractmethod
+    def rows_read(self) -> int:
+        """Rows of the last layer that the action head reads."""
+
+    @property
+    @abstractmethod
     def architecture(self) -> str:
         """One line for logs and reports."""
 
@@ -145,9 +150,14 @@ class ModelConfig(ABC):
         return ()
 
     @property
-    def film(self) -> bool:
-        """Whether the prompt modulates the vision encoders."""
+    def vision_reads_prompt(self) -> bool:
+        """Whether visual tokens depend on the prompt, which then cannot be filled up."""
         return False
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id in a prompt that only fills it up; None: the network knows no such id."""
+        return None
 
     @property
     def patch_px(self) -> int:
@@ -185,6 +195,11 @@ class ModelConfig(ABC):
         return self.chunk_length * self.action_size if self.family.action_slots else 0
 
     @property
+    def decoder_runs(self) -> int:
+        """How often all rows go through the decoder in one inference."""
+        return 1
+
+    @property
     def causal(self) -> bool:
         """Whether a row of the language model sees only itself and what is before it."""
         return self.family.causal
@@ -198,4 +213,6 @@ class ModelConfig(ABC):
 
     def can(self, capability: Capability) -> bool:
         """Whether policies of this family can do something."""
+        if capability is Capability.FIXED_SHAPES and self.pad_id is None:
+            return False
         return capability in self.family.capabilities

@@ -60,6 +60,25 @@ class TokenSequence:
     spans: tuple[Span, ...]
     key_bias: Tensor | None = None
 
+    @classmethod
+    def of(cls, rows: Mapping[str, Tensor], words: Tensor | None = None) -> TokenSequence:
+        """Lay out rows before layer 0, span by span, each [B, rows, width].
+
+        words: [B, L] bool, which of the first L rows of 'prompt' are words; the others only fill
+            it up, and are hidden and not counted in positions. None: all are.
+        """
+        states = torch.cat([*rows.values()], dim=1)
+        positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
+        spans = lay_out({name: part.shape[1] for name, part in rows.items()})
+        sequence = cls(states, positions, spans)
+        if words is None:
+            return sequence
+        real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        first = sequence.span('prompt').start
+        real[:, first : first + words.shape[1]] = words
+        hidden = torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)
+        return replace(sequence, positions=real.cumsum(1) - 1, key_bias=hidden)
+
     def span(self, name: str) -> slice:
         """Rows of a span; KeyError if there is none of this name."""
         start = 0

@@ -48,8 +48,8 @@ def check_optimisation(
         raise ValueError("A policy of this family runs with optimisation 'none'.")
     if optimisation in ('graphs', 'compiled') and not config.can(Capability.FIXED_SHAPES):
         raise ValueError(
-            f'Fixed shapes are not for the {config.family.name} head, which answers token by '
-            "token; choose optimisation 'none' or 'fused'.")
+            f'Fixed shapes are not for the {config.family.name} head; '
+            "choose optimisation 'none' or 'fused'.")
     if optimisation == 'compiled' and dtype == 'int8' and device.startswith('cpu'):
         # What torch 2.13 makes of it answers differently each time, or ends the process.
         raise ValueError(

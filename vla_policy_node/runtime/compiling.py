@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.heads import L1ActionHead
-from vla_policy_node.nn.transformer import DecoderLayer
-from vla_policy_node.nn.vision import Block
+from vla_policy_node.nn.transformer import Decoder, DecoderLayer
+from vla_policy_node.nn.vision import Block, VisionEncoder
 from vla_policy_node.runtime.fusing import PatchProduct
 
 # The compiler would fill up operands to sizes that matrix units do not need, with copies.
@@ -27,19 +27,20 @@ OPTIONS = {
 # Forms of one block, beyond which torch would quietly run it uncompiled: first, last and any other
 # in each bucket of visual rows, for every length of prompt.
 _FORMS = 4096
+Network = TypeVar('Network', bound=nn.Module)
 
 
-def compile_parts(model: PrismaticVla) -> PrismaticVla:
+def compile_parts(model: Network) -> Network:
     """Another network on the same weights, with compiled blocks, head and embedding of patches."""
     weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, weights)
-    for module in model.modules():
+    for module in [*model.modules()]:
         if isinstance(module, PatchProduct | L1ActionHead):
             module.compile(**OPTIONS)
-    vision = model.vision_backbone
-    for encoder in (vision.featurizer, vision.fused_featurizer):
-        encoder.blocks = _chain(encoder.blocks)
-    model.language_model.layers = _chain(model.language_model.layers)
+        elif isinstance(module, VisionEncoder):
+            module.blocks = _chain(module.blocks)
+        elif isinstance(module, Decoder):
+            module.layers = _chain(module.layers)
     return model
 
 

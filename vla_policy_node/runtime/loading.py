@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ from vla_policy_node.common.machine import memory_bytes
 from vla_policy_node.compression.float8 import check_device, to_float8
 from vla_policy_node.compression.quantise import BITS, make_quantiser
 from vla_policy_node.families import PolicyNetwork
-from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.runtime.fusing import fuse
 
@@ -94,7 +92,7 @@ def make_network(
     _fill(network, kept, read, make_quantiser(network, dtype, device) if dtype in BITS else None,
           progress)
     if fused and dtype not in BITS:
-        fuse(cast(PrismaticVla, network))  # no other family is run fused
+        fuse(network)
     if dtype == 'float8':
         to_float8(network)
     for method in methods:

@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vla_policy_node.acceleration.declarations import check_fixed_shapes
 from vla_policy_node.encoding.encoder import Inputs
-from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.nn.forward_pass import ForwardPass
@@ -46,7 +45,7 @@ _WARM_UPS = 3  # libraries choose their kernels in the first calls, which must n
 
 
 class StaticForward:
-    """Runs a `PrismaticVla`, batch 1, in buckets. One thread.
+    """Runs a `PolicyNetwork` stage by stage, batch 1, in buckets. One thread.
 
     compiled: hand blocks, head, selection and normalisation to `torch.compile` first.
     normalise: makes pixels of pictures, as part of the first stage; None: they are pixels already.
@@ -67,8 +66,7 @@ class StaticForward:
             )
         check_fixed_shapes(methods)
         choosing = [method for method in methods if method.acts_in_pass]
-        trunk = cast(PrismaticVla, model)  # only its families offer fixed shapes
-        self._model = compiling.compile_parts(trunk) if compiled else trunk
+        self._model = compiling.compile_parts(model) if compiled else model
         self._method = choosing[0] if choosing else None
         self._normalise = normalise
         if compiled:
@@ -114,7 +112,7 @@ class StaticForward:
             self._act(sequence, order, room, ForwardPass(action_rows=action_rows))
 
     def _see(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
-        prompts = (prompt_ids,) if self._model.config.film else ()
+        prompts = (prompt_ids,) if self._model.config.vision_reads_prompt else ()
         key = ('vision', *(ids.shape for ids in prompts))
         return self._run(key, self._vision, (pictures, *prompts))
 
@@ -144,10 +142,10 @@ class StaticForward:
 
     def _note(self, rows: int, forward_pass: ForwardPass) -> None:
         """What the layers worked on, which nobody saw."""
-        asking = len(range(rows)[self._model.action_rows(forward_pass.action_rows)])
+        config = self._model.config
         layers = [LayerRows(rows, rows, rows)] * (len(self._model.language_model.layers) - 1)
-        layers.append(LayerRows(asking, rows, rows))
-        forward_pass.layer_rows += layers * self._model.config.decoder_runs
+        layers.append(LayerRows(config.rows_read, rows, rows))
+        forward_pass.layer_rows += layers * config.decoder_runs
 
     def _run(self, key: tuple, function: Callable, fed: tuple, made: tuple = ()) -> Any:
         known = key in self._stages
@@ -160,12 +158,13 @@ class StaticForward:
             return self._stages[key](fed, made)
 
     def _fill_up(self, prompt_ids: Tensor) -> Tensor:
-        """Pad right after BOS, where `assemble` expects it. FiLM would see the padding."""
+        """Pad behind the first id, where `assemble` expects it, unless vision would see it."""
         config = self._model.config
-        if config.film:
+        if config.vision_reads_prompt:
             return prompt_ids
+        assert config.pad_id is not None  # else the policy does not offer fixed shapes
         others = prompt_ids.shape[1] + config.other_rows
-        padding = prompt_ids.new_full((1, -others % OTHERS_BUCKET), config.token_ids.pad)
+        padding = prompt_ids.new_full((1, -others % OTHERS_BUCKET), config.pad_id)
         return torch.cat([prompt_ids[:, :1], padding, prompt_ids[:, 1:]], dim=1)
 
     def _room(self, choice: Choice | None, kept: Tensor | None, visual: int) -> int:
@@ -179,7 +178,7 @@ class StaticForward:
 
     def _vision(self, pictures: Tensor, prompt_ids: Tensor | None = None) -> Tensor:
         pixels = self._normalise(pictures) if self._normalise else pictures
-        return self._model.visual(pixels.to(self._weight.dtype), prompt_ids)
+        return self._model.visual(pixels.to(self._weight.dtype), prompt_ids, ForwardPass())
 
     def _select(
         self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
