@@ -306,11 +306,18 @@ def test_a_method_that_goes_by_motion_is_told_the_state_that_the_network_does_no
     assert described == [(), END_EFFECTOR_STATE]
 
 
+def test_without_that_method_the_state_is_not_asked_for(made):
+    plain = LocalPolicy.load(made['autoregressive'], methods=('adp',)).plain()
+    assert plain.description == LocalPolicy.load(made['autoregressive'], methods=()).description
+
+
 def test_fixed_shapes_are_refused_before_weights_are_read(made):
     def load_model(*_, **__):
         raise AssertionError('read')
 
-    with pytest.raises(ValueError, match="choose optimisation 'none' or 'fused'"):
+    with pytest.raises(ValueError, match=(
+            r"^Fixed shapes are not for the autoregressive head; choose optimisation 'none' or "
+            r"'fused'[.]$")):
         LocalPolicy.load(
             made['autoregressive'], methods=(), optimisation='graphs', load_model=load_model)
 
@@ -400,6 +407,19 @@ def test_the_name_of_a_public_checkpoint_decides_unless_something_else_is_asked(
 def test_a_chunk_length_the_files_do_not_tell_can_be_given(made):
     policy = LocalPolicy.load(made['l1'], chunk_length=5)
     assert policy.infer(request()).actions.shape == (5, 7)
+
+
+@pytest.mark.parametrize(('length', 'sentence'), [
+    (-1, 'chunk_length must be 1 or more, not -1[.]'),
+    (500, 'chunk_length 500 leaves no room for a prompt: images and actions make '
+          r'\d+ sequence rows, the policy takes \d+[.]'),
+])
+def test_a_chunk_length_that_cannot_be_is_refused_before_weights_are_read(made, length, sentence):
+    def load_model(*_, **__):
+        raise AssertionError('read')
+
+    with pytest.raises(ValueError, match=f'^{sentence}$'):
+        LocalPolicy.load(made['l1'], methods=(), chunk_length=length, load_model=load_model)
 
 
 # --- the hub ---

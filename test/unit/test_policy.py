@@ -12,6 +12,7 @@ from PIL import Image
 
 from vla_policy_node import acceleration
 from vla_policy_node.encoding.prompt import PromptEncoder, end_with_empty, prompt_text
+from vla_policy_node.policy import load_policy
 from vla_policy_node.policy.interface import (
     CAMERAS,
     InferenceRequest,
@@ -207,6 +208,12 @@ def test_unknown_settings_are_refused_with_a_sentence(checkpoint):
 def test_unusable_arguments_are_refused_with_a_sentence(checkpoint, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         LocalPolicy.load(checkpoint, **arguments)
+
+
+@pytest.mark.parametrize('methods', [(), ('lightvla',)])
+def test_an_unknown_execution_mode_is_refused_before_anything_is_read(methods):
+    with pytest.raises(ValueError, match=r"'asynch' is unknown; use one of sync, async, temporal"):
+        load_policy('/nowhere', 'asynch', methods=methods)
 
 
 def test_weights_that_give_no_number_give_no_action(checkpoint):

@@ -23,9 +23,14 @@ def load_policy(
     """
     from vla_policy_node import acceleration
     from vla_policy_node.policy.answering import AnsweringPolicy
+    from vla_policy_node.policy.interface import EXECUTION_MODES
     from vla_policy_node.policy.local import LocalPolicy
 
     if execution_mode:
+        if execution_mode not in EXECUTION_MODES:
+            raise ValueError(
+                f'Execution mode {execution_mode!r} is unknown; use one of '
+                f'{", ".join(EXECUTION_MODES)}.')
         acceleration.check_execution(options.get('methods', ()), execution_mode)
     policy = LocalPolicy.load(checkpoint, **options)
     answers = [method.answers for method in policy.methods if method.answers is not None]

@@ -38,6 +38,7 @@ from vla_policy_node.policy.options import (
     choose_action_rows,
     complete_settings,
     complete_transforms,
+    resize_chunk,
 )
 from vla_policy_node.runtime import loading
 from vla_policy_node.runtime.stage_clock import StageClock
@@ -127,7 +128,7 @@ class LocalPolicy:
         config = families.read_model_config(directory)
         family = families.of(config)
         if chunk_length:
-            config = family.with_chunk_length(config, chunk_length)
+            config = resize_chunk(config, chunk_length)
         if methods and not config.can(Capability.LAYERS):
             raise ValueError(
                 f'{directory} has a {config.family.name} head, which runs without acceleration '
@@ -282,7 +283,8 @@ class LocalPolicy:
                     f'{method.name} changes the weights, so there is no plain network beside it; '
                     'set shadow_every to 0.')
         description = replace(
-            self.description, methods=(), method_settings={}, execution_modes=EXECUTION_MODES)
+            self.description, spec=self.config.spec, methods=(), method_settings={},
+            execution_modes=EXECUTION_MODES)
         return LocalPolicy(self._model, self._inputs, self._statistics, (), self._action_rows,
                       description, self._normalise, self._threads)
 

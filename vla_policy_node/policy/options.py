@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Method
 from vla_policy_node.encoding.preprocess import TRANSFORMS
 from vla_policy_node.families.prismatic import ACTION_ROWS
@@ -34,6 +34,19 @@ def choose_action_rows(asked: str, checkpoint: str, methods: Sequence[Method]) -
     if rows not in ACTION_ROWS:
         raise ValueError(f'action_rows must be one of {", ".join(ACTION_ROWS)}, not {rows!r}.')
     return rows
+
+
+def resize_chunk(config: ModelConfig, chunk_length: int) -> ModelConfig:
+    """Let the policy answer with so many actions; ValueError if they leave a prompt no room."""
+    if chunk_length < 1:
+        raise ValueError(f'chunk_length must be 1 or more, not {chunk_length}.')
+    config = families.of(config).with_chunk_length(config, chunk_length)
+    rows, room = config.visual_tokens + config.other_rows, config.language_model.context_length
+    if rows >= room:
+        raise ValueError(
+            f'chunk_length {chunk_length} leaves no room for a prompt: images and actions make '
+            f'{rows} sequence rows, the policy takes {room}.')
+    return config
 
 
 def check_optimisation(
