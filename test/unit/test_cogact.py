@@ -1,5 +1,6 @@
 """CogACT as a policy: sizes, attention, files of our own and of the public repositories."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from vla_policy_node.acceleration import Method, create
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.families import config_of, count_flops, create_network, read_model_config
 from vla_policy_node.nn.config import DitConfig
@@ -103,6 +105,14 @@ def test_released_pictures_are_resized_by_pillow(made):
     pixels = policy._inputs.preprocessor(image)
     resized = np.array(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC))
     torch.testing.assert_close(pixels, policy._inputs.preprocessor.normalise(resized))
+
+
+def test_the_one_file_of_a_release_is_in_its_fingerprint_once(made):
+    release = made['released']
+    paths = [release / 'checkpoints' / 'CogACT-Tiny.pt', release / 'config.json',
+             release / 'dataset_statistics.json']
+    lines = [f'{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n' for path in paths]
+    assert fingerprint(release) == hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(('spoil', 'sentence'), [

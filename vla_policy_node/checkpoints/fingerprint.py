@@ -14,10 +14,11 @@ def fingerprint(directory: Path) -> str:
 
     Contents enter as their own sha256, which a file of the hub's cache has in its name already.
     """
-    paths = [directory / 'config.json', directory / 'dataset_statistics.json']
-    paths += model_files(directory)
-    paths += [path for part in PARTS for path in part_files(directory, part)]
-    paths += directory.glob('method--*.safetensors')  # what acceleration methods have learnt
+    # A set: a release of CogACT is one file that holds the model and a part of it.
+    paths = {directory / 'config.json', directory / 'dataset_statistics.json'}
+    paths |= {*model_files(directory)}
+    paths |= {path for part in PARTS for path in part_files(directory, part)}
+    paths |= {*directory.glob('method--*.safetensors')}  # what acceleration methods have learnt
     digest = hashlib.sha256()
     for path in sorted(paths):
         if path.is_file():  # OpenVLA before OFT keeps its statistics in config.json
