@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vla_policy_node import acceleration
+from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect
 from vla_policy_node.acceleration.declarations import check_fixed_shapes
 from vla_policy_node.acceleration.hooks import WeightHooks
@@ -182,6 +182,30 @@ def test_all_methods_see_the_structure_before_one_sees_weights(directory):
     seen = []
     load(directory, 'float32', True, [Watch(seen), Watch(seen)])
     assert seen == ['structure', 'structure', 'weights', 'weights']
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'int8'])
+def test_a_weight_of_two_names_is_read_by_the_first_and_stays_one(directory, dtype, monkeypatch):
+    if dtype in BITS:
+        pytest.importorskip('torchao', reason='torchao is not installed')
+    create = families.create_network
+
+    def tied(config):
+        network = create(config)
+        first, second = network.language_model.layers[:2]
+        second.mlp.up_proj.weight = first.mlp.up_proj.weight
+        return network
+
+    alone = load(directory, dtype).language_model.layers[0].mlp.up_proj.weight
+    monkeypatch.setattr(families, 'create_network', tied)
+    shares = []
+    network = load_model(
+        directory, read_model_config(directory), 'cpu', dtype, shares.append)
+    first, second = network.language_model.layers[:2]
+    assert second.mlp.up_proj.weight is first.mlp.up_proj.weight
+    rows = torch.eye(first.mlp.up_proj.in_features, dtype=DTYPES[dtype])
+    assert torch.equal(second.mlp.up_proj(rows), torch.nn.functional.linear(rows, alone))
+    assert shares[-1] == 1
 
 
 class Replace(WeightHooks):

@@ -1,7 +1,7 @@
 """From files to a network that is ready to run: the order in which weights are changed.
 
-Sizes without memory, structure, values, fused, quantised: `make_network` says it. Graphs are
-captured last, by whoever runs the network (`runtime.static_forward`).
+Sizes without memory, structure, values, fused, quantised, changed by methods: `make_network` says
+it. Graphs are captured last, by whoever runs the network (`runtime.static_forward`).
 
 Loading runs no code from a file and needs hardly more memory than the model: tensors go one by one
 from the mapped files to the device. On the CPU, without a change of dtype, they stay views of the
@@ -102,16 +102,19 @@ def make_network(
 
 def _plan(
     config: ModelConfig, methods: Sequence[WeightHooks]
-) -> tuple[PolicyNetwork, dict[str, str]]:
+) -> tuple[PolicyNetwork, dict[str, list[str]]]:
     """Build the network without memory, as methods change its structure.
 
-    Also returns the tensors that are left: name in the checkpoint -> name in the network, which
-    is another one where layers before it are gone.
+    Also returns the tensors that are left: name in the checkpoint -> names in the network, other
+    ones where layers before it are gone, and several for tied weights, which files hold once,
+    under the name that comes first.
     """
     with torch.device('meta'):
         network = families.create_network(config)
     whole = _tensors(network)  # kept, so that nothing else takes the identity of what goes
-    names = {id(tensor): name for name, tensor in whole.items()}
+    names: dict[int, str] = {}
+    for name, tensor in whole.items():
+        names.setdefault(id(tensor), name)
     for method in methods:
         method.change_structure(network)
     left = _tensors(network)
@@ -120,7 +123,10 @@ def _plan(
         raise ValueError(
             f'No file has values for {strange[0]}: before weights are read, methods only take '
             'parts out.')
-    return network, {names[id(tensor)]: name for name, tensor in left.items()}
+    kept: dict[str, list[str]] = {}
+    for name, tensor in left.items():
+        kept.setdefault(names[id(tensor)], []).append(name)
+    return network, kept
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -130,19 +136,22 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _fill(
     network: PolicyNetwork,
-    kept: Mapping[str, str],
+    kept: Mapping[str, Sequence[str]],
     read: Reader,
     quantise: Callable[[str, Tensor], Tensor] | None,
     progress: Callable[[float], None],
 ) -> None:
-    """Give the network its values. kept: name in the checkpoint -> name in the network."""
+    """Give the network its values. kept: name in the checkpoint -> names in the network."""
     tensors = network.state_dict()
-    wanted = {name: tensors[own] for name, own in kept.items()}
+    wanted = {name: tensors[own[0]] for name, own in kept.items()}
     total, loaded = sum(tensor.numel() for tensor in wanted.values()), 0
     state: dict[str, Tensor] = {}
     for name, tensor in read(wanted):
         own = kept[name]
-        state[own] = quantise(own, tensor) if quantise else tensor
+        value = quantise(own[0], tensor) if quantise else tensor
+        if len(own) > 1:  # one parameter, or each name would be given its own
+            value = nn.Parameter(value, requires_grad=False)
+        state |= dict.fromkeys(own, value)
         loaded += tensor.numel()
         progress(loaded / total)
     network.load_state_dict(state, assign=True)
