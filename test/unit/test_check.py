@@ -200,11 +200,11 @@ def test_prompt_ids_are_compared_where_the_vocabulary_is_llamas(l1, monkeypatch)
 
 def test_weights_that_are_no_numbers_are_found(made):
     directory = made['l1']
-    config, model = read_model_config(directory), variants.load(directory)
-    assert files.check_dtypes(directory, config, model, 'float32').verdict == PASS
-    assert files.check_dtypes(directory, config, model, 'bfloat16').verdict == FAIL
+    model = variants.load(directory)
+    assert files.check_dtypes(directory, model, 'float32').verdict == PASS
+    assert files.check_dtypes(directory, model, 'bfloat16').verdict == FAIL
     model.projector.fc1.bias = torch.nn.Parameter(torch.full((192,), torch.nan))
-    finding = files.check_dtypes(directory, config, model, 'float32')
+    finding = files.check_dtypes(directory, model, 'float32')
     assert finding.text == 'projector.fc1.bias holds NaN or infinity'
 
 

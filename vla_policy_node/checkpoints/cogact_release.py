@@ -84,7 +84,7 @@ def rename_release(state: Mapping) -> dict[str, Tensor]:
 
 
 def describe(release: Path, document: Mapping) -> dict:
-    """Return what `checkpoints.config_file.read_sizes` wants to know, from their files.
+    """Return what `families.prismatic_config.read_sizes` wants to know, from their files.
 
     document: their parsed config.json. ValueError with one sentence for what cannot run.
     """

@@ -151,9 +151,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
     return Finding('prompt ids', PASS, f'{len(LLAMA2_PROMPTS)} instructions as in training')
 
 
-def check_dtypes(
-    directory: Path, config: ModelConfig, model: torch.nn.Module, dtype: str
-) -> Finding:
+def check_dtypes(directory: Path, model: torch.nn.Module, dtype: str) -> Finding:
     """All weights have the requested dtype, and all are finite."""
     stored = {'model': _kinds(tensor.dtype for tensor in read_headers(directory).values())}
     for part in PARTS:

@@ -93,5 +93,5 @@ class GoldenModel:
         return visual, self.model.assemble(visual, inputs.proprio, inputs.prompt_ids)
 
     def unnormalise(self, actions: Tensor) -> np.ndarray:
-        """[K, 7] normalised float32 -> float64 in dataset units."""
+        """[K, A] normalised float32 -> float64 in dataset units."""
         return self.statistics.unnormalise_actions(actions.double().cpu().numpy())

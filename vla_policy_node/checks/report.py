@@ -37,7 +37,7 @@ def check_checkpoint(
         yield files.check_normalisation(directory, config)
         yield files.check_prompt_ids(directory, config)
         model = load_model(directory, config, device, dtype, progress)
-        yield files.check_dtypes(directory, config, model, dtype)
+        yield files.check_dtypes(directory, model, dtype)
         yield from behaviour.check_behaviour(directory, model)
     except ValueError as error:
         yield Finding('loading', FAIL, str(error))

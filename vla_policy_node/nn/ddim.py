@@ -45,7 +45,7 @@ class Ddim:
         return math.sqrt(before) * clean + math.sqrt(1 - before) * noise
 
     def add_noise(self, actions: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """Clean actions [B, K, 7] as they are after so many diffusion steps, [B] int64."""
+        """Clean actions [B, K, A] as they are after so many diffusion steps, [B] int64."""
         signal = torch.tensor(self._signal, device=steps.device)[steps][:, None, None]
         return signal.sqrt() * actions + (1 - signal).sqrt() * noise
 

@@ -14,7 +14,7 @@ from vla_policy_node.nn.dit import DiffusionTransformer
 class DenoisingStep:
     """What an acceleration method may do in one denoising step.
 
-    index: 0, 1, ... in the order they run. actions: [B, K, 7], noisy. step: the diffusion step.
+    index: 0, 1, ... in the order they run. actions: [B, K, A], noisy. step: the diffusion step.
     conditions: [B, 1, width] embedded, with guidance [2 B, 1, width], the second half of it none.
     """
 
@@ -26,7 +26,7 @@ class DenoisingStep:
     guidance: float
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Run all blocks: noise [B, K, 7], and what the blocks added to the embedded actions.
+        """Run all blocks: noise [B, K, A], and what the blocks added to the embedded actions.
 
         The latter is [B or 2 B, K, width] and contains the positional embedding.
         """
@@ -36,7 +36,7 @@ class DenoisingStep:
         return self._guide(self.head.finish(rows)), rows - embedded
 
     def reuse(self, added: Tensor) -> Tensor:
-        """Noise [B, K, 7] as if the blocks added what they did in another step.
+        """Noise [B, K, A] as if the blocks added what they did in another step.
 
         One embedding, one sum, one norm and one product. The diffusion step is nowhere in it: it
         enters by a token that this head drops at the end.

@@ -52,7 +52,7 @@ def decoder_flops(
 
 def chain_flops(*widths: int) -> int:
     """Return the FLOPs of linear layers one after the other, for one row."""
-    return 2 * _chain(*widths)
+    return 2 * sum(a * b for a, b in pairwise(widths))
 
 
 def layer_flops(model: DecoderConfig, rows: LayerRows) -> int:
@@ -75,8 +75,3 @@ def _layer(model: DecoderConfig, asking: int, new: int, seen: int) -> int:
     width, queries, keys = model.width, model.query_width, model.key_width
     linear = 2 * width * (asking * queries + new * keys) + 3 * asking * width * model.mlp_width
     return linear + 2 * asking * seen * queries
-
-
-def _chain(*widths: int) -> int:
-    """Multiply-accumulates of linear layers one after the other, for one row."""
-    return sum(a * b for a, b in pairwise(widths))

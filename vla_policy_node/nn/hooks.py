@@ -79,7 +79,7 @@ class PrefixHooks:
     """Before layer 0."""
 
     def visual_features(self, features: Tensor) -> Tensor:
-        """Features of both vision encoders before the projector, [1, V, features] -> same."""
+        """Features of all vision encoders before the projector, [1, V, features] -> same."""
         return features
 
     def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
