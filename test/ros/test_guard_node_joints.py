@@ -18,6 +18,7 @@ from vla_msgs.msg import JointCommand
 from vla_policy_node.contract import find_contract
 from vla_policy_node.contract.joints import joint_spec
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.guard_outlets import JointOutlet
 
 PERIOD_S = 0.1
 ROBOT = find_contract('two_arms')
@@ -65,9 +66,11 @@ class Controllers(Node):
 
     def _measure(self):
         for publisher, joints in self.sources if self.speaks else ():
-            publisher.publish(JointState(
+            message = JointState(
                 name=[*reversed(joints)],
-                position=[self.positions[joint] for joint in reversed(joints)]))
+                position=[self.positions[joint] for joint in reversed(joints)])
+            message.header.stamp = self.get_clock().now().to_msg()
+            publisher.publish(message)
 
     def wait(self, predicate, what):
         assert spin_until(self.executor_, predicate, 30.0), f'Waited for {what} in vain.'
@@ -187,6 +190,24 @@ def test_a_signal_ends_it_with_a_last_hold(controllers, guard):
     assert guard.returncode == 0
     assert list(controllers.told[-1][2].points[0].positions) == MIDDLE[
         ROBOT.action_slices()[controllers.told[-1][1]]]
+
+
+def test_a_group_that_cannot_be_told_keeps_no_other_from_its_stop():
+    class Publisher:
+        def __init__(self, fails):
+            self.fails, self.told = fails, []
+
+        def publish(self, message):
+            if self.fails:
+                raise RuntimeError('no room')
+            self.told.append(list(message.data))
+
+    left, right = Publisher(True), Publisher(False)
+    outlet = object.__new__(JointOutlet)
+    outlet._groups = [(left, slice(0, 1), True), (right, slice(1, 2), True)]
+    with pytest.raises(RuntimeError, match='no room'):
+        outlet._send((0.0, 0.0))
+    assert right.told == [[0.0]]
 
 
 def test_a_contract_that_is_none_is_said_in_a_sentence():

@@ -285,6 +285,64 @@ def test_a_gripper_that_holds_something_is_no_mismatch_and_does_not_let_go():
     assert cell.tick(0.0, 0.5, 0.0, 0.0).motion.values[2] == 0.0
 
 
+def stand_by(cell, periods, silent=True):
+    """Hold within a goal, as its inputs cease."""
+    cell.silent = {'left'} if silent else set()
+    for _ in range(periods):
+        cell.tick(push=False)
+    cell.silent = set()
+
+
+def go_on(cell, *action):
+    """Return the next motion that is no hold; brakes keep the joints where they are till then."""
+    for _ in range(40):
+        position = cell.position.copy()
+        command = cell.tick(*action)
+        if command.hold.code is HoldReason.NONE:
+            return command.motion, position
+        assert not (np.abs(command.motion.values - position)[:3] > 0.05).any(), 'a hold draws'
+        cell.position = position
+    raise AssertionError(command.detail)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(-0.19, 0.19), st.floats(-0.19, 0.19), st.integers(3, 30),
+       st.sampled_from([0.0, 0.2]), st.booleans())
+def test_after_any_rest_no_joint_is_told_more_than_a_step_from_where_it_is(
+        first, second, periods, error, has_ended):
+    joints = tuple(replace(joint, max_tracking_error=error) for joint in JOINTS[:2])
+    cell = Cell(joints, {'left': (0, 1)}, start=[0.0, 0.5])
+    reached(cell, (0.1, 0.4), 40)
+    if has_ended:
+        cell.commander.end(Outcome.CANCELLED)
+    stand_by(cell, periods)
+    cell.position += [first, second]
+    cell.waiting = []
+    if has_ended:
+        cell.goal = cell.commander.begin('go', 10**18)
+    motion, position = go_on(cell, 0.1, 0.4)
+    assert (np.abs(motion.values - position) <= 0.03 + 0.02 + 1e-9).all()
+
+
+def test_a_joint_that_was_moved_during_a_hold_is_not_taken_for_frozen():
+    cell = Cell()
+    reached(cell, (0.3, 0.5, 1.0, 0.0), 40)
+    stand_by(cell, 20)
+    cell.position[0] = 0.15
+    go_on(cell, 0.15, 0.5, 1.0, 0.0)
+    reached(cell, (0.15, 0.5, 1.0, 0.0), 40)
+
+
+def test_a_hand_that_somebody_opened_at_rest_begins_where_it_is():
+    cell = Cell()
+    reached(cell, (0.0, 0.5, 0.0, 0.0), 30)
+    assert cell.position[2] == 0.0
+    stand_by(cell, 10, silent=False)
+    cell.position[2] = 0.04
+    motion, _ = go_on(cell, 0.0, 0.5, 0.0, 0.0)
+    assert 0.035 <= motion.values[2] < 0.04
+
+
 def test_a_goal_goes_on_from_the_command_where_the_arm_sags_and_from_the_arm_where_it_was_moved():
     cell = Cell()
     reached(cell, (0.5, 0.5, 1.0, 0.0), 60)

@@ -19,11 +19,11 @@ from vla_policy_node.control.joint_state import JointSighting
 # far are no measurement.
 _FREEZE_NS = 500_000_000
 _FREEZE = {'rad': 0.05, 'm': 0.005}
-# A joint this near to where it was commanded last has stayed there: a goal goes on from the
-# command, or the arm would sink a little at every goal. Further away somebody has moved it, unless
-# the command is so recent that the joint may still be on its way.
+# A joint this near to where it was commanded last has stayed there: motion goes on from the
+# command, or the arm would sink a little at every rest. Further away somebody has moved it, and
+# motion begins where it is. Only after a rest: before, the joint may still be on its way.
 _REST_TOLERANCE = {'rad': 0.02, 'm': 0.002}
-_SETTLING_NS = 1_000_000_000
+_RESTING_PERIODS, _RESTING_NS = 2.5, 125_000_000  # the guard goes by the same
 # 5 s of commands at the highest rate.
 _DEPTH = 1024
 
@@ -46,12 +46,19 @@ class JointRecord:
     commanded: [N] positions, of joints moved by velocity the sum of all their steps.
     """
 
-    def __init__(self, spec: JointSpec, tracking: JointTracking):
+    def __init__(self, spec: JointSpec, tracking: JointTracking, period_s: float):
         self._spec = spec
+        self._resting_ns = max(_RESTING_NS, round(_RESTING_PERIODS * period_s * 1e9))
         self._tracking = tracking
         count = len(spec.joints)
         self._by_velocity = spec.by_velocity
         self._is_gripper = np.array([joint.gripper is not None for joint in spec.joints])
+        # Sign of an opening gripper's motion, 0 for other joints; the smallest opening at rest.
+        self._opens = np.array([
+            0.0 if joint.gripper is None else np.sign(
+                joint.gripper.open_position - joint.gripper.closed_position)
+            for joint in spec.joints])
+        self._grips = np.full(count, np.inf)
         self._tolerance = np.array([_REST_TOLERANCE[joint.unit] for joint in spec.joints])
         self._freeze = np.array([_FREEZE[joint.unit] for joint in spec.joints])
         self._allowed = spec.column('max_tracking_error')
@@ -96,10 +103,11 @@ class JointRecord:
             self.shift(now_ns - self._sent[-1][0])
         if self._begun_ns is None:
             self._start(sightings, now_ns)
-            return
-        for seen in sightings:
-            self._check_frozen(seen, self._begun_ns)
-            self._check_tracking(seen, self._begun_ns)
+        else:
+            for seen in sightings:
+                self._check_frozen(seen, self._begun_ns)
+                self._check_tracking(seen, self._begun_ns)
+        self._anchor(sightings, now_ns)
 
     def room(self, sightings: Sequence[JointSighting]) -> JointRoom:
         """Return where the joints may be, once all that was sent is done.
@@ -128,8 +136,7 @@ class JointRecord:
         return JointRoom(low, high)
 
     def _start(self, sightings: Sequence[JointSighting], now_ns: int) -> None:
-        is_settled = now_ns - self._sent_ns > _SETTLING_NS
-        near = self._tolerance if is_settled else np.maximum(self._tolerance, self._allowed)
+        near = np.maximum(self._tolerance, self._allowed)
         for seen in sightings:
             for place, position in zip(seen.places, seen.measured.positions, strict=True):
                 if self._by_velocity[place]:
@@ -138,9 +145,34 @@ class JointRecord:
                 stayed = abs(position - self.commanded[place]) <= near[place]
                 # A gripper that holds something is not where it was told, and must not let go.
                 if not self._is_known[place] or not (stayed or self._is_gripper[place]):
-                    self.commanded = self.commanded.copy()
-                    self.commanded[place] = position
+                    self._place(place, position)
         self._begun_ns = self._append(now_ns)
+
+    def _anchor(self, sightings: Sequence[JointSighting], now_ns: int) -> None:
+        """Begin where the joints are that are not where they were told, after a rest."""
+        is_resting = now_ns - self._sent_ns > self._resting_ns
+        before = self.commanded
+        for seen in sightings:
+            for place, position in zip(seen.places, seen.measured.positions, strict=True):
+                holds = self._holds_something(place, position, is_resting)
+                away = abs(position - self.commanded[place])
+                if is_resting and not self._by_velocity[place] and not holds and (
+                        away > self._tolerance[place]):
+                    self._place(place, position)
+        if self.commanded is not before:
+            self._begun_ns = self._append(now_ns)
+
+    def _holds_something(self, place: int, position: float, is_resting: bool) -> bool:
+        """Return whether a gripper is kept open, and not because somebody opened it at rest."""
+        opens = self._opens[place]
+        opening = position * opens
+        self._grips[place] = min(opening, self._grips[place] if is_resting else np.inf)
+        return bool(opening > self.commanded[place] * opens
+                    and opening - self._grips[place] <= self._tolerance[place])
+
+    def _place(self, place: int, position: float) -> None:
+        self.commanded = self.commanded.copy()  # what was sent stays as it was
+        self.commanded[place] = position
 
     def _append(self, time_ns: int) -> int:
         if self._sent:

@@ -37,7 +37,7 @@ class JointMover:
         self.period_s = period_s
         self.measured = JointWatch(spec.joints, streams)
         self._limiter = JointLimiter(spec, period_s)
-        self._record = JointRecord(spec, tracking or JointTracking())
+        self._record = JointRecord(spec, tracking or JointTracking(), period_s)
         self._latches = {
             place: GripperLatch(joint.gripper.threshold, joint.gripper.dead_band)
             for place, joint in enumerate(spec.joints) if joint.gripper is not None}
@@ -68,6 +68,9 @@ class JointMover:
         """Raise HoldError if joints are not measured, or do not follow the commands."""
         self._sightings = self.measured.newest()
         self._record.check(self._sightings, now_ns)
+        values = self._still.values
+        moved = ~self.spec.by_velocity & (values != self._record.commanded)
+        self._still = JointMotion(np.where(moved, np.nan, values), self._still.steps)
 
     def plan(self, action: np.ndarray, now_ns: int) -> tuple[JointMotion, tuple[str, ...]]:
         """Return the motion for an action [N], within all limits, after `check`."""
@@ -112,7 +115,10 @@ class JointMover:
         return self._is_at_rest
 
     def still(self) -> JointMotion:
-        """Return the last commanded positions, NaN before any, and no velocity."""
+        """Return the last commanded positions, and no velocity.
+
+        NaN before any, and for a joint that somebody has moved since: it must not jump back.
+        """
         return self._still
 
     def counts(self) -> dict[str, int]:

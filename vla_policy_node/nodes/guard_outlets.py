@@ -98,6 +98,8 @@ class JointOutlet:
             self._groups.append((
                 node.create_publisher(kind, group.topic, profile), slices[group.name],
                 by_velocity))
+        # Velocities first: they last until the next one.
+        self._groups.sort(key=lambda group: not group[2])
         inputs = InputStreams(robot, compressed=False)
         for stream in streams:
             type_name, topic = inputs.topics[stream]
@@ -108,11 +110,11 @@ class JointOutlet:
 
     def forward(self, command: SentJointCommand) -> None:
         """Pass an action on; in the place of a hold, what stands still by the guard itself."""
-        self._send(self._bounds.still() if command.hold else command.values)
+        self._send(self._bounds.still(time.monotonic()) if command.hold else self._bounds.told)
 
     def hold(self, hold: Hold, now_ns: int) -> None:
         """Tell the robot to stand still."""
-        self._send(self._bounds.still())
+        self._send(self._bounds.still(time.monotonic()))
 
     def wait(self) -> None:
         """Wait until the controllers have acknowledged what was sent."""
@@ -122,25 +124,36 @@ class JointOutlet:
                 Duration(seconds=max(0.0, deadline_s - time.monotonic())))
 
     def _send(self, values: tuple[float, ...]) -> None:
+        """Tell all groups, even if one cannot be told; then raise what kept it from that."""
+        failure: Exception | None = None
         for publisher, place, by_velocity in self._groups:
-            told = values[place]
-            if by_velocity:
-                publisher.publish(Float64MultiArray(data=told))
-            elif not any(map(math.isnan, told)):
-                # Without a stamp it begins now.
-                publisher.publish(JointTrajectory(
-                    joint_names=self._names[place],
-                    points=[JointTrajectoryPoint(
-                        positions=told, time_from_start=self._ahead)]))
+            try:
+                self._tell(publisher, place, by_velocity, values[place])
+            except Exception as error:  # the others must hear it all the same
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _tell(
+        self, publisher: Publisher, place: slice, by_velocity: bool, told: tuple[float, ...]
+    ) -> None:
+        if by_velocity:
+            publisher.publish(Float64MultiArray(data=told))
+        elif not any(map(math.isnan, told)):
+            # Without a stamp it begins now.
+            publisher.publish(JointTrajectory(
+                joint_names=self._names[place],
+                points=[JointTrajectoryPoint(
+                    positions=told, time_from_start=self._ahead)]))
 
     def _measure(self, stream: str, joints: tuple[str, ...], raw: bytes) -> None:
         if len(raw) > _MOST_STATE_BYTES:
             return  # of nobody's joints, and would take time to read
         try:
-            _, positions = decode_positions(raw, stream, joints)
+            stamp_ns, positions = decode_positions(raw, stream, joints)
         except HoldError:
             return  # what is not measured is missed soon
-        self._bounds.measure(stream, positions, time.monotonic())
+        self._bounds.measure(stream, stamp_ns, positions, time.monotonic())
 
 
 def to_message(command: SentCommand) -> EndEffectorCommand:
