@@ -63,7 +63,8 @@ def turning(tmp_path):
     """joint_arm, moved by velocities."""
     plain = copy.deepcopy(to_plain(find_contract('joint_arm')))
     plain['actions'][0] |= {
-        'kind': 'joint_velocity', 'topic': 'arm_velocity_controller/commands'}
+        'kind': 'joint_velocity', 'topic': 'arm_velocity_controller/commands',
+        'command_timeout_s': 0.1}
     file = tmp_path / 'turning.yaml'
     file.write_text(yaml.safe_dump(plain))
     return str(file)

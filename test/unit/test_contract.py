@@ -215,6 +215,12 @@ EDITS = [
     ('end_effector', {'actions.1.part_of': ''}, 'actions[1].part_of or topic'),
     ('end_effector', {'actions.1.topic': 'hand'}, 'actions[1].part_of or topic'),
     ('end_effector', {'actions.1.open_position': 0.1}, 'need a joint'),
+    ('joint_arm', {'actions.0.kind': 'joint_velocity'}, 'actions[0].command_timeout_s is 0'),
+    ('joint_arm', {'actions.0.kind': 'joint_velocity', 'actions.0.command_timeout_s': 1.5},
+     'actions[0].command_timeout_s is 1.5'),
+    ('joint_arm', {'actions.0.kind': 'joint_velocity', 'actions.0.command_timeout_s': -0.1},
+     'actions[0].command_timeout_s is -0.1'),
+    ('joint_arm', {'actions.0.command_timeout_s': 0.1}, 'is for joint_velocity only'),
     ('joint_arm', {'actions.0.joints': []}, 'actions[0].joints is empty'),
     ('joint_arm', {'actions.0.joints.1.name': 'panda_joint1'}, "joints has 'panda_joint1' twice"),
     ('joint_arm', {'actions.0.joints.1.name': 'elbow'}, "the position of the joint 'elbow'"),
@@ -308,9 +314,11 @@ def robots(draw):
             state.append(StateSource(f'of_{arm}', f'{arm}/joints', JOINT_STATE_TYPE, tuple(
                 StateValue(f'{arm}_{field}_{i}', 'rad', field, joint)
                 for field in fields for i, joint in enumerate(moved))))
-            actions.append(JointGroup(arm, draw(st.sampled_from(
-                ['joint_position', 'joint_velocity'])), f'{arm}/command',
-                tuple(draw(joints(name)) for name in moved)))
+            kind, timeout_s = draw(st.sampled_from([
+                ('joint_position', 0.0), ('joint_velocity', 0.1), ('joint_velocity', 1.0)]))
+            actions.append(JointGroup(
+                arm, kind, f'{arm}/command', tuple(draw(joints(name)) for name in moved),
+                timeout_s))
     return RobotContract(draw(names), tuple(
         Camera(f'cam_{name}', f'/{name}/image', draw(st.sampled_from(CAMERA_TRANSFORMS)),
                not i or draw(st.booleans())) for i, name in enumerate(cameras)),
@@ -420,3 +428,12 @@ def test_the_contract_needs_neither_ros_nor_torch():
 def test_a_file_of_a_user_whom_nobody_knows_is_refused_with_a_sentence():
     with pytest.raises(ContractError, match='cannot be found'):
         load_contract('~nobody-of-this-name/robot.yaml')
+
+
+def test_the_command_shows_what_the_driver_of_velocities_owes(tmp_path):
+    plain = copy.deepcopy(CONTRACTS['joint_arm'])
+    plain['actions'][0] |= {'kind': 'joint_velocity', 'command_timeout_s': 0.25}
+    file = tmp_path / 'turning.yaml'
+    file.write_text(text_of(plain))
+    result = CliRunner().invoke(cli.app, ['contract', 'check', str(file)], env={'COLUMNS': '300'})
+    assert result.exit_code == 0 and 'stop 0.25 s after the last command' in result.output

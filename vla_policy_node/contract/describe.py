@@ -58,6 +58,9 @@ def _meaning(group: ActionGroup) -> list[str]:
             lines.append(f'{group.joint.name}: open at {group.open_position:g}, closed at '
                          f'{group.closed_position:g} {group.joint.unit}')
         return lines
-    return [f'{joint.name}: {joint.min_position:g} to {joint.max_position:g} {joint.unit}, at '
-            f'most {joint.max_velocity:g}/s, {joint.max_acceleration:g}/s^2, {joint.max_step:g} a '
-            'period' for joint in group.joints]
+    lines = [f'{joint.name}: {joint.min_position:g} to {joint.max_position:g} {joint.unit}, at '
+             f'most {joint.max_velocity:g}/s, {joint.max_acceleration:g}/s^2, {joint.max_step:g} '
+             'a period' for joint in group.joints]
+    if group.command_timeout_s:
+        lines.append(f'its driver must stop {group.command_timeout_s:g} s after the last command')
+    return lines

@@ -31,6 +31,8 @@ _TOPIC = re.compile(r'/?[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
 _LONGEST = 200
 # Bounds of a joint beyond these are typing errors: rad or m, and per s and s^2.
 _SMALLEST, _LARGEST = 1e-6, 1e4
+# A driver that goes on for longer without a command does not stop by itself in time.
+_LONGEST_TIMEOUT_S = 1.0
 
 
 class ContractError(ValueError):
@@ -240,12 +242,18 @@ class EndEffectorGroup:
 
 @dataclass(frozen=True)
 class JointGroup:
-    """As many actions as there are joints: positions, or velocities. topic: of their commands."""
+    """As many actions as there are joints: positions, or velocities. topic: of their commands.
+
+    command_timeout_s: of velocities, after how long without a command the driver or controller
+    itself stops these joints. Nothing here measures that: whoever writes it has tried it. A
+    velocity lasts until the next one, and nobody sends a stop when the guard itself is killed.
+    """
 
     name: str
     kind: str
     topic: str
     joints: tuple[Joint, ...]
+    command_timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_name('name', self.name)
@@ -254,6 +262,16 @@ class JointGroup:
         if not self.joints:
             raise ContractError('joints is empty; name the joints in the order of the actions.')
         check_unique('joints', [joint.name for joint in self.joints])
+        if self.kind == 'joint_velocity':
+            if not 0.0 < self.command_timeout_s <= _LONGEST_TIMEOUT_S:
+                raise ContractError(
+                    f'command_timeout_s is {self.command_timeout_s:g}; joint_velocity needs a '
+                    'driver that stops by itself when commands cease, within '
+                    f'{_LONGEST_TIMEOUT_S:g} s: give its time, or use joint_position.')
+        elif self.command_timeout_s != 0.0:
+            raise ContractError(
+                'command_timeout_s is for joint_velocity only; remove it, for positions end by '
+                'themselves.')
 
     @property
     def dimension(self) -> int:
