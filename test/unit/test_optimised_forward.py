@@ -30,7 +30,7 @@ from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import LayerHooks
 from vla_policy_node.nn.sequence import TokenSequence
-from vla_policy_node.nn.transformer import Decoder
+from vla_policy_node.nn.transformer import Decoder, DecoderConfig, DecoderLayer
 from vla_policy_node.runtime import compiling, static_forward
 from vla_policy_node.runtime.fusing import fuse
 from vla_policy_node.runtime.static_forward import OTHERS_BUCKET, VISUAL_BUCKET, StaticForward
@@ -427,3 +427,26 @@ def test_a_bound_is_reached_by_the_worst_row_and_by_none_exceeded():
         parameter.zero_()
     zeros = Float8Linear(linear, reach(norm, 64, linear))
     assert zeros(torch.zeros(2, 64)).isfinite().all()
+
+
+@torch.inference_mode()
+def test_the_bound_of_a_norm_by_one_plus_its_weight_holds():
+    torch.manual_seed(3)
+    layer = DecoderLayer(DecoderConfig(
+        width=64, layers=1, heads=4, mlp_width=96, vocabulary=0, norm_offset=True))
+    norm = layer.input_layernorm
+    norm.weight.copy_(0.1 * torch.randn(64))
+    rows = 100 * torch.eye(64)  # one number has all of a row's size: the worst case
+    assert norm(rows).abs().max() <= reach(norm, 64) * (1 + 1e-5)
+    values = layer.self_attn.v_proj
+    rows = values.weight * norm.gain
+    assert values(norm(rows)).abs().max() <= reach(norm, 64, values)
+    to_float8(layer)
+    assert float(layer.self_attn.v_proj.factor) <= 448 / norm.gain.max() / 8 * (1 + 1e-5)
+
+
+def test_norms_that_a_condition_changes_have_no_bound():
+    layer = DecoderLayer(DecoderConfig(
+        width=64, layers=1, heads=4, mlp_width=96, vocabulary=0, condition_width=16))
+    with pytest.raises(ValueError, match='dtype float8 needs norms whose largest result is known'):
+        to_float8(layer)

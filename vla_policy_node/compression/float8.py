@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_policy_node.nn.norms import AdaptiveRmsNorm
 from vla_policy_node.nn.transformer import DecoderLayer
 from vla_policy_node.nn.vision import Block
 
@@ -114,7 +115,10 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def to_float8(model: nn.Module) -> nn.Module:
-    """Replace the linear layers of vision encoders and decoder in place, and return the model."""
+    """Replace the linear layers of vision encoders and decoder in place, and return the model.
+
+    ValueError with one sentence if a norm has no bound.
+    """
     for layer in list(model.modules()):
         for norm, part, first, second in _PARTS.get(type(layer), ()):
             _replace(getattr(layer, norm), getattr(layer, part), first, second)
@@ -139,7 +143,12 @@ def _replace(norm: nn.Module, part: nn.Module, first: Sequence[str], second: str
 
 def reach(norm: nn.Module, width: int, linear: nn.Linear | None = None) -> float:
     """What no value of the norm's result exceeds, or none of the last `width` of its product."""
-    gain, shift = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    if isinstance(norm, AdaptiveRmsNorm):
+        raise ValueError(
+            'dtype float8 needs norms whose largest result is known, and a condition changes '
+            'those of this policy; choose dtype bfloat16, or int8 to save memory.')
+    shift = getattr(norm, 'bias', None)
+    gain = getattr(norm, 'gain', getattr(norm, 'weight', None))  # 1 + weight, for some norms
     gain = 1.0 if gain is None else gain.float()
     if linear is None:
         largest = torch.as_tensor(gain).abs() * width**0.5
