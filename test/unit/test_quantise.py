@@ -68,3 +68,11 @@ def test_rounding_to_four_bits_leaves_sixteen_levels_per_group():
     step = (groups.amax(2) - groups.amin(2)) / 15
     assert ((rounded - groups).abs() <= 0.501 * step[..., None]).all()
     assert all(len(group.unique()) <= 16 for row in rounded for group in row)
+
+
+@needs_torchao
+@pytest.mark.parametrize('head', ['l1', 'discrete', 'diffusion', 'autoregressive', 'cogact'])
+def test_every_head_loads_in_int8(head, tmp_path):
+    entries = variants.COGACT if head == 'cogact' else {}
+    small = variants.load(variants.make(tmp_path / head, head, **entries), 'int8')
+    assert type(small.projector.fc1.weight.data) is not torch.Tensor

@@ -35,7 +35,8 @@ def make_quantiser(model: nn.Module, dtype: str, device: torch.device) -> Callab
     }
 
     def quantise(name: str, weight: Tensor) -> Tensor:
-        if name not in linear_weights:
+        # torchao cannot take inputs of one number, whose weights are few anyway.
+        if name not in linear_weights or weight.shape[1] == 1:
             return weight
         small = dtype == 'int4' and name.startswith(_DECODER)
         small = small and weight.shape[1] % GROUP_SIZE == 0
