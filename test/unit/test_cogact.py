@@ -318,3 +318,30 @@ def test_a_float_policy_may_run_in_bfloat16(made):
     model = loading.load_model(made['one camera'], config, 'cpu', 'bfloat16')
     cognition = torch.randn(1, 1, 32, dtype=torch.bfloat16)
     assert model.decode(cognition, ForwardPass()).dtype == torch.float32
+
+
+def say(directory, **entries):
+    path = directory / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_what_is_written_into_the_config_of_a_release_is_read(released):
+    names = ['forward', 'left', 'up', 'roll', 'pitch', 'yaw', 'hand_gripper']
+    say(released, cameras=['front'], actions=names, normalisation='min_max', center_crop=True,
+        chunk_length=16, method_settings={'fastv': {'keep': 3}})
+    config = read_model_config(released)
+    assert config.spec.cameras == ('front',)
+    assert [quantity.name for quantity in config.spec.actions] == names
+    assert (config.ranges, config.center_crop) == (('min', 'max'), True)
+    assert config.method_settings == {'fastv': {'keep': 3}}
+
+
+def test_a_state_without_proprio_is_not_read_from_a_release(released):
+    say(released, state=['x', 'y'])
+    assert read_model_config(released).spec.state == ()
+
+
+def test_a_release_keeps_the_chunk_length_of_its_weights(released):
+    say(released, chunk_length=8)
+    with pytest.raises(ValueError, match=r'chunk_length 8; it must be 16, as in CogACT-Tiny\.pt'):
+        read_model_config(released)

@@ -35,7 +35,9 @@ NORMALISATION = {
 }
 _SECTIONS = ('vision_backbone', 'projector', 'llm_backbone', 'action_model')
 # Of our own config.json, what may stand in theirs.
-_OWN_ENTRIES = ('vision_tiny', 'tiny_token_ids', 'llm_max_length', 'trained')
+_OWN_ENTRIES = (
+    'cameras', 'state', 'actions', 'proprio', 'normalisation', 'center_crop', 'trained',
+    'method_settings', 'vision_tiny', 'tiny_token_ids', 'llm_max_length')
 # Their names, section first, and OpenVLA's.
 _NAMES = (
     (r'^vision_backbone\.dino_featurizer\.(.*)\.gamma$',
@@ -116,7 +118,10 @@ def describe(release: Path, document: Mapping) -> dict:
                 f'{release} has a head of {blocks} blocks of width {width}, which is none of '
                 "DiT-S, -B and -L; give its number of heads in config.json under 'dit'.")
         sizes['heads'] = _HEADS[blocks, width]
-    own = {key: document[key] for key in _OWN_ENTRIES if key in document}
+    if entries.value('chunk_length', rows - 1) != rows - 1:
+        raise entries.error(
+            'chunk_length', f'{rows - 1}, as in {release.name}', entries.value('chunk_length'))
+    own = {key: document[key] for key in _OWN_ENTRIES if key in entries}
     return {
         'vision_backbone_id': 'dinosiglip-vit-so-224px',
         'head': 'cogact',
