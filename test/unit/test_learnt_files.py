@@ -109,3 +109,16 @@ def test_queries_without_their_layer_or_of_another_width(tmp_path):
 def test_thresholds_of_no_exit(tmp_path, exits, thresholds):
     write(tmp_path / deer.FILE_NAME, {'exits': exits, 'thresholds': thresholds})
     assert deer.FILE_NAME in refusal_of('deer', tmp_path)
+
+
+@pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_a_kind_of_number_that_is_not_read(tmp_path, dtype):
+    for name, file, tensors in (
+        ('mole', mole.FILE_NAME, router()),
+        ('fastdrivevla', fastdrivevla.FILE_NAME, scorer()),
+        ('lightvla_star', lightvla_star.FILE_NAME, {'queries': torch.zeros(4, WIDTH)}),
+    ):
+        first = next(iter(tensors))
+        write(tmp_path / file, tensors | {first: tensors[first].to(dtype)}, layer='0')
+        kind = str(dtype).removeprefix('torch.')
+        assert f'stores {first} as {kind}' in refusal_of(name, tmp_path)
