@@ -1,7 +1,13 @@
 """TTF-VLA: which features are the last frame's."""
 
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
 import torch
 from tiny_model import CONFIG, PREPROCESSOR, prepared, shared_inputs, step_of
+
+from vla_policy_node.acceleration.ttf_vla import TtfVla
 
 DINO = CONFIG.dino.width
 WIDTH = DINO + CONFIG.siglip.width
@@ -93,3 +99,12 @@ def test_of_equally_relevant_tokens_the_first_of_each_camera_are_anew():
     features, _ = second_frame(relevance=torch.zeros(32), threshold=9.0, count=3)
     anew = (features == FEATURES[1]).all(dim=2)[0].nonzero().flatten().tolist()
     assert anew == [0, 1, 2, 16, 17, 18]
+
+
+def test_more_vision_encoders_than_thresholds_are_refused():
+    class Three(type(CONFIG)):
+        feature_widths = (8, 8, 8)
+
+    config = Three(**{field.name: getattr(CONFIG, field.name) for field in fields(CONFIG)})
+    with pytest.raises(ValueError, match=r'two vision encoders, and this policy has 3; .*\.$'):
+        TtfVla().prepare(Path(), config)

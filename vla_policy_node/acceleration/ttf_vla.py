@@ -67,7 +67,11 @@ class TtfVla(Method):
         self.reset()
 
     def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Remember the sizes."""
+        """Remember the sizes; ValueError for more vision encoders than have thresholds."""
+        if len(config.feature_widths) > 2:
+            raise ValueError(
+                'ttf_vla has thresholds for two vision encoders, and this policy has '
+                f'{len(config.feature_widths)}; choose another method.')
         self._config = config
 
     def begin_step(self, step: Step) -> None:
@@ -91,9 +95,9 @@ class TtfVla(Method):
                     self._fresh(self._change, threshold).to(features.device)[None, :, None],
                     new, old)
                 for threshold, new, old in zip(
-                    (self.threshold, self.threshold * SIGLIP_SCALE),
+                    (self.threshold, self.threshold * SIGLIP_SCALE)[: len(widths)],
                     features.split(widths, dim=2),
-                    self._features.split(widths, dim=2), strict=False)
+                    self._features.split(widths, dim=2), strict=True)
             ], dim=2)
         self._step += 1
         self._features = features
