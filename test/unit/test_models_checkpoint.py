@@ -174,6 +174,13 @@ def test_an_entry_that_is_not_there_is_named_with_its_file(tmp_path):
         read_statistics(layout.read_json(tmp_path, 'dataset_statistics.json'))
 
 
+def test_a_missing_entry_says_nothing_of_a_family(tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ValueError) as caught:
+        layout.read_json(tmp_path, 'config.json')['norm_stats']
+    assert str(caught.value).endswith("no entry 'norm_stats'; put the right file there.")
+
+
 def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"')
     config = config_of({'vision_backbone_id': 'dinosiglip-vit-so-224px'})

@@ -118,7 +118,7 @@ def read_json(path: Path, largest_bytes: int = JSON_BYTES, kind: type = dict) ->
         __slots__ = ()
 
         def __missing__(self, key: str):
-            raise ValueError(f'{path} has no entry {key!r}; is it of an OpenVLA-OFT checkpoint?')
+            raise ValueError(f'{path} has no entry {key!r}; put the right file there.')
 
     def document(pairs: list[tuple[str, object]]) -> Document:
         made = Document(pairs)
