@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -31,6 +32,7 @@ from vla_policy_node.policy.warm_up import grey_observation
 from vla_policy_node.runtime import compiling
 from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.runtime.static_forward import OTHERS_BUCKET, VISUAL_BUCKET
+from vla_policy_node.training.compress import CompressionRecipe, compress
 from vla_policy_node.training.stage_run import Run, train
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +208,21 @@ def test_files_of_an_unknown_kind_are_refused_with_a_sentence(tmp_path):
 def test_training_says_which_policies_it_knows(checkpoint, tmp_path):
     with pytest.raises(ValueError, match='of the family Tern; vla train knows how'):
         train(Run(stage_config('clone', None, {}), checkpoint, tmp_path, None, tmp_path / 'out'))
+
+
+def test_compressing_says_which_policies_it_knows(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match='of the family Tern; vla compress knows how'):
+        compress(str(checkpoint), tmp_path / 'out', CompressionRecipe(mlp_share=0.5))
+
+
+def test_statistics_without_a_data_set_end_the_check_with_a_sentence(checkpoint, tmp_path):
+    directory = shutil.copytree(checkpoint, tmp_path / 'empty')
+    (directory / 'dataset_statistics.json').write_text('{}')
+    findings = [*check_checkpoint(directory)]
+    assert all('holds no data set' in finding.text
+               for finding in findings if finding.verdict == FAIL)
+    assert {finding.name for finding in findings if finding.verdict == FAIL} == {
+        'statistics', 'loading'}
 
 
 def test_the_page_names_files_that_exist():

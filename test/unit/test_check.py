@@ -160,6 +160,38 @@ def test_statistics_of_the_suite_that_is_asked_for(l1):
     assert 'a policy has to name one' in check_statistics(l1).text
 
 
+def test_statistics_without_a_data_set_are_a_failure(l1):
+    (l1 / 'dataset_statistics.json').write_text('{}')
+    finding = check_statistics(l1)
+    assert (finding.verdict, 'holds no data set' in finding.text) == (FAIL, True)
+
+
+@pytest.mark.parametrize(('kept', 'sentence'), [
+    ((6,), 'all numbers of an action but gripper are un-normalised'),
+    ((), 'all numbers of an action are un-normalised'),
+])
+def test_what_of_an_action_stays_as_it_is_is_named(l1, kept, sentence):
+    mask = [index not in kept for index in range(7)]
+    edit(l1 / 'dataset_statistics.json',
+         lambda document: next(iter(document.values()))['action'].update(mask=mask))
+    finding = check_statistics(l1)
+    assert (finding.verdict, finding.text.endswith(sentence)) == (PASS, True)
+
+
+def test_a_gripper_is_found_by_its_name(l1):
+    edit(l1 / 'config.json', lambda document: document.update(
+        actions=['left_gripper', 'a', 'b', 'c', 'd', 'e', 'f']))
+
+    def keep(index):
+        edit(l1 / 'dataset_statistics.json',
+             lambda document: next(iter(document.values()))['action'].update(
+                 mask=[place != index for place in range(7)]))
+        return check_statistics(l1)
+
+    assert keep(0).text.endswith('but left_gripper are un-normalised')
+    assert keep(6).verdict == FAIL
+
+
 @pytest.mark.parametrize(('entry', 'value', 'sentence'), [
     ('mask', [True] * 6, 'action.mask must be a list of 7 numbers'),
     ('mask', [False] * 7, 'leaves a motion dimension as it is'),

@@ -9,13 +9,24 @@ import torch
 from training_data import CAMERAS, make_demonstrations, small_config
 from typer.testing import CliRunner
 
+from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.cli import app
 from vla_policy_node.families import read_model_config
-from vla_policy_node.policy.interface import InferenceRequest, Observation
+from vla_policy_node.policy.interface import (
+    InferenceRequest,
+    Observation,
+    PolicySpec,
+    Quantity,
+)
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import create_small_checkpoint
-from vla_policy_node.training.compress import CompressionRecipe, compress
+from vla_policy_node.training.compress import (
+    Compression,
+    CompressionRecipe,
+    _compare,
+    compress,
+)
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +104,7 @@ def test_rows_known_by_the_name_of_a_public_checkpoint_are_written_down(tmp_path
 
 @pytest.mark.parametrize(('head', 'recipe', 'sentence'), [
     ('diffusion', CompressionRecipe(mlp_share=0.5), 'has a diffusion head; only'),
+    ('autoregressive', CompressionRecipe(mlp_share=0.5), 'has an autoregressive head; only'),
     ('l1', CompressionRecipe(layers=1), 'name a folder made by vla demos'),
     ('l1', CompressionRecipe(), 'Nothing is to be removed'),
     ('l1', CompressionRecipe(layers=2, demonstrations='x'), 'at least one must stay'),
@@ -116,3 +128,21 @@ def test_the_command_prints_what_it_removed(demonstrations, tmp_path):
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
     assert 'is not empty' in again.output
+
+
+def test_motion_and_grippers_are_told_apart_by_their_names():
+    spec = PolicySpec(actions=tuple(Quantity(name) for name in (
+        'left_waist', 'left_gripper', 'right_waist', 'right_gripper')))
+    ones = np.ones(4)
+    statistics = Statistics('aloha', -ones, ones, np.array([True, True, True, False]), *2 * [ones])
+    before = torch.tensor([[[0.0, -0.1, 0.0, 0.4]]])
+    after = torch.tensor([[[0.1, 0.1, 0.3, 0.6]]])
+    result = _compare(
+        Compression((), (), (9, 8)), statistics, spec.grippers, (9, 7, before), (8, 6, after))
+    assert result.action_change == pytest.approx((0.2, 0.3))
+    assert result.gripper_flips == 1
+    still = torch.tensor([[[0.1, -0.9, 0.3, 0.1]]])
+    result = _compare(result, statistics, spec.grippers, (9, 7, before), (8, 6, still))
+    assert result.gripper_flips == 0
+    result = _compare(result, statistics, (), (9, 7, before), (8, 6, after))
+    assert result.gripper_flips is None

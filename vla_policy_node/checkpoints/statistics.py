@@ -70,6 +70,8 @@ def read_statistics(
     bottom, top = ranges
     entries = Entries(document, STATISTICS)
     names = entries.names()
+    if not names:
+        raise ValueError(f'{STATISTICS} holds no data set; put the real file there.')
     if not key and len(names) == 1:
         key = names[0]
     if not key:

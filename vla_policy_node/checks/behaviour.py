@@ -53,7 +53,8 @@ class SampleRun:
         """Take pictures and words as the family does."""
         config = model.config
         document = read_statistics_document(directory)
-        statistics = read_statistics(document, next(iter(document)), config.spec, config.ranges)
+        statistics = read_statistics(
+            document, next(iter(document), ''), config.spec, config.ranges)
         inputs = families.of(config).load_encoder(
             directory, config, statistics, dict.fromkeys(config.spec.cameras, 'none'))
         prompt = torch.tensor([inputs.encode_prompt(INSTRUCTION)])

@@ -102,19 +102,24 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
         key = candidates[0]
     try:
         chosen = [read_statistics(document, name, config.spec, config.ranges)
-                  for name in ([key] if key else document)]
+                  for name in ([key] if key else [*document] or [''])]
     except ValueError as error:
         return Finding('statistics', FAIL, str(error))
+    # Where no number is called a gripper, the last may be one.
+    grippers = config.spec.grippers or (len(config.spec.actions) - 1,)
     for statistics in chosen:
-        if not statistics.action_mask[:-1].all():
+        if not np.delete(statistics.action_mask, grippers).all():
             return Finding(
                 'statistics', FAIL,
                 f'{statistics.key!r} leaves a motion dimension as it is (mask '
                 f'{statistics.action_mask.tolist()}); actions would not be un-normalised')
     if len(chosen) > 1:
         return Finding('statistics', PASS, f'for {known}; a policy has to name one of them')
-    gripper = 'as it is' if not chosen[0].action_mask[-1] else 'un-normalised'
-    return Finding('statistics', PASS, f'{chosen[0].key}; the gripper stays {gripper}')
+    kept = [quantity.name for quantity, scaled in zip(
+        config.spec.actions, chosen[0].action_mask, strict=True) if not scaled]
+    but = f' but {listed(kept)}' if kept else ''
+    return Finding(
+        'statistics', PASS, f'{chosen[0].key}; all numbers of an action{but} are un-normalised')
 
 
 def check_normalisation(directory: Path, config: ModelConfig) -> Finding:

@@ -76,6 +76,8 @@ def _report(console, result) -> None:
     console.print(table)
     if result.action_change:
         mean, largest = result.action_change
+        flips = '' if result.gripper_flips is None else (
+            f'; the gripper changes sides in {result.gripper_flips:.1%} of them')
         console.print(
             f'On the samples normalised actions change by {mean:.3f} on average and {largest:.3f} '
-            f'at most; the gripper changes sides in {result.gripper_flips:.1%} of them.')
+            f'at most{flips}.')

@@ -162,6 +162,12 @@ class PolicySpec:
     state: tuple[Quantity, ...] = END_EFFECTOR_STATE
     actions: tuple[Quantity, ...] = END_EFFECTOR_DELTA
 
+    @property
+    def grippers(self) -> tuple[int, ...]:
+        """Places of the actions that are called grippers."""
+        return tuple(
+            place for place, action in enumerate(self.actions) if 'gripper' in action.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDescription:

@@ -24,7 +24,7 @@ from vla_policy_node.checkpoints.layout import (
     read_normalisation,
     read_statistics_document,
 )
-from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.compression.layer_removal import (
     layer_importance,
     least_important,
@@ -33,6 +33,7 @@ from vla_policy_node.compression.layer_removal import (
 )
 from vla_policy_node.families import count_flops, read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.forward_pass import ForwardPass
@@ -43,7 +44,6 @@ from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training.demonstrations import Demonstrations
 
 COMMAND = 'vla compress'  # whose files they are
-GRIPPER = 6
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Compression:
     """What became of a checkpoint; each pair is before and after.
 
     importance: [layers], empty if nothing was measured. action_change: mean and largest change of
-    normalised actions on the samples, gripper excluded; gripper_flips: share of its commands
-    that changed sides.
+    normalised actions on the samples, grippers excluded; gripper_flips: share of their commands
+    that changed sides, None where no action is called a gripper.
     """
 
     removed: tuple[int, ...]
@@ -78,7 +78,7 @@ class Compression:
     parameters: tuple[int, int]
     flops: tuple[int, int] | None = None
     action_change: tuple[float, float] | None = None
-    gripper_flips: float = 0.0
+    gripper_flips: float | None = None
 
 
 def compress(
@@ -98,7 +98,12 @@ def compress(
     config = read_model_config(directory)
     _check(directory, out, config, recipe)
     model = load_model(directory, config, device, dtype)
-    samples = _samples(directory, model, recipe, progress) if recipe.demonstrations else []
+    samples: list[TokenSequence] = []
+    if recipe.demonstrations:
+        statistics = read_statistics(
+            read_statistics_document(directory), recipe.statistics_key, config.spec,
+            config.ranges)
+        samples = _samples(directory, model, statistics, recipe, progress)
     before = _parameters(model), _flops(model, samples), _actions(model, samples)
     importance = layer_importance(model.language_model, samples) if recipe.layers else ()
     removed = least_important(importance, recipe.layers) if recipe.layers else []
@@ -108,7 +113,7 @@ def compress(
     result = Compression(
         tuple(removed), tuple(float(value) for value in importance), (before[0], after[0]))
     if samples:
-        result = _compare(result, before, after)
+        result = _compare(result, statistics, config.spec.grippers, before, after)
     with whole_folder(out, COMMAND) as folder:
         _write(directory, folder, model, {
             'removed_layers': removed, 'mlp_share': recipe.mlp_share,
@@ -117,9 +122,14 @@ def compress(
 
 
 def _check(directory: Path, out: Path, config: ModelConfig, recipe: CompressionRecipe) -> None:
-    if not config.can(Capability.ONE_PASS):
+    if not isinstance(config, PrismaticConfig):
         raise ValueError(
-            f'{directory} has a {config.family.name} head; only OpenVLA-OFT with an L1 or '
+            f'{directory} is a policy of the family {config.family.family}; vla compress knows '
+            'how to make OpenVLA-OFT and CogACT smaller.')
+    if not config.can(Capability.ONE_PASS):
+        article = 'an' if config.family.name[0] in 'aeiou' else 'a'
+        raise ValueError(
+            f'{directory} has {article} {config.family.name} head; only OpenVLA-OFT with an L1 or '
             'discrete head and CogACT can be made smaller.')
     if recipe.layers and recipe.demonstrations is None:
         raise ValueError(
@@ -133,13 +143,11 @@ def _check(directory: Path, out: Path, config: ModelConfig, recipe: CompressionR
 
 @torch.inference_mode()
 def _samples(
-    directory: Path, model: PrismaticVla, recipe: CompressionRecipe,
+    directory: Path, model: PrismaticVla, statistics: Statistics, recipe: CompressionRecipe,
     progress: Callable[[int, int], None],
 ) -> list[TokenSequence]:
     """What enters the language model, for frames drawn from all demonstrations."""
     config = model.config
-    statistics = read_statistics(
-        read_statistics_document(directory), recipe.statistics_key, config.spec, config.ranges)
     transforms = dict.fromkeys(config.spec.cameras, recipe.transform)
     inputs = model.family.load_encoder(directory, config, statistics, transforms)
     normalise = inputs.preprocessor.normaliser.to(next(model.parameters()).device)
@@ -161,7 +169,7 @@ def _samples(
 
 @torch.inference_mode()
 def _actions(model: PrismaticVla, samples: Sequence[TokenSequence]) -> Tensor | None:
-    """[samples, K, 7], normalised."""
+    """[samples, K, A], normalised."""
     if not samples:
         return None
     nobody = ForwardPass()
@@ -183,14 +191,21 @@ def _parameters(model: PrismaticVla) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _compare(result: Compression, before: tuple, after: tuple) -> Compression:
-    change = (after[2] - before[2]).abs()
-    open_before, open_after = (actions[..., GRIPPER] >= 0.5 for actions in (before[2], after[2]))
+def _compare(
+    result: Compression, statistics: Statistics, grippers: Sequence[int], before: tuple,
+    after: tuple,
+) -> Compression:
+    """Add what the samples tell; before, after: parameters, FLOPs and actions."""
+    motion = [place for place in range(before[2].shape[-1]) if place not in grippers]
+    change = (after[2] - before[2]).abs()[..., motion]
+    # Normalised, the middle is 0; what stays as it is runs from 0 to 1.
+    middle = torch.where(torch.from_numpy(statistics.action_mask), 0.0, 0.5)
+    sides = [(actions.cpu() >= middle)[..., list(grippers)] for actions in (before[2], after[2])]
     return replace(
         result,
         flops=(before[1], after[1]),
-        action_change=(float(change[..., :GRIPPER].mean()), float(change[..., :GRIPPER].max())),
-        gripper_flips=float((open_before != open_after).float().mean()),
+        action_change=(float(change.mean()), float(change.max())),
+        gripper_flips=float((sides[0] != sides[1]).float().mean()) if grippers else None,
     )
 
 
