@@ -336,8 +336,11 @@ def test_what_is_written_into_the_config_of_a_release_is_read(released):
     assert config.method_settings == {'fastv': {'keep': 3}}
 
 
-def test_a_state_without_proprio_is_not_read_from_a_release(released):
+def test_a_state_that_the_weights_of_a_release_do_not_take_is_refused(released):
     say(released, state=['x', 'y'])
+    with pytest.raises(ValueError, match=r'proprio_projector.*\.$'):
+        LocalPolicy.load(released, methods=())
+    say(released, proprio=False)
     assert read_model_config(released).spec.state == ()
 
 

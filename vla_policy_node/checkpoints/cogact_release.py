@@ -125,7 +125,7 @@ def describe(release: Path, document: Mapping) -> dict:
     return {
         'vision_backbone_id': 'dinosiglip-vit-so-224px',
         'head': 'cogact',
-        'proprio': False,
+        'proprio': 'state' in entries,
         'cameras': 1,
         'center_crop': False,
         **own,
