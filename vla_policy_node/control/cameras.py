@@ -1,7 +1,6 @@
-"""Camera checks: is a picture alive, of constant size, and from the right camera?
+"""Camera checks: is the image live, of constant size, and from the right camera?
 
-A policy acts on any picture it gets, so whether it is the right one is checked here, for every
-frame, on a sample of its pixels.
+A policy acts on any image it gets, so every frame is checked here, on a sample of its pixels.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Detects when the clock of the stamps stops or steps, by comparison with a steady clock."""
+"""Detects that the clock behind the stamps stops or steps, by comparison with a steady clock."""
 
 from vla_policy_node.control.hold import Hold, HoldReason
 

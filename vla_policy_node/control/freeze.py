@@ -1,4 +1,4 @@
-"""Detects frozen cameras: stamps that advance while the picture stays the same.
+"""Detects frozen cameras: stamps advance while the image stays the same.
 
 It compares samples of the decoded picture, so that nothing around the pixels on the wire (stamps,
 `frame_id`, padding, another compression) matters. Samples, not means: sensor noise is what tells a

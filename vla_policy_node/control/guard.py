@@ -1,4 +1,4 @@
-"""Which commands may pass to the robot, and when it must be told to stand still instead.
+"""Decides which commands may pass to the robot, and when it must be sent holds instead.
 
 The last line of defence against a policy that may die, hang or send nonsense at any moment. It
 therefore shares nothing with the policy but the format of a command, and trusts none of its

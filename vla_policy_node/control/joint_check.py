@@ -1,4 +1,4 @@
-"""Final check of a motion of joints against all limits, independent of what computed it."""
+"""Final check of a joint motion against all limits, independent of the code that computed it."""
 
 from __future__ import annotations
 

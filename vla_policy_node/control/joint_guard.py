@@ -1,7 +1,7 @@
-"""Which commands for joints may pass to the robot: the part of `guard` that knows joints.
+"""Decides which joint commands may pass to the robot: the joint-space part of `guard`.
 
-It shares no code with what bounds them in the policy node, and looks at the joints by itself: a
-position is a place to go at once, so one that lies far from where the joint is must never pass.
+It shares no code with the limiter in the policy node and monitors the joint states itself: a
+position is executed at once, so one that is far from where the joint is must never pass.
 """
 
 from __future__ import annotations

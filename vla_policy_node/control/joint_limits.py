@@ -1,6 +1,6 @@
-"""The limiter of joints: step, velocity, acceleration and position bounds, joint by joint.
+"""The joint limiter: step, velocity, acceleration and position bounds for each joint.
 
-As the limiter of end effectors it is no safety function: it bounds what a wrong action can do.
+Like the end-effector limiter, it is not a safety function: it bounds what a wrong action can do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares commanded with measured joints: where they may be, and whether they follow."""
+"""Compares commanded with measured joint positions: where joints may be, whether they follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moves joints, of one arm or of several, and grippers with commands of their own."""
+"""Moves the joints of one or several arms, and grippers with separate commands."""
 
 from __future__ import annotations
 

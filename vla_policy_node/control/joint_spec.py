@@ -1,7 +1,7 @@
-"""What the numbers of an action mean on a robot that is moved by its joints.
+"""What the numbers of an action mean on a joint-controlled robot.
 
-A gripper with commands of its own is a joint like the others, but for its actions: they say open
-or closed, and the joint goes to one of two positions.
+A gripper with separate commands is a joint like the others, except that its actions mean open or
+closed and the joint goes to one of two positions.
 """
 
 from __future__ import annotations

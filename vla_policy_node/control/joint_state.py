@@ -1,4 +1,4 @@
-"""Where the joints are, as their state sources say, and whether that can be believed."""
+"""Where the joints are according to their state sources, and whether that is plausible."""
 
 from __future__ import annotations
 

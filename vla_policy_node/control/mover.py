@@ -1,4 +1,4 @@
-"""What every kind of robot motion offers to the commander."""
+"""The interface that every kind of robot motion offers to the commander."""
 
 from __future__ import annotations
 

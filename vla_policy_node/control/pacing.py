@@ -1,7 +1,8 @@
 """Decides when a command is due: once per control period, and never later than the silence bound.
 
-A robot that hears nothing keeps doing what it did last. The gap between two commands is therefore
-bounded on a steady clock, which no step of the system clock, stopped `/clock` or busy peer delays.
+A robot that gets no commands keeps doing what it did last. The gap between two commands is
+therefore bounded on a steady clock, which no step of the system clock, stopped `/clock` or busy
+peer delays.
 """
 
 from enum import Enum

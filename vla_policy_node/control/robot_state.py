@@ -1,4 +1,4 @@
-"""Where the end effector is, as its state source says, and whether that can be believed."""
+"""Where the end effector is according to its state source, and whether that is plausible."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""How alike two pictures are, by samples on a grid; brightness and contrast make no difference."""
+"""Similarity of two images, from samples on a grid, regardless of brightness and contrast."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""What a robot's contract makes of the parameters: the fields of its cameras, and its values.
+"""How a robot's contract shapes the parameters: fields for its cameras, and values it sets.
 
-The contract says what the robot is. Parameters may narrow its limits; what its numbers mean they
-may only repeat. The default contract, where none is named, gives way to the parameters: they are
-older than contracts, and a parameter file may describe another robot of that shape.
+The contract describes the robot. Parameters may narrow its limits, but may only repeat its units,
+frames and scales. If no contract is named, parameters override the default one, because a
+parameter file may describe another robot of the same shape.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collects the counters of all parts into one table for status and reports."""
+"""Collects the counters of all components into one table for status and reports."""
 
 from collections.abc import Mapping
 

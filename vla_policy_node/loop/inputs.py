@@ -1,4 +1,4 @@
-"""Checks serialised samples and files the good ones with pairer, camera watch and commander."""
+"""Checks serialised samples and passes good ones to pairer, camera watch and commander."""
 
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason

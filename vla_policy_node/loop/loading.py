@@ -1,4 +1,4 @@
-"""The policy that parameters describe: loaded, checked, warmed up, and shadowed if they say so."""
+"""Builds the policy that parameters describe: loaded, checked, warmed up, optionally shadowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of a parameter dataclass: default, description, unit and bounds. Knows no ROS."""
+"""Fields of a parameter dataclass: default, description, unit and bounds. Without ROS."""
 
 import math
 from collections.abc import Mapping, Sequence

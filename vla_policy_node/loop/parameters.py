@@ -1,4 +1,4 @@
-"""All parameters of the policy node, and the parts that are built from them. Knows no ROS."""
+"""All parameters of the policy node, and the components built from them. Without ROS."""
 
 from __future__ import annotations
 

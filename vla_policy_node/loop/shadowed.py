@@ -1,4 +1,4 @@
-"""Runs the plain model beside the accelerated one: what methods save, and what they change."""
+"""Runs the plain model beside the accelerated one to measure what methods save and change."""
 
 from __future__ import annotations
 

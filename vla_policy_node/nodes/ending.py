@@ -1,7 +1,7 @@
-"""Orderly end of a node's process: the robot stands still first, and the process surely ends.
+"""Orderly shutdown of a node: the robot stands still first, and the process always ends.
 
 Three things end a node: SIGINT, SIGTERM or SIGHUP; the death of the process that started the
-system and named itself in the environment (not for a node started by hand); the node itself.
+system, if it is named in the environment (not for a node started by hand); the node itself.
 Whatever hangs then, the process is gone before `ros2 launch` runs out of patience.
 """
 

@@ -1,4 +1,4 @@
-"""Logs exceptions of callbacks that must not end anything, without filling the disk."""
+"""Logs exceptions from callbacks, which must not end the node, without filling the disk."""
 
 import traceback
 from collections import Counter

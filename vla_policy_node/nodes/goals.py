@@ -1,4 +1,4 @@
-"""Starts and stops the robot for clients: the action, and the same as plain services."""
+"""Starts and stops the robot for clients, through an action and equivalent services."""
 
 import threading
 import time

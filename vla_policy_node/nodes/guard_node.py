@@ -1,8 +1,8 @@
-"""The guard node: passes commands on or sends a hold, so that a robot never hears silence.
+"""The guard node: passes commands on or sends a hold, so that the robot never goes without one.
 
-It is a process of its own next to the robot's driver, the only one that the driver obeys. Whatever
-happens to the policy node (killed, hung, cut off, two of them), the driver is told to stand still
-within two control periods, and in every period after that. `control.guard` decides what passes.
+It runs as a separate process next to the robot's driver, which obeys nobody else. Whatever happens
+to the policy node (killed, hung, disconnected, duplicated), the driver gets a hold within two
+control periods, and in every period after that. `control.guard` decides what passes.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""How the guard hears commands and tells the robot: for an end effector, and for joints."""
+"""Inputs and outputs of the guard, for an end effector and for joints."""
 
 from __future__ import annotations
 

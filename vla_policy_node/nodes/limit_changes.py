@@ -1,4 +1,4 @@
-"""Rules for changing motion limits while the node is configured. Knows no ROS."""
+"""Rules for changing motion limits while the node is configured. Without ROS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the policy node publishes about itself and each inference: publishers and messages."""
+"""Publishers and messages for the state of the policy node and for each inference."""
 
 import math
 from collections.abc import Mapping

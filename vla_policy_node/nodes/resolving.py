@@ -1,4 +1,4 @@
-"""A robot contract with the topics that a node really uses."""
+"""Replaces the topics in a robot contract by those that a node really uses."""
 
 from contextlib import suppress
 

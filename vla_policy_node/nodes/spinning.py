@@ -1,4 +1,4 @@
-"""Serves the callbacks of nodes, whatever they raise."""
+"""Runs the callbacks of nodes, whatever they raise."""
 
 import threading
 from collections.abc import Callable

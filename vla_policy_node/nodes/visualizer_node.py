@@ -1,4 +1,4 @@
-"""The visualizer node: draws the kept visual tokens on the very image that the policy used.
+"""The visualizer node: draws the kept visual tokens on the exact image that the policy used.
 
 It costs next to nothing until somebody looks: images are filed undecoded by stamp, and one is
 decoded only when a token selection names it and its overlay has a subscriber.

@@ -1,7 +1,7 @@
 """Finds the files of a recording: a folder with or without metadata, or one file.
 
-What a file is, its first bytes say; names and metadata are only believed about what belongs
-together.
+The first bytes of a file decide what it is; names and metadata are trusted only for which files
+belong together.
 """
 
 from __future__ import annotations

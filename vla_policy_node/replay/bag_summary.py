@@ -1,4 +1,4 @@
-"""Summary of a bag: instructions, executed actions, pace of its inferences."""
+"""Summary of a bag: instructions, executed actions, rate of inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says in one sentence why no observation of a bag could be used."""
+"""Explains in one sentence why no observation in a bag could be used."""
 
 from __future__ import annotations
 

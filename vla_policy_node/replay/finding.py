@@ -1,4 +1,4 @@
-"""Finds the topic of an input in a bag, and topics that could be one."""
+"""Finds the topic of an input in a bag, and candidates to suggest if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks through a bag for what a replay would take from it: which topics, how good, why not."""
+"""Inspects a bag for replay: which topics it would use, how good they are, and what is wrong."""
 
 from __future__ import annotations
 

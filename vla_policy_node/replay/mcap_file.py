@@ -1,4 +1,4 @@
-"""MCAP files as storages of a bag, read within bounds."""
+"""Bounds-checked reader of MCAP files as bag storage."""
 
 from __future__ import annotations
 

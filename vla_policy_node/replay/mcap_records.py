@@ -1,4 +1,4 @@
-"""The records of an MCAP file, read within bounds (https://mcap.dev/spec, version 0)."""
+"""Bounds-checked reader of the records in an MCAP file (https://mcap.dev/spec, version 0)."""
 
 from __future__ import annotations
 

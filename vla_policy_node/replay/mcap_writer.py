@@ -1,4 +1,4 @@
-"""Writes MCAP files whose schemas, channels and messages are bytes that somebody else made."""
+"""Writes MCAP files from schemas, channels and messages that are already serialised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recovers the intact part of a recording as a bag of its own."""
+"""Recovers the intact part of a recording into a separate bag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies what is whole of rosbag2's SQLite files, definitions of messages included."""
+"""Copies the intact part of rosbag2's SQLite files, including message definitions."""
 
 from __future__ import annotations
 

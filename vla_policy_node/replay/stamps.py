@@ -1,4 +1,4 @@
-"""By which time the samples of a bag count: their own stamps, or when they were recorded."""
+"""Which time of a bag's samples to use: their stamps, or when they were recorded."""
 
 from __future__ import annotations
 

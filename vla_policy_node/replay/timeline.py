@@ -1,4 +1,4 @@
-"""Replays a bag's time line: what the policy node's executor thread would do, without waiting."""
+"""Replays a bag's timeline: what the policy node's executor thread would do, without waiting."""
 
 from __future__ import annotations
 

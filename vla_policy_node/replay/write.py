@@ -1,4 +1,4 @@
-"""Writes plots, pictures, video, exports and the page of a report."""
+"""Writes the plots, images, video, exports and HTML page of a report."""
 
 from __future__ import annotations
 

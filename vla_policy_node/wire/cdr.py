@@ -1,8 +1,8 @@
 """Bounds-checked reader of the input messages in CDR, without copies.
 
-The bytes may come from anybody on the network, and a raw subscription hands them over unchecked.
-Any defect is a MessageError here, never another exception, a crash or a large allocation. It reads
-XCDR version 1, which every ROS 2 middleware sends: 4 bytes of encapsulation, then the
+The bytes may come from anybody on the network, and a raw subscription delivers them unchecked.
+Any defect raises a MessageError here, never another exception, a crash or a large allocation. It
+reads XCDR version 1, which every ROS 2 middleware sends: 4 bytes of encapsulation, then the
 fields in order, each number aligned to its size (DDSI-RTPS 2.5, section 10; DDS-XTypes 1.3, 7.4).
 
 All functions are pure and may be called from any thread.

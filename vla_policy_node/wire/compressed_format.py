@@ -1,8 +1,8 @@
-"""What the field `format` of a CompressedImage says of the colours in the JPEG or PNG.
+"""What the field `format` of a CompressedImage says about the colours in the JPEG or PNG.
 
-image_transport writes `ENCODING; jpeg compressed STORED`: what the publisher had, and in which
-order it gave the numbers to the compressor. Others write `jpeg` or `png`, and then colours are
-stored as everywhere.
+image_transport writes `ENCODING; jpeg compressed STORED`: the publisher's encoding, and the
+channel order that it gave to the compressor. Others write `jpeg` or `png`, and the colours
+are then stored in the usual order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The image encodings that have colours or are grey, and how OpenCV makes RGB of each.
+"""The supported colour and grey image encodings, and how OpenCV converts each to RGB.
 
-Names and layouts are those of sensor_msgs/image_encodings.hpp. Left out is what has no defined
-colours: depth (16UC1, 32FC1) and channels of any other meaning. 8UC3 has none either, but who
-publishes it does so from OpenCV, whose order is blue, green, red.
+Names and layouts are those of sensor_msgs/image_encodings.hpp. Encodings without defined colours
+are left out: depth (16UC1, 32FC1) and channels of any other meaning. 8UC3 has none either, but in
+practice it comes from OpenCV, whose order is blue, green, red.
 """
 
 from __future__ import annotations

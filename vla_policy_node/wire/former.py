@@ -1,7 +1,7 @@
-"""Messages as earlier versions of vla_msgs defined them, and what their fields are called today.
+"""Message definitions of earlier vla_msgs versions, and the current names of their fields.
 
-A recording outlives the definitions it was made with. Whoever changes a message that `vla replay`
-reads puts the definition from before here, and vla_msgs/CHANGELOG.md says what became of it.
+A recording outlives the definitions it was made with. When you change a message that `vla replay`
+reads, add the previous definition here and describe the change in vla_msgs/CHANGELOG.md.
 """
 
 from __future__ import annotations

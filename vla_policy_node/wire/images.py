@@ -1,4 +1,4 @@
-"""Converts image messages to RGB arrays, and samples them to tell pictures apart.
+"""Converts image messages to RGB arrays, and samples them for comparison.
 
 All functions are pure and may be called from any thread. Images of rclpy have the same fields as
 the serialised ones and work as well.

@@ -1,4 +1,4 @@
-"""Converts serialised messages of the robot's state to numbers."""
+"""Converts serialised robot state messages to numbers."""
 
 import math
 

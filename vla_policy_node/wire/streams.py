@@ -1,4 +1,4 @@
-"""Input streams by the contract of the robot: names, message types and topics."""
+"""Input streams according to the robot's contract: names, message types and topics."""
 
 from __future__ import annotations
 
