@@ -75,7 +75,7 @@ def paced(checkpoint):
 
 
 def shadowed(checkpoint):
-    local = LocalPolicy.load(checkpoint)
+    local = LocalPolicy.load(checkpoint, methods=('lightvla',))
     return ShadowedPolicy(local, local.plain(), ActionSpec.libero(), 1, 10)
 
 
@@ -87,7 +87,7 @@ def answering():
 # Each makes a policy; `checkpoint` is a small one.
 KINDS = {
     'dense': lambda checkpoint: LocalPolicy.load(checkpoint, methods=()),
-    'lightvla': LocalPolicy.load,
+    'lightvla': lambda checkpoint: LocalPolicy.load(checkpoint, methods=('lightvla',)),
     'shadowed': shadowed,
     'paced': paced,
     'recording': lambda checkpoint: RecordingPolicy(LocalPolicy.load(checkpoint, methods=())),

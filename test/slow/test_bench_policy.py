@@ -69,7 +69,7 @@ def test_a_floor_is_arithmetic_or_memory_whichever_takes_longer():
 
 def test_a_random_policy_needs_no_file_and_acts(tmp_path):
     directory = write_files(tmp_path / 'policy', variants.CONFIG)
-    policy = LocalPolicy.load(directory, load_model=load_random)
+    policy = LocalPolicy.load(directory, methods=('lightvla',), load_model=load_random)
     chunk = policy.infer(InferenceRequest(observe(1)[0]))
     assert chunk.actions.std() > 0
     assert 1 <= chunk.tokens_kept <= chunk.tokens_total == 32

@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def policy(checkpoint):
-    return LocalPolicy.load(checkpoint)
+    return LocalPolicy.load(checkpoint, methods=('lightvla',))
 
 
 def observe(policy, proprio):

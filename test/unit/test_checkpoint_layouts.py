@@ -19,6 +19,7 @@ from vla_policy_node.nn.ddim import Ddim
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.heads import VocabularyHead
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.policy import load_policy
 from vla_policy_node.policy.interface import END_EFFECTOR_STATE, InferenceRequest, Observation
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime import saving
@@ -68,7 +69,12 @@ def test_the_head_is_recognised_from_the_files_and_runs(made, head):
 
 def test_a_head_without_acceleration_refuses_it(made):
     with pytest.raises(ValueError, match='diffusion head, which runs without acceleration'):
-        LocalPolicy.load(made['diffusion'])
+        LocalPolicy.load(made['diffusion'], methods=('lightvla',))
+
+
+def test_without_a_word_of_methods_there_are_none_and_rows_are_those_of_oft(made):
+    described = load_policy(made['l1']).description
+    assert (described.methods, described.action_rows) == ((), 'oft')
 
 
 def test_lightvla_prunes_a_discrete_policy_too(made):
@@ -401,7 +407,7 @@ def test_the_name_of_a_public_checkpoint_decides_unless_something_else_is_asked(
     assert LocalPolicy.load(directory, methods=()).description.action_rows == 'last56'
     assert LocalPolicy.load(directory, action_rows='oft').description.action_rows == 'oft'
     directory = variants.copy(made['l1'], tmp_path / 'openvla-7b-oft-finetuned-libero-10')
-    assert LocalPolicy.load(directory).description.action_rows == 'oft'
+    assert LocalPolicy.load(directory, methods=('lightvla',)).description.action_rows == 'oft'
 
 
 def test_a_chunk_length_the_files_do_not_tell_can_be_given(made):

@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def policy(checkpoint):
-    return LocalPolicy.load(checkpoint)
+    return LocalPolicy.load(checkpoint, methods=('lightvla',))
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +132,8 @@ def test_the_same_observation_gives_the_same_chunk(policy):
 
 def test_a_transformed_camera_sees_the_transformed_image(checkpoint, policy):
     mirrored = LocalPolicy.load(
-        checkpoint, camera_transforms={'third_person': 'mirror_horizontal'})
+        checkpoint, methods=('lightvla',),
+        camera_transforms={'third_person': 'mirror_horizontal'})
     image = picture('shapes_256')
     images = {'third_person': image[:, ::-1], 'wrist': image}
     chunk = mirrored.infer(observe(images=images))
@@ -191,7 +192,8 @@ def test_an_instruction_can_be_checked_before_use(policy):
 
 def test_unknown_settings_are_refused_with_a_sentence(checkpoint):
     with pytest.raises(ValueError, match="'lightvla' has no setting 'ratio'"):
-        LocalPolicy.load(checkpoint, method_settings={'lightvla': {'ratio': 0.5}})
+        LocalPolicy.load(
+            checkpoint, methods=('lightvla',), method_settings={'lightvla': {'ratio': 0.5}})
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,8 @@ def test_models_import_neither_ros_nor_the_control_layer():
 
 @pytest.mark.parametrize('optimisation', ['fused', 'graphs'])
 def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimisation):
-    optimised = LocalPolicy.load(checkpoint, optimisation=optimisation)
+    optimised = LocalPolicy.load(
+        checkpoint, methods=('lightvla',), optimisation=optimisation)
     expected, chunk = policy.infer(observe()), optimised.infer(observe())
     np.testing.assert_allclose(chunk.actions, expected.actions, atol=1e-4)
     assert chunk.tokens_kept == expected.tokens_kept
@@ -245,6 +248,6 @@ def test_an_optimised_policy_acts_like_the_plain_one(checkpoint, policy, optimis
 
 
 def test_fast_preprocessing_reaches_the_policy(checkpoint, policy):
-    fast = LocalPolicy.load(checkpoint, preprocessing='fast')
+    fast = LocalPolicy.load(checkpoint, methods=('lightvla',), preprocessing='fast')
     assert fast.description.preprocessing == 'fast'
     assert 0 < np.abs(fast.infer(observe()).actions - policy.infer(observe()).actions).max() < 0.2

@@ -90,7 +90,7 @@ class LocalPolicy:
     def load(
         cls,
         checkpoint: Path | str,
-        methods: Sequence[str] = ('lightvla',),
+        methods: Sequence[str] = (),
         device: str = 'cpu',
         dtype: str = 'float32',
         statistics_key: str = '',
