@@ -1,17 +1,12 @@
 """docs/adding_a_family.md is true: a copy of the package in which nothing else changes runs it."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from package_copy import copy_package, run_in
 
 ROOT = Path(__file__).parents[2]
-COPIED = ('vla_policy_node', 'config', 'scripts', 'test')
-SHARED = ('README.md', 'checkpoints', 'docs', 'launch', 'pyproject.toml', 'vla_msgs')
 
 
 def read_files(page):
@@ -25,24 +20,7 @@ FILES = [*read_files('adding_a_family.md'), *read_files('adding_a_method.md')]
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     """A copy of the package, with the files of both pages."""
-    folder = tmp_path_factory.mktemp('copy')
-    for name in COPIED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('data'))
-    for name in SHARED:
-        (folder / name).symlink_to(ROOT / name)
-    (folder / 'test' / 'data').symlink_to(ROOT / 'test' / 'data')
-    for name, content in FILES:
-        assert not (folder / name).exists(), name
-        (folder / name).write_text(content, encoding='utf-8')
-    return folder
-
-
-def run_in(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder)},
-        capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return copy_package(tmp_path_factory.mktemp('copy'), FILES)
 
 
 def test_the_pages_have_a_family_and_its_test_and_a_method():

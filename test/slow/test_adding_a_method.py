@@ -3,7 +3,6 @@
 The files go into a copy of the package, in which nothing else changes.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_copy import copy_package, run_in
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / 'docs' / 'adding_a_method.md').read_text(encoding='utf-8')
-COPIED = ('vla_policy_node', 'config', 'scripts', 'test')
-SHARED = ('checkpoints', 'docs', 'launch', 'pyproject.toml', 'vla_msgs')
 FILES = re.findall(r'`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```', TEXT, re.DOTALL)
 CONTRACT = ('test_methods_contract.py', 'test_methods_declare.py', 'test_optimised_forward.py',
             'test_training_stages.py', 'test_largest.py')
@@ -51,24 +49,7 @@ except ValueError as error:
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     """A copy of the package, with the files of the text."""
-    folder = tmp_path_factory.mktemp('copy')
-    for name in COPIED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('data'))
-    for name in SHARED:
-        (folder / name).symlink_to(ROOT / name)
-    (folder / 'test' / 'data').symlink_to(ROOT / 'test' / 'data')
-    for name, content in FILES:
-        assert not (folder / name).exists(), name
-        (folder / name).write_text(content, encoding='utf-8')
-    return folder
-
-
-def run_in(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder)},
-        capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return copy_package(tmp_path_factory.mktemp('copy'), FILES)
 
 
 def test_the_text_has_two_methods_a_test_a_stage_and_its_entries():

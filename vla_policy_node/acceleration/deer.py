@@ -110,7 +110,7 @@ def exits_of(layers: int, every: int) -> list[int]:
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
-    """Distance of two answers [B, K, 7], [B]."""
+    """Distance of two answers [B, K, D], [B]."""
     return (first - second)[..., POSE].square().mean(dim=(1, 2)).sqrt()
 
 

@@ -143,7 +143,7 @@ class Costs:
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """A method's answer to a frame, the plain model's actions [K, 7], and the method's time."""
+    """A method's answer to a frame, the plain model's actions [K, D], and the method's time."""
 
     chunk: ActionChunk
     wanted: np.ndarray

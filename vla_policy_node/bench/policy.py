@@ -32,7 +32,7 @@ class Row:
     """One variant and its measurements. stage_ms: of each timed inference.
 
     flops, stored: by stage, FLOPs of the last inference and bytes of weights it read.
-    actions: one chunk per observation, [K, 7] each. slowest_ms: of the warm-up inferences,
+    actions: one chunk per observation, [K, D] each. slowest_ms: of the warm-up inferences,
         including capture and compilation.
     """
 

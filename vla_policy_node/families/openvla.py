@@ -104,7 +104,7 @@ class OpenVlaFamily(VocabularyAnswers):
         self, directory: Path, document: Mapping, parts: Collection[str]
     ) -> PrismaticConfig:
         """Whatever config.json says: one camera, no proprio, no chunk."""
-        config = self.config_of({**self.stored_sizes(directory, parts), **document})
+        config = self.config_of({**self.stored_sizes(directory), **document})
         spec = replace(config.spec, cameras=config.spec.cameras[:1], state=())
         config = replace(config, spec=spec, chunk_length=1)
         if 'center_crop' not in document and _is_pretrained(directory, document):

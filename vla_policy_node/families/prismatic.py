@@ -88,7 +88,7 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
         self, directory: Path, document: Mapping, parts: Collection[str]
     ) -> PrismaticConfig:
         """Read sizes; the parts tell whether the prompt modulates the vision encoders (FiLM)."""
-        config = self.config_of({**self.stored_sizes(directory, parts), **document})
+        config = self.config_of({**self.stored_sizes(directory), **document})
         if config.proprio and 'proprio_projector' not in parts:
             raise ValueError(
                 f'{directory} has an action head and no proprio_projector--*: the download is '
@@ -97,7 +97,7 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
             )
         return with_film(config, parts)
 
-    def stored_sizes(self, directory: Path, parts: Collection[str]) -> dict[str, int]:
+    def stored_sizes(self, directory: Path) -> dict[str, int]:
         """How many numbers actions and state have, going by the weights that make and read them.
 
         In the words of config.json, where published policies do not say it.
@@ -175,9 +175,9 @@ def vision_flops(config: PrismaticConfig) -> int:
 class VocabularyAnswers(PrismaticFamily):
     """Families whose action head is the vocabulary head of the language model."""
 
-    def stored_sizes(self, directory: Path, parts: Collection[str]) -> dict[str, int]:
+    def stored_sizes(self, directory: Path) -> dict[str, int]:
         """The head says nothing of actions; the statistics do, if all data sets have as many."""
-        found = super().stored_sizes(directory, parts)
+        found = super().stored_sizes(directory)
         with suppress(ValueError):
             lists = [Entries(data, '').inside('action').value('q01')
                      for data in read_statistics_document(directory).values()]

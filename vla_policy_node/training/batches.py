@@ -28,7 +28,7 @@ class Batch:
     """One batch; B samples, C cameras, P patches a camera, N things named, K steps a chunk.
 
     pixels [B, C, 6, H, W] and proprio [B, 8], normalised; prompt_ids [B, L], padded after BOS;
-    actions [B, K, 7], normalised, and has_actions [B] bool, False for scenes without any.
+    actions [B, K, D], normalised, and has_actions [B] bool, False for scenes without any.
     name_ids [B, N, S] int64, the words of each thing, -1 beyond; coverage [B, C, N, P], share of
     each patch that the thing fills; offset [B, N, 3] m, where it is from the hand, and place
     [B, C, N, 3] m, where each camera can tell that it is: in the world, and seen from the hand;

@@ -110,7 +110,7 @@ def noise_losses(
 
 
 def _action_errors(actions: Tensor, batch: Batch | CognitionBatch) -> dict[str, Tensor]:
-    """L1 of normalised actions [B, K, 7]: the loss 'action', and parts of it for the log.
+    """L1 of normalised actions [B, K, D]: the loss 'action', and parts of it for the log.
 
     NaN for a batch without any actions.
     """
