@@ -24,7 +24,8 @@ from launch.events.process import SignalProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from vla_policy_node.system.description import ARGUMENTS, describe, topic_arguments
+from vla_policy_node.system.arguments import ARGUMENTS
+from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import share_directory
 from vla_policy_node.system.processes import leash, middleware_environment
 

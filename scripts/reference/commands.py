@@ -7,7 +7,7 @@ import typer
 
 from scripts.reference.text import code, table
 from vla_policy_node.cli import app
-from vla_policy_node.system.description import ARGUMENTS
+from vla_policy_node.system.arguments import ARGUMENTS
 
 HEAD = '''# Commands
 

@@ -20,7 +20,7 @@ from vla_msgs.msg import HoldReason
 from vla_policy_node import cli
 from vla_policy_node.commands import doctor
 from vla_policy_node.commands.doctor import Diagnosis
-from vla_policy_node.system.description import ARGUMENTS
+from vla_policy_node.system.arguments import ARGUMENTS
 
 
 @pytest.fixture

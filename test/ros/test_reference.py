@@ -10,7 +10,7 @@ from ros_testing import ros  # noqa: F401
 from vla_policy_node import acceleration
 from vla_policy_node.nodes.guard_node import GuardNode
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
-from vla_policy_node.system.description import ARGUMENTS
+from vla_policy_node.system.arguments import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 # Every node of rclpy has these.

@@ -22,7 +22,8 @@ from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import description, processes
-from vla_policy_node.system.description import ARGUMENTS, describe, resolve, topic_arguments
+from vla_policy_node.system.arguments import ARGUMENTS, resolve
+from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
     NodeDiedError,

@@ -9,7 +9,7 @@ import typer
 from vla_policy_node.cli.refusal import refusal
 from vla_policy_node.cli.topics import more_topics
 from vla_policy_node.cli.trust import agrees
-from vla_policy_node.system.description import ARGUMENTS, Argument
+from vla_policy_node.system.arguments import ARGUMENTS, Argument
 from vla_policy_node.system.files import SystemDescriptionError
 
 
