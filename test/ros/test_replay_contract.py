@@ -8,6 +8,7 @@ import pytest
 import yaml
 from node_bench import create_tiny_checkpoint
 from replay_bag import CAMERAS, PERIOD_NS, make_bag
+from sensor_msgs.msg import JointState
 
 from vla_msgs.msg import PolicyInfo
 from vla_policy_node.contract import find_contract, to_plain
@@ -57,6 +58,25 @@ def test_fingers_by_name_say_what_fingers_by_place_say_and_swapped_ones_do_not(
                for trace in (by_place, by_name, swapped)]
     np.testing.assert_array_equal(actions[0], actions[1])
     assert (actions[0] != actions[2]).any()
+
+
+def test_a_franka_with_nine_joints_and_both_fingers_positive_is_replayed_as_libero_is(
+        recorded, tmp_path):
+    def nine(index, message):
+        names = [f'panda_joint{i}' for i in range(1, 8)] + [f'panda_finger_joint{i}' for i in (
+            1, 2)]
+        return JointState(header=message.header, name=names, position=[0.5] * 7 + [0.02, 0.02])
+
+    def as_recorded(plain):
+        plain |= to_plain(find_contract('franka_libero').with_topics(find_contract('').topics))
+        plain['state'][0]['values'][0].pop('offset')
+        plain['actions'][0]['frame'] = 'base_link'
+
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, alter={'/gripper_state': nine})
+    franka = replayed((bag, recorded[1]), robot(tmp_path, 'franka', as_recorded))
+    libero = replayed(recorded, robot(tmp_path, 'libero', lambda plain: None))
+    for one, other in zip(franka.inferences, libero.inferences, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
 
 
 def test_a_camera_that_was_not_recorded_is_asked_for_by_its_name(recorded, tmp_path):

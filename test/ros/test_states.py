@@ -114,6 +114,35 @@ def joint_state(positions, **fields):
         JointState(name=list(positions), position=list(positions.values()), **fields))
 
 
+@pytest.mark.parametrize(('hand', 'told'), [
+    ({'panda_finger_joint1': 0.04, 'panda_finger_joint2': 0.04}, [0.04, -0.04]),
+    ({'panda_finger_joint1': 0.0, 'panda_finger_joint2': 0.0}, [0.0, 0.0])])
+def test_the_fingers_of_a_franka_are_found_among_nine_joints(hand, told):
+    arm = {f'panda_joint{i}': 0.3 * i for i in range(1, 8)}
+    for positions in (arm | hand, hand | arm):
+        np.testing.assert_array_equal(
+            decode_state(joint_state(positions), find_contract('franka_libero').state[1], FRAME),
+            told)
+
+
+@pytest.mark.parametrize(('angle', 'opening'), [(0.0, 0.04), (0.8, 0.0)])
+def test_one_joint_of_a_gripper_is_told_as_two_fingers(angle, opening):
+    fingers = find_contract('franka_libero').state[1]
+    source = replace(fingers, values=tuple(
+        replace(value, joint='knuckle', scale=-0.05 * value.scale, offset=0.04 * value.scale)
+        for value in fingers.values))
+    np.testing.assert_allclose(
+        decode_state(joint_state({'knuckle': angle}), source, FRAME), [opening, -opening],
+        atol=1e-12)
+
+
+@pytest.mark.parametrize('source', [FINGERS, find_contract('franka_libero').state[1]])
+def test_joints_that_are_others_are_a_sentence_with_the_names_that_are_there(source):
+    message = {f'panda_joint{i}': 0.3 * i for i in range(1, 10)}
+    with pytest.raises(HoldError, match=r'\(panda_joint1, panda_joint2, .*panda_joint9\)'):
+        decode_state(joint_state(message), source, FRAME)
+
+
 @given(st.permutations([*MEASURED, 'stranger', 'wheel']))
 def test_where_a_joint_stands_in_a_message_is_of_no_importance(names):
     message = {name: MEASURED.get(name, 9.0) for name in names}

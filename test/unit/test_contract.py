@@ -44,7 +44,7 @@ from vla_policy_node.control.limits import Limits
 from vla_policy_node.policy.interface import PolicySpec, Quantity
 
 DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
-SHIPPED = ('end_effector', 'joint_arm', 'two_arms')
+SHIPPED = ('end_effector', 'franka_libero', 'joint_arm', 'two_arms')
 CONTRACTS = {name: to_plain(find_contract(name)) for name in SHIPPED}
 
 
@@ -85,7 +85,7 @@ EVERYWHERE = [(name, path) for name in SHIPPED for path in places(CONTRACTS[name
 
 # --- what is shipped ---
 
-def test_three_contracts_come_with_the_package():
+def test_these_contracts_come_with_the_package():
     assert shipped_contracts() == SHIPPED
     assert find_contract('') is find_contract('end_effector')
 
@@ -119,6 +119,27 @@ def test_aloha_is_told_an_open_gripper_as_one_and_a_closed_one_as_zero():
     open_m, closed_m = 0.057, 0.021
     assert gripper.scale * open_m + gripper.offset == pytest.approx(1.0, abs=1e-4)
     assert gripper.scale * closed_m + gripper.offset == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_franka_tells_a_policy_of_libero_the_numbers_that_it_knows():
+    libero, franka = find_contract(''), find_contract('franka_libero')
+    assert spec_of(franka) == spec_of(libero)
+    check_fits(PolicySpec(), franka)
+    arm, gripper = franka.actions
+    assert gripper == libero.actions[1]
+    assert arm == replace(libero.actions[0], frame=arm.frame)
+    fingers = franka.state[1].values
+    assert [(value.joint, value.scale) for value in fingers] == [
+        ('panda_finger_joint1', 1.0), ('panda_finger_joint2', -1.0)]
+
+
+def test_a_gripper_with_one_joint_may_be_told_as_two_fingers():
+    plain = copy.deepcopy(CONTRACTS['franka_libero'])
+    for value, sign in zip(plain['state'][1]['values'], (1, -1), strict=True):
+        value |= {'joint': 'knuckle', 'scale': -0.05 * sign, 'offset': 0.04 * sign}
+    source = parse_contract(text_of(plain)).state[1]
+    assert source.joints == ('knuckle',)
+    assert [value.offset for value in source.values] == [0.04, -0.04]
 
 
 # --- what is refused ---
@@ -191,7 +212,8 @@ EDITS = [
     ('end_effector', {'cameras.1.transform': 'flip'}, "cameras[1].transform is 'flip'; use"),
     ('end_effector', {'state.0.type': 'sensor_msgs/msg/Imu'}, 'state[0].type'),
     ('end_effector', {'state.0.values.3.field': 'yaw'}, 'state[0].values[3].field'),
-    ('end_effector', {'state.0.values.3.field': 'x'}, 'state[0].values have the same field'),
+    ('end_effector', {'state.0.values.3.field': 'x'},
+     'state[0].values have the same field of the pose twice'),
     ('end_effector', {'state.0.values.3.name': 'x'}, "state has 'x' twice"),
     ('end_effector', {'state.0.values.3.unit': ''}, 'state[0].values[3].unit'),
     ('end_effector', {'state.0.values.3.scale': 0.0}, 'state[0].values[3].scale is 0.0'),

@@ -43,7 +43,8 @@ def check(
 def new(
     file: Annotated[Path, typer.Argument(help='The .yaml file to write; must not exist.')],
     like: Annotated[str, typer.Option(
-        help='The contract to begin with: end_effector, joint_arm or two_arms.')] = 'end_effector',
+        help='The contract to begin with: end_effector, franka_libero, joint_arm or two_arms.',
+    )] = 'end_effector',
 ) -> None:
     """Write a commented contract to begin with; change it to what your robot has.
 

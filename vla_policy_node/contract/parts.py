@@ -122,8 +122,9 @@ class StateSource:
     """One topic with measurements, and the numbers that the policy is told of them, in order.
 
     A source of joints either names the joint of every value, and then the order in the message is
-    of no importance and others may be in it; or of none, and then a message has exactly as many
-    joints as there are values, in their order.
+    of no importance, others may be in it, and one joint may be told twice: a gripper with one
+    joint to a policy that knows two fingers. Or it names none, and then a message has exactly as
+    many joints as there are values, in their order.
     """
 
     name: str
@@ -145,10 +146,9 @@ class StateSource:
             raise ContractError(
                 'values name a joint here and none there; name the joint of every value, or of '
                 'none if the messages have exactly these joints in this order.')
-        measured = [(value.joint, value.field) for value in self.values
-                    if value.joint or self.type == POSE_TYPE]
-        if len(set(measured)) < len(measured):
-            raise ContractError('values have the same field of the same joint twice; remove one.')
+        if self.type == POSE_TYPE and len({value.field for value in self.values}) < len(
+                self.values):
+            raise ContractError('values have the same field of the pose twice; remove one.')
 
     @property
     def joints(self) -> tuple[str, ...]:

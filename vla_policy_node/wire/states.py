@@ -15,6 +15,8 @@ from vla_policy_node.wire.cdr import (
     stamp_of,
 )
 
+_SHOWN = 12  # joints in a sentence
+
 
 def decode_state(raw: bytes, source: StateSource, frame_id: str) -> np.ndarray:
     """Return what the policy is told [N] of a serialised message of a source, any thread.
@@ -68,14 +70,14 @@ def decode_joints(raw: bytes, source: StateSource) -> np.ndarray:
     except MessageError as error:
         raise _unusable(source.name, str(error)) from error
     if not source.joints:
-        return _told(_by_place(fields, source), source)
+        return _told(_by_place(names, fields, source), source)
     places = {name: place for place, name in enumerate(names)}
     for joint in source.joints:
         if names.count(joint) != 1:
             raise _unusable(
                 source.name,
                 f"The joint '{joint}' is in a message of {source.name} {names.count(joint)} "
-                'times; name the topic whose messages all have it once.')
+                f'times{_there(names)}; name the topic whose messages all have it once.')
     measured = []
     for value in source.values:
         numbers = fields[value.field]
@@ -113,7 +115,14 @@ def decode_positions(
     return stamp_ns, found
 
 
-def _by_place(fields: dict[str, tuple[float, ...]], source: StateSource) -> list[float]:
+def _there(names: tuple[str, ...]) -> str:
+    shown = ', '.join(repr(name[:40])[1:-1] for name in names[:_SHOWN])
+    return f' ({shown}{", ..." if len(names) > _SHOWN else ""})' if names else ''
+
+
+def _by_place(
+    names: tuple[str, ...], fields: dict[str, tuple[float, ...]], source: StateSource
+) -> list[float]:
     """Return the numbers of a source without joint names: each field in order, and no more."""
     measured, taken = [], dict.fromkeys(fields, 0)
     for value in source.values:
@@ -122,9 +131,9 @@ def _by_place(fields: dict[str, tuple[float, ...]], source: StateSource) -> list
         if len(numbers) != wanted:
             raise _unusable(
                 source.name,
-                f'A message of {source.name} has {len(numbers)} numbers of {value.field} where '
-                f'the contract has {wanted}; publish these joints alone, or name them in the '
-                'contract.')
+                f'A message of {source.name} has {len(numbers)} numbers of {value.field}'
+                f'{_there(names)} where the contract has {wanted} without names; say with '
+                '`joint: NAME` which they are, or publish these joints alone.')
         measured.append(numbers[taken[value.field]])
         taken[value.field] += 1
     return measured
