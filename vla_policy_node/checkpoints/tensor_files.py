@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vla_policy_node.checkpoints.quantised import ADVICE
 from vla_policy_node.checkpoints.reading import MB, foreign, plain, regular_file
 
 # 982 tensors, as of the public checkpoints, take 120 kB of header and as a pickle 250 kB.
@@ -26,8 +27,11 @@ HEADER_BYTES = 16 * MB
 PICKLE_BYTES = 4 * MB
 OLDER_PICKLE_BYTES = MB  # which are looked through one operation at a time
 DIRECTORY_BYTES = 4 * MB  # of a zip archive
-# Kinds of numbers that weights are stored in. Integers would need scales that nobody reads.
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Kinds of numbers that weights are stored in. Integers would need scales that nobody reads; 8-bit
+# floats mean themselves where no scales lie beside them (`checkpoints.quantised`).
+WEIGHT_DTYPES = (
+    torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn,
+    torch.float8_e5m2)
 
 _COULD_RUN_CODE = 'holds something else than tensors, which could run code; it was not read'
 _END = b'PK\x05\x06'  # of a zip archive, and the bytes from there on without a comment
@@ -104,7 +108,8 @@ def check_dtype(path: Path, name: str, tensor: Tensor) -> None:
             for dtypes in (WEIGHT_DTYPES, [tensor.dtype])
         )
         raise ValueError(
-            f'{path} stores {plain(name)} as {kind}; weights are read in {kinds}, so convert it.'
+            f'{path} stores {plain(name)} as {kind}, and weights are read in {kinds} only; '
+            f'convert it, or if it was quantised, {ADVICE}.'
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vla_policy_node.checkpoints.cogact_release import is_release, rename_release
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_file, part_files
+from vla_policy_node.checkpoints.quantised import check_float8, check_names, int8_weights
 from vla_policy_node.checkpoints.reading import plain, read_json, regular_file
 from vla_policy_node.checkpoints.tensor_files import (
     check_dtype,
@@ -40,7 +41,8 @@ Locate = Callable[[str], tuple[str, str]]
 class Stored:
     """A tensor of the model as files hold it, on the CPU as a view of a mapped file.
 
-    view: has the shape that `read` returns; `read` merges what adapters left beside it.
+    view: has the shape that `read` returns, and no values if they are codes; `read` makes numbers
+    of these, and merges what adapters left beside them.
     """
 
     path: Path
@@ -61,10 +63,22 @@ def stored_tensors(
         files = model_files(directory) if kind == MODEL else [part_file(directory, kind)]
         for path in files:
             with open_tensors(path) as (available, get):
-                merged = merge_adapters(path, available, get, lora_scale(directory))
+                codes = int8_weights(path, available, get)
+                read_one = partial(_read_one, codes, get)
+                merged = merge_adapters(path, available, read_one, lora_scale(directory))
                 for file_name in merged.keys() & by_file_name.keys():
                     base, read = merged[file_name]
-                    yield Stored(path, by_file_name[file_name], get(base), read)
+                    view = get(base)
+                    check_float8(path, base, view, available)
+                    if base in codes:
+                        view = view.to('meta', torch.float16)
+                    yield Stored(path, by_file_name[file_name], view, read)
+
+
+def _read_one(
+    codes: Mapping[str, Callable[[], Tensor]], get: Callable[[str], Tensor], name: str
+) -> Tensor:
+    return codes[name]() if name in codes else get(name)
 
 
 def check_stored(
@@ -86,12 +100,12 @@ def check_stored(
                 'leave the one to be used.'
             )
         found[name] = path
+        check_dtype(path, name, stored.view)
         if stored.view.shape != shape:
             raise ValueError(
                 f'{name} in {directory} has shape {list(stored.view.shape)}, config.json asks for '
                 f'{list(shape)}; the files are not of one checkpoint.'
             )
-        check_dtype(path, name, stored.view)
         if stored.view.dtype != dtype:
             copied += stored.view.numel() * dtype.itemsize
     missing = sorted(wanted.keys() - found.keys())
@@ -133,10 +147,12 @@ def stored_size(directory: Path, part: str, name: str) -> int:
 def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]]]:
     """Open a file; yields its tensor names, without wrappers, and a function that gets one.
 
-    ValueError with one sentence for a file that is damaged or holds something else.
+    ValueError with one sentence for a file that is damaged or holds something else, quantised
+    weights among it.
     """
     if path.suffix == '.safetensors':
         with open_safetensors(path) as (keys, get, _):
+            check_names(path, keys)
             names = {key.removeprefix(_WRAPPER): key for key in keys}
             yield set(names), lambda name: get(names[name])
         return
@@ -145,6 +161,7 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
         state = rename_release(state)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise ValueError(f'{path} holds no table of tensors; it is no part of a checkpoint.')
+    check_names(path, state)
     for name, tensor in state.items():
         check_weights(path, name, tensor)
     names = {key.removeprefix(_WRAPPER): key for key in state}

@@ -22,6 +22,7 @@ from vla_policy_node.checkpoints.layout import (
     read_normalisation,
     read_statistics_document,
 )
+from vla_policy_node.checkpoints.quantised import is_scale
 from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
@@ -69,8 +70,9 @@ class StoredTensor:
 
 def check_files(directory: Path, config: ModelConfig) -> Finding:
     """Every tensor is there, in the right size; totals are those of the index and in public."""
-    stored = read_headers(directory)
-    problems = [*_missing(directory, config, stored), *_index_problems(directory, stored)]
+    everything = read_headers(directory)
+    stored = {name: tensor for name, tensor in everything.items() if not is_scale(name)}
+    problems = [*_missing(directory, config, stored), *_index_problems(directory, everything)]
     total = sum(tensor.parameters for tensor in stored.values())
     if config.language_model == DecoderConfig() and config.image_px == 224:
         counted = len(stored), total
