@@ -32,8 +32,8 @@ from sensor_msgs.msg import JointState
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import EndEffectorCommand, HoldReason
-from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
 from vla_policy_node.nodes import commands, goals, qos
+from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.wire.cdr import stamp_of
 

@@ -1,6 +1,8 @@
 """A bag through the policy: deterministic, exact where it must be, and a gate."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +60,30 @@ def test_two_runs_leave_the_same_bytes_but_for_wall_times(bag, checkpoint, tmp_p
     grown = report['difference']['error_to_bag'][0]['mean']
     assert grown == pytest.approx(
         report['b']['actions']['error'][0]['mean'] - report['a']['actions']['error'][0]['mean'])
+
+
+def test_the_data_set_to_un_normalise_with_can_be_chosen(bag, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / 'two')
+    path = tmp_path / 'two' / 'dataset_statistics.json'
+    (entry,) = json.loads(path.read_text()).values()
+    halved = {kind: {name: (np.array(values) / 2).tolist() if name[0] == 'q' else values
+                     for name, values in part.items()} if isinstance(part, dict) else part
+              for kind, part in entry.items()}
+    path.write_text(json.dumps({'whole': entry, 'halved': halved}))
+    settings = ReplaySettings('dense', checkpoint=str(tmp_path / 'two'))
+    with pytest.raises(ValueError, match='choose one of whole, halved as statistics_key'):
+        replay_bag(bag, settings, lambda what, share: None)
+    whole, half = (
+        replay_bag(bag, replace(settings, statistics_key=key), lambda what, share: None)
+        for key in ('whole', 'halved'))
+    first, second = (run.traces[0].inferences[0].actions[:, :6] for run in (whole, half))
+    np.testing.assert_allclose(second, first / 2, atol=0.2)
+    assert not np.allclose(second, first, atol=1e-4)
+
+
+def test_too_long_an_instruction_is_one_sentence(bag, run):
+    with pytest.raises(ValueError, match=r'instruction is too long: .* in fewer words[.]$'):
+        run(bag, instruction='kwyjibo ' * 500)
 
 
 def test_an_inference_takes_its_part_of_the_bag_s_time(bag, run):

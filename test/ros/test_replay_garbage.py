@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from node_bench import create_tiny_checkpoint
 from replay_bag import PERIOD_NS, START_NS, make_bag
 
-from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
 from vla_policy_node.nodes.messages import to_time
+from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 from vla_policy_node.replay.bag import BagError
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.settings import ReplaySettings

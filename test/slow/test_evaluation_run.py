@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,50 @@ def test_layout_seeds_are_held_out_and_never_meet(checkpoint):
     assert seeds[0] == HELD_OUT_SEED + 20_000
     assert plan.layout_seed(3, 4) == HELD_OUT_SEED + 20_304
     assert len(set(seeds)) == 1000
+
+
+# --- whose statistics ---
+
+SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10')
+
+
+def knowing(checkpoint, directory, *names):
+    """A copy of the checkpoint that knows data sets of these names."""
+    shutil.copytree(checkpoint, directory)
+    path = directory / 'dataset_statistics.json'
+    (entry,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps(dict.fromkeys(names, entry)))
+    return directory
+
+
+def test_of_four_data_sets_in_one_checkpoint_the_suite_chooses(checkpoint, tmp_path):
+    four = knowing(checkpoint, tmp_path / 'four', *(f'{name}_no_noops' for name in SUITES))
+    for suite in SUITES[:3]:
+        assert plan_of(four, suite=suite).parameters.statistics_key == f'{suite}_no_noops'
+    both = knowing(checkpoint, tmp_path / 'both', 'libero_goal_no_noops', 'libero_goal')
+    assert plan_of(both, suite='libero_goal').parameters.statistics_key == 'libero_goal'
+    asked = plan_of(four, changes={'statistics_key': 'libero_10_no_noops'})
+    assert asked.parameters.statistics_key == 'libero_10_no_noops'
+
+
+def test_one_data_set_serves_every_suite(checkpoint):
+    assert plan_of(checkpoint, suite='libero_goal').parameters.statistics_key == ''
+
+
+def test_without_a_data_set_of_the_suite_one_sentence_lists_those_that_are_there(
+        checkpoint, tmp_path):
+    other = knowing(checkpoint, tmp_path / 'other', 'bridge_orig', 'fractal')
+    with pytest.raises(ValueError, match=r"none of 'libero_object'.*--statistics-key: bridge_ori"):
+        plan_of(other)
+
+
+def test_a_method_on_another_checkpoint_has_the_data_set_of_that_one(checkpoint, tmp_path):
+    four = knowing(checkpoint, tmp_path / 'four', *SUITES)
+    first, second, third = plan_of(
+        four, 'dense', f'dense@{checkpoint}', f'lightvla@{four}').contenders
+    assert (first.statistics_key, second.statistics_key, third.statistics_key) == (
+        None, '', 'libero_object')
+    assert second.load(plan_of(four).parameters, 1).description.statistics_key != 'libero_object'
 
 
 # --- side file ---

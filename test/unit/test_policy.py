@@ -185,7 +185,9 @@ def test_an_unusable_observation_is_refused_with_a_sentence(policy, changes, sen
 
 def test_an_instruction_can_be_checked_before_use(policy):
     policy.check_instruction('pick up the black bowl')
-    for unusable, sentence in (('', 'is empty'), ('pick up ' * 1000, 'is too long')):
+    for unusable, sentence in (
+            ('', 'is empty'), ('\n \u2028', 'is empty'), ('pick up ' * 1000, 'is too long'),
+            ('kwyjibo ' * 500, r'is too long: .* in fewer words[.]$')):
         with pytest.raises(ValueError, match=sentence):
             policy.check_instruction(unusable)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_policy_node.encoding import preprocess
-from vla_policy_node.encoding.prompt import end_with_empty, prompt_text
+from vla_policy_node.encoding.prompt import as_in_training, end_with_empty, prompt_text
 from vla_policy_node.runtime.small import NORMALISATION
 
 DATA = Path(__file__).parents[1] / 'data' / 'preprocess'
@@ -127,6 +127,22 @@ def test_prompt(entry):
     assert prompt_text(entry['instruction']) == entry['prompt']
     assert end_with_empty(entry['tokenizer_ids'], 29871) == entry['prompt_ids']
     assert end_with_empty(entry['prompt_ids'], 29871) == entry['prompt_ids']
+
+
+@pytest.mark.parametrize('typed', [
+    'Pick up the milk', '  pick up the milk\n', '\tpick up the milk\r\n\r\n',
+    'pick up\nthe milk', 'pick up \r\n  THE milk\u2028'])
+def test_an_instruction_reaches_the_prompt_as_data_sets_have_it(typed):
+    assert prompt_text(typed) == (
+        'In: What action should the robot take to pick up the milk?\nOut:')
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text())
+def test_tidying_an_instruction_twice_changes_nothing_more(typed):
+    tidy = as_in_training(typed)
+    assert as_in_training(tidy) == tidy == tidy.strip()
+    assert len(tidy.splitlines()) <= 1
 
 
 @pytest.mark.parametrize('name', ['shapes_480x640', 'shapes_256'])

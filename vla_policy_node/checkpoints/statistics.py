@@ -6,7 +6,7 @@ for ALOHA: the least and the largest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,14 @@ class Statistics:
         return np.where(self.action_mask, 0.5 * (actions + 1) * span + self.action_low, actions)
 
 
+def key_of_suite(names: Collection[str], suite: str) -> str:
+    """Return which data set is that of a suite of tasks, '' for none.
+
+    As in the public evaluation code: the one of its name, else the one without idle steps.
+    """
+    return next((name for name in (suite, f'{suite}_no_noops') if name in names), '')
+
+
 def read_statistics(
     document: Mapping,
     key: str = '',
@@ -76,7 +84,8 @@ def read_statistics(
         key = names[0]
     if not key:
         raise ValueError(
-            f'The checkpoint knows several data sets; choose one of {listed(names)}.')
+            f'The checkpoint knows several data sets; choose one of {listed(names)} as '
+            'statistics_key (--statistics-key).')
     if key not in names:
         raise ValueError(
             f'The checkpoint has no statistics {key!r}; choose one of {listed(names)}.')

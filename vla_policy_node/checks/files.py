@@ -24,7 +24,7 @@ from vla_policy_node.checkpoints.layout import (
 )
 from vla_policy_node.checkpoints.quantised import is_scale
 from vla_policy_node.checkpoints.reading import listed, plain
-from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.statistics import key_of_suite, read_statistics
 from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
@@ -98,10 +98,9 @@ def check_statistics(directory: Path, config: ModelConfig, suite: str, key: str)
     document = read_statistics_document(directory)
     known = listed(document)
     if suite and not key:
-        candidates = [name for name in (f'{suite}_no_noops', suite) if name in document]
-        if not candidates:
+        key = key_of_suite(document, suite)
+        if not key:
             return Finding('statistics', FAIL, f'none for suite {suite!r}; there are {known}')
-        key = candidates[0]
     try:
         chosen = [read_statistics(document, name, config.spec, config.ranges)
                   for name in ([key] if key else [*document] or [''])]

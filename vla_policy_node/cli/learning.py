@@ -151,6 +151,9 @@ def evaluate(
     checkpoint: Annotated[
         str, typer.Option(help='Checkpoint directory; empty: the shipped default.')] = '',
     suite: Annotated[str, typer.Option(help='Suite of tasks, see `vla tasks`.')] = 'libero_object',
+    statistics_key: Annotated[str, typer.Option(
+        help='Data set of the checkpoint to un-normalise with; empty: as the config says, or else '
+        "the suite's.")] = '',
     layout: Annotated[str, typer.Option(
         help='shuffled: objects lie anywhere; standard: where LIBERO puts them, within '
         'millimetres, which a policy can learn by heart.')] = 'shuffled',
@@ -200,7 +203,9 @@ def evaluate(
     from vla_policy_node.commands.evaluate import run
     from vla_policy_node.commands.numbers import parse_numbers
 
-    changes = {'execution_mode': execution_mode, **({'dtype': dtype} if dtype else {})}
+    changes = {'execution_mode': execution_mode}
+    changes |= {name: value for name, value in (
+        ('dtype', dtype), ('statistics_key', statistics_key)) if value}
     try:
         code = run(
             Console(), workers, json, plots,

@@ -32,6 +32,9 @@ def replay(
     contract: Annotated[str, typer.Option(
         help='The robot that was recorded: a contract (.yaml), or the name of one that comes with '
         'the package. Empty: what the parameter file says, or else the bag.')] = '',
+    statistics_key: Annotated[str, typer.Option(
+        help='Data set of the checkpoint to un-normalise with; empty: that of the parameters, or '
+        'the only one.')] = '',
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'; empty: as the config says.")] = '',
     instruction: Annotated[str, typer.Option(
         help='Follow this from the first to the last message; empty: what the bag says.')] = '',
@@ -96,7 +99,7 @@ def replay(
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, chosen, actions_topic,
             latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps,
-            contract)
+            contract, statistics_key)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
             settings = replace(settings, trust_bag=True)
         passed = replay_bags(bags, settings, out, workers, ray, Console())

@@ -30,9 +30,6 @@ OUTCOME_TEXTS = {
 }
 
 # Ended goals whose clients may still have to hear how; they do within a fraction of a second.
-# Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
-# refused unread: a megabyte keeps a tokeniser busy for seconds.
-MAX_INSTRUCTION_BYTES = 4096
 _REMEMBERED_EPOCHS = 64
 
 

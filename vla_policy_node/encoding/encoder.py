@@ -83,7 +83,7 @@ class InputEncoder:
         if rows > self._context_rows:
             raise ValueError(
                 f'The instruction is too long: it makes {rows} sequence rows, the policy takes '
-                f'{self._context_rows}.'
+                f'{self._context_rows}; say it in fewer words.'
             )
         return prompt_ids
 

@@ -9,13 +9,22 @@ from tokenizers import Tokenizer
 
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.tokenizer_file import read_tokenizer
+from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 
 TEMPLATE = 'In: What action should the robot take to {instruction}?\nOut:'
 
 
+def as_in_training(instruction: str) -> str:
+    """Return an instruction as data sets have them: small letters, one line, no spaces around.
+
+    A space or a newline more, left over from a file or a form, would be other tokens.
+    """
+    return ' '.join(filter(None, map(str.strip, instruction.lower().splitlines())))
+
+
 def prompt_text(instruction: str) -> str:
-    """Return the prompt OpenVLA was trained with; instructions are lower-case."""
-    return TEMPLATE.format(instruction=instruction.lower())
+    """Return the prompt OpenVLA was trained with."""
+    return TEMPLATE.format(instruction=as_in_training(instruction))
 
 
 def end_with_empty(ids: list[int], empty: int) -> list[int]:
@@ -63,9 +72,13 @@ class PromptEncoder:
         return encoder
 
     def encode(self, instruction: str) -> list[int]:
-        """Ids of the whole prompt; ValueError for an instruction without words."""
+        """Ids of the whole prompt; ValueError for no words, or too many."""
         if not instruction.strip():
             raise ValueError('The instruction is empty; say what the robot should do.')
+        size = len(instruction.encode(errors='replace'))
+        if size > MAX_INSTRUCTION_BYTES:
+            raise ValueError(
+                f'The instruction is too long ({size} bytes); {MAX_INSTRUCTION_BYTES} are read.')
         ids = self._ids(self.text(instruction))
         return ids if self._last is None else end_with_empty(ids, self._last)
 

@@ -30,6 +30,8 @@ class Contender:
 
     label: its name in tables. settings: method -> setting -> value.
     checkpoint: directory to run instead of the evaluation's, None for that one.
+    statistics_key: data set of that checkpoint to un-normalise with, None for that of the
+        parameters.
     state_only: file of a state-only baseline, which needs no checkpoint.
     """
 
@@ -38,6 +40,7 @@ class Contender:
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     checkpoint: Path | None = None
     state_only: Path | None = None
+    statistics_key: str | None = None
 
     def load(self, parameters: PolicyParameters, threads: int) -> Policy:
         """Return the policy with its methods, computing with so many threads.
@@ -48,9 +51,11 @@ class Contender:
             from vla_policy_node.training.state_only import StateOnlyPolicy
 
             return StateOnlyPolicy.load(self.state_only)
+        key = self.statistics_key
         return parameters.load_policy(
             threads,
             checkpoint=self.checkpoint or parameters.checkpoint,
+            statistics_key=parameters.statistics_key if key is None else key,
             methods=self.methods,
             method_settings=self.settings,
         )

@@ -17,15 +17,10 @@ from std_srvs.srv import Trigger
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.control.commander import Commander
-from vla_policy_node.control.session import (
-    MAX_INSTRUCTION_BYTES,
-    OUTCOME_TEXTS,
-    Goal,
-    GoalRefusedError,
-    Outcome,
-)
+from vla_policy_node.control.session import OUTCOME_TEXTS, Goal, GoalRefusedError, Outcome
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
+from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 
 FEEDBACK_PERIOD_S = 0.1
 # A goal survives this long without a listener to its feedback: the graph is slow to report a

@@ -20,6 +20,10 @@ OPTIMISATIONS = ('none', 'fused', 'graphs', 'compiled')
 # temporal_ensemble: what recent chunks say about the same instant is averaged.
 EXECUTION_MODES = ('sync', 'async', 'temporal_ensemble')
 
+# Far more than anybody says to a robot, and tokenised in a few milliseconds. What is longer is
+# refused unread: a megabyte keeps a tokeniser busy for seconds.
+MAX_INSTRUCTION_BYTES = 4096
+
 # Capabilities of a policy. Its chunks carry `normalised` actions, or `selections` of tokens.
 NORMALISED_ACTIONS, TOKEN_SELECTIONS = 'normalised_actions', 'token_selections'
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_policy_node.control.session import MAX_INSTRUCTION_BYTES
+from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.stamps import require_stamps
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode

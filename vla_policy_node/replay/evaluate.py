@@ -121,6 +121,8 @@ def _run(
     first_ns, last_ns = summary.goals[0].start_ns, summary.goals[-1].end_ns
     policy = parameters.load_policy(threads)
     try:
+        for goal in summary.goals:
+            policy.check_instruction(goal.instruction)
         trace = run_policy(
             bag, topics, summary, parameters, policy, label, latency_ns,
             lambda stamp_ns: on_progress(

@@ -44,7 +44,8 @@ class ReplaySettings:
 
     config, against: a parameter file, or methods as `vla eval` writes them; '' for the methods
         that the bag was recorded with, and for no comparison.
-    checkpoint, device: '' for those of the parameters. instruction: '' for those of the bag.
+    checkpoint, device, statistics_key: '' for those of the parameters.
+    instruction: '' for those of the bag.
     topics: stream -> topic. actions_topic: of the actions to compare with, '' for '/command'.
     latency_periods: control periods that an inference takes, or AS_RECORDED.
     threads: of torch. video, rerun, mcap: what to write beside the report.
@@ -69,6 +70,7 @@ class ReplaySettings:
     trust_bag: bool = False
     stamps: str = HEADER
     contract: str = ''
+    statistics_key: str = ''
 
 
 def read_info(bag: Bag) -> Any | None:
@@ -117,7 +119,8 @@ def parameters_of(
             notes.append(f"The checkpoint '{named}' of the recording is not here; the default "
                          'one is used.')
     values |= {name: value for name, value in (
-        ('checkpoint', settings.checkpoint), ('device', settings.device)) if value}
+        ('checkpoint', settings.checkpoint), ('device', settings.device),
+        ('statistics_key', settings.statistics_key)) if value}
     parameters = PolicyParameters.from_values(values)
     if not parameters.checkpoint:
         parameters = replace(parameters, checkpoint=str(default_checkpoint()))
