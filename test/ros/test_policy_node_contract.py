@@ -59,6 +59,19 @@ def test_three_cameras_and_fingers_by_name_reach_the_policy_and_move_the_arm(
     np.testing.assert_allclose(observation.proprio[6:], [0.02, -0.02])
 
 
+def test_a_state_that_no_training_data_had_is_counted_in_the_status(
+        make_active, franka):  # noqa: F811
+    bench = make_active(contract=franka)
+    bench.robot.positions[FRANKA[0]] = -0.03
+    bench.start()
+    for _ in range(2):
+        bench.infer()
+        assert not bench.advance().hold
+    counts = bench.counters()
+    assert counts['worker.state_outside.left_finger'] == 2
+    assert 'worker.state_outside.right_finger' not in counts
+
+
 @pytest.mark.parametrize('missing', ['side', 'gripper_state'])
 def test_what_a_contract_requires_is_missed_by_its_name(make_active, franka, missing):  # noqa: F811
     bench = make_active(contract=franka)

@@ -79,6 +79,25 @@ def test_a_franka_with_nine_joints_and_both_fingers_positive_is_replayed_as_libe
         np.testing.assert_array_equal(one.actions, other.actions)
 
 
+def test_a_finger_with_the_wrong_sign_is_a_remark_and_a_count_and_changes_no_number(
+        recorded, tmp_path):
+    def positive(index, message):
+        message.position = [0.02, 0.02]
+        return message
+
+    bag, checkpoint = make_bag(
+        tmp_path / 'bag', seconds=0.6, alter={'/gripper_state': positive}), recorded[1]
+    wrong, right = (
+        replay_bag(path, ReplaySettings('dense', checkpoint=checkpoint, video=False),
+                   lambda what, share: None).report for path in (bag, recorded[0]))
+    said = [note for note in wrong['notes'] if 'right_finger' in note]
+    assert len(said) == 1
+    assert 'right_finger is 0.02 m' in said[0] and '`scale: -1.0`' in said[0]
+    assert wrong['a']['counts']['worker.state_outside.right_finger'] == wrong['a']['inferences']
+    assert not [note for note in right['notes'] if 'finger' in note]
+    assert not [name for name in right['a']['counts'] if 'finger' in name]
+
+
 def test_a_camera_that_was_not_recorded_is_asked_for_by_its_name(recorded, tmp_path):
     config = robot(tmp_path, 'side', lambda plain: plain['cameras'].append(
         {'name': 'side', 'topic': 'side/rgb'}))

@@ -7,7 +7,7 @@ for ALOHA: the least and the largest.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Statistics:
 
     action_low, action_high: [A]. action_mask: [A] bool, False where actions stay as they are
     (the gripper). proprio_low, proprio_high: [P], [0] for a policy without proprio.
+    proprio_seen: [2, P] least and largest in the data set, or the percentiles if it does not say.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Statistics:
     action_mask: np.ndarray
     proprio_low: np.ndarray
     proprio_high: np.ndarray
+    proprio_seen: np.ndarray = field(default_factory=lambda: np.empty((2, 0)))
 
     def normalise_proprio(self, proprio: np.ndarray) -> np.ndarray:
         """[P] in m and rad -> [P] float64 in [-1, 1]; what lies outside the range is clipped."""
@@ -100,6 +102,7 @@ def read_statistics(
         action_mask=_flags(mask, actions, f'{name}.action.mask'),
         proprio_low=_proprio(state, bottom, states, name),
         proprio_high=_proprio(state, top, states, name),
+        proprio_seen=_seen(state, ranges, states, name),
     )
     for kind in ('action', 'proprio'):
         low, high = (getattr(statistics, f'{kind}_{end}') for end in ('low', 'high'))
@@ -115,6 +118,18 @@ def _proprio(state: Entries | None, key: str, length: int, name: str) -> np.ndar
     if state is None:
         return np.empty(0)
     return _numbers(state, key, length, f'{name}.proprio')
+
+
+def _seen(state: Entries | None, ranges: tuple[str, str], length: int, name: str) -> np.ndarray:
+    """Return the least and the largest, which no inference needs: they may be missing or wrong."""
+    ends = []
+    for key, instead, outer in zip(('min', 'max'), ranges, (np.minimum, np.maximum), strict=True):
+        sure = _proprio(state, instead, length, name)
+        try:
+            ends.append(outer(sure, _proprio(state, key, length, name)))
+        except ValueError:
+            ends.append(sure)
+    return np.stack(ends)
 
 
 def _numbers(entries: Entries, key: str, length: int, place: str) -> np.ndarray:

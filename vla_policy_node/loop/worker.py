@@ -17,6 +17,7 @@ from vla_policy_node.control.pairing import Pair
 from vla_policy_node.control.session import Goal, Outcome
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.observations import decode_pair
+from vla_policy_node.loop.state_range import StateWatch
 from vla_policy_node.policy.interface import ActionChunk, NonFiniteActionError
 from vla_policy_node.wire.cdr import MessageHeader
 from vla_policy_node.wire.streams import InputStreams
@@ -79,6 +80,7 @@ class PolicyWorker:
         self.tokens_kept = LatencyStats(latency_window)
         self.last: Result | None = None
         self.description = loop.policy.description
+        self.state = StateWatch(self.description)
 
     def start(self) -> None:
         """Start, and count from zero (executor thread)."""
@@ -88,6 +90,7 @@ class PolicyWorker:
         self.latency.reset()
         self.tokens_kept.reset()
         self.last = None
+        self.state.reset()
         self._thread = threading.Thread(target=self._run, name='policy_worker', daemon=True)
         self._thread.start()
 
@@ -121,8 +124,8 @@ class PolicyWorker:
         return None
 
     def counts(self) -> dict[str, int]:
-        """Return the number of inferences and of failures, by name (any thread)."""
-        return dict(self._counts)
+        """Return inferences, failures and odd states by name (any thread)."""
+        return {**self._counts, **self.state.counts()}
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -172,6 +175,8 @@ class PolicyWorker:
         observation, headers = decode_pair(
             pair, goal.instruction, self._commander.parts.mover.spec.frame_id, self._streams)
         decode_ms = (time.perf_counter() - started) * 1e3
+        for sentence in self.state.look(observation.proprio, goal.epoch):
+            self._logger.warning(sentence)
         chunk = self._loop.infer(observation, pair.stamp_ns, goal)
         chunk = replace(chunk, stage_ms={'decode': decode_ms, **chunk.stage_ms})
         self._commander.fault(None, goal.epoch)

@@ -63,6 +63,7 @@ def describe(
         methods=tuple(names),
         action_range=(
             tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
+        state_range=tuple(tuple(end) for end in statistics.proprio_seen.tolist()),
         **chosen,  # type: ignore[arg-type]
     )
 

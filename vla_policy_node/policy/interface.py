@@ -185,6 +185,8 @@ class PolicyDescription:
     action_rows: see `families.prismatic.ACTION_ROWS`.
     action_range: 1st and 99th percentile of each action dimension in the training data, or least
         and largest, whichever the policy was trained with.
+    state_range: least and largest of each number of the state in the training data, empty if
+        nobody says.
     """
 
     architecture: str
@@ -209,6 +211,7 @@ class PolicyDescription:
     method_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     action_rows: str = ''
     action_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    state_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     preprocessing: str = 'exact'
     optimisation: str = 'none'
 
@@ -235,12 +238,13 @@ class PolicyDescription:
         quantities = {
             name: tuple(Quantity(**quantity) for quantity in spec[name])
             for name in ('state', 'actions')}
-        low, high = values['action_range']
+        ranges = {name: tuple(map(tuple, values[name]))
+                  for name in ('action_range', 'state_range') if name in values}
         names = ('capabilities', 'execution_modes', 'instructions', 'methods', 'grid')
         fields: dict[str, Any] = {
             **values, **{name: tuple(values[name]) for name in names},
             'spec': PolicySpec(tuple(spec['cameras']), **quantities),
-            'action_range': (tuple(low), tuple(high)),
+            **ranges,
         }
         return cls(**fields)
 

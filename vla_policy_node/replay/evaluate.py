@@ -188,6 +188,7 @@ def _remarks(traces: list[Trace], summary: BagSummary) -> list[str]:
         count = traces[0].counts.get(f'input.{stream}.backward', 0)
         remarks.append(f'The stamps of {stream} went backwards {count} times; what was older was '
                        'dropped, as the node does.')
+    remarks += dict.fromkeys(remark for trace in traces for remark in trace.remarks)
     if not traces[0].description.trained:
         remarks.append('The policy is untrained: its weights are random.')
     rows = [trace.description.action_rows for trace in traces]

@@ -61,7 +61,7 @@ def run_policy(
             pass
     trace.counts = counters(loop.commander, worker, timeline.counts)
     pairer = loop.commander.parts.pairer
-    trace.refusals = timeline.refusals
+    trace.refusals, trace.remarks = timeline.refusals, worker.state.remarks()
     trace.held, trace.ages_ns = pairer.health(timeline.now_ns), pairer.ages_ns(timeline.now_ns)
     if trace.inferences:  # otherwise whoever called says the one that counts
         for problem in trace.problems:
@@ -73,7 +73,7 @@ class _Problems(logging.Handler):
     """Keeps what the worker reports, each text once."""
 
     def __init__(self, kept: list[str]):
-        super().__init__()
+        super().__init__(logging.ERROR)
         self._kept = kept
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -52,8 +52,9 @@ class Trace:
 
     label: what the report calls it. commands: time (ns) and what was sent. counts: everything
     dropped, stale, limited or held, by name, as in the node's status. refusals: stream and
-    sentence of refused samples. problems: what the policy failed on. held, ages_ns: why inputs
-    could not be used at the end, and how old the last sample of each stream was.
+    sentence of refused samples. problems: what the policy failed on. remarks: what is odd about
+    the states it was told. held, ages_ns: why inputs could not be used at the end, and how old the
+    last sample of each stream was.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Trace:
     grids: dict[str, Grid] = field(default_factory=dict)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     held: Hold | None = None
     ages_ns: Mapping[str, int] = field(default_factory=dict)
     tokens_total: int = 0
