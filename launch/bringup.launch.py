@@ -8,6 +8,7 @@ What is started is described in vla_policy_node/system/description.py.
 """
 
 import signal
+from pathlib import Path
 
 from launch import LaunchDescription
 from launch.actions import (
@@ -21,13 +22,15 @@ from launch.actions import (
 from launch.conditions import IfCondition
 from launch.event_handlers import OnShutdown
 from launch.events.process import SignalProcess
+from launch.logging import launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.utilities import prefix_namespace
 
 from vla_policy_node.system.arguments import ARGUMENTS
 from vla_policy_node.system.description import describe, topic_arguments
-from vla_policy_node.system.files import share_directory
-from vla_policy_node.system.processes import leash, middleware_environment
+from vla_policy_node.system.processes import RESPAWN_S, leash, middleware_environment
+from vla_policy_node.system.view import is_on_sim_time, write_view
 
 
 def declare(argument):
@@ -42,23 +45,45 @@ def declare(argument):
 
 def start(context):
     given = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
-    # Topics of a contract that is known only now; a launch file around this one may have others.
+    # Topics of a contract that is known only now; a launch file around this one may have others,
+    # and a namespace of its own.
     more = topic_arguments(given)
     given |= {name: value for name, value in context.launch_configurations.items()
               if name in more}
+    given['namespace'] = prefix_namespace(
+        context.launch_configurations.get('ros_namespace'), given['namespace']) or ''
+    nodes = describe(given)
     return [
-        Node(
-            package=node.package,
-            executable=node.executable,
-            name=node.name,
-            ros_arguments=node.ros_arguments(),
-            additional_env=leash(),
-            output='screen',
-            emulate_tty=True,
-            on_exit=Shutdown(reason=f'{node.name} ended'),
-        )
-        for node in describe(given)
+        *(
+            Node(
+                package=node.package,
+                executable=node.executable,
+                name=node.name,
+                namespace=node.namespace or '/',
+                ros_arguments=node.ros_arguments(),
+                additional_env=leash(),
+                output='screen',
+                emulate_tty=True,
+                respawn=node.respawns,
+                respawn_delay=RESPAWN_S,
+                on_exit=None if node.respawns else Shutdown(reason=f'{node.name} ended'),
+            )
+            for node in nodes
+        ),
+        *(rviz(nodes) if IfCondition(LaunchConfiguration('rviz')).evaluate(context) else ()),
     ]
+
+
+def rviz(nodes):
+    view = Path(launch_config.log_dir) / 'vla.rviz'
+    write_view(nodes, view)
+    return [Node(
+        package='rviz2',
+        executable='rviz2',
+        namespace=nodes[0].namespace or '/',
+        arguments=['-d', str(view)],
+        parameters=[{'use_sim_time': is_on_sim_time(nodes)}],
+    )]
 
 
 def interrupt(event, context):
@@ -72,17 +97,10 @@ def interrupt(event, context):
 
 
 def generate_launch_description():
-    rviz = Node(
-        package='rviz2',
-        executable='rviz2',
-        arguments=['-d', str(share_directory() / 'config' / 'vla.rviz')],
-        condition=IfCondition(LaunchConfiguration('rviz')),
-    )
     return LaunchDescription([
         *(declare(argument) for argument in ARGUMENTS),
         DeclareLaunchArgument('rviz', default_value='false', description='Start RViz.'),
         *(SetEnvironmentVariable(*pair) for pair in middleware_environment().items()),
         OpaqueFunction(function=start),
         RegisterEventHandler(OnShutdown(on_shutdown=interrupt)),
-        rviz,
     ])

@@ -112,9 +112,9 @@ FAST_ARM = {
 class Bench:
     """The policy node, as its process runs it, and a robot; the clock belongs to the test."""
 
-    def __init__(self, **parameters):
+    def __init__(self, namespace='', **parameters):
         self.robot = RobotDouble(
-            parameters.get('compressed', False), parameters.get('contract', ''))
+            parameters.get('compressed', False), parameters.get('contract', ''), namespace)
         contract = parameters.get('contract', '')
         arm = {'max_tracking_error_m': 0.0} if contract else FAST_ARM
         if is_moved_by_joints(find_contract(contract)):
@@ -122,7 +122,8 @@ class Bench:
         given = {**arm, 'use_sim_time': True, 'warmup_inferences': 1, 'freeze_timeout_s': 0.0,
                  'clock_timeout_s': 60.0}  # the clock is the test's
         overrides = [Parameter(k, value=v) for k, v in {**given, **parameters}.items()]
-        self.node = CountingPolicyNode(self.robot.count_filed, parameter_overrides=overrides)
+        self.node = CountingPolicyNode(
+            self.robot.count_filed, parameter_overrides=overrides, namespace=namespace)
         self.now_ns = START_NS
         self.errors = []
         self._executors = [SingleThreadedExecutor(), SingleThreadedExecutor()]

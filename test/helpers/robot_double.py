@@ -44,8 +44,8 @@ class RobotDouble(Node):
     alter: stream -> function that changes a message before it is sent, or returns None to lose it.
     """
 
-    def __init__(self, compressed=False, contract=''):
-        super().__init__('robot')
+    def __init__(self, compressed=False, contract='', namespace=''):
+        super().__init__('robot', namespace=namespace)
         self._streams = InputStreams(find_contract(contract), compressed)
         self.changed = threading.Condition()
         self.alter = {}

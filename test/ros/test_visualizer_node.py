@@ -189,14 +189,19 @@ def test_what_the_shadow_found_is_shown_below_the_caption(bench):
     assert bench.spin_until(lambda: bench.overlays)
     diagnostics = bench.other.create_publisher(
         DiagnosticArray, '/diagnostics', qos.event_output())
-    said = DiagnosticArray(status=[DiagnosticStatus(
-        name=f'/policy{SHADOW_ENTRY}', message='pruning saved 20 ms')])
+    said = DiagnosticArray(status=[
+        DiagnosticStatus(name=f'{node}{SHADOW_ENTRY}', message=message) for node, message in (
+            ('/policy', 'pruning saved 20 ms'), ('/r1/policy', 'another robot'),
+            ('/my/policy', 'another robot'), ('policy', 'another robot'))])
+    told = []
 
     def heard():
         diagnostics.publish(said)  # as the node does, again and again
-        return bench.visualizer._shadow == 'pruning saved 20 ms'
+        told.append(bench.visualizer._shadow)
+        return told[-1]
 
     assert bench.spin_until(heard)
+    assert told[-1] == 'pruning saved 20 ms'
     # On a fast machine all this takes less than the shortest time between overlays.
     bench.visualizer._cameras['third_person'].drawn_at_s = float('-inf')
     bench.publish_image(8)

@@ -22,7 +22,7 @@ from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import description, processes
-from vla_policy_node.system.arguments import ARGUMENTS, resolve
+from vla_policy_node.system.arguments import ARGUMENTS, OF_COMMANDS, resolve
 from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
@@ -239,7 +239,7 @@ def test_a_robot_with_other_streams_has_arguments_for_their_topics(three_cameras
     assert topic_arguments({'contract': three_cameras}) == {
         'high_topic', 'left_topic', 'ee_pose_topic', 'gripper_state_topic'}
     assert topic_arguments({}) == {a.name for a in ARGUMENTS if a.name.endswith('_topic')
-                                   and a.name != 'command_topic'}
+                                   and a.name not in OF_COMMANDS}
 
 
 @pytest.mark.parametrize(('argument', 'contract', 'sentence'), [
@@ -319,6 +319,7 @@ class Script:
     name: str
     code: str
     ends_the_run: bool = False
+    respawns: bool = False
 
 
 @pytest.fixture
@@ -365,6 +366,16 @@ class TestProcesses:
         with (pytest.raises(NodeDiedError, match="'player' ended by itself"),
               System(nodes, output=Output()) as running):
             running.wait()
+
+    def test_what_respawns_is_started_again_and_the_others_never_notice(self, monkeypatch):
+        monkeypatch.setattr(processes, 'RESPAWN_S', 0.0)
+        output = Output()
+        nodes = [Script('fine', STAYS), Script('ill', 'print("here"); raise SystemExit(3)',
+                                               respawns=True)]
+        with System(nodes, output=output) as running:
+            running.wait(lambda: output.getvalue().count('ill  | here') == 2)
+            assert running._processes['fine'].poll() is None
+        assert "'ill' ended by itself (exit code 3); it is started again." in output.getvalue()
 
     def test_nodes_are_interrupted_and_the_stubborn_killed(self):
         output = Output()

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.cli.namespaces import namespace_of
 from vla_policy_node.cli.refusal import refusal
 from vla_policy_node.cli.topics import more_topics, with_topic_options
 from vla_policy_node.cli.trust import agrees
@@ -125,6 +126,8 @@ def record(
     topic: Annotated[list[str] | None, typer.Option(
         help='Another topic to record; repeat.')] = None,
     sim_time: Annotated[bool, typer.Option(help='Live on /clock, for a simulated world.')] = False,
+    namespace: Annotated[str, typer.Option(
+        help='Namespace of the robot to record, as of `vla bringup`.')] = '',
     repair: Annotated[bool, typer.Option(
         help='Do not record: OUT is a bag that was cut off; write what is whole of it to '
         'OUT-repaired.')] = False,
@@ -157,8 +160,9 @@ def record(
               'contract': contract, 'extra_topics': topic or ['']}
     from vla_policy_node.system.description import NodeSpec
 
+    spec = NodeSpec('recorder', values, namespace=namespace_of(namespace))
     try:
-        main(['vla', '--ros-args', *NodeSpec('recorder', values).ros_arguments()])
+        main(['vla', '--ros-args', *spec.full_arguments()])
     except SystemExit as end:
         if isinstance(end.code, str):  # a sentence: the node refused to begin
             raise refusal(end.code) from None

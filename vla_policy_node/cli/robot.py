@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla_policy_node.cli.namespaces import namespace_of
 from vla_policy_node.cli.refusal import refusal
 from vla_policy_node.cli.topics import more_topics
 from vla_policy_node.cli.trust import agrees
@@ -66,6 +67,8 @@ def instruct(
         min=0.0, help="Seconds to follow it; 0: the node's default_duration_s.")] = 0.0,
     wait: Annotated[
         float, typer.Option(min=0.0, help='Seconds to wait for the policy node.')] = 10.0,
+    namespace: Annotated[
+        str, typer.Option(help='Namespace of the policy node, as of `vla bringup`.')] = '',
 ) -> None:
     """Tell a running policy node what to do, and watch it. Ctrl-C cancels.
 
@@ -73,7 +76,7 @@ def instruct(
     """
     from vla_policy_node.nodes.instruct import follow
 
-    raise typer.Exit(follow(instruction, duration, wait))
+    raise typer.Exit(follow(instruction, duration, wait, namespace_of(namespace)))
 
 
 def tasks(

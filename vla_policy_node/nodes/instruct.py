@@ -28,8 +28,8 @@ EXIT_CODES = {
 }
 
 
-def follow(instruction: str, duration_s: float, wait_s: float) -> int:
-    """Have the policy follow an instruction; return the exit code.
+def follow(instruction: str, duration_s: float, wait_s: float, namespace: str = '') -> int:
+    """Have the policy in a namespace follow an instruction; return the exit code.
 
     0: followed for the whole duration, 130: cancelled, 1: anything else.
     """
@@ -38,12 +38,13 @@ def follow(instruction: str, duration_s: float, wait_s: float) -> int:
     interrupted = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = Node('vla_instruct')
+    node = Node('vla_instruct', namespace=namespace)
     client = ActionClient(node, ExecuteInstruction, 'execute_instruction')
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        return _follow(client, executor, interrupted, instruction, duration_s, wait_s)
+        return _follow(
+            client, executor, interrupted, instruction, duration_s, wait_s, namespace)
     finally:
         signal.signal(signal.SIGINT, before)
         client.destroy()
@@ -53,7 +54,7 @@ def follow(instruction: str, duration_s: float, wait_s: float) -> int:
 
 def _follow(
     client: ActionClient, executor: Executor, interrupted: threading.Event, instruction: str,
-    duration_s: float, wait_s: float,
+    duration_s: float, wait_s: float, namespace: str,
 ) -> int:
     console = Console()
     deadline = time.monotonic() + wait_s
@@ -62,9 +63,10 @@ def _follow(
             return EXIT_CODES[ExecuteInstruction.Result.CANCELLED]
         if time.monotonic() > deadline:
             domain = os.environ.get('ROS_DOMAIN_ID', '0')
+            where = f' and namespace {namespace}' if namespace else ''
             console.print(
-                f'[red]No active policy node was found in ROS domain {domain} within {wait_s:g} '
-                's; start one with `vla bringup`.')
+                f'[red]No active policy node was found in ROS domain {domain}{where} within '
+                f'{wait_s:g} s; start one with `vla bringup`.')
             return 1
     fraction, seconds = modf(duration_s)
     goal = ExecuteInstruction.Goal(

@@ -118,7 +118,8 @@ class RecorderNode(Node):
         self._robot: RobotContract
         self._inputs: set[str] = set()  # topics of its streams
         self._info_topic = self.resolve_topic_name('policy_info')
-        self._extra = set(filter(None, self._settings.extra_topics))
+        self._extra = {
+            self.resolve_topic_name(topic) for topic in self._settings.extra_topics if topic}
         self._parameters = ParameterReader(self, self._settings.policy_node)
         self._subscribe()
         self.create_timer(REPORT_PERIOD_S, self._report)
@@ -152,8 +153,7 @@ class RecorderNode(Node):
 
     def _subscribe(self) -> None:
         self._record_robot(find_contract(self._settings.contract))
-        self._awaited.update(
-            dict.fromkeys(map(self.resolve_topic_name, sorted(self._extra)), True))
+        self._awaited.update(dict.fromkeys(sorted(self._extra), True))
         for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
         self._listen(PolicyInfo, 'policy_info', qos.latched())
@@ -187,12 +187,12 @@ class RecorderNode(Node):
             self.get_logger().warning(str(error))
             return
         apart = differences(robot, self._robot)
-        if not self._settings.contract and (apart or robot.topics != self._robot.topics):
-            self._record_robot(robot)
-        elif apart:
+        if apart and self._settings.contract:
             self.get_logger().warning(
                 f'The policy node serves another robot than {self._robot.name}: '
                 f'{" and ".join(apart)} differ; what it needs may be missing in the recording.')
+        elif apart or robot.topics != self._robot.topics:
+            self._record_robot(robot)
 
     def _listen(
         self, kind: type, topic: str, profile: QoSProfile, needed: bool = False

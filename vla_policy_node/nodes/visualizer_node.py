@@ -16,6 +16,7 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
 from vla_msgs.msg import TokenSelection
+from vla_policy_node.common.ros_names import absolute
 from vla_policy_node.contract import find_contract
 from vla_policy_node.drawing.overlay import caption, draw_overlay
 from vla_policy_node.nodes import qos
@@ -58,6 +59,8 @@ class VisualizerParameters:
         100.0,
         tunable=True,
     )
+    policy_node: str = parameter(
+        'policy', 'Node whose shadow is shown, by its entries in /diagnostics.')
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contract that cannot be used."""
@@ -104,6 +107,9 @@ class VisualizerNode(Node):
             TokenSelection, 'token_selection', self._on_selection, qos.event_output()
         )
         self._shadow, self._shadow_at_s = '', float('-inf')
+        # /diagnostics is everybody's.
+        policy = absolute(self._settings.policy_node, self.get_namespace().rstrip('/'))
+        self._shadow_entry = f'{policy}{SHADOW_ENTRY}'
         self.create_subscription(
             DiagnosticArray, '/diagnostics', self._on_diagnostics, qos.event_output()
         )
@@ -112,9 +118,9 @@ class VisualizerNode(Node):
         self._settings = settings
 
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
-        """Store the latest comparison of the policy's shadow."""
+        """Store the latest comparison of the shadow of this system's policy."""
         for status in msg.status:
-            if status.name.endswith(SHADOW_ENTRY):
+            if status.name == self._shadow_entry:
                 self._shadow, self._shadow_at_s = status.message, monotonic()
 
     def _on_image(self, camera: _Camera, raw: bytes) -> None:

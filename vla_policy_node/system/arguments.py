@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_node.common.contract_files import default_streams
+from vla_policy_node.common.ros_names import absolute, checked_namespace
 from vla_policy_node.system.files import SystemDescriptionError
 
 
@@ -25,6 +26,9 @@ class Argument:
 
 
 TOPIC = '_topic'  # after the name of a stream
+_TWISTS = 'twist_topic'
+# Arguments with such a name that mean no stream.
+OF_COMMANDS = ('command_topic', _TWISTS)
 ARGUMENTS = (
     Argument('config', '', 'Parameter file (YAML); empty: config/bringup.yaml of this package.'),
     Argument('checkpoint', '', 'Checkpoint directory; empty: the one in the parameter file, or '
@@ -54,6 +58,14 @@ ARGUMENTS = (
     Argument('command_topic', '', 'Where commands for an end effector go '
              "(vla_msgs/EndEffectorCommand): those of the guard, or, without one, the policy's. "
              'Joints have the topics of their contract.'),
+    Argument('publish_twist', False, 'Also send commands as geometry_msgs/TwistStamped, for '
+             'MoveIt Servo; false: as the parameter file says.'),
+    Argument(_TWISTS, '', 'Where these go, for example /servo_node/delta_twist_cmds; implies '
+             'publish_twist.'),
+    Argument('namespace', '', 'Namespace of all nodes, for example r1: all their names begin with '
+             'it, so that several systems run side by side.'),
+    Argument('respawn', False, 'Start the policy and the visualizer again when they die; the '
+             'policy then waits for a goal. The death of another node ends the run.'),
     Argument('enclave', '', 'SROS2: path below which each node has the enclave of its name, for '
              'example /vla; see config/security/policy.xml.'),
     Argument('log_level', 'info', 'Least severe messages to show.',
@@ -81,6 +93,15 @@ def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
         raise SystemDescriptionError('lock_step needs the world; start it with world:=true.')
     if values['world'] and values['play']:
         raise SystemDescriptionError('A bag is played instead of a world; start one of them.')
+    if values['respawn'] and (values['lock_step'] or values['play']):
+        raise SystemDescriptionError(
+            'respawn is for a robot: in lock-step and with a bag nobody would ask a policy that '
+            'begins anew for anything. Leave respawn out.')
+    try:
+        values['namespace'] = checked_namespace(str(values['namespace']))
+    except ValueError as error:
+        raise SystemDescriptionError(f'namespace: {error}') from None
+    values['publish_twist'] = bool(values['publish_twist'] or values[_TWISTS])
     values['use_sim_time'] = bool(
         values['use_sim_time'] or values['lock_step'] or values['play'])
     values['guard'] = _is_guarded(values)
@@ -95,10 +116,12 @@ def _is_guarded(a: Mapping[str, Any]) -> bool:
             'come when they come. Leave guard out.')
     guarded = a['guard'] == 'true' or (
         a['guard'] == 'auto' and a['policy'] and not (a['world'] or a['use_sim_time']))
-    if guarded and a['command_topic'].lstrip('/') == 'command':
-        raise SystemDescriptionError(
-            "The guard reads the policy's commands on 'command'; let command_topic be another, or "
-            'leave the guard out with guard:=false.')
+    for name, taken in zip(OF_COMMANDS, ('command', 'twist_command'), strict=True):
+        if guarded and a[name] and taken == absolute(a[name], a['namespace']).removeprefix(
+                f"{a['namespace']}/"):
+            raise SystemDescriptionError(
+                f"The guard reads the policy's commands on '{taken}'; let {name} be another, or "
+                'leave the guard out with guard:=false.')
     return guarded
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla_policy_node.system.arguments import TOPIC, resolve
+from vla_policy_node.system.arguments import OF_COMMANDS, TOPIC, resolve
 from vla_policy_node.system.files import (
     NODES,
     PACKAGE,
@@ -32,8 +32,13 @@ from vla_policy_node.system.recorded import (
 # Nodes that something else starts than a switch of their name.
 _SWITCHES = {'recorder': 'record', 'player': 'play'}
 
-# Of the guard; what comes in is the policy's.
-_GUARDED = 'guarded_command'
+# What may come up again by itself: it moves nothing until somebody sends a goal. Not the guard,
+# for it would go on with a goal that nobody has confirmed since, nor those that cannot go on where
+# they were: the world, the recorder and the player.
+_RESPAWNING = ('policy', 'visualizer')
+# Outputs of the policy -> outputs of the guard, which are then the robot's, and their arguments.
+_GUARDED = {'command': 'guarded_command', 'twist_command': 'guarded_twist_command'}
+_COMPRESSED = '/compressed'
 # Parameters of the policy that are the guard's, too: as the files have them, whatever becomes of
 # the policy's own at run time.
 _SHARED = ('control_rate_hz', 'max_step_translation_m', 'max_step_rotation_rad', 'publish_twist')
@@ -46,7 +51,8 @@ class NodeSpec:
     executable: console script of the package; `module` is the same for `python -m`.
     parameters: all of them, the configuration file's with the arguments' on top.
     remappings: name in the node -> topic.
-    enclave: of SROS2; empty: none.
+    enclave: of SROS2; empty: none. namespace: '/r1', '' for none. respawns: whether it is started
+    again when it dies; else its death ends the run.
     """
 
     name: str
@@ -54,6 +60,8 @@ class NodeSpec:
     remappings: Mapping[str, str] = field(default_factory=dict)
     log_level: str = 'info'
     enclave: str = ''
+    namespace: str = ''
+    respawns: bool = False
     package: str = PACKAGE
 
     @property
@@ -71,8 +79,13 @@ class NodeSpec:
         """Python module that runs the node."""
         return f'{self.package}.nodes.{self.executable}'
 
+    def full_arguments(self) -> list[str]:
+        """Return what follows `--ros-args`."""
+        namespace = ['-r', f'__ns:={self.namespace}'] if self.namespace else []
+        return ['-r', f'__node:={self.name}', *namespace, *self.ros_arguments()]
+
     def ros_arguments(self) -> list[str]:
-        """Return what follows `--ros-args`, without the node's name.
+        """Return what follows `--ros-args`, without the node's name and namespace.
 
         Parameters are passed one by one: between a file's `policy:` and a wildcard, ROS
         distributions disagree about which of the two wins.
@@ -84,7 +97,9 @@ class NodeSpec:
             arguments += ['-r', f'{name}:={topic}']
         if self.enclave:
             arguments += ['--enclave', self.enclave]
-        return [*arguments, '--log-level', f'{self.name}:={self.log_level}']
+        # Loggers are called as nodes are, with dots for slashes.
+        logger = f'{self.namespace}/{self.name}'.lstrip('/').replace('/', '.')
+        return [*arguments, '--log-level', f'{logger}:={self.log_level}']
 
 
 def describe(
@@ -105,9 +120,13 @@ def describe(
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
     parameters['policy'] = _of_policy(a, parameters['policy'])
-    if a['policy'] and (arguments or {}).get('guard', 'auto') == 'auto' \
-            and _is_moved_by_joints(parameters['policy']):
-        a['guard'] = True  # nobody else knows the topics of the controllers
+    if _is_moved_by_joints(parameters['policy']):
+        if a['publish_twist']:
+            raise SystemDescriptionError(
+                'publish_twist and twist_topic are for an end effector; joints have the topics of '
+                'their contract.')
+        if a['policy'] and (arguments or {}).get('guard', 'auto') == 'auto':
+            a['guard'] = True  # nobody else knows the topics of the controllers
     for name, value in _from_arguments(a, parameters['policy']).items():
         parameters[name].update(value)
     for name, value in (overrides or {}).items():
@@ -116,7 +135,8 @@ def describe(
     commands = _command_remappings(a)
     return tuple(
         NodeSpec(name, parameters[name], remappings | commands.get(name, {}), a['log_level'],
-                 f"{a['enclave'].rstrip('/')}/{name}" if a['enclave'] else '')
+                 f"{a['enclave'].rstrip('/')}/{name}" if a['enclave'] else '', a['namespace'],
+                 bool(a['respawn']) and name in _RESPAWNING)
         for name in NODES if a[_SWITCHES.get(name, name)]
     )
 
@@ -140,7 +160,7 @@ def topic_arguments(arguments: Mapping[str, str | bool]) -> frozenset[str]:
 def _stream_remappings(a: Mapping[str, Any], contract: str) -> dict[str, str]:
     """Return the remappings that send the streams of the robot to the topics that were given."""
     given = {name.removesuffix(TOPIC): topic for name, topic in a.items()
-             if topic and name.endswith(TOPIC) and name != 'command_topic'}
+             if topic and name.endswith(TOPIC) and name not in OF_COMMANDS}
     if not given:
         return {}
     from vla_policy_node.contract import find_contract
@@ -152,19 +172,23 @@ def _stream_remappings(a: Mapping[str, Any], contract: str) -> dict[str, str]:
             raise SystemDescriptionError(
                 f'There is no argument {stream}{TOPIC} for {robot.name}; its streams are '
                 f'{", ".join(robot.topics)}.')
-        for suffix in ('', '/compressed') if stream in robot.camera_names else ('',):
+        is_camera = stream in robot.camera_names
+        if is_camera:
+            topic = str(topic).removesuffix(_COMPRESSED)
+        for suffix in ('', _COMPRESSED) if is_camera else ('',):
             remappings[f'{robot.topics[stream]}{suffix}'] = f'{topic}{suffix}'
     return remappings
 
 
 def _command_remappings(a: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the remappings of each node that make commands reach who is to obey them."""
-    topic = a['command_topic']
+    given = {output: a[name] for output, name in zip(_GUARDED, OF_COMMANDS, strict=True)
+             if a[name]}
     if not a['guard']:
-        return {name: {'command': topic} for name in NODES} if topic else {}
-    remappings = {'world': {'command': topic or _GUARDED}}
-    if topic:
-        remappings['guard'] = {_GUARDED: topic}
+        return dict.fromkeys(NODES, given) if given else {}
+    remappings = {'world': {'command': given.get('command', _GUARDED['command'])}}
+    if given:
+        remappings['guard'] = {_GUARDED[output]: topic for output, topic in given.items()}
     return remappings
 
 
@@ -227,11 +251,14 @@ def _of_bag(
 
 def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, dict]:
     """Return the parameters of each node that the arguments decide."""
+    if a['publish_twist']:
+        policy = {**policy, 'publish_twist': True}
     sim_time = a['use_sim_time']
     contract = {'contract': policy['contract']} if policy.get('contract') else {}
     result = {
         'world': {'use_sim_time': False, 'publish_clock': sim_time, 'lock_step': a['lock_step']},
-        'policy': {'use_sim_time': sim_time, 'autostart': a['autostart']},
+        'policy': {'use_sim_time': sim_time, 'autostart': a['autostart'],
+                   **({'publish_twist': True} if a['publish_twist'] else {})},
         'guard': {'use_sim_time': sim_time, **contract, **{
             name: policy[name] for name in _SHARED if name in policy}},
         'visualizer': {'use_sim_time': sim_time, **contract},

@@ -22,6 +22,7 @@ from vla_policy_node.system.files import share_directory
 
 # Time for a node to end an inference, send its hold and free its model.
 GRACE_S = 10.0
+RESPAWN_S = 2.0  # from the death of a node that respawns to its next start
 _COLOURS = (36, 33, 35, 32)
 SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
 
@@ -51,45 +52,65 @@ class System:
                      'PYTHONUNBUFFERED': '1', **(env or {})}
         self._output = output or sys.stdout
         self._grace_s = grace_s
+        width = max((len(node.name) for node in nodes), default=0)
+        self._prefixes = {node.name: f'{node.name:<{width}} | ' for node in nodes}
+        if self._output.isatty():
+            self._prefixes = {
+                name: f'\x1b[{colour}m{prefix}\x1b[0m' for (name, prefix), colour in zip(
+                    self._prefixes.items(), itertools.cycle(_COLOURS))}
         self._processes: dict[str, subprocess.Popen] = {}
+        self._due_s: dict[str, float] = {}  # when the dead are started again, on the steady clock
         self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> 'System':
         """Start all nodes."""
-        width = max(len(node.name) for node in self._nodes)
-        for node, colour in zip(self._nodes, itertools.cycle(_COLOURS)):
-            process = subprocess.Popen(
-                command_line(node), env=self._env, text=True, errors='replace',
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                # Ctrl-C reaches only the parent, which stops its children in its own way.
-                start_new_session=True,
-            )
-            self._processes[node.name] = process
-            prefix = f'{node.name:<{width}} | '
-            if self._output.isatty():
-                prefix = f'\x1b[{colour}m{prefix}\x1b[0m'
-            reader = threading.Thread(target=self._forward, args=(process, prefix), daemon=True)
-            reader.start()
-            self._readers.append(reader)
+        for node in self._nodes:
+            self._start(node)
         return self
 
     def __exit__(self, *exception) -> None:
         """Stop all nodes."""
         self.stop()
 
+    def _start(self, node: NodeSpec) -> None:
+        process = subprocess.Popen(
+            command_line(node), env=self._env, text=True, errors='replace',
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # Ctrl-C reaches only the parent, which stops its children in its own way.
+            start_new_session=True,
+        )
+        self._processes[node.name] = process
+        reader = threading.Thread(
+            target=self._forward, args=(process, self._prefixes[node.name]), daemon=True)
+        reader.start()
+        self._readers = [*(r for r in self._readers if r.is_alive()), reader]
+
     def _forward(self, process: subprocess.Popen, prefix: str) -> None:
         for line in process.stdout:
-            self._output.write(f'{prefix}{line}')
-            self._output.flush()
+            self._print(f'{prefix}{line}')
+
+    def _print(self, line: str) -> None:
+        self._output.write(line)
+        self._output.flush()
 
     def check(self) -> None:
-        """Raise NodeDiedError if a node has ended that should run on."""
-        for name, process in self._processes.items():
-            code = process.poll()
-            if code is not None and not (code == 0 and name in self._finite):
-                raise NodeDiedError(
-                    f"Node '{name}' ended by itself ({_describe_exit(code)}); its last messages "
-                    'say why.')
+        """Start again what has died and respawns, after RESPAWN_S; call it often.
+
+        Raises NodeDiedError if another node has ended that should run on.
+        """
+        for node in self._nodes:
+            code = self._processes[node.name].poll()
+            if code is None or (code == 0 and node.name in self._finite):
+                continue
+            ended = f"Node '{node.name}' ended by itself ({_describe_exit(code)})"
+            if not node.respawns:
+                raise NodeDiedError(f'{ended}; its last messages say why.')
+            if node.name not in self._due_s:
+                self._due_s[node.name] = time.monotonic() + RESPAWN_S
+                self._print(f'{ended}; it is started again.\n')
+            elif time.monotonic() >= self._due_s[node.name]:
+                del self._due_s[node.name]
+                self._start(node)
 
     def pid(self, name: str) -> int:
         """Return the process id of a node."""
@@ -154,8 +175,7 @@ def private_domain() -> AbstractContextManager:
 
 def command_line(node: NodeSpec) -> list[str]:
     """Return the command that runs one node."""
-    return [sys.executable, '-m', node.module, '--ros-args', '-r', f'__node:={node.name}',
-            *node.ros_arguments()]
+    return [sys.executable, '-m', node.module, '--ros-args', *node.full_arguments()]
 
 
 def run(nodes: Sequence[NodeSpec]) -> int:

@@ -1,0 +1,79 @@
+"""Two robots in two namespaces of one graph, each deaf to the other."""
+
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
+from contextlib import ExitStack
+
+import pytest
+from lifecycle_msgs.srv import ChangeState, GetState
+from node_bench import (
+    checkpoint,
+    make_active,
+    make_bench,
+    script,
+)
+from rclpy.parameter import Parameter
+from ros_testing import ros
+
+from vla_msgs.msg import HoldReason
+from vla_policy_node.nodes.guard_node import GuardNode
+from vla_policy_node.nodes.recorder_node import RecorderNode
+from vla_policy_node.nodes.visualizer_node import VisualizerNode
+
+# One for all robots, by the conventions of ROS.
+GLOBAL = {'/clock', '/diagnostics', '/parameter_events', '/rosout', '/tf', '/tf_static'}
+
+
+def test_each_robot_has_its_own_goal_commands_and_stops(make_active, script):
+    first, second = make_active(namespace='/r1'), make_active(namespace='/r2')
+    first.run_a_little()
+    assert second.robot.call('estop').success
+    assert second.wait_command(lambda command: command.hold_reason.code == HoldReason.ESTOP)
+    first.infer()
+    assert first.advance().hold_reason.code == HoldReason.NONE
+    assert all(command.hold for command in second.robot.commands)
+    assert not any(status.goal_active for status in second.robot.statuses)
+    assert not second.robot.chunks
+
+
+def endpoints(node):
+    return {endpoint.topic_name for endpoint in (*node.publishers, *node.subscriptions)} | {
+        service.service_name for service in node.services} | {
+        client.service_name for client in node.clients}
+
+
+def test_no_node_has_an_absolute_name_of_its_own(ros, tmp_path, make_bench):
+    bench = make_bench(namespace='/fleet/r1', publish_twist=True).configure()
+    with ExitStack() as stack:
+        nodes = [bench.node, bench.node._goals._node]
+        for cls, values in (
+                (GuardNode, {'publish_twist': True}), (GuardNode, {'contract': 'two_arms'}),
+                (VisualizerNode, {}), (RecorderNode, {'output': str(tmp_path / 'bag')})):
+            nodes.append(cls(namespace='/fleet/r1', parameter_overrides=[
+                Parameter(name, value=value) for name, value in values.items()]))
+            stack.callback(nodes[-1].destroy_node)
+        for node in nodes:
+            assert node.get_namespace() == '/fleet/r1'
+            outside = {name for name in endpoints(node) if not name.startswith('/fleet/r1/')}
+            assert outside <= GLOBAL
+
+
+CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE, SHUTDOWN = range(1, 6)
+
+
+def test_a_lifecycle_manager_brings_the_policy_up_and_down_by_its_services(make_bench, script):
+    """As nav2's does with bond_timeout 0.0: by number, and it looks at the state in between."""
+    bench = make_bench(namespace='/r1')
+    bench.set_clock(bench.now_ns)
+    change = bench.robot.create_client(ChangeState, 'policy/change_state')
+    state = bench.robot.create_client(GetState, 'policy/get_state')
+    assert change.wait_for_service(20.0) and state.wait_for_service(20.0)
+    for transition, reached in (
+            (CONFIGURE, 'inactive'), (ACTIVATE, 'active'), (DEACTIVATE, 'inactive'),
+            (CLEANUP, 'unconfigured'), (CONFIGURE, 'inactive'), (CLEANUP, 'unconfigured'),
+            (SHUTDOWN, 'finalized')):
+        request = ChangeState.Request()
+        request.transition.id = transition
+        assert bench.robot.finish(change.call_async(request)).success
+        now = bench.robot.finish(state.call_async(GetState.Request())).current_state
+        assert now.label == reached
