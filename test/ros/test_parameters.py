@@ -56,7 +56,9 @@ def test_overrides_become_the_dataclass():
 
 
 @pytest.mark.parametrize(('name', 'value', 'sentence'), [
-    ('rate_hz', 50, 'rate_hz is 50; it must be a number with a decimal point, for example 20.0.'),
+    ('rate_hz', '50 Hz', "rate_hz is '50 Hz'; it must be a number"),
+    ('rate_hz', 500, 'rate_hz is 500.0 Hz; it must lie between 1 and 200 Hz.'),
+    ('box_m', ['a', 'b'], 'it must be a list of numbers'),
     ('rate_hz', 500.0, 'rate_hz is 500.0 Hz; it must lie between 1 and 200 Hz.'),
     ('rate_hz', math.nan, 'rate_hz is nan; it must be a finite number.'),
     ('count', 3.0, 'count is 3.0; it must be a whole number.'),
@@ -74,6 +76,25 @@ def test_a_bad_override_is_refused_with_a_sentence(name, value, sentence):
     with pytest.raises(ParameterError) as caught:
         store.checked()
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(('name', 'given', 'meant'), [
+    ('rate_hz', 50, 50.0), ('rate_hz', '2e1', 20.0), ('box_m', [-1, 1], (-1.0, 1.0)),
+    ('box_m', '[-1, 0.5]', (-1.0, 0.5)),
+])
+def test_a_number_may_be_written_in_any_way_at_the_start_and_later(name, given, meant):
+    setting = Setting(**{name: given})
+    assert getattr(setting.store.checked(), name) == meant
+    setting = Setting(configured=True)
+    assert setting.set(**{name: given}).successful
+    assert [getattr(settings, name) for settings in setting.applied] == [meant]
+
+
+def test_all_values_of_a_node_can_be_set_again_while_it_is_configured():
+    setting = Setting(configured=True, count=4, box_m=[0.0, 0.5])
+    for name in ('rate_hz', 'count', 'mode', 'loud', 'box_m', 'names', 'use_sim_time'):
+        assert setting.set(**{name: setting.node.get_parameter(name).value}).successful, name
+    assert setting.store.checked() == Settings(count=4, box_m=(0.0, 0.5), names=('a',))
 
 
 def test_every_problem_is_named_at_once():

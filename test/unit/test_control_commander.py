@@ -6,6 +6,7 @@ lets the old plan go on (D1, D5); a stop that is overtaken by an action; a huge 
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -352,6 +353,52 @@ def test_whatever_the_policy_says_no_command_breaks_a_limit(values):
         assert bench.commander.parts.mover.counts()['step_translation'] > 0
 
 
+def test_other_limits_keep_the_counts_and_one_rest_though_changed_twice(bench):
+    goal = bench.begin()
+    bench.push(goal, value=0.9)
+    bench.tick()
+    counts = bench.commander.parts.mover.counts()
+    assert counts
+    for _ in range(2):
+        bench.commander.replace(replace(bench.commander.parts, mover=make_parts().mover))
+    bench.commander.replace(replace(bench.commander.parts, input_timeout_ns=MS))
+    assert bench.commander.parts.mover.counts() == counts
+    assert is_still(bench.tick())
+    assert not is_still(bench.tick())
+
+
+@pytest.mark.parametrize('part', ['pairer', 'cameras', 'executor', 'input_timeout_ns'])
+def test_an_arm_moves_on_when_something_other_than_its_limits_changes(bench, part):
+    goal = bench.begin()
+    bench.push(goal)
+    bench.tick()
+    before = bench.commander.parts
+    counts = before.pairer.counts(), before.executor.counts()
+    bench.commander.replace(replace(before, **{part: getattr(make_parts(), part)}))
+    after = bench.commander.parts
+    assert (after.pairer.counts(), after.executor.counts()) == counts
+    assert not is_still(bench.tick())
+
+
+def test_other_bounds_of_the_inputs_count_from_the_next_period_on(bench):
+    bench.begin()
+    bench.tick()
+    bench.dead.add('wrist')
+    strict = ObservationPairer(STREAMS[:2], STREAMS[2:], 20 * MS, 10 * MS, 20 * MS)
+    bench.commander.replace(replace(bench.commander.parts, pairer=strict))
+    assert bench.tick().hold == Hold(HoldReason.INPUT_STALE, 'wrist')
+
+
+def test_an_executor_of_another_mode_goes_on_with_the_plan(bench):
+    goal = bench.begin()
+    bench.push(goal)
+    steps = [bench.tick().chunk_step for _ in range(2)]
+    bench.commander.replace(
+        replace(bench.commander.parts, executor=create_executor('sync', PERIOD)))
+    steps += [bench.tick().chunk_step for _ in range(2)]
+    assert steps == [1, 2, 3, 4]
+
+
 def test_a_hold_before_the_first_action_says_nothing_of_the_hand(bench):
     assert math.isnan(bench.tick().motion.gripper)
     bench.commander.replace(make_parts())
@@ -366,12 +413,13 @@ def test_a_hold_keeps_the_hand_as_it_was_told_last(bench):
     assert bench.tick().motion.gripper == 0.0
 
 
-def test_new_parameters_drop_the_plan_but_do_not_open_the_hand(bench):
+def test_other_limits_begin_at_rest_and_do_not_open_the_hand(bench):
     goal = bench.begin()
     bench.push(goal, gripper=0.0)
     bench.tick()
     bench.commander.replace(make_parts())
     assert is_still(bench.tick())
+    assert not is_still(bench.tick())
     bench.push(goal, gripper=0.55)  # within the dead band
     assert bench.tick().motion.gripper == 0.0
 

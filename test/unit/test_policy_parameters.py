@@ -1,5 +1,7 @@
 """Parameters of the policy node, without ROS: what is refused, and which files are read when."""
 
+from dataclasses import fields
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_policy_node.commands.train import stage_config
+from vla_policy_node.control.commander import CommanderParts
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
 
@@ -60,3 +63,34 @@ def test_the_reference_picture_is_read_when_asked_and_never_to_check_parameters(
     view.unlink()
     assert list(references) == ['third_person']
     parameters.make_parts(references)
+
+
+OTHER = {'execution_mode': 'sync', 'ensemble_weighting': 'cogact', 'ensemble_horizon': 3,
+         'workspace_min_m': (-0.5, -0.5, -0.5), 'workspace_max_m': (0.5, 0.5, 0.5)}
+ENSEMBLE = {'execution_mode': 'temporal_ensemble'}
+TUNABLE = {f.name: f.metadata['spec'] for f in fields(PolicyParameters)
+           if f.metadata['spec'].tunable}
+
+
+def contents(part):
+    """All settings inside a part, as text that can be compared."""
+    if hasattr(part, '__dict__') and type(part).__module__.startswith('vla_policy_node'):
+        return {name: contents(value) for name, value in vars(part).items()}
+    if isinstance(part, dict):
+        return {name: contents(value) for name, value in part.items()}
+    return '' if 'threading' in str(type(part)) or 'thread.' in repr(part) else repr(part)
+
+
+@pytest.mark.parametrize('name', TUNABLE)
+def test_a_parameter_declares_the_part_that_it_changes_and_no_other_is_made_anew(name):
+    before = PolicyParameters(**({} if name == 'execution_mode' else ENSEMBLE))
+    value = OTHER[name] if name in OTHER else getattr(before, name) / 2
+    values = {f.name: getattr(before, f.name) for f in fields(before)}
+    after = PolicyParameters(**{**values, name: value})
+    parts = before.make_parts()
+    retuned = after.retuned(parts, before)
+    names = [field.name for field in fields(CommanderParts)]
+    made_anew = {n for n in names if getattr(retuned, n) is not getattr(parts, n)}
+    fresh = after.make_parts()
+    differ = {n for n in names if contents(getattr(fresh, n)) != contents(getattr(parts, n))}
+    assert made_anew == differ == {TUNABLE[name].part} - {''}

@@ -4,7 +4,7 @@ import math
 import threading
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vla_policy_node.control.cameras import CameraWatch
@@ -59,7 +59,7 @@ class Command:
 
 @dataclass(frozen=True)
 class CommanderParts:
-    """The parts that tunable parameters configure; replaced as a whole, between two ticks."""
+    """The parts that tunable parameters configure; exchanged between two ticks."""
 
     pairer: ObservationPairer
     cameras: CameraWatch
@@ -135,14 +135,23 @@ class Commander:
                 self._fault = hold
 
     def replace(self, parts: CommanderParts) -> None:
-        """Exchange the parts that parameters tune (any thread)."""
+        """Exchange the parts that parameters tune; those that stay are not disturbed (any thread).
+
+        Each takes over what the one before it knows. The pairer stays, with other bounds: the
+        worker may be waiting for it.
+        """
         with self._lock:
-            parts.executor.reset(self.session.epoch, self._inputs_bad_ns)
-            parts.cameras.follow(self.parts.cameras)
-            parts.mover.follow(self.parts.mover)
-            self.parts = parts
-            # Motion under other limits begins at rest.
-            self._must_rest = not parts.mover.is_at_rest
+            before = self.parts
+            before.pairer.take_bounds(parts.pairer)
+            if parts.executor is not before.executor:
+                parts.executor.follow(before.executor)
+            if parts.cameras is not before.cameras:
+                parts.cameras.follow(before.cameras)
+            if parts.mover is not before.mover:
+                parts.mover.follow(before.mover)
+                # Motion under other limits begins at rest.
+                self._must_rest = not parts.mover.is_at_rest
+            self.parts = replace(parts, pairer=before.pairer)
 
     def counts(self) -> dict[str, int]:
         """Return ticks by hold reason, 'command' for those with an action (any thread)."""

@@ -48,6 +48,7 @@ class EndEffectorMover:
         self.measured = other.measured
         self._record, self._origin_m = other._record, other._origin_m
         self._last, self._gripper = other._last, other._gripper
+        self.limiter.count_on(other.limiter)
         if not math.isnan(self._gripper):
             self._latch.update(self._gripper)  # other limits must not open the hand
 

@@ -179,6 +179,21 @@ class ChunkExecutor(ABC):
             self._executed.clear()
             self._last_target_ns = None
 
+    def follow(self, former: 'ChunkExecutor') -> None:
+        """Continue where another executor left off, in this one's way (any thread).
+
+        A chunk that was pushed to the former one since then is lost.
+        """
+        with former._lock, self._lock:
+            for mine, theirs in ((self._chunks, former._chunks),
+                                 (self._executed, former._executed),
+                                 (self._delays, former._delays)):
+                mine.clear()
+                mine.extend(theirs)
+            self._last_target_ns, self._epoch = former._last_target_ns, former._epoch
+            self._bad_until_ns = former._bad_until_ns
+            self._counts = former._counts.copy()
+
     @property
     def has_chunk(self) -> bool:
         """Whether a chunk of the present epoch has arrived, used up or not (any thread)."""

@@ -90,6 +90,12 @@ class JointLimiter:
         """Assume that the robot stands still; call this after every hold."""
         self._last = np.zeros(len(self._last))
 
+    def count_on(self, former: JointLimiter) -> None:
+        """Continue the counts of another limiter of the same joints."""
+        counts = former.counts()
+        with self._lock:
+            self._counts = Counter(counts)
+
     def counts(self) -> dict[str, int]:
         """Return how often each rule changed a command, by name (any thread)."""
         with self._lock:

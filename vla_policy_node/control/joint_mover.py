@@ -54,6 +54,7 @@ class JointMover:
         self.measured, self._record, self._latches = other.measured, other._record, other._latches
         self._last, self._is_at_rest, self._still = (
             other._last, other._is_at_rest, other._still)
+        self._limiter.count_on(other._limiter)
 
     def begin(self) -> None:
         """Start a goal where the joints are."""

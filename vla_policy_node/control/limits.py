@@ -163,6 +163,12 @@ class CommandLimiter:
         self._linear.last = np.zeros(3)
         self._angular.last = np.zeros(3)
 
+    def count_on(self, former: 'CommandLimiter') -> None:
+        """Continue the counts of a limiter with other limits."""
+        counts = former.counts()
+        with self._lock:
+            self._counts = Counter(counts)
+
     def counts(self) -> dict[str, int]:
         """Return how often each rule changed a command, by name (any thread)."""
         with self._lock:

@@ -120,6 +120,13 @@ class ObservationPairer:
             self._refused.pop(stream, None)
             return True
 
+    def take_bounds(self, other: 'ObservationPairer') -> None:
+        """Judge as another pairer of the same streams does; the samples stay (any thread)."""
+        with self._condition:
+            self._max_spread_ns, self._max_age_ns, self._future_tolerance_ns = (
+                other._max_spread_ns, other._max_age_ns, other._future_tolerance_ns)
+            self._state_tolerance_ns = other._state_tolerance_ns
+
     def refuse(self, stream: str, hold: Hold) -> None:
         """Note that the newest message of a stream cannot be used (executor thread).
 

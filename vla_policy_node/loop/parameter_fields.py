@@ -1,9 +1,12 @@
 """Fields of a parameter dataclass: default, description, unit and bounds. Without ROS."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from vla_policy_node.common.plain_yaml import parse_plain_yaml
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Spec:
     high: float | None = None
     choices: tuple[str, ...] = ()
     tunable: bool = False
+    part: str = ''
 
 
 def parameter(
@@ -26,17 +30,40 @@ def parameter(
     high: float | None = None,
     choices: Sequence[str] = (),
     tunable: bool = False,
+    part: str = '',
 ) -> Any:
     """Return a dataclass field for a parameter.
 
     low, high: inclusive bounds, also of each element of a list. tunable: may change while the
-    node is configured.
+    node is configured. part: what must then be made anew, see the class; all else runs on.
     """
-    spec = Spec(description, unit, low, high, tuple(choices), tunable)
+    spec = Spec(description, unit, low, high, tuple(choices), tunable, part)
     factory = (lambda: default) if isinstance(default, (list, tuple)) else MISSING
     if factory is MISSING:
         return field(default=default, metadata={'spec': spec})
     return field(default_factory=factory, metadata={'spec': spec})
+
+
+def as_declared(default: Any, value: object) -> object:
+    """Return a value in the type of its parameter's default if it means the same, else as it is.
+
+    YAML tells 1 from 1.0, `ros2 param set` also sends a list of both, or 1e-3, as text.
+    """
+    is_list = isinstance(default, (list, tuple))
+    if not isinstance(default[0] if is_list and default else default, float):
+        return value
+    if isinstance(value, str):
+        value = _number_or_list(value)
+    if is_list and isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [_as_float(element) for element in value]
+    return value if is_list else _as_float(value)
+
+
+def changed_parts(former: Any, values: Any) -> frozenset[str]:
+    """Return the parts that the differences between two parameter dataclasses concern."""
+    return frozenset(
+        f.metadata['spec'].part for f in fields(values)
+        if getattr(former, f.name) != getattr(values, f.name)) - {''}
 
 
 def check_values(cls: type, values: Mapping[str, object]) -> None:
@@ -61,6 +88,20 @@ def check_values(cls: type, values: Mapping[str, object]) -> None:
             high = math.inf if spec.high is None else spec.high
             if kind in (int, float) and not low <= element <= high:
                 raise ValueError(f'{f.name} is {element}; it must lie in {low:g} to {high:g}.')
+
+
+def _number_or_list(text: str) -> object:
+    with suppress(ValueError):
+        return float(text)
+    with suppress(ValueError):
+        found = parse_plain_yaml(text, 'The value')
+        if isinstance(found, list):
+            return found
+    return text
+
+
+def _as_float(value: object) -> object:
+    return float(value) if type(value) is int else value
 
 
 def _is(kind: type, value: object) -> bool:

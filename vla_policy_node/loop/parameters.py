@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -37,7 +37,7 @@ from vla_policy_node.loop.contract_fields import (
     same_for,
     transform_name,
 )
-from vla_policy_node.loop.parameter_fields import check_values, parameter
+from vla_policy_node.loop.parameter_fields import changed_parts, check_values, parameter
 from vla_policy_node.policy import load_policy
 from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import InputStreams
@@ -55,6 +55,8 @@ def _ns(seconds: float) -> int:
 class PolicyParameters:
     """Parameters of the node `policy`; those marked tunable may change while it runs.
 
+    The `part` of a tunable one is the field of `CommanderParts` that is made anew when it
+    changes; one without a part is looked up when it is needed.
     This class is for the default contract; `of` returns that of another one.
     """
 
@@ -107,24 +109,26 @@ class PolicyParameters:
         False, "Subscribe sensor_msgs/CompressedImage on '<topic>/compressed'.")
     max_age_s: float = parameter(
         0.3, 'Largest age of any input, from capture stamp to now.', 's', 0.001, 10.0,
-        tunable=True)
+        tunable=True, part='pairer')
     max_spread_s: float = parameter(
         0.04, 'Largest difference between the capture stamps of the cameras.', 's', 0.0, 1.0,
-        tunable=True)
+        tunable=True, part='pairer')
     state_tolerance_s: float = parameter(
         0.05, 'Largest difference between a state and the first camera.', 's', 0.0, 1.0,
-        tunable=True)
+        tunable=True, part='pairer')
     future_tolerance_s: float = parameter(
         0.1, 'How far a stamp may lie in the future before the clocks disagree.', 's', 0.0, 10.0,
-        tunable=True)
+        tunable=True, part='pairer')
     freeze_timeout_s: float = parameter(
         0.5, 'A camera whose stamps go on for this long while its picture stays the same is '
         'frozen; 0: do not look. The noise of a real camera changes every picture of a still '
-        'scene; a simulator draws the same one again.', 's', 0.0, 60.0, tunable=True)
+        'scene; a simulator draws the same one again.', 's', 0.0, 60.0,
+        tunable=True, part='cameras')
     # Here: the reference of its first camera.
     input_timeout_s: float = parameter(
         2.0, 'Bad inputs for this long end the goal, and moving needs a new one; '
-        '0: hold, and go on when they are good again.', 's', 0.0, 3600.0, tunable=True)
+        '0: hold, and go on when they are good again.', 's', 0.0, 3600.0,
+        tunable=True, part='input_timeout_ns')
 
     # --- execution ---
     control_rate_hz: float = parameter(
@@ -141,16 +145,18 @@ class PolicyParameters:
     execution_mode: str = parameter(
         'async', 'sync: play a chunk to its end, then infer. async: infer all the time, newest '
         'chunk wins. temporal_ensemble: average what recent chunks say.',
-        choices=EXECUTION_MODES, tunable=True)
+        choices=EXECUTION_MODES, tunable=True, part='executor')
     ensemble_weighting: str = parameter(
         'act', 'act: exp(-m i), oldest first (ACT). adaptive: exp(a cos) to the newest (CogACT). '
-        'cogact: the same with the gripper, as published.', choices=WEIGHTINGS, tunable=True)
+        'cogact: the same with the gripper, as published.', choices=WEIGHTINGS,
+        tunable=True, part='executor')
     ensemble_decay: float = parameter(
-        0.01, 'm of the act weights; above 0 favours old chunks.', '', -10.0, 10.0, tunable=True)
+        0.01, 'm of the act weights; above 0 favours old chunks.', '', -10.0, 10.0,
+        tunable=True, part='executor')
     ensemble_alpha: float = parameter(
-        0.1, 'a of the adaptive weights.', '', 0.0, 100.0, tunable=True)
+        0.1, 'a of the adaptive weights.', '', 0.0, 100.0, tunable=True, part='executor')
     ensemble_horizon: int = parameter(
-        8, 'Chunks averaged at most.', '', 1, 64, tunable=True)
+        8, 'Chunks averaged at most.', '', 1, 64, tunable=True, part='executor')
     default_duration_s: float = parameter(
         60.0, 'Duration of a goal that does not say.', 's', 0.1, 86400.0, tunable=True)
 
@@ -165,30 +171,33 @@ class PolicyParameters:
     gripper_open: float = parameter(1.0, 'Action value that means open.', '', -1e3, 1e3)
     gripper_closed: float = parameter(0.0, 'Action value that means closed.', '', -1e3, 1e3)
     gripper_threshold: float = parameter(
-        0.5, 'Opening above which the gripper is told to open.', '', 0.0, 1.0, tunable=True)
+        0.5, 'Opening above which the gripper is told to open.', '', 0.0, 1.0,
+        tunable=True, part='mover')
     gripper_dead_band: float = parameter(
         0.2, 'Width of the band round the threshold in which nothing changes.', '', 0.0, 1.0,
-        tunable=True)
+        tunable=True, part='mover')
 
     # --- limits, on by default ---
     max_step_translation_m: float = parameter(
-        0.0125, 'Largest translation per control period.', 'm', 1e-6, 1.0, tunable=True)
+        0.0125, 'Largest translation per control period.', 'm', 1e-6, 1.0,
+        tunable=True, part='mover')
     max_step_rotation_rad: float = parameter(
-        0.025, 'Largest rotation per control period.', 'rad', 1e-6, 3.2, tunable=True)
+        0.025, 'Largest rotation per control period.', 'rad', 1e-6, 3.2,
+        tunable=True, part='mover')
     max_linear_velocity_m_s: float = parameter(
-        0.25, 'Largest linear velocity.', 'm/s', 1e-6, 10.0, tunable=True)
+        0.25, 'Largest linear velocity.', 'm/s', 1e-6, 10.0, tunable=True, part='mover')
     max_angular_velocity_rad_s: float = parameter(
-        0.5, 'Largest angular velocity.', 'rad/s', 1e-6, 50.0, tunable=True)
+        0.5, 'Largest angular velocity.', 'rad/s', 1e-6, 50.0, tunable=True, part='mover')
     max_linear_acceleration_m_s2: float = parameter(
-        1.0, 'Largest linear acceleration.', 'm/s^2', 1e-6, 1e3, tunable=True)
+        1.0, 'Largest linear acceleration.', 'm/s^2', 1e-6, 1e3, tunable=True, part='mover')
     max_angular_acceleration_rad_s2: float = parameter(
-        2.0, 'Largest angular acceleration.', 'rad/s^2', 1e-6, 1e4, tunable=True)
+        2.0, 'Largest angular acceleration.', 'rad/s^2', 1e-6, 1e4, tunable=True, part='mover')
     workspace_min_m: tuple = parameter(
         [0.0, 0.0, 0.0], 'Smallest x, y, z of the end effector in frame_id; all zeros here and in '
-        'workspace_max_m: not set.', 'm', -100.0, 100.0, tunable=True)
+        'workspace_max_m: not set.', 'm', -100.0, 100.0, tunable=True, part='mover')
     workspace_max_m: tuple = parameter(
         [0.0, 0.0, 0.0], 'Largest x, y, z of the end effector in frame_id.', 'm', -100.0, 100.0,
-        tunable=True)
+        tunable=True, part='mover')
     default_workspace_half_m: float = parameter(
         0.15, 'Without a workspace, how far the end effector may go to each side of where it was '
         'when the goal began.', 'm', 0.001, 1.0)
@@ -381,6 +390,18 @@ class PolicyParameters:
             self._make_mover(streams.pose),
             _ns(self.input_timeout_s),
         )
+
+    def retuned(
+        self, parts: CommanderParts, former: PolicyParameters,
+        references: Mapping[str, np.ndarray] | None = None, streams: InputStreams | None = None,
+    ) -> CommanderParts:
+        """Return the parts of `former` with those made anew that other parameters change.
+
+        references, streams: as of `make_parts`.
+        """
+        fresh = self.make_parts(references, streams)
+        return replace(parts, **{
+            name: getattr(fresh, name) for name in changed_parts(former, self)})
 
     def _make_mover(self, pose: str) -> Mover:
         period_s, window_ns = self.period_ns / 1e9, _ns(self.tracking_window_s)

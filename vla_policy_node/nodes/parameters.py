@@ -26,7 +26,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from vla_policy_node.loop.parameter_fields import Spec, parameter
+from vla_policy_node.loop.parameter_fields import Spec, as_declared, parameter
 
 __all__ = ['ParameterError', 'ParameterStore', 'parameter']
 
@@ -77,6 +77,7 @@ class ParameterStore:
         self._problems = {**self._unknown_overrides(), **(problems or {})}
         for name in self._fields:
             self._declare(name)
+        node.add_pre_set_parameters_callback(self._as_declared)
         node.add_on_set_parameters_callback(self._validate)
         node.add_post_set_parameters_callback(self._on_changed)
 
@@ -88,8 +89,7 @@ class ParameterStore:
 
     def _build(self, changes: dict[str, Any]) -> Any:
         values = {name: self._node.get_parameter(name).value for name in self._fields} | changes
-        values = {k: tuple(v) if isinstance(v, (list, tuple)) or hasattr(v, 'tolist') else v
-                  for k, v in values.items()}
+        values = {name: _plain(value) for name, value in values.items()}
         try:
             return self._cls(**values)
         except ValueError as error:
@@ -100,6 +100,8 @@ class ParameterStore:
         spec: Spec = self._fields[name].metadata['spec']
         descriptor = _descriptor(spec, default)
         override = self._overrides().get(name)
+        if override is not None:
+            override = self._overrides()[name] = _as_declared(default, override)
         ignore = False
         if override is not None and (problem := _problem(name, spec, default, override)):
             self._problems[name] = problem
@@ -109,15 +111,24 @@ class ParameterStore:
             name, Parameter(name, kind, default).value, descriptor, ignore_override=ignore
         )
 
+    def _as_declared(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Return what is to be set in the types of the parameters (executor thread)."""
+        return [_as_declared(self._default(new.name), new) if new.name in self._fields else new
+                for new in parameters]
+
+    def _is_new(self, new: Parameter) -> bool:
+        # A file with all parameters of a node, as `ros2 param dump` writes it, may be loaded.
+        return _plain(self._node.get_parameter(new.name).value) != _plain(new.value)
+
     def _validate(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         """Refuse what cannot be used; changes nothing (executor thread)."""
         changes = {}
         for new in parameters:
             # Before rclpy sees it: this would be another clock in the middle of a motion.
-            if new.name == 'use_sim_time' and self._is_configured():
+            if new.name == 'use_sim_time' and self._is_configured() and self._is_new(new):
                 return SetParametersResult(successful=False, reason=(
                     'use_sim_time cannot change while the node is configured; clean up first.'))
-            if new.name not in self._fields:
+            if new.name not in self._fields or not self._is_new(new):
                 continue
             spec: Spec = self._fields[new.name].metadata['spec']
             problem = _problem(new.name, spec, self._default(new.name), new)
@@ -172,6 +183,17 @@ def given(node: Node, name: str) -> Any:
 def is_foreign(name: str) -> bool:
     """Return whether a parameter is rclpy's own."""
     return name in _FOREIGN or name.startswith('qos_overrides.')
+
+
+def _as_declared(default: Any, given: Parameter) -> Parameter:
+    value = as_declared(default, given.value)
+    if value is given.value or value == []:  # which carries no type
+        return given
+    return Parameter(given.name, value=value)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, 'tolist') else value
 
 
 def _kind(default: Any) -> tuple[Parameter.Type, str]:

@@ -364,8 +364,9 @@ class PolicyNode(LifecycleNode):
         return refused_change(self._ceilings, old, new, self._session.goal is not None)
 
     def _apply_parameters(self, parameters: PolicyParameters) -> None:
-        self._settings = parameters
-        self._commander.replace(parameters.make_parts(self._references, self._streams))
+        former, self._settings = self._settings, parameters
+        self._commander.replace(parameters.retuned(
+            self._commander.parts, former, self._references, self._streams))
         self._publish_info()
 
     def _now_ns(self) -> int:

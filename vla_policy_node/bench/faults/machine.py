@@ -73,7 +73,7 @@ class Machine:
     def change(self, **values) -> None:
         """Set parameters as a client would; ValueError if they are refused."""
         parameters = PolicyParameters(**{**self._values, **values})
-        self.commander.replace(parameters.make_parts())
+        self.commander.replace(parameters.retuned(self.commander.parts, self.parameters))
         self.parameters, self._values = parameters, {**self._values, **values}
 
     def file(self, stream: str, raw: bytes) -> None:
