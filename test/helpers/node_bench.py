@@ -112,7 +112,7 @@ FAST_ARM = {
 class Bench:
     """The policy node, as its process runs it, and a robot; the clock belongs to the test."""
 
-    def __init__(self, namespace='', **parameters):
+    def __init__(self, namespace='', executor=SingleThreadedExecutor, **parameters):
         self.robot = RobotDouble(
             parameters.get('compressed', False), parameters.get('contract', ''), namespace)
         contract = parameters.get('contract', '')
@@ -126,7 +126,7 @@ class Bench:
             self.robot.count_filed, parameter_overrides=overrides, namespace=namespace)
         self.now_ns = START_NS
         self.errors = []
-        self._executors = [SingleThreadedExecutor(), SingleThreadedExecutor()]
+        self._executors = [executor(), SingleThreadedExecutor()]
         self._threads = []
         for executor, node in zip(self._executors, (self.node, self.robot), strict=True):
             executor.add_node(node)

@@ -8,11 +8,15 @@ Regressions pinned: D10 two goals accepted; a cancel that reads as an abort; a s
 
 import pytest
 from action_msgs.msg import GoalStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from node_bench import bench, checkpoint, is_still, make_active, make_bench, script
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from ros_testing import ros
 
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
+from vla_policy_node.nodes.lifecycle import shut_down
 
 Result = ExecuteInstruction.Result
 
@@ -77,6 +81,48 @@ def test_deactivation_aborts_the_goal_with_the_reason(bench):
     answer = bench.robot.finish(handle.get_result_async())
     assert answer.status == GoalStatus.STATUS_ABORTED
     assert answer.result.code == Result.DEACTIVATED
+
+
+ENDS = {
+    'shutdown': [Transition.TRANSITION_ACTIVE_SHUTDOWN],
+    'cleanup': [Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP],
+    'inactive_shutdown': [
+        Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_INACTIVE_SHUTDOWN],
+    'everything': [
+        Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE],
+}
+
+
+@pytest.mark.parametrize('executor', [SingleThreadedExecutor, MultiThreadedExecutor])
+@pytest.mark.parametrize('end', ENDS)
+def test_a_client_learns_how_its_goal_ended_whichever_transitions_are_queued(
+    make_active, end, executor
+):
+    bench = make_active(executor=executor)
+    handle = bench.send_goal()
+    if end != 'cleanup':
+        answer = handle.get_result_async()
+    change = bench.robot.create_client(ChangeState, 'policy/change_state')
+    bench.robot.wait(change.service_is_ready, 'the lifecycle')
+    changes = [change.call_async(ChangeState.Request(transition=Transition(id=number)))
+               for number in ENDS[end]]
+    assert all(bench.robot.finish(future).success for future in changes)
+    if end == 'cleanup':  # a client that asks late
+        answer = handle.get_result_async()
+    assert bench.robot.finish(answer).result.code == Result.DEACTIVATED
+    if end != 'everything':
+        refused = bench.robot.call('start', instruction='go on')
+        assert not refused.success
+        assert 'configure' in refused.message
+
+
+def test_a_client_learns_how_its_goal_ended_when_the_node_is_destroyed(bench):
+    answer = bench.send_goal().get_result_async()
+    bench._executors[0].shutdown()
+    shut_down(bench.node)
+    bench.node.destroy_node()
+    assert bench.robot.finish(answer).result.code == Result.DEACTIVATED
 
 
 def test_a_result_counts_its_own_goal_though_the_next_one_began_at_once(bench):

@@ -9,6 +9,7 @@ stops are served; a hung inference that `deactivate` waited for, for ever.
 
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -141,16 +142,20 @@ def test_a_stop_is_served_and_commands_go_on_while_the_executor_is_stuck(wall):
         free.set()
 
 
-def test_an_instruction_of_a_megabyte_is_refused_unread(wall, monkeypatch):
-    monkeypatch.setattr(
-        wall.node._goals, '_check', lambda text: pytest.fail('it was tokenised'))
+def check_with(bench, check):
+    goals = bench.node._goals
+    goals.take_up(replace(goals._work, check=check))
+
+
+def test_an_instruction_of_a_megabyte_is_refused_unread(wall):
+    check_with(wall, lambda text: pytest.fail('it was tokenised'))
     answer = wall.robot.call('start', instruction='bowl ' * 200_000)
     assert not answer.success
     assert str(MAX_INSTRUCTION_BYTES) in answer.message
 
 
 def test_while_an_instruction_is_tokenised_stops_are_served_and_no_second_one_is_taken(
-    wall, monkeypatch
+    wall
 ):
     begun, free = threading.Event(), threading.Event()
 
@@ -158,7 +163,7 @@ def test_while_an_instruction_is_tokenised_stops_are_served_and_no_second_one_is
         begun.set()
         free.wait(3 * TIMEOUT_S)
 
-    monkeypatch.setattr(wall.node._goals, '_check', check)
+    check_with(wall, check)
     client = wall.robot._callers['start']
     assert client.wait_for_service(TIMEOUT_S)
     future = client.call_async(client.srv_type.Request(instruction='pick up the bowl'))
@@ -175,14 +180,14 @@ def test_while_an_instruction_is_tokenised_stops_are_served_and_no_second_one_is
     assert wall.robot.call('start', instruction='pick up the bowl').success
 
 
-def test_an_instruction_on_which_the_tokeniser_panics_is_refused(wall, monkeypatch):
+def test_an_instruction_on_which_the_tokeniser_panics_is_refused(wall):
     class Panic(BaseException):
         pass
 
     def panic(text):
         raise Panic('index out of range')
 
-    monkeypatch.setattr(wall.node._goals, '_check', panic)
+    check_with(wall, panic)
     answer = wall.robot.call('start', instruction='pick up the bowl')
     assert not answer.success
     assert 'cannot be tokenised' in answer.message

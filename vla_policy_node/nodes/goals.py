@@ -17,7 +17,13 @@ from std_srvs.srv import Trigger
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.control.commander import Commander
-from vla_policy_node.control.session import OUTCOME_TEXTS, Goal, GoalRefusedError, Outcome
+from vla_policy_node.control.session import (
+    OUTCOME_TEXTS,
+    Goal,
+    GoalRefusedError,
+    Outcome,
+    Session,
+)
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
 from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
@@ -28,6 +34,28 @@ FEEDBACK_PERIOD_S = 0.1
 LEASE_S = 1.0
 # How long the graph may take to report the client that sent it.
 DISCOVERY_S = 5.0
+# How long the end of the node waits for clients to ask how their goals ended, and then for the
+# last answer to leave the process.
+FAREWELL_S = 0.5
+SENDING_S = 0.1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goals are for, from configure to cleanup.
+
+    check: raises ValueError for an instruction that the policy cannot take (on its own thread).
+    refuse: raises ValueError if no goal can begin now (goals thread).
+    stopped: called after each stop and before it is acknowledged; sends the hold (goals thread).
+    """
+
+    commander: Commander
+    check: Callable[[str], None]
+    refuse: Callable[[], None]
+    stopped: Callable[[], None]
+    default_duration_ns: Callable[[], int]
+    fill_feedback: Callable[[ExecuteInstruction.Feedback], None]
+    count_inferences: Callable[[], int]
 
 
 @dataclass
@@ -38,10 +66,21 @@ class _Run:
     """
 
     goal: Goal
+    work: Work
     inferences_before: int
     result: Future
     listened_s: float
     handle: ServerGoalHandle | None = None
+
+
+class _TellingServer(ActionServer):
+    """An action server that says when it has sent a result."""
+
+    told: Callable[[ExecuteInstruction.Result], None]
+
+    def _send_result_response(self, request_header, future) -> None:
+        super()._send_result_response(request_header, future)
+        self.told(future.result().result)
 
 
 class GoalServer:
@@ -53,33 +92,21 @@ class GoalServer:
     is tokenised on another thread. A goal is claimed on acceptance: two that arrive together must
     not both pass.
 
-    check: raises ValueError for an instruction that the policy cannot take (on its own thread).
-    refuse: raises ValueError if no goal can begin now (goals thread).
-    stopped: called after each stop and before it is acknowledged; sends the hold (goals thread).
+    It lives from the first configure to the end of the node, also where there is no work for it:
+    clients ask for the result of a goal when they like, and must learn that it was shut down.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        commander: Commander,
-        check: Callable[[str], None],
-        refuse: Callable[[], None],
-        stopped: Callable[[], None],
-        default_duration_ns: Callable[[], int],
-        fill_feedback: Callable[[ExecuteInstruction.Feedback], None],
-        count_inferences: Callable[[], int],
-    ):
-        self._commander = commander
-        self._check = check
-        self._refuse = refuse
-        self._stopped = stopped
-        self._default_duration_ns = default_duration_ns
-        self._fill_feedback = fill_feedback
-        self._count_inferences = count_inferences
+    def __init__(self, node: Node, session: Session):
+        self._session = session
+        self._work: Work | None = None
         self._logger = node.get_logger()
         # By identity of the request: the only thing that `_accept` and the goal handle share.
         self._runs: dict[int, _Run] = {}
         self._settling = threading.Lock()
+        self._working = threading.Lock()  # while there is work, or a goal begins
+        self._untold: list[ExecuteInstruction.Result] = []
+        self._told = threading.Condition()
+        self._told_s = -SENDING_S
         # Names are resolved on the policy node, where remappings by node name apply.
         self._node = Node(
             f'{node.get_name()}_goals', context=node.context, namespace=node.get_namespace(),
@@ -87,11 +114,12 @@ class GoalServer:
         # A stop must not wait for the coroutine that awaits the tokeniser.
         group = ReentrantCallbackGroup()
         self._feedback_topic = f"{node.resolve_topic_name('execute_instruction')}/_action/feedback"
-        self._action = ActionServer(
+        self._action = _TellingServer(
             self._node, ExecuteInstruction, node.resolve_topic_name('execute_instruction'),
             self._execute, goal_callback=self._accept, cancel_callback=self._cancel_goal,
             callback_group=group,
         )
+        self._action.told = self._note_told
         for service_type, name, callback in (
             (StartInstruction, '~/start', self._start), (Trigger, '~/cancel', self._cancel),
             (Trigger, '~/estop', self._estop), (Trigger, '~/reset_estop', self._reset),
@@ -107,8 +135,26 @@ class GoalServer:
         self._checker = ThreadPoolExecutor(1, 'policy_check')
         self._spinner = Spinner(self._node, 'policy_goals')
 
+    def take_up(self, work: Work) -> None:
+        """Serve goals for a policy (executor thread of the policy node)."""
+        with self._working:
+            self._work = work
+
+    def lay_down(self) -> None:
+        """Let go of the policy; results are still delivered (executor thread)."""
+        with self._working:
+            self._work = None
+
     def destroy(self) -> None:
-        """Remove everything from the graph (executor thread of the policy node)."""
+        """Remove everything from the graph, once clients know how their goals ended.
+
+        Whoever asks later than FAREWELL_S never gets an answer (executor thread).
+        """
+        self.settle()
+        with self._told:
+            if self._node.context.ok():
+                self._told.wait_for(lambda: not self._untold, FAREWELL_S)
+                self._told.wait(max(0.0, self._told_s + SENDING_S - time.monotonic()))
         self._spinner.stop()
         self._checker.shutdown(wait=False, cancel_futures=True)
         self._action.destroy()
@@ -121,37 +167,54 @@ class GoalServer:
         """
         with self._settling:
             for run in list(self._runs.values()):
-                outcome = self._commander.session.outcome(run.goal.epoch)
+                outcome = self._session.outcome(run.goal.epoch)
                 if outcome is not None and not run.result.done():
-                    run.result.set_result(ExecuteInstruction.Result(
+                    result = ExecuteInstruction.Result(
                         code=int(outcome), text=OUTCOME_TEXTS[outcome],
-                        steps=self._commander.steps,
-                        inferences=self._count_inferences() - run.inferences_before,
-                    ))
+                        steps=run.work.commander.steps,
+                        inferences=run.work.count_inferences() - run.inferences_before,
+                    )
+                    with self._told:
+                        self._untold.append(result)
+                    run.result.set_result(result)
 
     # --- the rest: goals thread ---
 
-    async def _begin(self, instruction: str, duration_ns: int) -> Goal:
+    def _note_told(self, told: ExecuteInstruction.Result) -> None:
+        with self._told:
+            self._untold = [result for result in self._untold if result is not told]
+            self._told_s = time.monotonic()
+            self._told.notify_all()
+
+    async def _begin(self, instruction: str, duration_ns: int) -> tuple[Goal, Work]:
         size = len(instruction.encode(errors='replace'))
         if size > MAX_INSTRUCTION_BYTES:
             raise GoalRefusedError(
                 f'The instruction is too long ({size} bytes); {MAX_INSTRUCTION_BYTES} are read.')
-        self._refuse()
+        work = self._work
+        if work is None:
+            raise GoalRefusedError('The node is not configured; configure and activate it first.')
+        work.refuse()
         self.settle()
-        session = self._commander.session
-        session.reserve()
+        self._session.reserve()
         try:
-            error = await self._checked(instruction)
+            error = await self._checked(work.check, instruction)
             if isinstance(error, ValueError):
                 raise error
             if error is not None:  # a tokeniser that panics raises a BaseException
                 self._logger.error(f'Checking the instruction failed: {error!r}')
                 raise GoalRefusedError('The instruction cannot be tokenised; see the log.')
-            return self._commander.begin(instruction, duration_ns or self._default_duration_ns())
+            with self._working:
+                if work is not self._work:
+                    raise GoalRefusedError('The node was cleaned up in the meantime; try again.')
+                return work.commander.begin(
+                    instruction, duration_ns or work.default_duration_ns()), work
         finally:
-            session.release()
+            self._session.release()
 
-    async def _checked(self, instruction: str) -> BaseException | None:
+    async def _checked(
+        self, check: Callable[[str], None], instruction: str
+    ) -> BaseException | None:
         """Return what is wrong with an instruction."""
         checked = Future(executor=self._spinner.executor)
 
@@ -159,26 +222,26 @@ class GoalServer:
             checked.set_result(job.exception())
             self._spinner.executor.wake()
 
-        self._checker.submit(self._check, instruction).add_done_callback(tell)
+        self._checker.submit(check, instruction).add_done_callback(tell)
         return await checked
 
     async def _accept(self, request: ExecuteInstruction.Goal) -> GoalResponse:
         try:
-            goal = await self._begin(request.instruction, to_ns(request.max_duration))
+            goal, work = await self._begin(request.instruction, to_ns(request.max_duration))
         except ValueError as error:
             self._logger.warning(f'Goal rejected: {error}')
             return GoalResponse.REJECT
         self._runs[id(request)] = _Run(
-            goal, self._count_inferences(), Future(executor=self._spinner.executor),
+            goal, work, work.count_inferences(), Future(executor=self._spinner.executor),
             time.monotonic() + DISCOVERY_S)
         return GoalResponse.ACCEPT
 
     def _cancel_goal(self, handle: ServerGoalHandle) -> CancelResponse:
         # Stops the robot at once; the result follows.
         run = self._runs.get(id(handle.request))
-        if run is None or not self._commander.end(Outcome.CANCELLED, run.goal.epoch):
+        if run is None or not run.work.commander.end(Outcome.CANCELLED, run.goal.epoch):
             return CancelResponse.REJECT
-        self._stopped()
+        run.work.stopped()
         return CancelResponse.ACCEPT
 
     async def _execute(self, handle: ServerGoalHandle) -> ExecuteInstruction.Result:
@@ -200,7 +263,7 @@ class GoalServer:
         for run in list(self._runs.values()):
             if run.handle is not None and not run.result.done():
                 feedback = ExecuteInstruction.Feedback()
-                self._fill_feedback(feedback)
+                run.work.fill_feedback(feedback)
                 run.handle.publish_feedback(feedback)
 
     def _end_orphans(self) -> None:
@@ -215,13 +278,13 @@ class GoalServer:
             if listened:
                 run.listened_s = time.monotonic()
             elif (time.monotonic() - run.listened_s > LEASE_S
-                  and self._commander.end(Outcome.CLIENT_LOST, run.goal.epoch)):
-                self._stopped()
+                  and run.work.commander.end(Outcome.CLIENT_LOST, run.goal.epoch)):
+                run.work.stopped()
                 self._logger.warning('The client of the goal has left; the robot holds.')
 
     async def _start(self, request, response):
         try:
-            goal = await self._begin(request.instruction, to_ns(request.max_duration))
+            goal, _ = await self._begin(request.instruction, to_ns(request.max_duration))
         except ValueError as error:
             response.success, response.message = False, str(error)
             return response
@@ -230,19 +293,24 @@ class GoalServer:
         return response
 
     def _cancel(self, request, response):
-        response.success = self._commander.end(Outcome.CANCELLED)
-        self._stopped()
+        work = self._work
+        response.success = work is not None and work.commander.end(Outcome.CANCELLED)
+        if work is not None:
+            work.stopped()
         response.message = 'Cancelled.' if response.success else 'No instruction is running.'
         return response
 
     def _estop(self, request, response):
-        self._commander.estop()
-        self._stopped()
+        if work := self._work:
+            work.commander.estop()
+            work.stopped()
+        else:
+            self._session.estop()
         self._logger.warning('Emergency stop latched.')
         response.success, response.message = True, 'Latched; call reset_estop to release it.'
         return response
 
     def _reset(self, request, response):
-        self._commander.session.reset_estop()
+        self._session.reset_estop()
         response.success, response.message = True, 'Released; start an instruction to move.'
         return response

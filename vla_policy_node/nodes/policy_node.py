@@ -35,7 +35,7 @@ from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
-from vla_policy_node.nodes.goals import GoalServer
+from vla_policy_node.nodes.goals import GoalServer, Work
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
 from vla_policy_node.nodes.message_classes import message_class
@@ -127,13 +127,8 @@ class PolicyNode(LifecycleNode):
                               on_clock_change=False),
                 post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
         self._create_subscriptions()
-        self._goals = GoalServer(
-            self, self._commander, self._policy.check_instruction, self._refuse_goal,
-            self._commands.send, lambda: round(self._settings.default_duration_s * 1e9),
-            lambda feedback: fill_feedback(
-                feedback, self._commander.steps, self._commands.hold, self._worker.last),
-            lambda: self._worker.counts().get('inferences', 0),
-        )
+        self._goals = self._goals or GoalServer(self, self._session)
+        self._goals.take_up(self._work())
         self._publish_info()
         # Steady: it must also be reported that simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -183,6 +178,9 @@ class PolicyNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Leave the graph, too."""
+        if self._goals is not None:
+            self._goals.destroy()
+            self._goals = None
         super().destroy_node()
         release_state_machine(self)
 
@@ -219,8 +217,7 @@ class PolicyNode(LifecycleNode):
     def _release(self) -> None:
         self._configured = False
         if self._goals is not None:
-            self._goals.destroy()
-            self._goals = None
+            self._goals.lay_down()
         for timer in self._report_timers:
             self.destroy_timer(timer)
         self._report_timers = []
@@ -238,6 +235,16 @@ class PolicyNode(LifecycleNode):
         gc.collect()
 
     # --- configure ---
+
+    def _work(self) -> Work:
+        """Return what goals need of this configuration, also when it is over."""
+        commander, commands, worker = self._commander, self._commands, self._worker
+        return Work(
+            commander, self._policy.check_instruction, self._refuse_goal, commands.send,
+            lambda: round(self._settings.default_duration_s * 1e9),
+            lambda feedback: fill_feedback(
+                feedback, commander.steps, commands.hold, worker.last),
+            lambda: worker.counts().get('inferences', 0))
 
     def _load(self, parameters: PolicyParameters) -> None:
         if not parameters.checkpoint:

@@ -1,24 +1,21 @@
 """Runs one node as a process."""
 
 import sys
-import time
 from collections.abc import Callable
 
 import rclpy
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_policy_node.nodes.ending import EXIT_S, Ending
-from vla_policy_node.nodes.lifecycle import shut_down, state_label
+from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.nodes.output import never_wait_for_readers
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.sim_time import guard_clock
 from vla_policy_node.nodes.spinning import serve
 
-# How long a shutdown waits for ended goals to inform their clients.
-FAREWELL_S = 0.5
 # Switch interval of the interpreter lock; the default of 5 ms would dominate the jitter of the
 # commands.
 SWITCH_INTERVAL_S = 0.0005
@@ -56,8 +53,6 @@ def run(
         executor.create_task(_start, node, ending)
     try:
         serve(executor, node.get_logger().fatal, lambda: not ending.begun.is_set())
-        ending.begin()
-        _say_goodbye(node, executor)
     finally:  # even when a callback exits, the robot must be told to stand still
         ending.begin()
         if isinstance(node, LifecycleNode):
@@ -65,15 +60,6 @@ def run(
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-
-
-def _say_goodbye(node: Node, executor: Executor) -> None:
-    """Deactivate the node, then let the goals that this ended tell their clients."""
-    if not isinstance(node, LifecycleNode) or state_label(node) != 'active':
-        return
-    node.trigger_deactivate()
-    deadline = time.monotonic() + FAREWELL_S
-    serve(executor, node.get_logger().fatal, lambda: time.monotonic() < deadline)
 
 
 def _start(node: LifecycleNode, ending: Ending) -> None:
