@@ -19,6 +19,7 @@ from rclpy.executors import ShutdownException, SingleThreadedExecutor
 from robot_double import TIMEOUT_S, RobotDouble
 from ros_testing import ros
 
+from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
 from vla_policy_node.system.processes import middleware_environment
 
@@ -84,16 +85,19 @@ def end(process):
     return process.returncode, log
 
 
-def test_sigterm_while_moving_ends_with_a_hold(start_process, robot):
+def test_sigterm_while_moving_ends_with_a_hold_and_the_client_learns_of_it(start_process, robot):
     process = start_process('-m', MODULE)
     robot.wait(lambda: robot.commands, 'the first command')
-    assert robot.call('start', instruction='pick up the bowl').success
+    assert robot.action.wait_for_server(TIMEOUT_S)
+    goal = ExecuteInstruction.Goal(instruction='pick up the bowl')
+    answer = robot.finish(robot.action.send_goal_async(goal)).get_result_async()
     robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
     process.send_signal(signal.SIGTERM)
     code, log = end(process)
     assert code == 0, log
     last = robot.wait(lambda: robot.commands[-1].hold and robot.commands[-1], 'the last hold')
     assert last.hold_reason.code == HoldReason.INACTIVE
+    assert robot.finish(answer).result.code == ExecuteInstruction.Result.DEACTIVATED
     assert 'Traceback' not in log
 
 
