@@ -1,8 +1,11 @@
 """Stages of training by name: one object each, which alone says what is special about it."""
 
+import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vla_policy_node.acceleration.deer_training import EarlyExits
 from vla_policy_node.families import config_of
@@ -10,7 +13,8 @@ from vla_policy_node.runtime.small import CONFIG
 from vla_policy_node.training import stages
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 
-YAMLS = Path(__file__).parents[2] / 'config' / 'training'
+ROOT = Path(__file__).parents[2]
+YAMLS = ROOT / 'config' / 'training'
 
 
 @pytest.mark.parametrize('path', sorted(YAMLS.glob('*.yaml')), ids=lambda path: path.stem)
@@ -54,3 +58,23 @@ def test_a_policy_too_shallow_for_an_exit_is_refused():
     config = config_of(CONFIG)
     with pytest.raises(ValueError, match=r'^deer finds no exit after every 6 of 6 layers; '):
         EarlyExits(config, 6, 1.0)
+
+
+def test_every_entry_is_explained_with_its_default():
+    """In the table of docs/training_a_policy.md."""
+    explained = {}
+    for line in (ROOT / 'docs' / 'training_a_policy.md').read_text().splitlines():
+        if line.startswith('| `'):
+            names, values = line.split('|')[1:3]
+            names = re.findall(r'`(\w+)`', names)
+            values = values.split(',') if len(names) > 1 else [values]
+            explained |= dict(zip(names, map(yaml.safe_load, values), strict=True))
+    for entry in fields(TrainingConfig):
+        if entry.name == 'objective':
+            continue
+        default = entry.default_factory() if entry.name == 'losses' else entry.default
+        default = [] if default == () else default
+        assert explained[entry.name] == (None if default is MISSING else default), entry.name
+    for stage in stages.available():
+        for name, default in stages.named(stage).entries.items():
+            assert explained[name] == default, name

@@ -68,10 +68,15 @@ def train(
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = 'cpu',
     processes: Annotated[int, typer.Option(
         min=1, help='Data-parallel processes: one per GPU, or sharing the cores.')] = 1,
+    despite: Annotated[list[str] | None, typer.Option(
+        help='Go on with an unfinished run although this has changed: code, machine or versions. '
+        'Repeat.')] = None,
 ) -> None:
-    """Train one stage of a policy. Ctrl-C saves; the same command resumes.
+    """Train one stage of a policy. Ctrl-C or SIGTERM saves; the same command resumes.
 
-    Resuming is bit-exact on the same processor with the same number of processes.
+    Resuming is bit-exact. OUT/run.json says what the run is made from (checkpoint, data,
+    settings, code, versions, machine); with anything else it is refused. More steps than at
+    first, by --set steps=N, go on from where the run ended.
 
     * `vla train grounding --scenes data/scenes --out runs/ground`: learn to see
 
@@ -103,7 +108,7 @@ def train(
     try:
         run = Run(
             stage_config(stage, config, change or ()), start or untrained_checkpoint(),
-            demos, scenes, out, device, processes)
+            demos, scenes, out, device, processes, tuple(despite or ()))
         code = run_stage(run, Console())
     except ValueError as error:
         raise refusal(error) from None

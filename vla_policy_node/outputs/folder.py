@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vla_policy_node.outputs.files import draft_name
@@ -19,6 +20,8 @@ from vla_policy_node.outputs.listing import (
     look,
     parents,
 )
+
+LOCK = '.lock'  # empty; what `alone` holds
 
 
 class OutputError(ValueError):
@@ -54,6 +57,25 @@ def claim(
         if made:
             listed.folders[HERE] = by
         listed.write()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder in which LOCK is claimed.
+
+    Raises OutputError if one is there. The kernel ends it with the process, however that ends.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"Another process writes into '{folder}'; wait for it, or take another --out."
+            ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def claim_file(path: Path, by: str) -> None:

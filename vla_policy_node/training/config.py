@@ -60,6 +60,22 @@ class TrainingConfig:
     def __post_init__(self):
         object.__setattr__(self, 'stage', stages.current_name(self.stage))
         stage = stages.named(self.stage)
+        for name in ('steps', 'batch', 'validate_every_steps', 'validation_frames'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be at least 1.')
+        for name in ('learning_rate', 'gradient_clip', 'save_every_s'):
+            if not 0 < getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        for name in ('warmup_steps', 'tokens_kept', 'chunk_length', 'lora_rank', 'weight_decay',
+                     'seed'):
+            if not 0 <= getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be 0 or more.')
+        for name in ('ema', 'scenes_share'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be from 0 to 1.')
+        if not self.weighed or not all(
+                0 <= weight < float('inf') for weight in self.losses.values()):
+            raise ValueError('losses must have weights of 0 or more, and one above 0.')
         for name in self.losses:
             if name not in stages.losses():
                 raise ValueError(

@@ -1,8 +1,10 @@
-"""The progress bar of a training run."""
+"""The line that shows how far a training run is."""
 
 from __future__ import annotations
 
 from rich import progress
+from rich.console import Console
+from rich.table import Column
 
 from vla_policy_node.training.config import TrainingConfig
 
@@ -11,20 +13,21 @@ SMOOTHING = 0.98
 
 
 class Progress:
-    """A bar with the losses, smoothed; nothing at all where `shown` is false."""
+    """Steps, time left and losses, smoothed; nothing at all where `shown` is false."""
 
-    def __init__(self, config: TrainingConfig, shown: bool):
+    def __init__(self, config: TrainingConfig, shown: bool, console: Console | None = None):
         self._total = config.steps
         self._smooth: dict[str, float] = {}
         self._task = None
+        # Where the terminal is narrow, the last losses are cut, and no number before them.
         self._bar = progress.Progress(
-            progress.TextColumn(f'[bold]{config.stage}'),
-            progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn('{task.fields[losses]}'),
-            disable=not shown,
+            progress.TextColumn(f'[bold]{config.stage}', table_column=Column(no_wrap=True)),
+            progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            progress.TimeRemainingColumn(
+                compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            progress.TextColumn('{task.fields[losses]}', table_column=Column(
+                no_wrap=True, overflow='ellipsis', ratio=1)),
+            console=console, disable=not shown, expand=True,
         )
 
     def __enter__(self) -> Progress:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.outputs.folder import claim, seal
+from vla_policy_node.outputs.folder import LOCK, alone, claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.runtime.saving import save_model
@@ -39,9 +40,19 @@ from vla_policy_node.training.demonstrations import Demonstrations
 from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
-from vla_policy_node.training.trainer import STATE, Trainer
+from vla_policy_node.training.run_record import (
+    MAY_DIFFER,
+    RECORD,
+    describe_run,
+    finish,
+    go_on,
+    is_finished,
+    write_record,
+)
+from vla_policy_node.training.trainer import STATE, Trainer, read_state
 
 COMMAND = 'vla train'  # whose files they are
+_GRACE_S = 30.0  # that the others have to end by themselves once a process failed
 CHECKPOINT = 'checkpoint'
 STATISTICS = 'dataset_statistics.json'
 # Next to the checkpoint directory: for the next stage, not for a policy.
@@ -55,7 +66,8 @@ class Run:
     """The inputs of a run, and where it writes.
 
     start: checkpoint to go on from. demonstrations, scenes: folders, or None.
-    out: gets state, curves and, at the end, `checkpoint`.
+    out: gets state, curves and, at the end, `checkpoint`. despite: of `run_record.MAY_DIFFER`,
+        what may have changed since an unfinished run in it began.
     """
 
     config: TrainingConfig
@@ -65,6 +77,12 @@ class Run:
     out: Path
     device: str = 'cpu'
     processes: int = 1
+    despite: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in self.despite:
+            if name not in MAY_DIFFER:
+                raise ValueError(f"--despite takes {', '.join(MAY_DIFFER)}, not '{name}'.")
 
     @property
     def statistics(self) -> Path:
@@ -75,24 +93,44 @@ class Run:
 def train(run: Run) -> Path:
     """Run or resume a stage, and return the path of its checkpoint.
 
-    Raises ValueError for an impossible request, such as files in the way that no run wrote.
+    Raises ValueError for an impossible request, such as files in the way that no run wrote, or
+    an unfinished run in `out` that was made from something else (see `run_record`).
 
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
     stages.named(run.config.stage).check_run(run, _sizes(run))
     rank = int(os.environ.get('RANK', 0))
-    if rank == 0:
-        claim(run.out, [STATE, METRICS, PICTURE, HEADS], COMMAND, [CHECKPOINT])
-        check_target(run.out / CHECKPOINT, COMMAND)
-    if 'RANK' in os.environ:
-        run.out.mkdir(parents=True, exist_ok=True)
-        _process(rank, int(os.environ['WORLD_SIZE']), run)
-    elif run.processes == 1:
-        _process(0, 1, run)
-    else:
-        _spawn(run)
+    processes = int(os.environ.get('WORLD_SIZE', run.processes))
+    if run.config.batch < processes:
+        raise ValueError(f'batch={run.config.batch} is less than one sample for each of '
+                         f'{processes} processes; make it larger, or take fewer processes.')
+    with ExitStack() as held:
+        if rank == 0:
+            claim(run.out, [LOCK, RECORD, STATE, METRICS, PICTURE, HEADS], COMMAND, [CHECKPOINT])
+            check_target(run.out / CHECKPOINT, COMMAND)
+            held.enter_context(alone(run.out))
+            _begin(run, processes)
+        if 'RANK' in os.environ:
+            run.out.mkdir(parents=True, exist_ok=True)
+            _process(rank, processes, run)
+        elif processes == 1:
+            _process(0, 1, run)
+        else:
+            _spawn(run)
+            if not is_finished(run.out):
+                raise KeyboardInterrupt
     return run.out / CHECKPOINT
+
+
+def _begin(run: Run, processes: int) -> None:
+    """Write down what the run is made from, or make sure that it still is."""
+    record = describe_run(
+        run.config, run.start, run.start.parent / HEADS, run.demonstrations, run.scenes,
+        run.device, processes)
+    if (run.out / STATE).exists():
+        record = go_on(run.out, record, read_state(run.out)['step'], run.despite)
+    write_record(run.out, record)
 
 
 def _sizes(run: Run) -> PrismaticConfig:
@@ -108,21 +146,31 @@ def _sizes(run: Run) -> PrismaticConfig:
 
 
 def _spawn(run: Run) -> None:
-    # Ctrl-C goes to the whole group; the children end together and save first.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to the whole group, SIGTERM perhaps to this process alone; the children end
+    # together and save first.
+    with environment(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port())):
+        children = multiprocessing.spawn(
+            _spawned, (run.processes, run), nprocs=run.processes, join=False)
+
+    def pass_on(*_: object) -> None:
+        for child in children.processes:
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGINT)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+              signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
     try:
-        with environment(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port())):
-            multiprocessing.spawn(_spawned, (run.processes, run), nprocs=run.processes)
+        while not children.join(grace_period=_GRACE_S):
+            pass
     except multiprocessing.ProcessRaisedException as error:
         # A traceback as text, whose last line says what was raised.
         kind, _, sentence = str(error).strip().splitlines()[-1].partition(': ')
-        if kind == 'ValueError':
+        if kind.rpartition('.')[2] in ('ValueError', 'OutputError', 'CheckpointError'):
             raise ValueError(sentence) from None
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
-    if not (run.out / CHECKPOINT).exists():
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _spawned(*task: object) -> None:
@@ -181,6 +229,7 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
                 target, model, partial(data.validation, run.config.validation_frames))
         with draft(run.out / HEADS) as unfinished:
             save_file(heads.state_dict(), unfinished)
+        finish(run.out)
         seal(run.out, COMMAND)
 
 

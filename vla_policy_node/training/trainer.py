@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,11 +85,11 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, saving at intervals. Main thread.
 
-        Ctrl-C ends it after the present step, in all processes after the same one: the state is
-        saved and KeyboardInterrupt raised.
+        Ctrl-C or SIGTERM ends it after the present step, in all processes after the same one: the
+        state is saved and KeyboardInterrupt raised. ValueError for a loss that is not finite.
         """
         saved = time.monotonic()
-        with self._stopping_on_sigint():
+        with self._stopping_on_signals():
             while self.step < self.config.steps:
                 losses = self._optimise()
                 self.step += 1
@@ -105,15 +106,17 @@ class Trainer:
                     raise KeyboardInterrupt
 
     @contextmanager
-    def _stopping_on_sigint(self) -> Iterator[None]:
+    def _stopping_on_signals(self) -> Iterator[None]:
         def stop(*_: object) -> None:
             self._stop = True
 
-        before = signal.signal(signal.SIGINT, stop)
+        before = {number: signal.signal(number, stop)
+                  for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             if self._curves:
                 self._curves.close()
 
@@ -147,9 +150,10 @@ class Trainer:
         losses |= {'loss': loss, 'gradient_norm': norm} | self._objective.measures()
         values = _to_floats(losses) | {'learning_rate': rate}
         if not math.isfinite(values['loss']):
-            raise FloatingPointError(
-                f'The loss is not finite at step {self.step}; lower learning_rate. '
-                f'{self._out / STATE} holds the last good state.')
+            kept = (f'{self._out / STATE} holds the state of an earlier step'
+                    if (self._out / STATE).exists() else 'no state was saved yet')
+            raise ValueError(f'The loss is not finite at step {self.step}; take a lower '
+                             f'learning_rate ({kept}).')
         return values
 
     def _losses(
@@ -230,37 +234,42 @@ class Trainer:
         if self._rank == 0:
             state = {
                 'step': self.step,
-                'config': self.config.document(),
                 'weights': {name: p.detach() for name, p in self._trained.items()},
                 'average': self._average,
                 'optimiser': self._optimiser.state_dict(),
             }
-            with draft(self._out / STATE) as partial:
-                torch.save(state, partial)
+            try:
+                with draft(self._out / STATE) as partial:
+                    torch.save(state, partial)
+            except (OSError, RuntimeError) as error:  # of torch, when its stream cannot write
+                raise ValueError(
+                    f'{self._out / STATE} cannot be written at step {self.step}; make room on the '
+                    'disk and run the same command again, which goes on from what was saved '
+                    'before.') from error
 
     def _load(self) -> None:
         path = self._out / STATE
-        state = load_pt(path, self._device)
-        parts = {'step': int, 'config': dict, 'weights': dict, 'average': dict, 'optimiser': dict}
-        if not isinstance(state, dict) or not all(
-            isinstance(state.get(name), kind) for name, kind in parts.items()
-        ):
-            raise ValueError(f'{path} is no state of a training run; take another --out.')
-        for key, value in self.config.document().items():
-            # Entries that the run did not have yet had their default.
-            before = state['config'].get(key, value)
-            if key == 'stage':
-                before = stages.current_name(before)
-            if key not in ('steps', 'save_every_s') and before != value:
-                raise ValueError(
-                    f'{path} is of a run with {key}={before}, not {value}; '
-                    'take another --out, or the settings it was started with.')
+        state = read_state(self._out, self._device)
         self.step = state['step']
         with torch.no_grad(), foreign(path, 'is of another model; take another --out'):
             for name, parameter in self._trained.items():
                 parameter.copy_(state['weights'][name])
                 self._average[name].copy_(state['average'][name])
             self._optimiser.load_state_dict(state['optimiser'])
+
+
+def read_state(out: Path, device: torch.device | str = 'cpu') -> dict[str, Any]:
+    """Return the state of the run in a folder: step, weights, average, optimiser.
+
+    Raises ValueError with one sentence for a file that is damaged or holds something else.
+    """
+    state = load_pt(out / STATE, device)
+    parts = {'step': int, 'weights': dict, 'average': dict, 'optimiser': dict}
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name), kind) for name, kind in parts.items()
+    ):
+        raise ValueError(f'{out / STATE} is no state of a training run; take another --out.')
+    return state
 
 
 def _to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
