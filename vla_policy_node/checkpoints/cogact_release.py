@@ -73,6 +73,12 @@ def is_release(state: object) -> TypeGuard[Mapping]:
         isinstance(model.get(section, {}), Mapping) for section in _SECTIONS)
 
 
+def is_of_prismatic(state: object) -> bool:
+    """Whether this is what the Prismatic code base saves of OpenVLA in training."""
+    model = state.get('model') if isinstance(state, Mapping) else None
+    return isinstance(model, Mapping) and 'llm_backbone' in model
+
+
 def rename_release(state: Mapping) -> dict[str, Tensor]:
     """Tables of tensors by section -> one table in the names of OpenVLA; `net.*` is the head.
 
@@ -99,10 +105,6 @@ def describe(release: Path, document: Mapping) -> dict:
         raise ValueError(
             f'{directory}/config.json names the base model {shown(base)}; of CogACT only policies '
             f'on {BASE_MODEL!r} can be loaded.')
-    if not (directory / 'tokenizer.json').is_file():
-        raise ValueError(
-            f'{directory} has no tokenizer.json, which CogACT leaves to Llama-2; copy the one of '
-            'openvla/openvla-7b into it.')
     with open_tensors(release) as (names, get):
         if 'net.positional_embedding' not in names:
             raise ValueError(f'{release} holds no action model of CogACT.')
@@ -110,6 +112,10 @@ def describe(release: Path, document: Mapping) -> dict:
         if embedding.ndim != 2 or len(embedding) < 2:
             raise ValueError(f'{release} holds no action model of CogACT.')
         rows, width = embedding.shape
+    if not (directory / 'tokenizer.json').is_file():
+        raise ValueError(
+            f'{directory} has no tokenizer.json, which CogACT leaves to Llama-2; copy the one of '
+            'openvla/openvla-7b into it.')
     blocks = sum(bool(re.fullmatch(r'net\.blocks\.\d+\.mlp\.fc1\.bias', name)) for name in names)
     sizes = {'blocks': blocks, 'width': width, **entries.inside('dit', {}).items()}
     if 'heads' not in sizes:

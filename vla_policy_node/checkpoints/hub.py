@@ -1,10 +1,12 @@
-"""Checkpoints by name: a directory, or an id of the Hugging Face hub."""
+"""Checkpoints by name: a directory, or an id or address of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
+from vla_policy_node.checkpoints.inside import checkpoint_in
 from vla_policy_node.checkpoints.reading import shown
 
 # Weights, sizes, statistics and the tokenizer; neither code nor unmerged adapters.
@@ -20,16 +22,30 @@ FILES = (
     'method--*.safetensors',
 )
 _ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
+# An address of the hub, as browsers, git and fsspec write it, up to the name of the repository.
+_HUB = re.compile(
+    r'(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|(?:ssh://)?git@hf\.co[:/]|hf://)',
+    re.IGNORECASE)
+_ADDRESS = re.compile(r'[a-z][a-z0-9+.-]*://', re.IGNORECASE)
+# What may follow the name in an address: kinds of pages, and a revision.
+_PAGES = ('tree', 'blob', 'resolve', 'raw', 'commit')
 
 
 def find_checkpoint(checkpoint: Path | str) -> Path:
     """Return the directory of a checkpoint; one of the hub is downloaded first.
 
-    checkpoint: a directory, or `owner/name` or `owner/name@revision` of the hub. What is in the
-        hub's cache already is not downloaded again, an interrupted download goes on where it
-        stopped, and with HF_HUB_OFFLINE=1 only the cache is used.
+    checkpoint: a directory, or `owner/name`, `owner/name@revision` or an address of the hub. What
+        is in the hub's cache already is not downloaded again, an interrupted download goes on
+        where it stopped, and with HF_HUB_OFFLINE=1 only the cache is used. In place of a directory
+        that is no checkpoint itself, the only one in it is taken (`checkpoints.inside`).
     ValueError with one sentence if there is neither.
     """
+    if _HUB.match(str(checkpoint)):
+        return _download(_id_of(str(checkpoint)))
+    if _ADDRESS.match(str(checkpoint)):
+        raise ValueError(
+            f'{shown(str(checkpoint))} is an address from which nothing is read; download the '
+            'checkpoint and name its directory.')
     try:
         directory = Path(checkpoint).expanduser()
         is_directory, exists = directory.is_dir(), directory.exists()
@@ -41,12 +57,26 @@ def find_checkpoint(checkpoint: Path | str) -> Path:
             f'({getattr(error, "strerror", None) or error}); name a directory.'
         ) from error
     if is_directory:
-        return directory
+        return checkpoint_in(directory)
     if exists:
         raise ValueError(f'{directory} is a file; name the checkpoint directory it lies in.')
     if not _ID.fullmatch(str(checkpoint)):
         raise ValueError(f'{directory} has no config.json; there is no such directory.')
     return _download(str(checkpoint))
+
+
+def _id_of(address: str) -> str:
+    """Return `owner/name` or `owner/name@revision` for an address of the hub."""
+    path = re.split('[?#]', address[_HUB.match(address).end():])[0].strip('/')
+    owner, name, page, revision, *rest = [*path.split('/'), *[''] * 4][:5]
+    found = f'{owner}/{name.removesuffix(".git")}'
+    if page and revision not in ('', 'main'):
+        found += f'@{unquote(revision)}'
+    if page not in ('', *_PAGES) or (page == 'tree' and any(rest)) or not _ID.fullmatch(found):
+        raise ValueError(
+            f'{shown(address)} is no address of a model; name it as owner/name, or download it '
+            'and name its directory.')
+    return found
 
 
 def _download(name: str) -> Path:

@@ -8,14 +8,29 @@ modulates the vision encoders (FiLM); `checkpoints/*.pt` and nothing else is a r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from vla_policy_node.checkpoints import cogact_release, reading
 from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.reading import listed
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
+
+MOST_FILES = 256  # of one model; the public ones have four
+# Weights in other formats, and what to do with them.
+_NOT_READ = {
+    'pytorch_model*': 'load the model where it was trained and save it with save_pretrained, '
+    'which writes model.safetensors',
+    'global_step*': 'gather the shards of DeepSpeed with the zero_to_fp32.py beside them, and '
+    'save the model with save_pretrained',
+    '*.distcp': 'gather the shards of FSDP with torch.distributed.checkpoint.format_utils, and '
+    'save the model with save_pretrained',
+    '*.gguf': 'take the files from which it was made',
+}
 
 # Rows that the action head read when the published numbers were measured; files do not tell.
 _PUBLISHED_ROWS = {
@@ -30,7 +45,7 @@ def read_json(directory: Path, name: str) -> Mapping:
     An entry that is looked up and not there is a ValueError, too.
     """
     path = directory / name
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
     return reading.read_json(path)
 
@@ -74,11 +89,16 @@ def model_files(directory: Path) -> list[Path]:
     files = sorted(directory.glob('model*.safetensors'))
     if not files:
         refuse_adapters(directory)
-        other = ', '.join(sorted(path.name for path in directory.glob('pytorch_model*')))
-        found = f', only {other}, which is not read' if other else ''
+        for pattern, remedy in _NOT_READ.items():
+            if other := sorted(path.name for path in islice(directory.glob(pattern), MOST_FILES)):
+                raise ValueError(
+                    f'{directory} has no model*.safetensors, only {listed(other)}, which is not '
+                    f'read; {remedy}.')
+        raise ValueError(f'{directory} has no model*.safetensors; is it a complete checkpoint?')
+    if len(files) > MOST_FILES:
         raise ValueError(
-            f'{directory} has no model*.safetensors{found}; is it a complete checkpoint?'
-        )
+            f'{directory} has {len(files)} files model*.safetensors, and no model has more than '
+            f'{MOST_FILES}; leave those of one model.')
     return files
 
 

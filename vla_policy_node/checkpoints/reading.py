@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ _KINDS = (
     (stat.S_ISSOCK, 'a socket'),
     (stat.S_ISCHR, 'a device'),
     (stat.S_ISBLK, 'a device'),
+)
+
+
+# How files begin that stand in the place of others, and what to do then.
+_STAND_INS = (
+    (b'version https://git-lfs.github.com/spec/', 'a Git LFS pointer',
+     'run `git lfs pull` in its folder'),
+    (b'version https://hawser.github.com/spec/', 'a Git LFS pointer',
+     'run `git lfs pull` in its folder'),
+    (b'/annex/objects/', 'a pointer of git-annex', 'run `git annex get` in its folder'),
+    (b'<!doctype html', 'a web page', 'download it again, from its address with /resolve/'),
+    (b'<html', 'a web page', 'download it again, from its address with /resolve/'),
 )
 
 
@@ -69,11 +81,15 @@ def regular_file(path: Path, largest_bytes: int | None = None) -> int:
     """Return the size in bytes of a file, or of what a link points to.
 
     Opening a pipe would wait for ever, and a device has no end: ValueError for whatever is no
-    file, cannot be looked at, or is larger than such a file ever is.
+    file, cannot be looked at, is larger than such a file ever is, or stands for another one.
     """
     try:
         found = path.stat()
     except (OSError, RuntimeError) as error:  # also a link to itself
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            raise ValueError(
+                f'{path} is a link to a file that is not there; copy the files themselves '
+                "(`cp -rL` out of the hub's cache), or download it again.") from error
         reason = getattr(error, 'strerror', None) or error
         raise ValueError(f'{path} cannot be read ({reason}); download it again.') from error
     for is_kind, name in _KINDS:
@@ -84,6 +100,11 @@ def regular_file(path: Path, largest_bytes: int | None = None) -> int:
             f'{path} has {found.st_size:,} bytes, and such a file never has more than '
             f'{largest_bytes:,}; put the real file there.'
         )
+    with suppress(OSError), path.open('rb') as stream:  # whoever reads it says what is wrong
+        start = stream.read(64).lstrip().lower()
+        for begins, name, remedy in _STAND_INS:
+            if start.startswith(begins):
+                raise ValueError(f'{path} is {name} and not the file itself; {remedy}.')
     return found.st_size
 
 

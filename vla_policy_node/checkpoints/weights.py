@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vla_policy_node.checkpoints.cogact_release import is_release, rename_release
+from vla_policy_node.checkpoints.cogact_release import is_of_prismatic, is_release, rename_release
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_file, part_files
 from vla_policy_node.checkpoints.quantised import check_float8, check_names, int8_weights
@@ -135,11 +135,11 @@ def check_file_sizes(directory: Path, config: ModelConfig) -> None:
 def stored_size(directory: Path, part: str, name: str) -> int:
     """Last dimension of a tensor of a part; 0 if it is not there, as somebody else will say."""
     files = part_files(directory, part)
-    with suppress(ValueError):
-        for path in files[: len(files) == 1]:
-            with open_tensors(path) as (names, get):
-                shape = get(name).shape if name in names else ()
-                return shape[-1] if shape else 0
+    for path in files[: len(files) == 1]:
+        regular_file(path)
+        with suppress(ValueError), open_tensors(path) as (names, get):
+            shape = get(name).shape if name in names else ()
+            return shape[-1] if shape else 0
     return 0
 
 
@@ -159,6 +159,10 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
     state = load_pt(path)
     if is_release(state):
         state = rename_release(state)
+    elif is_of_prismatic(state):
+        raise ValueError(
+            f'{path} is as the Prismatic code base saves a policy in training; convert it with '
+            'its vla-scripts/extern/convert_openvla_weights_to_hf.py, and name the result.')
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise ValueError(f'{path} holds no table of tensors; it is no part of a checkpoint.')
     check_names(path, state)

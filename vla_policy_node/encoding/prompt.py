@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def end_with_empty(ids: list[int], empty: int) -> list[int]:
     return ids if ids[-1] == empty else [*ids, empty]
 
 
+def _instead(directory: Path) -> str:
+    """What to do without a tokenizer.json, going by what else is there."""
+    if (directory / 'tokenizer.model').is_file():
+        return (', only tokenizer.model, which is not read; copy the tokenizer.json of '
+                'openvla/openvla-7b if it is that of Llama-2, else convert it: '
+                'AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY) of the '
+                'transformers library')
+    return '; is it a complete checkpoint?'
+
+
 class PromptEncoder:
     """Turns an instruction into prompt ids.
 
@@ -61,8 +72,8 @@ class PromptEncoder:
         vocabulary: ids that the policy knows. first: what the file must put before a prompt (BOS).
         last: what is appended if the prompt does not end with it.
         """
-        if not path.exists():
-            raise ValueError(f'{path.parent} has no {path.name}; is it a complete checkpoint?')
+        if not os.path.lexists(path):
+            raise ValueError(f'{path.parent} has no {path.name}{_instead(path.parent)}.')
         encoder = cls(read_tokenizer(path), vocabulary, path, last, text)
         if first is not None and encoder.encode('start')[0] != first:
             raise ValueError(
