@@ -115,7 +115,8 @@ def test_after_an_exception_in_a_callback_the_node_serves_and_commands(start_pro
     log = iter(process.stderr.readline, '')
     assert any('RuntimeError: diagnostics are broken' in line for line in log)
     assert robot.call('start', instruction='pick up the bowl').success
-    robot.wait(lambda: robot.commands[-1].hold_reason.code == HoldReason.NONE, 'a motion')
+    robot.wait(lambda: robot.commands and robot.commands[-1].hold_reason.code == HoldReason.NONE,
+               'a motion')
     process.send_signal(signal.SIGTERM)
     code, log = end(process)
     assert code == 0, log

@@ -268,3 +268,40 @@ def test_no_sample_lives_longer_because_the_clock_of_the_stamps_is_set_back(back
     assert pairer.health(NOW, steady + 201 * MS).code is HoldReason.INPUT_STALE
     file_all(pairer, NOW + MS)
     assert pairer.health(NOW + MS, steady + 400 * MS) is None
+
+
+@pytest.mark.parametrize(('stamp', 'said'), [
+    (NOW - 1300 * MS, 'too old (1.3 s old, limit 0.2 s, see max_age_s).'),
+    (0, 'too old (its stamp is zero; its publisher must set header.stamp).'),
+    (NOW + 50 * MS, 'future (0.05 s ahead of the clock of this node, limit 0.02 s, see future'),
+    (NOW + 10**18, 'of another clock than that of this node; see use_sim_time'),
+])
+def test_a_hold_says_by_how_much_a_stamp_is_wrong(stamp, said):
+    pairer = make_pairer()
+    file_all(pairer, NOW, [stream for stream in STREAMS if stream != 'wrist'])
+    pairer.file('wrist', stamp, b'')
+    assert said in pairer.health(NOW).text
+
+
+def test_a_hold_says_that_samples_have_the_stamps_of_another_clock():
+    pairer = make_pairer()
+    now = 1_700_000_000 * 10**9
+    file_all(pairer, 12 * 10**9)
+    assert 'stamped 12.0 s' in pairer.health(now).text
+    assert 'use_sim_time' in pairer.health(now).text
+
+
+def test_a_hold_says_how_far_apart_samples_are():
+    pairer = make_pairer(state_tolerance_ns=10 * MS)
+    file_all(pairer, NOW, ['third_person', 'pose', 'gripper'])
+    pairer.file('wrist', NOW + 50 * MS, b'')
+    assert '(0.05 s apart, limit 0.02 s, see max_spread_s).' in pairer.health(NOW + 50 * MS).text
+    pairer = make_pairer(state_tolerance_ns=10 * MS)
+    file_all(pairer, NOW, ['third_person', 'wrist', 'pose'])
+    pairer.file('gripper', NOW - 15 * MS, b'')
+    assert '(0.015 s from the picture of third_person, limit 0.01 s, see state_tolerance_s).' in (
+        pairer.health(NOW).text)
+
+
+def test_a_hold_is_the_same_whatever_its_figures():
+    assert Hold(HoldReason.INPUT_STALE, 'wrist', 'a') == Hold(HoldReason.INPUT_STALE, 'wrist', 'b')

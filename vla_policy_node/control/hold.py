@@ -1,6 +1,6 @@
 """Hold reasons: the codes of `vla_msgs/HoldReason`, with a sentence for each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 
@@ -57,15 +57,21 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Hold:
-    """One reason to stand still; `stream` names the input that caused it, empty if none did."""
+    """One reason to stand still.
+
+    stream: the input that caused it, empty if none did. detail: figures of this moment, or what
+    else helps a person; it makes no other reason of it.
+    """
 
     code: HoldReason
     stream: str = ''
+    detail: str = field(default='', compare=False)
 
     @property
     def text(self) -> str:
         """One sentence for a person, naming the stream."""
-        return _TEXTS[self.code].format(stream=self.stream or 'an input')
+        sentence = _TEXTS[self.code].format(stream=self.stream or 'an input')
+        return f'{sentence[:-1]} ({self.detail}).' if self.detail else sentence
 
 
 class HoldError(ValueError):

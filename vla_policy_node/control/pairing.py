@@ -16,6 +16,8 @@ from vla_policy_node.control.hold import Hold, HoldReason
 REORDER_TOLERANCE_NS = 50_000_000
 # States are small and fast: enough of them for a 1 kHz stream and a camera 200 ms late.
 STATE_DEPTH = 256
+# No sample is kept as long as this: what seems older bears stamps of another clock.
+_ANOTHER_CLOCK_NS = 10**15
 
 _Sample = tuple[int, object]  # capture stamp in ns, payload
 
@@ -88,7 +90,7 @@ class ObservationPairer:
         self._used_ns: dict[str, int] = {}  # per camera, stamp of the last frame taken
         self._awaited = set(self._cameras)  # streams whose next sample may complete a set
         self._arrived = False
-        self._jumped = ''
+        self._jumped: Hold | None = None
         # The newest sample of each stream when `health` looked, and since when.
         self._seen: dict[str, tuple[_Sample | None, int]] = {}
         self._refused: dict[str, Hold] = {}
@@ -107,7 +109,8 @@ class ObservationPairer:
                 self._counts[f'{stream}.backward'] += 1
                 samples.clear()
                 self._used_ns.pop(stream, None)
-                self._jumped = stream
+                self._jumped = Hold(
+                    HoldReason.CLOCK_JUMP, stream, f'back by {_seconds(behind_ns)} s')
             elif behind_ns >= 0:
                 self._counts[f'{stream}.reordered' if behind_ns else f'{stream}.duplicate'] += 1
                 return False
@@ -181,8 +184,8 @@ class ObservationPairer:
             # In every call: what counts is when a sample was first seen.
             overdue = self._check_arrivals(now_ns if steady_ns is None else steady_ns)
             if self._jumped:
-                jumped, self._jumped = self._jumped, ''
-                return Hold(HoldReason.CLOCK_JUMP, jumped)
+                jumped, self._jumped = self._jumped, None
+                return jumped
             for refused in self._refused.values():
                 return refused
             hold = self._check_streams(now_ns) or overdue
@@ -208,7 +211,7 @@ class ObservationPairer:
                 samples.clear()
             self._used_ns.clear()
             self._refused.clear()
-            self._jumped = ''
+            self._jumped = None
             self._arrived = True
             self._condition.notify_all()
 
@@ -218,11 +221,24 @@ class ObservationPairer:
         for stream, samples in self._samples.items():
             if not samples:
                 return Hold(HoldReason.INPUT_MISSING, stream)
-            if samples[-1][0] > now_ns + self._future_tolerance_ns:
-                return Hold(HoldReason.CLOCK_JUMP, stream)
-            if samples[-1][0] < now_ns - self._max_age_ns:
-                return Hold(HoldReason.INPUT_STALE, stream)
+            stamp_ns = samples[-1][0]
+            if stamp_ns > now_ns + self._future_tolerance_ns:
+                return Hold(HoldReason.CLOCK_JUMP, stream, _ahead(
+                    stamp_ns - now_ns, self._future_tolerance_ns))
+            if stamp_ns < now_ns - self._max_age_ns:
+                return self._stale(stream, stamp_ns, now_ns)
         return None
+
+    def _stale(self, stream: str, stamp_ns: int, now_ns: int) -> Hold:
+        if stamp_ns == 0:
+            detail = 'its stamp is zero; its publisher must set header.stamp'
+        elif now_ns - stamp_ns > _ANOTHER_CLOCK_NS:
+            detail = (f'stamped {stamp_ns / 1e9:.1f} s, while the clock of this node says '
+                      f'{now_ns / 1e9:.1f} s; see use_sim_time')
+        else:
+            detail = (f'{_seconds(now_ns - stamp_ns)} s old, limit '
+                      f'{_seconds(self._max_age_ns)} s, see max_age_s')
+        return Hold(HoldReason.INPUT_STALE, stream, detail)
 
     def _check_arrivals(self, steady_ns: int) -> Hold | None:
         overdue = None
@@ -232,24 +248,25 @@ class ObservationPairer:
             if newest is not seen:
                 self._seen[stream] = newest, steady_ns
             elif steady_ns - seen_ns > self._max_age_ns:
-                overdue = Hold(HoldReason.INPUT_STALE, stream)
+                overdue = Hold(HoldReason.INPUT_STALE, stream, (
+                    f'nothing newer for {_seconds(steady_ns - seen_ns)} s, limit '
+                    f'{_seconds(self._max_age_ns)} s, see max_age_s'))
         return overdue
 
     def _match(self, now_ns: int, after_ns: int | None) -> Pair | Hold:
         """Return the newest set whose first camera is newer than after_ns."""
-        oldest_ns = now_ns - self._max_age_ns
         hold = Hold(HoldReason.NONE)
         for reference in reversed(self._samples[self._cameras[0]]):
             if after_ns is not None and reference[0] <= after_ns:
                 break
-            match = self._match_reference(reference, oldest_ns)
+            match = self._match_reference(reference, now_ns)
             if isinstance(match, Pair):
                 return match
             if hold.code is HoldReason.NONE:
                 hold = match  # what the newest frame lacks
         return hold
 
-    def _match_reference(self, reference: _Sample, oldest_ns: int) -> Pair | Hold:
+    def _match_reference(self, reference: _Sample, now_ns: int) -> Pair | Hold:
         first, *others = self._cameras
         chosen = {first: reference}
         for stream in (*others, *self._states):
@@ -259,13 +276,18 @@ class ObservationPairer:
         spread_ns = max(camera_stamps_ns) - min(camera_stamps_ns)
         if spread_ns > self._max_spread_ns:
             furthest = max(others, key=lambda camera: abs(stamps_ns[camera] - reference[0]))
-            return Hold(HoldReason.CAMERA_SPREAD, furthest)
+            return Hold(HoldReason.CAMERA_SPREAD, furthest, (
+                f'{_seconds(spread_ns)} s apart, limit {_seconds(self._max_spread_ns)} s, see '
+                'max_spread_s'))
         for state in self._states:
-            if abs(stamps_ns[state] - reference[0]) > self._state_tolerance_ns:
-                return Hold(HoldReason.INPUT_STALE, state)
+            apart_ns = abs(stamps_ns[state] - reference[0])
+            if apart_ns > self._state_tolerance_ns:
+                return Hold(HoldReason.INPUT_STALE, state, (
+                    f'{_seconds(apart_ns)} s from the picture of {first}, limit '
+                    f'{_seconds(self._state_tolerance_ns)} s, see state_tolerance_s'))
         oldest = min(stamps_ns, key=stamps_ns.__getitem__)
-        if stamps_ns[oldest] < oldest_ns:
-            return Hold(HoldReason.INPUT_STALE, oldest)
+        if stamps_ns[oldest] < now_ns - self._max_age_ns:
+            return self._stale(oldest, stamps_ns[oldest], now_ns)
         payloads = {stream: sample[1] for stream, sample in chosen.items()}
         return Pair(reference[0], spread_ns, payloads, stamps_ns)
 
@@ -280,3 +302,14 @@ class ObservationPairer:
     def _count_unused(self, camera: str, stamp_ns: int, why: str) -> None:
         if stamp_ns > self._used_ns.get(camera, stamp_ns - 1):
             self._counts[f'{camera}.{why}'] += 1
+
+
+def _ahead(by_ns: int, tolerance_ns: int) -> str:
+    if by_ns > _ANOTHER_CLOCK_NS:
+        return 'they are of another clock than that of this node; see use_sim_time'
+    return (f'{_seconds(by_ns)} s ahead of the clock of this node, limit '
+            f'{_seconds(tolerance_ns)} s, see future_tolerance_s')
+
+
+def _seconds(time_ns: int) -> str:
+    return f'{time_ns / 1e9:.3f}'.rstrip('0').rstrip('.')

@@ -32,6 +32,7 @@ class Commands:
 
     now_ns: the node's clock. twists: publisher of the same as velocities, or None.
     hold_changed: called after a command whose hold differs from the last one's.
+    clock_trouble: says what is wrong with the node's clock.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Commands:
         publisher: Publisher,
         twists: Publisher | None,
         hold_changed: Callable[[], None],
+        clock_trouble: Callable[[], str] = str,
     ):
         self._clock = node.get_clock()
         self._logger = node.get_logger()
@@ -54,6 +56,7 @@ class Commands:
         self._publisher = publisher
         self._twists = twists
         self._hold_changed = hold_changed
+        self._clock_trouble = clock_trouble
         self._lock = threading.Lock()
         self._loop: CommandLoop | None = None
         self._worker: PolicyWorker | None = None
@@ -116,7 +119,7 @@ class Commands:
         silent_ns = (time.monotonic() - self._silent_since_s) * 1e9
         if parts.input_timeout_ns and silent_ns >= parts.input_timeout_ns:
             self._commander.end(Outcome.INPUT_LOST)
-        self.send(Hold(HoldReason.CLOCK_STOPPED))
+        self.send(Hold(HoldReason.CLOCK_STOPPED, detail=self._clock_trouble()))
 
     def _send_for(
         self, target: Callable[[int], int], outside: Hold | None = None, pause: bool = False

@@ -33,6 +33,7 @@ from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowedPolicy
 from vla_policy_node.loop.worker import PolicyWorker
 from vla_policy_node.nodes import messages, qos
+from vla_policy_node.nodes.clock_trouble import ClockTrouble
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.goals import GoalServer, Work
@@ -82,19 +83,28 @@ class PolicyNode(LifecycleNode):
         self._shadow: ShadowedPolicy | None = None
         self._promised_s: float | None = -1.0
         self._command_publisher = self._twist_publisher = None
+        self._clock_trouble: ClockTrouble | None = None
+        self._refused = ''  # why the last configure was, for /diagnostics
         # Not created at configure: the last hold must stay deliverable after cleanup.
         self._create_publishers()
+        # Steady, like all reports: it must also be said that simulated time stands still.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
 
     # --- transitions: executor thread ---
 
     @transition
     def on_configure(self, state: State):
         """Validate, load, warm up, create all endpoints."""
-        self._refuse_if_hung()
+        self._refused = ''
         try:
+            self._refuse_if_hung()
             self._configure()
-        except ValueError:
-            self._release()
+        except Exception as error:
+            self._refused = str(error) if isinstance(error, ValueError) else f'{error!r}'
+            if isinstance(error, ValueError):
+                self._release()
+                self._publish_diagnostics()
             raise
 
     def _configure(self) -> None:
@@ -109,11 +119,14 @@ class PolicyNode(LifecycleNode):
         self._streams = replace(parameters.streams, spec=self._policy.description.spec)
         self._create_command_publishers()
         parts = parameters.make_parts(self._references, self._streams)
+        if self.get_parameter('use_sim_time').value:
+            self._clock_trouble = ClockTrouble(self, parameters)
         loop = ControlLoop(self._policy, parts, parameters.period_ns, self._session)
         self._commander = loop.commander
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,
-            self._twist_publisher if parameters.publish_twist else None, self._publish_status)
+            self._twist_publisher if parameters.publish_twist else None, self._publish_status,
+            lambda: self._clock_text() or '')
         self._worker = PolicyWorker(
             loop, self._streams, self._now_ns, lambda result: self._reports.publish_result(
                 result, self._settings.period_ns, self._streams.cameras[0]),
@@ -130,12 +143,10 @@ class PolicyNode(LifecycleNode):
         self._goals = self._goals or GoalServer(self, self._session)
         self._goals.take_up(self._work())
         self._publish_info()
-        # Steady: it must also be reported that simulated time stands still.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timers = [
-            self.create_timer(period_s, callback, clock=steady) for period_s, callback in (
+            self.create_timer(period_s, callback, clock=self._steady) for period_s, callback in (
                 (1.0 / parameters.status_rate_hz, self._publish_status),
-                (1.0, self._publish_diagnostics), (GRAPH_PERIOD_S, self._watch_graph))
+                (GRAPH_PERIOD_S, self._watch_graph))
         ]
         self._configured = True
 
@@ -227,6 +238,9 @@ class PolicyNode(LifecycleNode):
         if self._clock_watch is not None:
             self._clock_watch.unregister()
             self._clock_watch = None
+        if self._clock_trouble is not None:
+            self._clock_trouble.destroy()
+            self._clock_trouble = None
         if self._commands is not None:
             self._commands.stop()
         if self._policy is not None and not self._hung:  # a hung inference still uses it
@@ -317,9 +331,17 @@ class PolicyNode(LifecycleNode):
     # --- reports: executor thread ---
 
     def _make_status(self, worker: PolicyWorker) -> PolicyStatus:
+        hold = self._commands.hold
+        text = self._clock_text()
+        if text and hold.code is not HoldReason.NONE and not hold.detail:
+            hold = replace(hold, detail=text)
         return make_status(
-            state_label(self), self._settings, self._streams, self._commander, worker,
-            self._commands.hold, self._counts, self._now_ns())
+            state_label(self), self._settings, self._streams, self._commander, worker, hold,
+            self._counts, self._now_ns())
+
+    def _clock_text(self) -> str | None:
+        watch = self._clock_trouble
+        return None if watch is None else watch.text()
 
     def _publish_status(self) -> None:
         if worker := self._worker:  # None if this timer fired while the node was cleaned up
@@ -331,7 +353,11 @@ class PolicyNode(LifecycleNode):
             self._reports.publish_diagnostics(
                 self._make_status(worker), description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
-                self._shadow.summary() if self._shadow else None, worker.trouble())
+                self._shadow.summary() if self._shadow else None, worker.trouble(),
+                self._clock_text())
+        else:
+            self._reports.publish_idle_diagnostics(
+                state_label(self), self._refused, self._now_ns())
 
     def _publish_info(self) -> None:
         self._reports.publish_info(self._policy.description, self._settings, self._now_ns())

@@ -72,12 +72,13 @@ def make_status(
 
 def make_diagnostics(
     name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
-    shadow: ShadowSummary | None = None, trouble: Hold | None = None,
+    shadow: ShadowSummary | None = None, trouble: Hold | None = None, clock: str | None = None,
 ) -> DiagnosticArray:
-    """Return /diagnostics: one entry for the commands, one for the inference, one for the shadow.
+    """Return /diagnostics: an entry each for commands, inference, simulated time and the shadow.
 
     chunk_ms: how long the robot can go on with one chunk. shadow: None if there is none.
-    trouble: why no answer of the policy can be expected.
+    trouble: why no answer of the policy can be expected. clock: what is wrong with simulated
+    time, '' for nothing, None on the system's time.
     """
     code = HoldReason(status.hold.code)
     if code in _CALM:
@@ -115,12 +116,28 @@ def make_diagnostics(
         ('execution mode', status.execution_mode),
     )]
     entries = [commands, inference]
+    if clock is not None:
+        entries.append(DiagnosticStatus(
+            level=DiagnosticStatus.ERROR if clock else DiagnosticStatus.OK,
+            name=f'{name}: clock', hardware_id=hardware_id,
+            message=f'{clock[0].upper()}{clock[1:]}.' if clock else '/clock comes as it should.'))
     if shadow is not None:
         entries.append(DiagnosticStatus(
             level=DiagnosticStatus.OK, name=f'{name}{SHADOW_ENTRY}', message=shadow.text,
             hardware_id=hardware_id,
             values=[KeyValue(key=key, value=value) for key, value in shadow.figures()]))
     return DiagnosticArray(header=status.header, status=entries)
+
+
+def idle_diagnostics(name: str, state: str, refused: str, now_ns: int) -> DiagnosticArray:
+    """Return /diagnostics of a node without a policy; refused: why it could not configure."""
+    entry = DiagnosticStatus(
+        level=DiagnosticStatus.OK, name=f'{name}: commands',
+        message=f'The node is {state}; configure and activate it to move.')
+    if refused:
+        entry.level, entry.message = DiagnosticStatus.ERROR, f'configure refused: {refused}'
+    entry.values = [KeyValue(key='lifecycle state', value=state)]
+    return DiagnosticArray(header=Header(stamp=to_time(now_ns)), status=[entry])
 
 
 class PolicyReports:
@@ -155,11 +172,17 @@ class PolicyReports:
 
     def publish_diagnostics(
         self, status: PolicyStatus, checkpoint: str, chunk_ms: float,
-        shadow: ShadowSummary | None, trouble: Hold | None,
+        shadow: ShadowSummary | None, trouble: Hold | None, clock: str | None,
     ) -> None:
         """Publish /diagnostics (executor thread); arguments as of `make_diagnostics`."""
         self.diagnostics.publish(make_diagnostics(
-            self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, shadow, trouble))
+            self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, shadow, trouble,
+            clock))
+
+    def publish_idle_diagnostics(self, state: str, refused: str, now_ns: int) -> None:
+        """Publish /diagnostics without a policy; arguments as of `idle_diagnostics`."""
+        self.diagnostics.publish(idle_diagnostics(
+            self._node.get_fully_qualified_name(), state, refused, now_ns))
 
     def publish_info(
         self, description: PolicyDescription, parameters: PolicyParameters, now_ns: int
