@@ -34,6 +34,7 @@ class Recipe:
     rewrite: topic -> function of the serialised message that returns what is recorded.
     info: what the policy says of itself, None for nothing.
     size: of the pictures, height and width in px.
+    namespace: of the robot, as '/r1'. renamed: topic -> its name in the bag.
     """
 
     seconds: float = 2.0
@@ -47,6 +48,8 @@ class Recipe:
     compression: str = ''
     alter: dict = field(default_factory=dict)
     rewrite: dict = field(default_factory=dict)
+    namespace: str = ''
+    renamed: dict = field(default_factory=dict)
     info: PolicyInfo | None = None
     omit: tuple[str, ...] = ()
     more_cameras: tuple[str, ...] = ()  # topics
@@ -66,8 +69,9 @@ def make_bag(path, **recipe):
         for time_ns, topic, message in messages(made):
             kind = type_name(type(message))
             if topic not in connections:
+                name = made.renamed.get(topic, f'{made.namespace}{topic}')
                 connections[topic] = writer.add_connection(
-                    topic, kind, typestore=definitions.learn(kind))
+                    name, kind, typestore=definitions.learn(kind))
             raw = serialize_message(message)
             raw = made.rewrite.get(topic, lambda same: same)(raw)
             writer.write(connections[topic], time_ns + made.arrival_delay_ns, raw)

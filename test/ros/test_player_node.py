@@ -5,6 +5,7 @@
 import copy
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -15,6 +16,8 @@ from rclpy.parameter import Parameter
 from replay_bag import make_bag
 from robot_double import TIMEOUT_S
 from ros_testing import ros
+from sensor_bytes import IMAGE, JOINTS, POSE, image, joints, pose, write_topics
+from sensor_msgs.msg import CompressedImage
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
 from vla_policy_node.contract import find_contract, to_plain
@@ -26,21 +29,30 @@ from vla_policy_node.nodes.player_node import PlayerNode
 from vla_policy_node.nodes.policy_node import PolicyNode
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.replay.topics import RECORDS
 
 pytestmark = pytest.mark.usefixtures('ros')
 
+T = 10**12
+STATE = {'/ee_pose': (POSE, pose(T)), '/gripper_state': (JOINTS, joints(T))}
+CAMERAS = {f'/{camera}/image_raw': (IMAGE, image(T)) for camera in ('third_person', 'wrist')}
+
 
 class Live:
-    """A policy node, a player and a listener, each spun by a thread of its own."""
+    """A policy node, a player and a listener, each spun by a thread of its own.
 
-    def __init__(self, parameters, bag, **playing):
+    options: of all nodes: namespace and cli_args.
+    """
+
+    def __init__(self, parameters, bag, options=None, **playing):
+        options = options or {}
         overrides = [Parameter(k, value=v) for k, v in parameters.items()]
         self.commands = []
         self.ended = threading.Event()
         self.cancelled = threading.Event()
         self.policy = PolicyNode(
-            parameter_overrides=[*overrides, Parameter('use_sim_time', value=True)])
-        self.listener = Node('listener')
+            parameter_overrides=[*overrides, Parameter('use_sim_time', value=True)], **options)
+        self.listener = Node('listener', **options)
         self.listener.create_subscription(
             EndEffectorCommand, 'command', self._hear, qos.event_output())
         self._executors, self._threads = [], []
@@ -50,7 +62,7 @@ class Live:
         self.policy.trigger_activate()
         self.player = PlayerNode(self.ended.set, parameter_overrides=[
             Parameter('bag', value=str(bag)), Parameter('timeout_s', value=3 * TIMEOUT_S),
-            *(Parameter(k, value=v) for k, v in playing.items())])
+            *(Parameter(k, value=v) for k, v in playing.items())], **options)
         self._spin(self.player)
 
     def _spin(self, node):
@@ -115,10 +127,10 @@ def play(parameters):
         live.close()
 
 
-def replayed(bag, parameters, tmp_path):
+def replayed(bag, parameters, tmp_path, **settings):
     file = tmp_path / 'policy.yaml'
     file.write_text(yaml.safe_dump({'policy': {'ros__parameters': parameters}}))
-    settings = ReplaySettings(str(file), latency_periods=0)
+    settings = ReplaySettings(str(file), latency_periods=0, **settings)
     return replay_bag(bag, settings, lambda what, share: None).traces[0].commands
 
 
@@ -143,6 +155,65 @@ def test_live_node_and_replay_send_the_same_actions(play, parameters, tmp_path, 
             [*command.motion.translation_m, *command.motion.rotation_rad])
         np.testing.assert_array_equal(sent.gripper, np.float32(command.motion.gripper))
     assert sum(not sent.hold for sent in commands) > 8
+
+
+def to_png(index, image):
+    pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+    return CompressedImage(header=image.header, format='png',
+                           data=cv2.imencode('.png', pixels[..., ::-1])[1].tobytes())
+
+
+def test_another_robot_s_bag_is_played_to_a_robot_in_a_namespace(play, parameters, tmp_path):
+    """Its topics are in a namespace of its own, one was remapped, and one camera is compressed."""
+    bag = make_bag(
+        tmp_path / 'bag', seconds=0.6, namespace='/r1',
+        renamed={'/third_person/image_raw': '/camera/color/image_raw',
+                 '/wrist/image_raw': '/r1/wrist/image_raw/compressed'},
+        alter={'/wrist/image_raw': to_png})
+    remapping = 'third_person/image_raw:=/camera/color/image_raw'
+    live = play(bag, {}, lock_step=True, options={
+        'cli_args': ['--ros-args', '-r', remapping], 'namespace': '/fleet/r2'})
+    assert live.ended.wait(6 * TIMEOUT_S)
+    assert not live.player.failed
+    expected = [command for _, command in replayed(
+        bag, parameters, tmp_path, topics={'third_person': '/camera/color/image_raw'})]
+    commands = live.commands_of_observations()
+    assert [command.target_time_ns for command in expected] == [
+        to_ns(sent.target_time) for sent in commands]
+    assert [[sent.translation.x, sent.translation.y, sent.translation.z] for sent in commands] == [
+        [*command.motion.translation_m] for command in expected]
+    assert any(not sent.hold for sent in commands)
+
+
+def test_of_two_robots_in_a_bag_that_of_the_player_s_namespace_is_played_or_one_is_chosen(
+        tmp_path):
+    inputs = {**CAMERAS, **STATE, '/policy_status': (RECORDS['/policy_status'], pose(T))}
+    topics = {f'{robot}{topic}': message for robot in ('/r1', '/r2')
+              for topic, message in inputs.items()}
+    bag = write_topics(tmp_path / 'two.mcap', {name: [(T, raw)] for name, (_, raw) in
+                                               topics.items()},
+                       {name: kind for name, (kind, _) in topics.items()})
+
+    def inputs_of(namespace='', **parameters):
+        player = PlayerNode(namespace=namespace, parameter_overrides=[
+            Parameter(name, value=value) for name, value in parameters.items()])
+        found = set(player._topics.inputs)
+        player.destroy_node()
+        return found
+
+    for namespace in ('', '/r3'):
+        with pytest.raises(ParameterError, match='several robots, in the namespaces /r1 and /r2'):
+            inputs_of(namespace, bag=str(bag))
+    second = {f'/r2{topic}' for topic in (*CAMERAS, *STATE)}
+    assert inputs_of('/r2', bag=str(bag)) == second
+    assert inputs_of('/r1', bag=str(bag), bag_namespace='r2') == second
+
+
+def test_raw_pictures_are_not_played_to_a_node_that_takes_compressed_ones(tmp_path):
+    bag = make_bag(tmp_path / 'bag', seconds=0.1)
+    with pytest.raises(ParameterError, match='set its parameter compressed to false'):
+        PlayerNode(parameter_overrides=[
+            Parameter('bag', value=str(bag)), Parameter('compressed', value=True)])
 
 
 def test_a_bag_is_played_in_real_time_with_clock(play, tmp_path):

@@ -26,12 +26,13 @@ from vla_policy_node.nodes.messages import to_info, to_time
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import whole_folder
 from vla_policy_node.policy.local import LocalPolicy
-from vla_policy_node.replay import evaluate, run, write
+from vla_policy_node.replay import run, write
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.repair import repair_bag
 from vla_policy_node.replay.settings import ReplaySettings, read_info
+from vla_policy_node.replay.topics import find_topics
 from vla_policy_node.system.files import default_config
 
 SHORT = {'seconds': 0.6}
@@ -108,7 +109,7 @@ def test_a_topic_of_another_name_is_suggested_and_no_topic_is_two_inputs(setting
     sentence = refused(bag, settings, tmp_path / 'out')
     assert '--third-person-topic TOPIC: /wrist/image_raw' in sentence
     with Bag(bag) as opened, pytest.raises(BagError, match='third_person and wrist at once'):
-        evaluate.find_topics(opened, {'third_person': '/wrist/image_raw'})
+        find_topics(opened, {'third_person': '/wrist/image_raw'})
 
 
 def test_a_bag_that_does_not_say_what_was_asked_needs_the_option(settings, tmp_path):
@@ -325,7 +326,7 @@ def test_the_twists_of_an_expert_are_displacements_per_period(tmp_path):
         return message
 
     with Bag(make_bag(tmp_path / 'bag', **SHORT, alter={'/command': twist})) as bag:
-        topics = evaluate.find_topics(bag, {}, '/command')
+        topics = find_topics(bag, {}, '/command')
         actions = summarise_bag(bag, topics, '', PERIOD_NS).actions
     assert actions.target_ns[0] == START_NS + PERIOD_NS
     np.testing.assert_allclose(actions.delta[0], [0.005, 0, 0, 0, 0, -0.01])

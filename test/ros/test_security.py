@@ -33,7 +33,7 @@ from vla_policy_node.nodes.policy_node import PolicyNode
 from vla_policy_node.nodes.recorder_node import RecorderNode
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
 from vla_policy_node.nodes.world_node import WorldNode
-from vla_policy_node.replay.topics import find_topics
+from vla_policy_node.replay.robots import topics_of_robot
 from vla_policy_node.system.description import describe
 from vla_policy_node.system.files import NODES
 
@@ -204,12 +204,12 @@ def variants(checkpoint, tmp_path):
     @contextmanager
     def player_of_compressed_pictures():
         def find(*arguments, **named):
-            topics = find_topics(*arguments, **named)
+            topics = topics_of_robot(*arguments, **named)
             return replace(topics, streams=replace(topics.streams, compressed=True))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(player_node, 'find_topics', find)
-            with plain(PlayerNode, bag=bag) as node:
+            patch.setattr(player_node, 'topics_of_robot', find)
+            with plain(PlayerNode, bag=bag, compressed=True) as node:
                 yield node
 
     return {

@@ -56,6 +56,9 @@ def replay(
     stamps: Annotated[str, typer.Option(
         help="When samples were made: 'header', what their stamps say, or 'log', the times of "
         'recording, for bags whose stamps are zero.')] = 'header',
+    bag_namespace: Annotated[str, typer.Option(
+        help="The robot to replay, by its namespace in the bag, for example r1; '/' for the one "
+        'in none. Empty: the only one.')] = '',
     threads: Annotated[int, typer.Option(min=1, help='Threads of torch per worker.')] = 1,
     workers: Annotated[int, typer.Option(min=1, help='Bags at a time on this machine.')] = 1,
     trust_bag: Annotated[bool, typer.Option(
@@ -100,7 +103,7 @@ def replay(
         settings = ReplaySettings(
             config, against, checkpoint, device, instruction, chosen, actions_topic,
             latency_periods, threads, video, rerun, mcap, limits, trust_bag, stamps,
-            contract, statistics_key)
+            contract, statistics_key, bag_namespace)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
             settings = replace(settings, trust_bag=True)
         passed = replay_bags(bags, settings, out, workers, ray, Console())

@@ -1,11 +1,15 @@
-"""Converts RGB arrays to image messages. Pure, any thread."""
+"""Converts RGB arrays and compressed pictures to image messages. Pure, any thread."""
 
 import array
 
 import numpy as np
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from vla_policy_node.nodes.messages import to_header
+from vla_policy_node.wire.cdr import MessageHeader, read_compressed_image
+from vla_policy_node.wire.images import decode_compressed
 from vla_policy_node.wire.picture_size import ImageError
 
 
@@ -24,3 +28,16 @@ def to_image_message(rgb: np.ndarray, header: Header) -> Image:
     msg.step = width * channels
     msg.data = data
     return msg
+
+
+def unpacked(raw: bytes) -> bytes | None:
+    """Return a serialised CompressedImage as a serialised Image, None for what is no picture.
+
+    It has the pixels that whoever reads the compressed one sees.
+    """
+    try:
+        packed = read_compressed_image(raw)
+        header = to_header(MessageHeader(packed.stamp_ns, packed.frame_id))
+        return serialize_message(to_image_message(decode_compressed(packed), header))
+    except ValueError:
+        return None

@@ -22,10 +22,12 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.contract import ContractError, find_contract
+from vla_policy_node.common.ros_names import absolute
+from vla_policy_node.contract import ContractError, RobotContract, find_contract
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
+from vla_policy_node.nodes.image_messages import unpacked
 from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameter_reader import ParameterReader
@@ -35,9 +37,10 @@ from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
+from vla_policy_node.replay.robots import told_namespaces, topics_of_robot
+from vla_policy_node.replay.settings import as_recorded, read_info
 from vla_policy_node.replay.timeline import events
-from vla_policy_node.replay.topics import BagTopics, find_topics
-from vla_policy_node.system.robot import read_robot
+from vla_policy_node.replay.topics import BagTopics
 
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 
@@ -54,6 +57,12 @@ class PlayerParameters:
         False, 'Wait for the policy after every observation; it needs `pacing: observation`.')
     instruction: str = parameter(
         '', 'What to follow from the first to the last message; empty: what the bag says.')
+    bag_namespace: str = parameter(
+        '', "The robot to play, by its namespace in the bag, '/' for the one in none; empty: the "
+        "one of this node's namespace, or else the only one.")
+    compressed: bool = parameter(
+        False, 'Publish compressed pictures as they are, for a policy node with `compressed`; '
+        'otherwise they are unpacked.')
     timeout_s: float = parameter(
         60.0, 'Wall time to wait for the policy node, also for one command in lock-step.', 's',
         0.1, 3600.0)
@@ -82,11 +91,8 @@ class PlayerNode(Node):
         self._on_end = on_end
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
-            robot = find_contract(self._settings.contract)
-            recorded = read_robot(self._bag.path)
-            self._topics = find_topics(
-                self._bag, {}, robot=robot.with_topics(recorded.topics) if recorded else robot)
-            _refuse_mixture(self._bag, self._topics)
+            self._topics = self._unpack_pictures(
+                self._find_topics(find_contract(self._settings.contract)))
         except (BagError, ContractError) as error:
             raise ParameterError(str(error)) from None
         self.failed = False
@@ -107,6 +113,33 @@ class PlayerNode(Node):
             self._thread.join()
         self._stack.close()
         super().destroy_node()
+
+    def _find_topics(self, robot: RobotContract) -> BagTopics:
+        """Return what to read from the bag: where a remapping says, or else the bag itself."""
+        namespace, here = self._settings.bag_namespace, self.get_namespace().rstrip('/')
+        if not namespace and here and here in told_namespaces(self._bag):
+            namespace = here
+        told = as_recorded(robot, self._bag, read_info(self._bag, namespace)).topics
+        chosen = {}
+        for stream, topic in robot.topics.items():
+            name = self.resolve_topic_name(topic)
+            is_there = {name, f'{name}/compressed'} & self._bag.types.keys()
+            if name != absolute(topic, here) and (is_there or told[stream] == topic):
+                chosen[stream] = name
+        return topics_of_robot(self._bag, robot.with_topics(told), chosen, wanted=namespace)
+
+    def _unpack_pictures(self, topics: BagTopics) -> BagTopics:
+        """Return the topics as this node publishes them; BagError for what it cannot make."""
+        cameras = {*topics.inputs.values()} & {*topics.streams.cameras}
+        packed = {camera for camera in cameras if topics.streams.is_compressed(camera)}
+        if self._settings.compressed and packed != cameras:
+            raw = ', '.join(sorted(cameras - packed))
+            raise BagError(
+                f"The bag '{self._bag.path}' has raw pictures of {raw}, but the policy node takes "
+                'compressed ones; set its parameter compressed to false.')
+        self._packed = set() if self._settings.compressed else packed
+        return replace(
+            topics, streams=replace(topics.streams, compressed=self._settings.compressed))
 
     def _create_endpoints(self) -> None:
         played = replace(self._topics.streams, robot=find_contract(self._settings.contract))
@@ -173,7 +206,9 @@ class PlayerNode(Node):
                         else RealTime(self))
             play.reach(time_ns)
             if isinstance(event, str):
-                play.send(event, raw)
+                sample = unpacked(raw) if event in self._packed else raw
+                if sample is not None:
+                    play.send(event, sample)
             elif event is None:
                 self.call(self._cancel, Trigger.Request())
                 play.ended()
@@ -262,15 +297,6 @@ class PlayerNode(Node):
                     raise PlaybackError(
                         f'Waited {self._settings.timeout_s:.0f} s for {what} in vain.')
                 self._changed.wait(look_s)
-
-
-def _refuse_mixture(bag: Bag, topics: BagTopics) -> None:
-    """Raise BagError for raw and compressed pictures: the policy node subscribes to one kind."""
-    cameras = {*topics.inputs.values()} & {*topics.streams.cameras}
-    if 0 < sum(map(topics.streams.is_compressed, cameras)) < len(cameras):
-        raise BagError(
-            f"The bag '{bag.path}' has raw pictures of some cameras and compressed ones of "
-            'others; the policy node takes one kind, so only `vla replay` can replay it.')
 
 
 def main(args=None):

@@ -81,7 +81,8 @@ def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int)
     require_stamps(bag, topics)
     reference = topics.streams.cameras[0]
     first_camera = next(t for t, stream in topics.inputs.items() if stream == reference)
-    told = [topic for topic, kind in RECORDS.items() if bag.types.get(topic) == kind]
+    told = [topic for topic, record in topics.records.items()
+            if bag.types.get(topic) == RECORDS[record]]
     wanted = {*told, first_camera, topics.actions} & bag.types.keys()
     for topic, time_ns, raw in bag.messages(wanted):
         teller.hear(topic, time_ns, raw, topic == first_camera)
@@ -94,6 +95,7 @@ class _Teller:
     def __init__(self, topics: BagTopics, period_ns: int):
         self._topics = topics
         self._period_ns = period_ns
+        self._status = next(t for t, record in topics.records.items() if record == STATUS)
         self._info: Any | None = None
         self._goals: list[RecordedGoal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
@@ -116,17 +118,18 @@ class _Teller:
             self._last_ns = max(self._last_ns, time_ns, stamp_ns)
             return
         is_action = topic == self._topics.actions
-        kind = self._topics.action_type if is_action else RECORDS[topic]
+        record = self._topics.records.get(topic, '')
+        kind = self._topics.action_type if is_action else RECORDS[record]
         message = decode(raw, kind, topic)
         if is_action:
             self._hear_action(message, time_ns)
-        elif topic == INFO:
+        elif record == INFO:
             self._info = message
-        elif topic == STATUS:
+        elif record == STATUS:
             # By its own stamp: the recorder may have received it later.
             self._hear_status(
                 message, time_ns if self._topics.by_log else to_ns(message.header.stamp))
-        elif topic == CHUNK:
+        elif record == CHUNK:
             self._hear_chunk(message, time_ns)
 
     def _hear_status(self, status: Any, time_ns: int) -> None:
@@ -190,7 +193,7 @@ class _Teller:
         if not goals:
             raise BagError(
                 f"The bag '{bag.path}' does not say what the robot was asked to do: no goal on "
-                f'{STATUS}; say it with --instruction "...".')
+                f'{self._status}; say it with --instruction "...".')
         inference_ns = None
         if self._inference_ns and not on_stamps:
             inference_ns = max(0, round(float(np.median(self._inference_ns))))

@@ -17,6 +17,7 @@ from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
 from vla_policy_node.replay.cause import why_unused
 from vla_policy_node.replay.gate import GateVerdict, judge
+from vla_policy_node.replay.robots import topics_of_robot
 from vla_policy_node.replay.run import run_policy
 from vla_policy_node.replay.settings import (
     AS_RECORDED,
@@ -27,7 +28,7 @@ from vla_policy_node.replay.settings import (
     read_info,
 )
 from vla_policy_node.replay.stamps import LOG
-from vla_policy_node.replay.topics import BagTopics, find_topics
+from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
 
 # Called with what is being done, and its progress (0 to 1).
@@ -85,7 +86,7 @@ def evaluate_bag(
 def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> Evaluation:
     """Run one or two policies through a bag and return the figures."""
     with Bag(path) as bag:
-        info = read_info(bag)
+        info = read_info(bag, settings.bag_namespace)
         choices = [settings.config, *([settings.against] if settings.against else [])]
         chosen = [parameters_of(choice, settings, bag, info) for choice in choices]
         parameters = [first for first, _ in chosen]
@@ -96,8 +97,8 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             raise ValueError('The two configurations have different contracts; policies of two '
                              'robots cannot be compared.')
         topics = replace(
-            find_topics(bag, settings.topics, settings.actions_topic,
-                        as_recorded(parameters[0].robot, bag, info)),
+            topics_of_robot(bag, as_recorded(parameters[0].robot, bag, info), settings.topics,
+                            settings.actions_topic, settings.bag_namespace),
             by_log=settings.stamps == LOG)
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)

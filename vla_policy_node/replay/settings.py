@@ -15,6 +15,7 @@ from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import GateLimits
+from vla_policy_node.replay.robots import find_namespace, records_in
 from vla_policy_node.replay.stamps import HEADER
 from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
 from vla_policy_node.system.files import (
@@ -51,7 +52,8 @@ class ReplaySettings:
     threads: of torch. video, rerun, mcap: what to write beside the report.
     trust_bag: use the checkpoint that a bag names, whichever it is.
     stamps: 'header', or 'log' for the times of recording.
-    contract: of the robot, '' for what the parameter file or else the bag says.
+    contract: of the robot, '' for what the parameter file or else the bag says. bag_namespace: of
+    the robot in the bag, '' if there is only one.
     """
 
     config: str = ''
@@ -71,12 +73,19 @@ class ReplaySettings:
     stamps: str = HEADER
     contract: str = ''
     statistics_key: str = ''
+    bag_namespace: str = ''
 
 
-def read_info(bag: Bag) -> Any | None:
-    """Return the last self-description of the policy that was recorded, if there is one."""
+def read_info(bag: Bag, namespace: str = '') -> Any | None:
+    """Return the last self-description of the policy that was recorded, if there is one.
+
+    namespace: of the robot, as the user chose it. Raises BagError as `find_namespace`.
+    """
     info = None
-    for topic, _, raw in bag.messages([INFO] if bag.types.get(INFO) == POLICY_INFO else ()):
+    told = records_in(bag, find_namespace(bag, namespace))
+    for topic, _, raw in bag.messages([
+            topic for topic, record in told.items()
+            if record == INFO and bag.types.get(topic) == POLICY_INFO]):
         info = decode(raw, POLICY_INFO, topic)
     return info
 
@@ -191,7 +200,7 @@ def untrusted(bags: Sequence[Path], settings: ReplaySettings) -> list[UntrustedB
     for path in bags:
         try:
             with Bag(path) as bag:
-                info = read_info(bag)
+                info = read_info(bag, settings.bag_namespace)
                 for choice in choices:
                     parameters_of(choice, settings, bag, info)
         except UntrustedBagError as error:

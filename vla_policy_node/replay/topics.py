@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -37,7 +37,8 @@ class BagTopics:
 
     inputs: topic -> stream. streams: of the robot, compressed or not. actions: topic of the
     executed or expert actions, '' if there are none; action_type: its message type. by_log:
-    samples count by the time of recording instead of their stamps.
+    samples count by the time of recording instead of their stamps. records: topic -> which of
+    RECORDS it is, of what the robot's policy node told of itself.
     """
 
     inputs: Mapping[str, str]
@@ -45,6 +46,7 @@ class BagTopics:
     actions: str = ''
     action_type: str = ACTION_TYPES[0]
     by_log: bool = False
+    records: Mapping[str, str] = field(default_factory=lambda: {name: name for name in RECORDS})
 
     def needed_by(self, spec: PolicySpec) -> BagTopics:
         """Return those that a policy needs; raises BagError if the bag lacks one of them."""
@@ -60,15 +62,16 @@ class BagTopics:
 
 
 def find_topics(
-    bag: Bag, chosen: Mapping[str, str], actions: str = '', robot: RobotContract | None = None
+    bag: Bag, chosen: Mapping[str, str], actions: str = '', robot: RobotContract | None = None,
+    commands: str = COMMAND,
 ) -> BagTopics:
     """Return the topics to read; raises BagError for one that is missing or of another type.
 
     A camera that the contract does not require may be missing, see `BagTopics.needed_by`.
     chosen: stream -> topic, where that is not the name of the contract; `/compressed` and the
     leading slash may be left out. Compressed images are used where there are no raw ones.
-    actions: topic of the actions to compare with; '' for '/command', if that is there and of such
-    a type.
+    actions: topic of the actions to compare with; '' for that of the commands, if it is there and
+    of such a type.
     """
     robot = robot or find_contract('')
     if strangers := [name for name, topic in chosen.items() if topic and name not in robot.topics]:
@@ -92,7 +95,7 @@ def find_topics(
     _refuse_twice(bag, found)
     streams = InputStreams(robot, frozenset(compressed))
     inputs = {topic: stream for stream, topic in found.items()}
-    topic = find_topic(bag.types, actions or COMMAND) or actions or COMMAND
+    topic = find_topic(bag.types, actions or commands) or actions or commands
     kind = bag.types.get(topic, '')
     if kind in ACTION_TYPES:
         return BagTopics(inputs, streams, topic, kind)

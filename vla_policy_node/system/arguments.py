@@ -47,6 +47,8 @@ ARGUMENTS = (
     Argument('record', '', 'Record the run into this new folder, a bag for `vla replay`.'),
     Argument('play', '', 'Play this bag through the policy instead of a robot, with /clock; '
              'implies use_sim_time.'),
+    Argument('bag_namespace', '', "The robot to play, by its namespace in the bag, '/' for the "
+             'one in none; empty: the one of `namespace`, or else the only one.'),
     Argument('trust_bag', False, 'Use the checkpoint and the limits that the played bag names.'),
     Argument('use_sim_time', False, 'Live on /clock; the world, if started, publishes it.'),
     Argument('lock_step', False, 'The world waits for every action: episodes do not depend on '

@@ -264,7 +264,9 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
         'visualizer': {'use_sim_time': sim_time, **contract},
         'recorder': {'use_sim_time': sim_time, 'output': a['record'],
                      'compressed': policy.get('compressed', False), **contract},
-        'player': {'bag': a['play'], 'lock_step': a['lock_step'], **contract},
+        'player': {'bag': a['play'], 'lock_step': a['lock_step'],
+                   'bag_namespace': a['bag_namespace'],
+                   'compressed': policy.get('compressed', False), **contract},
     }
     if a['policy']:
         checkpoint = a['checkpoint'] or policy.get('checkpoint') or default_checkpoint()
@@ -275,4 +277,5 @@ def _from_arguments(a: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str
         result['policy']['pacing'] = 'observation'
     if a['play']:
         result['policy']['max_tracking_error_m'] = 0.0  # commands do not move a recorded arm
+        result['visualizer']['compressed'] = policy.get('compressed', False)
     return result
