@@ -3,6 +3,7 @@ numbers in every run, whatever ran before it.
 """
 
 import gc
+import itertools
 import signal
 import sys
 
@@ -17,6 +18,7 @@ settings.load_profile('deterministic')
 # With two threads a matrix library may add in another order than with one, so a test compares bits
 # only with what was computed with as many.
 TORCH_THREADS = 1
+_number = itertools.count()
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -60,6 +62,13 @@ def interruptible():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def own_state_directory(tmp_path_factory, monkeypatch):
+    """No robot of a test is stopped by what an earlier test, or the user, has latched."""
+    folder = tmp_path_factory.getbasetemp() / 'state' / str(next(_number))
+    monkeypatch.setenv('XDG_STATE_HOME', str(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from node_bench import (
     make_bench,
     script,
 )
+from rclpy.executors import await_or_execute
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -110,8 +111,8 @@ def test_an_acknowledged_stop_has_its_hold_on_the_wire(wall):
         answers = []
         answer = getattr(wall.node._goals, f'_{name}')
 
-        def acknowledge(request, response, answer=answer, answers=answers):
-            answers.append((answer(request, response), wall.sent[-1][1]))
+        async def acknowledge(request, response, answer=answer, answers=answers):
+            answers.append((await await_or_execute(answer, request, response), wall.sent[-1][1]))
             return response
 
         (service,) = (s for s in wall.node._goals._node.services
@@ -144,7 +145,7 @@ def test_a_stop_is_served_and_commands_go_on_while_the_executor_is_stuck(wall):
 
 def check_with(bench, check):
     goals = bench.node._goals
-    goals.take_up(replace(goals._work, check=check))
+    goals.take_up(replace(goals._work, check=check), goals._record)
 
 
 def test_an_instruction_of_a_megabyte_is_refused_unread(wall):

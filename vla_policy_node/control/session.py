@@ -134,6 +134,12 @@ class Session:
             self._estopped = False
 
     @property
+    def is_estopped(self) -> bool:
+        """Whether the emergency stop is latched."""
+        with self._lock:
+            return self._estopped
+
+    @property
     def goal(self) -> Goal | None:
         """The running goal."""
         with self._lock:

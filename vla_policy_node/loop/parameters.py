@@ -218,6 +218,9 @@ class PolicyParameters:
     # --- start and outputs ---
     autostart: bool = parameter(
         False, 'Configure and activate at start, without a lifecycle manager.')
+    state_directory: str = parameter(
+        '', 'Where a latched emergency stop is recorded, so that it survives a restart of the '
+        'node; empty: $XDG_STATE_HOME/vla_policy_node, usually ~/.local/state/vla_policy_node.')
     publish_twist: bool = parameter(
         False, 'Also publish geometry_msgs/TwistStamped for MoveIt Servo (speed units).')
     status_rate_hz: float = parameter(

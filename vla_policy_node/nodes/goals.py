@@ -24,6 +24,7 @@ from vla_policy_node.control.session import (
     Outcome,
     Session,
 )
+from vla_policy_node.nodes.estop_record import EstopRecord
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.spinning import Spinner
 from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
@@ -99,6 +100,7 @@ class GoalServer:
     def __init__(self, node: Node, session: Session):
         self._session = session
         self._work: Work | None = None
+        self._record: EstopRecord | None = None
         self._logger = node.get_logger()
         # By identity of the request: the only thing that `_accept` and the goal handle share.
         self._runs: dict[int, _Run] = {}
@@ -133,12 +135,16 @@ class GoalServer:
             callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._checker = ThreadPoolExecutor(1, 'policy_check')
+        self._recorder = ThreadPoolExecutor(1, 'policy_estop')  # in order, and disks may hang
         self._spinner = Spinner(self._node, 'policy_goals')
 
-    def take_up(self, work: Work) -> None:
-        """Serve goals for a policy (executor thread of the policy node)."""
+    def take_up(self, work: Work, record: EstopRecord) -> None:
+        """Serve goals for a policy (executor thread of the policy node).
+
+        record: where emergency stops are recorded from now on.
+        """
         with self._working:
-            self._work = work
+            self._work, self._record = work, record
 
     def lay_down(self) -> None:
         """Let go of the policy; results are still delivered (executor thread)."""
@@ -157,6 +163,7 @@ class GoalServer:
                 self._told.wait(max(0.0, self._told_s + SENDING_S - time.monotonic()))
         self._spinner.stop()
         self._checker.shutdown(wait=False, cancel_futures=True)
+        self._recorder.shutdown(wait=False)
         self._action.destroy()
         self._node.destroy_node()
 
@@ -198,7 +205,7 @@ class GoalServer:
         self.settle()
         self._session.reserve()
         try:
-            error = await self._checked(work.check, instruction)
+            error = await self._elsewhere(self._checker, work.check, instruction)
             if isinstance(error, ValueError):
                 raise error
             if error is not None:  # a tokeniser that panics raises a BaseException
@@ -212,18 +219,18 @@ class GoalServer:
         finally:
             self._session.release()
 
-    async def _checked(
-        self, check: Callable[[str], None], instruction: str
+    async def _elsewhere(
+        self, pool: ThreadPoolExecutor, job: Callable[..., None], *arguments: str
     ) -> BaseException | None:
-        """Return what is wrong with an instruction."""
-        checked = Future(executor=self._spinner.executor)
+        """Return what a job on another thread raised."""
+        done = Future(executor=self._spinner.executor)
 
         def tell(job) -> None:
-            checked.set_result(job.exception())
+            done.set_result(job.exception())
             self._spinner.executor.wake()
 
-        self._checker.submit(check, instruction).add_done_callback(tell)
-        return await checked
+        pool.submit(job, *arguments).add_done_callback(tell)
+        return await done
 
     async def _accept(self, request: ExecuteInstruction.Goal) -> GoalResponse:
         try:
@@ -300,7 +307,7 @@ class GoalServer:
         response.message = 'Cancelled.' if response.success else 'No instruction is running.'
         return response
 
-    def _estop(self, request, response):
+    async def _estop(self, request, response):
         if work := self._work:
             work.commander.estop()
             work.stopped()
@@ -308,9 +315,16 @@ class GoalServer:
             self._session.estop()
         self._logger.warning('Emergency stop latched.')
         response.success, response.message = True, 'Latched; call reset_estop to release it.'
+        if self._record and (error := await self._elsewhere(self._recorder, self._record.latch)):
+            response.message += f' It will not survive a restart of this node: {error}.'
+            self._logger.error(response.message)
         return response
 
-    def _reset(self, request, response):
+    async def _reset(self, request, response):
+        # At once, so that a stop that comes while the disk is awaited stays latched.
         self._session.reset_estop()
         response.success, response.message = True, 'Released; start an instruction to move.'
+        if self._record and (error := await self._elsewhere(self._recorder, self._record.release)):
+            response.message += f' After a restart of this node it will be latched again: {error}.'
+            self._logger.error(response.message)
         return response

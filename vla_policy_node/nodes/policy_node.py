@@ -36,6 +36,7 @@ from vla_policy_node.nodes import messages, qos
 from vla_policy_node.nodes.clock_trouble import ClockTrouble
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
+from vla_policy_node.nodes.estop_record import EstopRecord
 from vla_policy_node.nodes.goals import GoalServer, Work
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
@@ -84,7 +85,8 @@ class PolicyNode(LifecycleNode):
         self._promised_s: float | None = -1.0
         self._command_publisher = self._twist_publisher = None
         self._clock_trouble: ClockTrouble | None = None
-        self._refused = ''  # why the last configure was, for /diagnostics
+        # For /diagnostics: why the last configure was refused; what is wrong, by entry.
+        self._refused, self._troubles = '', {}
         # Not created at configure: the last hold must stay deliverable after cleanup.
         self._create_publishers()
         # Steady, like all reports: it must also be said that simulated time stands still.
@@ -126,7 +128,7 @@ class PolicyNode(LifecycleNode):
         self._commands = Commands(
             self, self._commander, parameters, self._now_ns, self._command_publisher,
             self._twist_publisher if parameters.publish_twist else None, self._publish_status,
-            lambda: self._clock_text() or '')
+            self._clock_text)
         self._worker = PolicyWorker(
             loop, self._streams, self._now_ns, lambda result: self._reports.publish_result(
                 result, self._settings.period_ns, self._streams.cameras[0]),
@@ -141,7 +143,7 @@ class PolicyNode(LifecycleNode):
                 post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
         self._create_subscriptions()
         self._goals = self._goals or GoalServer(self, self._session)
-        self._goals.take_up(self._work())
+        self._goals.take_up(self._work(), self._restore_estop(parameters))
         self._publish_info()
         self._report_timers = [
             self.create_timer(period_s, callback, clock=self._steady) for period_s, callback in (
@@ -250,6 +252,21 @@ class PolicyNode(LifecycleNode):
 
     # --- configure ---
 
+    def _restore_estop(self, parameters: PolicyParameters) -> EstopRecord:
+        """Latch the emergency stop if it was latched when the node last ended."""
+        record = EstopRecord(parameters.state_directory, self.context.get_domain_id(),
+                             self.get_fully_qualified_name())
+        self._troubles = {'emergency stop': record.problem()}
+        if self._troubles['emergency stop']:
+            self.get_logger().error(self._troubles['emergency stop'])
+        if text := record.found():
+            self._session.estop()
+            self.get_logger().warning(text)
+        elif self._session.is_estopped:
+            with suppress(OSError):  # said above
+                record.latch()
+        return record
+
     def _work(self) -> Work:
         """Return what goals need of this configuration, also when it is over."""
         commander, commands, worker = self._commander, self._commands, self._worker
@@ -339,9 +356,9 @@ class PolicyNode(LifecycleNode):
             state_label(self), self._settings, self._streams, self._commander, worker, hold,
             self._counts, self._now_ns())
 
-    def _clock_text(self) -> str | None:
+    def _clock_text(self) -> str:
         watch = self._clock_trouble
-        return None if watch is None else watch.text()
+        return '' if watch is None else watch.text()
 
     def _publish_status(self) -> None:
         if worker := self._worker:  # None if this timer fired while the node was cleaned up
@@ -354,7 +371,7 @@ class PolicyNode(LifecycleNode):
                 self._make_status(worker), description.checkpoint,
                 description.chunk_length * self._settings.period_ns / 1e6,
                 self._shadow.summary() if self._shadow else None, worker.trouble(),
-                self._clock_text())
+                {**self._troubles, 'clock': self._clock_text()})
         else:
             self._reports.publish_idle_diagnostics(
                 state_label(self), self._refused, self._now_ns())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
@@ -72,13 +73,14 @@ def make_status(
 
 def make_diagnostics(
     name: str, status: PolicyStatus, hardware_id: str, chunk_ms: float,
-    shadow: ShadowSummary | None = None, trouble: Hold | None = None, clock: str | None = None,
+    shadow: ShadowSummary | None = None, trouble: Hold | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> DiagnosticArray:
-    """Return /diagnostics: an entry each for commands, inference, simulated time and the shadow.
+    """Return /diagnostics: an entry each for commands, inference, troubles and the shadow.
 
     chunk_ms: how long the robot can go on with one chunk. shadow: None if there is none.
-    trouble: why no answer of the policy can be expected. clock: what is wrong with simulated
-    time, '' for nothing, None on the system's time.
+    trouble: why no answer of the policy can be expected. others: entry -> what else is wrong,
+    '' for nothing.
     """
     code = HoldReason(status.hold.code)
     if code in _CALM:
@@ -116,11 +118,11 @@ def make_diagnostics(
         ('execution mode', status.execution_mode),
     )]
     entries = [commands, inference]
-    if clock is not None:
-        entries.append(DiagnosticStatus(
-            level=DiagnosticStatus.ERROR if clock else DiagnosticStatus.OK,
-            name=f'{name}: clock', hardware_id=hardware_id,
-            message=f'{clock[0].upper()}{clock[1:]}.' if clock else '/clock comes as it should.'))
+    entries += [
+        DiagnosticStatus(
+            level=DiagnosticStatus.ERROR, name=f'{name}: {what}', hardware_id=hardware_id,
+            message=f'{wrong[0].upper()}{wrong[1:]}')
+        for what, wrong in others.items() if wrong]
     if shadow is not None:
         entries.append(DiagnosticStatus(
             level=DiagnosticStatus.OK, name=f'{name}{SHADOW_ENTRY}', message=shadow.text,
@@ -172,12 +174,12 @@ class PolicyReports:
 
     def publish_diagnostics(
         self, status: PolicyStatus, checkpoint: str, chunk_ms: float,
-        shadow: ShadowSummary | None, trouble: Hold | None, clock: str | None,
+        shadow: ShadowSummary | None, trouble: Hold | None, others: Mapping[str, str],
     ) -> None:
         """Publish /diagnostics (executor thread); arguments as of `make_diagnostics`."""
         self.diagnostics.publish(make_diagnostics(
             self._node.get_fully_qualified_name(), status, checkpoint, chunk_ms, shadow, trouble,
-            clock))
+            others))
 
     def publish_idle_diagnostics(self, state: str, refused: str, now_ns: int) -> None:
         """Publish /diagnostics without a policy; arguments as of `idle_diagnostics`."""

@@ -136,8 +136,10 @@ class Live:
             self._child.end()
         self._starts += 1
         self.receiver.status = None
+        # The next trial begins free, whatever was latched when the node died.
+        values = {**self.values, 'state_directory': str(self.folder / f'state{self._starts}')}
         self._child = start_victim(
-            self.folder / f'node{self._starts}.log', self.values, self.environment)
+            self.folder / f'node{self._starts}.log', values, self.environment)
         self.starvation.watch(self._child.process.pid)
         self.receiver.wait(
             lambda: self._child.code is not None or (
