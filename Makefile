@@ -11,7 +11,7 @@ READY := .venv/.ready
 DOCS ?= .venv/docs
 SOURCES := requirements/requirements.in requirements/lock.txt requirements/no-deps.txt \
   scripts/setup.sh scripts/relocate_ros_wheels.py \
-  $(wildcard vla_msgs/* vla_msgs/*/*) setup.py setup.cfg pyproject.toml
+  $(wildcard vla_msgs/* vla_msgs/*/* scripts/ros/*/* scripts/ros/*/*/*) setup.py setup.cfg pyproject.toml
 
 # A sourced ROS 2 would hide the one in .venv.
 ifdef AMENT_PREFIX_PATH

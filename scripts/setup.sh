@@ -56,10 +56,13 @@ pip install --no-deps -r requirements/no-deps.txt
 say 'building vla_msgs'
 .venv/bin/python scripts/relocate_ros_wheels.py
 mkdir -p .venv/log
+packages=(vla_msgs)
+# It has no wheel. Below a COLCON_IGNORE: in a workspace it would hide the real one.
+.venv/bin/python -c 'import tf2_msgs.msg' 2>/dev/null || packages+=(scripts/ros/tf2_msgs)
 (
   export PATH="$PWD/.venv/bin:$PATH" VIRTUAL_ENV="$PWD/.venv"
   export AMENT_PREFIX_PATH="$VIRTUAL_ENV" CMAKE_PREFIX_PATH="$VIRTUAL_ENV"
-  colcon --log-base .venv/log build --base-paths vla_msgs --build-base .venv/build \
+  colcon --log-base .venv/log build --base-paths "${packages[@]}" --build-base .venv/build \
     --merge-install --install-base "$VIRTUAL_ENV" --event-handlers console_direct- \
     --cmake-args -DBUILD_TESTING=OFF "-DPython3_EXECUTABLE=$VIRTUAL_ENV/bin/python" --no-warn-unused-cli \
     >.venv/log/vla_msgs.log 2>&1 || { cat .venv/log/vla_msgs.log >&2; exit 1; }

@@ -9,7 +9,7 @@ from functools import partial
 import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import PoseStamped, TransformStamped, TwistStamped
 from rclpy.action import ActionClient
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -29,7 +29,7 @@ from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.policy.interface import CAMERAS
-from vla_policy_node.wire.streams import InputStreams
+from vla_policy_node.wire.streams import InputStreams, is_static, source_of
 
 PERIOD_S = 0.05
 TIMEOUT_S = 40.0  # a busy machine is slow; nothing here passes because it waited
@@ -53,7 +53,9 @@ class RobotDouble(Node):
         self.frame = 0
         sensor = qos_profile_sensor_data
         self.inputs = {
-            stream: self.create_publisher(message_class(kind), topic, sensor)
+            stream: self.create_publisher(
+                message_class(kind), topic,
+                qos.static_transforms() if is_static(stream) else sensor)
             for stream, (kind, topic) in self._streams.topics.items()}
         self.clock_publisher = self.create_publisher(Clock, '/clock', qos.clock_output())
         by_joints = is_moved_by_joints(self._streams.robot)
@@ -144,7 +146,14 @@ class RobotDouble(Node):
         return sent
 
     def _make(self, stream, header):
-        source = self._streams.states.get(stream)
+        source = self._streams.states.get(source_of(stream))
+        if source is not None and source.parent:
+            # The arm moves to its flange; the tool is fixed to that.
+            ends = ('flange', source.child) if is_static(stream) else (source.parent, 'flange')
+            transform = TransformStamped(header=header, child_frame_id=ends[1])
+            transform.header.frame_id = ends[0]
+            transform.transform.translation.z = 0.25
+            return message_class(source.type)(transforms=[transform])
         if source is not None and source.type == POSE_TYPE:
             message = PoseStamped(header=header)
             message.pose.position.z = 0.5

@@ -12,6 +12,7 @@ from vla_policy_node.wire.definitions import MessageDefinitions
 _DEFINITIONS = MessageDefinitions()
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 POSE, JOINTS = 'geometry_msgs/msg/PoseStamped', 'sensor_msgs/msg/JointState'
+TRANSFORMS = 'tf2_msgs/msg/TFMessage'
 
 
 def make(kind, **fields):
@@ -44,11 +45,23 @@ def pose(stamp_ns, frame_id='base_link'):
         orientation=make('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0))))
 
 
-def joints(stamp_ns, position=(0.02, -0.02)):
-    names = [f'joint{index}' for index in range(len(position))]
+def joints(stamp_ns, position=(0.02, -0.02), names=()):
+    names = [*names] or [f'joint{index}' for index in range(len(position))]
     return _DEFINITIONS.write(make(
         JOINTS, header=header(stamp_ns), name=names, position=np.array(position),
         velocity=np.zeros(0), effort=np.zeros(0)))
+
+
+def transforms(links):
+    """A TFMessage. links: parent, child, stamp in ns, translation, quaternion x y z w."""
+    return _DEFINITIONS.write(make(TRANSFORMS, transforms=[make(
+        'geometry_msgs/msg/TransformStamped', header=header(stamp_ns, parent),
+        child_frame_id=child, transform=make(
+            'geometry_msgs/msg/Transform',
+            translation=make('geometry_msgs/msg/Vector3', **dict(zip('xyz', at, strict=True))),
+            rotation=make('geometry_msgs/msg/Quaternion', **dict(
+                zip('xyzw', turn, strict=True)))))
+        for parent, child, stamp_ns, at, turn in links]))
 
 
 def write_topics(path, topics, kinds):

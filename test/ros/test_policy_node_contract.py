@@ -1,6 +1,7 @@
 """The policy node on other robots than the default one: more cameras, joints by name."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ros_testing import ros  # noqa: F401
 from vla_msgs.msg import HoldReason, PolicyInfo
 from vla_policy_node.contract import find_contract, parse_contract, to_plain
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.message_classes import message_class
 
 FRANKA = ('panda_finger_joint1', 'panda_finger_joint2')
 
@@ -70,6 +72,56 @@ def test_a_state_that_no_training_data_had_is_counted_in_the_status(
     counts = bench.counters()
     assert counts['worker.state_outside.left_finger'] == 2
     assert 'worker.state_outside.right_finger' not in counts
+
+
+@pytest.fixture
+def transforms(tmp_path):
+    """The default robot, whose pose comes from /tf and /tf_static."""
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['state'][0] |= {'topic': '/tf', 'type': 'tf2_msgs/msg/TFMessage',
+                          'parent': 'base_link', 'child': 'tool'}
+    file = tmp_path / 'transforms.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    return str(file)
+
+
+def test_a_pose_from_transforms_reaches_the_policy_and_moves_the_arm(
+        make_active, script, transforms):  # noqa: F811
+    pytest.importorskip('tf2_msgs')
+    bench = make_active(contract=transforms)
+    kind = message_class('tf2_msgs/msg/TFMessage')
+    other = bench.robot.create_publisher(kind, '/tf', qos.observation_output())
+    bench.start()
+    bench.infer()  # several publishers are usual here, and no conflict
+    assert not bench.advance().hold
+    np.testing.assert_allclose(script.calls[-1][1].proprio[:6], [0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
+    assert 'pose.jumps' not in bench.counters()
+    bench.robot.destroy_publisher(other)
+
+
+def test_transforms_that_cease_stop_the_robot_and_name_the_pose(
+        make_active, transforms):  # noqa: F811
+    pytest.importorskip('tf2_msgs')
+    bench = make_active(contract=transforms)
+    bench.run_a_little()
+    for _ in range(10):
+        bench.set_clock(bench.now_ns + 50_000_000)
+        bench.observe(streams=[stream for stream in bench.robot.inputs if stream != 'ee_pose'])
+    command = bench.advance()
+    assert is_still(command)
+    assert (command.hold_reason.code, command.hold_reason.stream) == (
+        HoldReason.INPUT_STALE, 'ee_pose')
+
+
+def test_without_the_messages_of_transforms_configure_says_so(
+        make_bench, monkeypatch, transforms):  # noqa: F811
+    pytest.importorskip('tf2_msgs')
+    bench = make_bench(contract=transforms)
+    monkeypatch.setitem(sys.modules, 'tf2_msgs.msg', None)
+    message_class.cache_clear()
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    monkeypatch.undo()
+    message_class.cache_clear()
 
 
 @pytest.mark.parametrize('missing', ['side', 'gripper_state'])

@@ -69,7 +69,7 @@ def test_a_franka_with_nine_joints_and_both_fingers_positive_is_replayed_as_libe
 
     def as_recorded(plain):
         plain |= to_plain(find_contract('franka_libero').with_topics(find_contract('').topics))
-        plain['state'][0]['values'][0].pop('offset')
+        plain['state'][0] = to_plain(find_contract(''))['state'][0]
         plain['actions'][0]['frame'] = 'base_link'
 
     bag = make_bag(tmp_path / 'bag', seconds=0.6, alter={'/gripper_state': nine})

@@ -44,6 +44,15 @@ def test_without_base_paths_colcon_stops_at_the_root_package():
     assert packages_found() == ['vla_policy_node']
 
 
+def test_what_stands_in_for_ros_in_our_environment_is_no_package_of_a_workspace(manifest):
+    stand_in = ROOT / 'scripts' / 'ros'
+    assert not packages_found('--base-paths', 'scripts')
+    assert not packages_found('--base-paths', '.', 'vla_msgs', '--packages-select', 'tf2_msgs')
+    found = packages_found('--base-paths', *(str(path) for path in stand_in.glob('*/')))
+    assert found == ['tf2_msgs']
+    assert {*found} <= {depend.text for depend in manifest.findall('depend')}
+
+
 @pytest.fixture(scope='module')
 def setup_arguments():
     """Return what setup.py hands to setuptools."""

@@ -21,10 +21,12 @@ def describe(robot: RobotContract) -> Iterator[Table]:
                   title='State, in the order in which the policy is told it')
     places = iter(range(len(robot.state_names)))
     for source in robot.state:
+        topic = source.topic + (
+            f': {source.child} in {source.parent}' if source.parent else '')
         for value in source.values:
             field = f'{value.joint}.{value.field}' if value.joint else value.field
             scaled = (value.scale, value.offset) != (1.0, 0.0)
-            state.add_row(str(next(places)), value.name, value.unit, source.topic, field,
+            state.add_row(str(next(places)), value.name, value.unit, topic, field,
                           f'{value.scale:g}, {value.offset:g}' if scaled else '')
     yield state
     actions = Table('#', 'group', 'kind', 'topic', 'what it means and what bounds it',

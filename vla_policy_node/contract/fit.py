@@ -49,7 +49,8 @@ def differences(one: RobotContract, other: RobotContract) -> tuple[str, ...]:
 
 def _meaning(robot: RobotContract) -> dict[str, object]:
     cameras = [(camera.name, camera.transform, camera.required) for camera in robot.cameras]
-    state = [(value, source.type) for source in robot.state for value in source.values]
+    state = [(value, source.type, source.parent, source.child) for source in robot.state
+             for value in source.values]
     actions: list[tuple[object, ...]] = []
     for group in robot.actions:
         if isinstance(group, EndEffectorGroup):

@@ -16,8 +16,9 @@ from vla_policy_node.control.limits import Limits
 
 CAMERA_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
+TRANSFORM_TYPE = 'tf2_msgs/msg/TFMessage'
 JOINT_STATE_TYPE = 'sensor_msgs/msg/JointState'
-STATE_TYPES = (POSE_TYPE, JOINT_STATE_TYPE)
+STATE_TYPES = (POSE_TYPE, TRANSFORM_TYPE, JOINT_STATE_TYPE)
 # Position in the frame of the commands, then a rotation vector.
 POSE_FIELDS = ('x', 'y', 'z', 'rx', 'ry', 'rz')
 JOINT_FIELDS = ('position', 'velocity', 'effort')
@@ -66,6 +67,17 @@ def check_unique(field: str, values: Sequence[str]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise ContractError(f"{field} has '{value}' twice; give every one a name of its own.")
+
+
+def _check_frame(field: str, frame: str, is_wanted: bool) -> None:
+    if not is_wanted and frame:
+        raise ContractError(
+            f"{field} is '{frame[:60]}'; only a source of {TRANSFORM_TYPE} has it, remove it.")
+    if is_wanted and not frame:
+        raise ContractError(f'{field} is missing; it must be a text, the name of a frame.')
+    if frame[:1] == '/' or len(frame) > _LONGEST:
+        raise ContractError(
+            f"{field} is '{frame[:60]}'; it must be the name of a frame, without leading slash.")
 
 
 @dataclass(frozen=True)
@@ -125,30 +137,44 @@ class StateSource:
     of no importance, others may be in it, and one joint may be told twice: a gripper with one
     joint to a policy that knows two fingers. Or it names none, and then a message has exactly as
     many joints as there are values, in their order.
+
+    parent, child: of transforms, the frames between which the pose is. Static transforms are read
+    from '<topic>_static'.
     """
 
     name: str
     topic: str
     type: str
     values: tuple[StateValue, ...] = ()
+    parent: str = ''
+    child: str = ''
 
     def __post_init__(self) -> None:
         check_name('name', self.name)
         check_topic('topic', self.topic)
         check_choice('type', self.type, STATE_TYPES)
-        fields = POSE_FIELDS if self.type == POSE_TYPE else JOINT_FIELDS
+        for name in ('parent', 'child'):
+            _check_frame(name, getattr(self, name), self.type == TRANSFORM_TYPE)
+        if self.parent and self.parent == self.child:
+            raise ContractError(f"child is '{self.child}' as parent is; name two frames.")
+        fields = POSE_FIELDS if self.is_pose else JOINT_FIELDS
         for i, value in enumerate(self.values):
             check_choice(f'values[{i}].field', value.field, fields)
-            if self.type == POSE_TYPE and value.joint:
+            if self.is_pose and value.joint:
                 raise ContractError(
                     f"values[{i}].joint is '{value.joint}'; a pose has no joints, remove it.")
         if len({bool(value.joint) for value in self.values}) > 1:
             raise ContractError(
                 'values name a joint here and none there; name the joint of every value, or of '
                 'none if the messages have exactly these joints in this order.')
-        if self.type == POSE_TYPE and len({value.field for value in self.values}) < len(
+        if self.is_pose and len({value.field for value in self.values}) < len(
                 self.values):
             raise ContractError('values have the same field of the pose twice; remove one.')
+
+    @property
+    def is_pose(self) -> bool:
+        """Whether it measures a pose, by messages of that kind or by transforms."""
+        return self.type != JOINT_STATE_TYPE
 
     @property
     def joints(self) -> tuple[str, ...]:

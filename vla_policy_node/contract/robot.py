@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vla_policy_node.contract.parts import (
     JOINT_STATE_TYPE,
     POSE_TYPE,
+    TRANSFORM_TYPE,
     ActionGroup,
     Camera,
     ContractError,
@@ -117,6 +118,10 @@ class RobotContract:
                     raise ContractError(
                         f"{what}[{i}].name is '{name}', which stands for {taken[name]} in "
                         'messages and options; take another name.')
+        if sum(bool(source.parent) for source in self.state) > 1:
+            raise ContractError(
+                f'state has several sources of {TRANSFORM_TYPE}; this version reads one pose from '
+                'transforms, take the others from topics of their own.')
         check_unique('state', list(self.state_names))
         if len(self.state_names) > _MOST_STATE:
             raise ContractError(
@@ -140,10 +145,15 @@ class RobotContract:
         sources = {source.name: source for source in self.state}
         if isinstance(group, EndEffectorGroup):
             source = sources.get(group.pose)
-            if source is None or source.type != POSE_TYPE:
+            if source is None or not source.is_pose:
                 raise ContractError(
                     f"{where}.pose is '{group.pose}'; name a source of the state with the type "
-                    f'{POSE_TYPE}, for without the measured pose nothing moves.')
+                    f'{POSE_TYPE} or {TRANSFORM_TYPE}, for without the measured pose nothing '
+                    'moves.')
+            if source.parent and source.parent != group.frame:
+                raise ContractError(
+                    f"{where}.frame is '{group.frame}', but the parent of its pose is "
+                    f"'{source.parent}'; both must be the frame of the commands.")
         elif isinstance(group, GripperGroup) and group.part_of:
             arm = next((other for other in self.actions if other.name == group.part_of), None)
             if not isinstance(arm, EndEffectorGroup):

@@ -3,15 +3,19 @@
 from vla_policy_node.control.commander import Commander
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.joint_state import MeasuredJoints
+from vla_policy_node.control.transform_tree import TransformError
 from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image, stamp_of
 from vla_policy_node.wire.images import sample_compressed, sample_image
 from vla_policy_node.wire.states import decode_pose, decode_positions, decode_state
-from vla_policy_node.wire.streams import InputStreams
+from vla_policy_node.wire.streams import InputStreams, is_static, source_of
+from vla_policy_node.wire.transforms import TransformPoses
 
 # 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: at most half a gigabyte.
 MAX_IMAGE_BYTES = 33_554_432
 # A pose has some 100 bytes and two fingers 200; the pairer keeps hundreds of states.
 MAX_STATE_BYTES = 4096
+# Of all frames of a robot; none of it is kept but its newest transforms.
+MAX_TRANSFORM_BYTES = 131_072
 
 
 class RefusedError(HoldError):
@@ -34,6 +38,8 @@ class SensorInputs:
     def __init__(self, commander: Commander, streams: InputStreams):
         self._commander = commander
         self._streams = streams
+        self._poses = {name: TransformPoses(source)
+                       for name, source in streams.transforms.items()}
 
     def file(self, stream: str, raw: bytes) -> None:
         """File the bytes by their stamp.
@@ -41,8 +47,11 @@ class SensorInputs:
         Raises RefusedError, and nothing else whatever the bytes are; the stream then holds until
         a good message comes.
         """
+        static, stream = is_static(stream), source_of(stream)
         try:
-            self._file(stream, raw)
+            found = self._pose_of(stream, raw, static) if stream in self._poses else raw
+            if found is not None:
+                self._file(stream, found)
             return
         except RefusedError as error:
             refused = error
@@ -50,6 +59,8 @@ class SensorInputs:
             refused = RefusedError(error.hold, str(error), error.hold.code.name.lower())
         except MessageError as error:
             refused = _refused(stream, str(error), 'unreadable')
+        except TransformError as error:
+            refused = _refused(stream, str(error), 'transforms')
         except Exception as error:  # the bytes may come from anybody, and must not end the process
             refused = _refused(stream, f'A message cannot be read: {error!r}.', 'unreadable')
         self._commander.parts.pairer.refuse(stream, refused.hold)
@@ -57,13 +68,17 @@ class SensorInputs:
             self._commander.parts.mover.measured.reject(refused)
         raise refused
 
+    def _pose_of(self, stream: str, raw: bytes, static: bool) -> bytes | None:
+        """Return the pose that transforms lead to, as a message; None if there is no newer one."""
+        _check_size(stream, raw, MAX_TRANSFORM_BYTES, 'the robot alone')
+        return self._poses[stream].take(raw, static)
+
     def _file(self, stream: str, raw: bytes) -> None:
         is_camera = stream in self._streams.cameras
-        most = MAX_IMAGE_BYTES if is_camera else MAX_STATE_BYTES
-        if len(raw) > most:
-            raise _refused(
-                stream, f'A message of {stream} has {len(raw)} bytes, {most} are allowed; publish '
-                + ('smaller pictures.' if is_camera else 'the robot alone.'), 'too_large')
+        if is_camera:
+            _check_size(stream, raw, MAX_IMAGE_BYTES, 'smaller pictures')
+        else:
+            _check_size(stream, raw, MAX_STATE_BYTES, 'the robot alone')
         parts = self._commander.parts
         pairer, frame_id = parts.pairer, parts.mover.spec.frame_id
         if stream == self._streams.pose:
@@ -90,6 +105,13 @@ class SensorInputs:
             msg = read_image(raw)
             shape, samples = sample_image(msg)
         self._commander.parts.cameras.check(camera, msg.stamp_ns, shape, samples)
+
+
+def _check_size(stream: str, raw: bytes, most: int, instead: str) -> None:
+    if len(raw) > most:
+        raise _refused(
+            stream, f'A message of {stream} has {len(raw)} bytes, {most} are allowed; publish '
+            f'{instead}.', 'too_large')
 
 
 def _refused(stream: str, sentence: str, why: str) -> RefusedError:

@@ -15,7 +15,7 @@ from vla_policy_node.control.session import Session
 from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes.policy_node import CLOCK_FILED
-from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.cdr import MessageError
 from vla_policy_node.wire.streams import InputStreams
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class LockStep:
         """Publish one sample, and wait for its consequences."""
         player = self._player
         try:
-            stamp_ns = stamp_of(raw)
+            stamp_ns = self._streams.stamp_of(stream, raw)
         except MessageError:
             return
         player.publish(stream, raw)

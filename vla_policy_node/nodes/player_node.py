@@ -28,7 +28,7 @@ from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.image_messages import unpacked
-from vla_policy_node.nodes.message_classes import message_class
+from vla_policy_node.nodes.message_classes import input_class
 from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
@@ -100,7 +100,10 @@ class PlayerNode(Node):
         self._commands = 0
         self._active = False
         self._cameras: tuple[str, ...] = ()  # that the policy needs
-        self._create_endpoints()
+        try:
+            self._create_endpoints()
+        except ValueError as error:  # of messages that are not installed
+            raise ParameterError(str(error)) from None
         self._thread = threading.Thread(target=self._run, name='player', daemon=True)
         self._thread.start()
 
@@ -144,7 +147,7 @@ class PlayerNode(Node):
     def _create_endpoints(self) -> None:
         played = replace(self._topics.streams, robot=find_contract(self._settings.contract))
         self._outputs = {
-            stream: self.create_publisher(message_class(kind), topic, qos.observation_output())
+            stream: self.create_publisher(input_class(kind), topic, qos.played(stream))
             for stream, (kind, topic) in played.topics.items()
             if stream in self._topics.inputs.values()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())

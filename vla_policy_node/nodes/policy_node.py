@@ -40,12 +40,13 @@ from vla_policy_node.nodes.estop_record import EstopRecord
 from vla_policy_node.nodes.goals import GoalServer, Work
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
-from vla_policy_node.nodes.message_classes import message_class
+from vla_policy_node.nodes.message_classes import input_class
 from vla_policy_node.nodes.parameters import ParameterStore, given
 from vla_policy_node.nodes.reporting import PolicyReports, fill_feedback, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import Policy
-from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.cdr import MessageError
+from vla_policy_node.wire.streams import source_of
 
 # In `filed`, besides the names of streams: the clock has reached the stamp.
 CLOCK_FILED = CLOCK
@@ -310,13 +311,11 @@ class PolicyNode(LifecycleNode):
 
     def _create_subscriptions(self) -> None:
         for stream, (kind, topic) in self._streams.topics.items():
-            is_camera = stream in self._streams.cameras
-            profile = qos.camera_input() if is_camera else qos.state_input()
             events = SubscriptionEventCallbacks(
                 incompatible_qos=partial(self._on_incompatible_qos, topic))
             self._input_subscriptions.append(self.create_subscription(
-                message_class(kind), topic, partial(self._file, stream), profile,
-                event_callbacks=events, raw=True,
+                input_class(kind), topic, partial(self._file, stream),
+                qos.input_of(self._streams, stream), event_callbacks=events, raw=True,
             ))
 
     # --- inputs: executor thread ---
@@ -329,7 +328,7 @@ class PolicyNode(LifecycleNode):
             self._count_and_warn(f'{stream}.{error.why}', str(error))
         if self._clock_watch is not None:
             with suppress(MessageError):
-                self._tell_filed(stream, stamp_of(raw))
+                self._tell_filed(stream, self._streams.stamp_of(stream, raw))
 
     def _tell_filed(self, what: str, stamp_ns: int) -> None:
         if self._filed_publisher.get_subscription_count():
@@ -385,7 +384,10 @@ class PolicyNode(LifecycleNode):
         """Hold while two publishers write one input, or command one robot."""
         if not self._commands:  # this timer fired while the node was cleaned up
             return
-        topics = [subscription.topic_name for subscription in self._input_subscriptions]
+        # Transforms have a publisher for each part of the tree.
+        topics = [subscription.topic_name for subscription, stream in zip(
+            self._input_subscriptions, self._streams.topics, strict=True)
+            if source_of(stream) not in self._streams.transforms]
         topics += [publisher.topic_name for publisher in (
             self._command_publisher, self._twist_publisher) if publisher is not None]
         if self._by_joints:  # the controllers have the guard, and nobody else

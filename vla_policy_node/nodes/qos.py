@@ -15,6 +15,8 @@ from rclpy.qos import (
     ReliabilityPolicy,
 )
 
+from vla_policy_node.wire.streams import InputStreams, is_static
+
 # A sender is alive if it sends a new command within this many control periods.
 DEADLINE_PERIODS = 2.0
 # After this a command is no longer delivered. A robot's driver must not get anything old after a
@@ -34,6 +36,30 @@ def camera_input() -> QoSProfile:
 def state_input() -> QoSProfile:
     """Robot state we read: as for cameras; an old state is worthless, so none is resent."""
     return _profile(2, ReliabilityPolicy.BEST_EFFORT)
+
+
+def transform_input() -> QoSProfile:
+    """Transforms we read: as state, but every publisher's newest is of use."""
+    return _profile(100, ReliabilityPolicy.BEST_EFFORT)
+
+
+def static_transforms() -> QoSProfile:
+    """Transforms that never change: late joiners still get all, as with tf2."""
+    return _profile(100, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def input_of(streams: InputStreams, stream: str) -> QoSProfile:
+    """Return the profile with which a stream of a robot is read."""
+    if is_static(stream):
+        return static_transforms()
+    if stream in streams.transforms:
+        return transform_input()
+    return camera_input() if stream in streams.cameras else state_input()
+
+
+def played(stream: str) -> QoSProfile:
+    """Return the profile with which a stream is published in place of a robot."""
+    return static_transforms() if is_static(stream) else observation_output()
 
 
 def command_output(period_s: float | None) -> QoSProfile:

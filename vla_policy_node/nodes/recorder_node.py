@@ -39,7 +39,7 @@ from vla_policy_node.contract.fit import differences
 from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import STORAGES, BagWriter, RecordingError
-from vla_policy_node.nodes.message_classes import message_class, type_name
+from vla_policy_node.nodes.message_classes import input_class, message_class, type_name
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import (
     ParameterError,
@@ -51,7 +51,7 @@ from vla_policy_node.nodes.resolving import resolved
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
-from vla_policy_node.wire.streams import InputStreams
+from vla_policy_node.wire.streams import InputStreams, is_static
 
 REPORT_PERIOD_S = 10.0
 _EARLY = 20  # messages kept from before the clock
@@ -152,7 +152,10 @@ class RecorderNode(Node):
                 if is_needed is needed and topic not in self._heard]
 
     def _subscribe(self) -> None:
-        self._record_robot(find_contract(self._settings.contract))
+        try:
+            self._record_robot(find_contract(self._settings.contract))
+        except ValueError as error:  # of messages that are not installed
+            raise ParameterError(str(error)) from None
         self._awaited.update(dict.fromkeys(sorted(self._extra), True))
         for kind, topic in _OUTPUTS:
             self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
@@ -165,8 +168,9 @@ class RecorderNode(Node):
         required = {*streams.states, *(c.name for c in robot.cameras if c.required)}
         for stream, (kind, topic) in streams.topics.items():
             if self.resolve_topic_name(topic) not in former:
-                self._listen(message_class(kind), topic, _deep(ReliabilityPolicy.BEST_EFFORT),
-                             needed=stream in required)
+                profile = qos.static_transforms() if is_static(stream) else _deep(
+                    ReliabilityPolicy.BEST_EFFORT)
+                self._listen(input_class(kind), topic, profile, needed=stream in required)
         for kind, topic in _JOINT_COMMANDS if is_moved_by_joints(robot) else _COMMANDS:
             if self.resolve_topic_name(topic) not in former:
                 self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
@@ -192,7 +196,10 @@ class RecorderNode(Node):
                 f'The policy node serves another robot than {self._robot.name}: '
                 f'{" and ".join(apart)} differ; what it needs may be missing in the recording.')
         elif apart or robot.topics != self._robot.topics:
-            self._record_robot(robot)
+            try:
+                self._record_robot(robot)
+            except ValueError as error:  # of messages that are not installed
+                self.get_logger().warning(str(error))
 
     def _listen(
         self, kind: type, topic: str, profile: QoSProfile, needed: bool = False

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.parts import Camera, EndEffectorGroup, StateSource
 from vla_policy_node.control.hold import HoldError
+from vla_policy_node.control.transform_tree import TransformError
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.wire.cdr import MessageError, read_compressed_image, read_image
 from vla_policy_node.wire.images import sample_compressed, sample_image
 from vla_policy_node.wire.states import decode_state
+from vla_policy_node.wire.transforms import TransformPoses
 
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _ENDING = '/compressed'
 _NO_COLOURS = ('depth', 'disparity')
+_MOST_TRANSFORMS = 2000  # messages that are read to find a pose
 
 
 def parts_of(robot: RobotContract) -> tuple[Camera | StateSource, ...]:
@@ -61,9 +65,12 @@ def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContra
     if isinstance(part, Camera) and any(word in topic.lower() for word in _NO_COLOURS):
         return 'It has no colours.'
     try:
-        with closing(bag.messages([topic])) as messages:
-            raw = next((raw for _, _, raw in messages), None)
-    except BagError as error:
+        if isinstance(part, StateSource) and part.parent:
+            raw = _first_pose(bag, topic, part)
+        else:
+            with closing(bag.messages([topic])) as messages:
+                raw = next((raw for _, _, raw in messages), None)
+    except (BagError, MessageError, TransformError) as error:
         return str(error)
     if raw is None:
         return 'It has no message.'
@@ -77,6 +84,22 @@ def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContra
     except (MessageError, HoldError) as error:
         return str(error)
     return ''
+
+
+def _first_pose(bag: Bag, topic: str, source: StateSource) -> bytes | None:
+    """Return the first pose that transforms lead to. Raises as `TransformPoses`."""
+    poses, static = TransformPoses(source), f'{topic}_static'
+    trouble: TransformError | None = None
+    with closing(bag.messages([topic, static])) as messages:
+        for name, _, raw in islice(messages, _MOST_TRANSFORMS):
+            try:
+                if (found := poses.take(raw, name == static)) is not None:
+                    return found
+            except TransformError as error:
+                trouble = error
+    if trouble:
+        raise trouble
+    return None
 
 
 def frame_of(robot: RobotContract) -> str:

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.finding import (
     COMPRESSED,
@@ -28,14 +28,16 @@ from vla_policy_node.wire.cdr import (
     read_image,
     read_joint_fields,
     read_pose_stamped,
+    read_transforms,
     stamp_of,
 )
 from vla_policy_node.wire.encodings import ENCODINGS
 from vla_policy_node.wire.images import sample_compressed
+from vla_policy_node.wire.transforms import newest_stamp
 
 _SHOWN = 6  # topics and joints in a cell
 _POSE, _JOINTS = 'geometry_msgs/msg/PoseStamped', 'sensor_msgs/msg/JointState'
-_STAMPED = (RAW, COMPRESSED, _POSE, _JOINTS)
+_STAMPED = (RAW, COMPRESSED, _POSE, _JOINTS, TRANSFORM_TYPE)
 
 
 @dataclass
@@ -113,7 +115,8 @@ def inspect(bag: Bag, robot: RobotContract) -> Inspection:
         facts.contents = facts.contents or _contents(facts.kind, raw)
         facts.recorded_ns.append(time_ns)
         try:
-            facts.stamps_ns.append(stamp_of(raw))
+            facts.stamps_ns.append(
+                newest_stamp(raw) if facts.kind == TRANSFORM_TYPE else stamp_of(raw))
         except MessageError:
             continue
     found = {part.name: _found(bag, part) for part in parts_of(robot)}
@@ -182,6 +185,10 @@ def _contents(kind: str, raw: bytes) -> str:
             return f'{sample_compressed(packed)[0]} ({packed.format})'
         if kind == _POSE:
             return f'in {read_pose_stamped(raw)[1]}'
+        if kind == TRANSFORM_TYPE:
+            links = read_transforms(raw)
+            shown = ', '.join(f'{link.child} in {link.parent}' for link in links[:_SHOWN])
+            return f'{len(links)} transforms: {shown}{", ..." if len(links) > _SHOWN else ""}'
         names = read_joint_fields(raw)[0]
         more = ', ...' if len(names) > _SHOWN else ''
         return f'{len(names)} joints: {", ".join(names[:_SHOWN])}{more}'

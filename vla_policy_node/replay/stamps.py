@@ -7,7 +7,8 @@ from contextlib import closing
 
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import BagTopics
-from vla_policy_node.wire.cdr import MessageError, stamp_of, with_stamp
+from vla_policy_node.wire.cdr import MessageError, with_stamp, with_transform_stamps
+from vla_policy_node.wire.streams import is_static, source_of
 
 HEADER, LOG = STAMPS = ('header', 'log')
 
@@ -15,13 +16,14 @@ HEADER, LOG = STAMPS = ('header', 'log')
 def samples(bag: Bag, topics: BagTopics) -> Iterator[tuple[str, int, bytes]]:
     """Yield topic, time of recording (ns) and message of the inputs, stamped as they count."""
     for topic, time_ns, raw in bag.messages(topics.inputs):
-        yield topic, time_ns, stamped(raw, time_ns) if topics.by_log else raw
+        is_transforms = source_of(topics.inputs[topic]) in topics.streams.transforms
+        yield topic, time_ns, stamped(raw, time_ns, is_transforms) if topics.by_log else raw
 
 
-def stamped(raw: bytes, time_ns: int) -> bytes:
+def stamped(raw: bytes, time_ns: int, is_transforms: bool = False) -> bytes:
     """Return a message with its time of recording as stamp, as it is if there is no place."""
     try:
-        return with_stamp(raw, time_ns)
+        return (with_transform_stamps if is_transforms else with_stamp)(raw, time_ns)
     except MessageError:
         return raw
 
@@ -30,20 +32,21 @@ def require_stamps(bag: Bag, topics: BagTopics) -> None:
     """Raise BagError if all samples of an input have a stamp of zero: nothing can be paired."""
     if topics.by_log:
         return
-    unstamped = [topic for topic in topics.inputs if _is_unstamped(bag, topic)]
+    unstamped = [topic for topic, stream in topics.inputs.items()
+                 if not is_static(stream) and _is_unstamped(bag, topics, topic)]
     if unstamped:
         raise BagError(
             f"The bag '{bag.path}' has no stamps on {', '.join(unstamped)}: all are zero; let the "
             f'publisher stamp them, or take the times of recording with `--stamps {LOG}`.')
 
 
-def _is_unstamped(bag: Bag, topic: str) -> bool:
+def _is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
     """Look no further than to the first sample that says when it was made."""
     found = False
     with closing(bag.messages([topic])) as messages:
         for _, _, raw in messages:
             try:
-                if stamp_of(raw):
+                if topics.streams.stamp_of(topics.inputs[topic], raw):
                     return False
                 found = True
             except MessageError:

@@ -15,7 +15,8 @@ from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.bag_summary import BagSummary, RecordedGoal
 from vla_policy_node.replay.stamps import samples
 from vla_policy_node.replay.topics import BagTopics
-from vla_policy_node.wire.cdr import MessageError, stamp_of
+from vla_policy_node.wire.cdr import MessageError
+from vla_policy_node.wire.streams import is_static
 
 # The bag itself says when its goals end.
 FOR_EVER_NS = 10**18
@@ -134,9 +135,10 @@ def events(bag: Bag, topics: BagTopics, summary: BagSummary) -> Iterator[Event]:
         stream, time_ns = topics.inputs[topic], recorded_ns
         if summary.on_stamps:
             try:
-                time_ns = stamp_of(raw)
+                time_ns = 0 if is_static(stream) else topics.streams.stamp_of(stream, raw)
             except MessageError:
-                time_ns = goals[0][0] if goals else 0
+                time_ns = 0
+            time_ns = time_ns or (goals[0][0] if goals else 0)  # else nobody says when it was
         while goals and goals[0][0] < time_ns:
             yield goals.pop(0)
         yield time_ns, stream, raw

@@ -21,7 +21,7 @@ from vla_policy_node.replay.finding import (
     parts_of,
 )
 from vla_policy_node.wire.definitions import MessageDefinitions
-from vla_policy_node.wire.streams import InputStreams
+from vla_policy_node.wire.streams import InputStreams, is_static, static_of
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 POLICY_INFO = 'vla_msgs/msg/PolicyInfo'
@@ -54,7 +54,7 @@ class BagTopics:
         inputs = {topic: stream for topic, stream in self.inputs.items()
                   if stream in streams.topics}
         for stream, (_, topic) in streams.topics.items():
-            if stream not in inputs.values():
+            if stream not in inputs.values() and not is_static(stream):
                 raise BagError(
                     f"The policy looks at the camera '{stream}', of which the bag has nothing on "
                     f"'/{topic.lstrip('/')}'; name its topic with {option_of(stream)} TOPIC.")
@@ -95,6 +95,10 @@ def find_topics(
     _refuse_twice(bag, found)
     streams = InputStreams(robot, frozenset(compressed))
     inputs = {topic: stream for stream, topic in found.items()}
+    for source in streams.transforms.values():
+        static = find_topic(bag.types, f'{found[source.name]}_static')
+        if static and bag.types[static] == source.type:
+            inputs[static] = static_of(source.name)
     topic = find_topic(bag.types, actions or commands) or actions or commands
     kind = bag.types.get(topic, '')
     if kind in ACTION_TYPES:

@@ -166,16 +166,17 @@ def _stream_remappings(a: Mapping[str, Any], contract: str) -> dict[str, str]:
     from vla_policy_node.contract import find_contract
 
     robot = find_contract(contract)
+    suffixes = {name: ('', _COMPRESSED) for name in robot.camera_names}
+    suffixes |= {source.name: ('', '_static') for source in robot.state if source.parent}
     remappings = {}
     for stream, topic in given.items():
         if stream not in robot.topics:
             raise SystemDescriptionError(
                 f'There is no argument {stream}{TOPIC} for {robot.name}; its streams are '
                 f'{", ".join(robot.topics)}.')
-        is_camera = stream in robot.camera_names
-        if is_camera:
+        if stream in robot.camera_names:
             topic = str(topic).removesuffix(_COMPRESSED)
-        for suffix in ('', _COMPRESSED) if is_camera else ('',):
+        for suffix in suffixes.get(stream, ('',)):
             remappings[f'{robot.topics[stream]}{suffix}'] = f'{topic}{suffix}'
     return remappings
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from vla_policy_node.control.guard import SentCommand
 from vla_policy_node.control.joint_guard import SentJointCommand
+from vla_policy_node.control.transform_tree import Link
 
 # Representation identifier of plain CDR -> byte order
 _BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
@@ -21,7 +22,7 @@ _ENCAPSULATION_BYTES = 4
 _NS = 1_000_000_000
 # Longest name of a frame, joint or encoding.
 _LONGEST_STRING_BYTES = 1024
-# A gripper has two fingers; a humanoid's state has some eighty joints.
+# A gripper has two fingers; a humanoid has some eighty joints, and some hundred frames.
 _MOST_NAMES = 1024
 
 Bytes = bytes | bytearray | memoryview
@@ -117,6 +118,52 @@ def read_pose_stamped(
     x, y, z, *quaternion = reader.doubles(7)
     qx, qy, qz, qw = quaternion
     return stamp_ns, frame_id, (x, y, z), (qx, qy, qz, qw)
+
+
+def write_pose_stamped(
+    stamp_ns: int, frame_id: str, position: tuple[float, ...], quaternion: tuple[float, ...]
+) -> bytes:
+    """Return a PoseStamped, which `read_pose_stamped` reads."""
+    frame = frame_id.encode() + b'\0'
+    head = struct.pack('<iII', *divmod(stamp_ns, _NS), len(frame)) + frame
+    numbers = struct.pack('<7d', *position, *quaternion)
+    return b'\0\1\0\0' + head + b'\0' * (-len(head) % 8) + numbers
+
+
+def read_transforms(raw: Bytes, static: bool = False) -> list[Link]:
+    """Return the transforms of a tf2_msgs/TFMessage; static: as on /tf_static, without stamps.
+
+    The numbers are as sent: they may be anything, NaN included. Leading slashes of frames are
+    left out, as tf2 does.
+    """
+    reader = _Reader(raw)
+    links = []
+    for _ in range(_count_of_transforms(reader)):
+        stamp_ns, parent, child = reader.stamp_ns(), reader.string(), reader.string()
+        x, y, z, *turn = reader.doubles(7)
+        qx, qy, qz, qw = turn
+        links.append(Link(parent.lstrip('/'), child.lstrip('/'), (x, y, z), (qx, qy, qz, qw),
+                          None if static else stamp_ns))
+    return links
+
+
+def with_transform_stamps(raw: Bytes, stamp_ns: int) -> bytes:
+    """Return a tf2_msgs/TFMessage whose transforms all have another stamp [ns]."""
+    reader, stamped = _Reader(raw), bytearray(raw)
+    stamp = struct.pack(f'{reader.order}iI', *divmod(stamp_ns, _NS))
+    for _ in range(_count_of_transforms(reader)):
+        start = reader.take(8, 4)
+        stamped[start:start + 8] = stamp
+        _, _, _ = reader.string(), reader.string(), reader.doubles(7)
+    return bytes(stamped)
+
+
+def _count_of_transforms(reader: '_Reader') -> int:
+    count = reader.uint32()
+    if count > _MOST_NAMES:
+        raise MessageError(
+            f'The message claims {count} transforms; name a topic with those of the robot alone.')
+    return count
 
 
 def read_joint_state(raw: Bytes) -> tuple[int, tuple[str, ...], tuple[float, ...]]:

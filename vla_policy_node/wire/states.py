@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from vla_policy_node.contract.parts import POSE_FIELDS, POSE_TYPE, StateSource
+from vla_policy_node.contract.parts import POSE_FIELDS, StateSource
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
@@ -21,9 +21,10 @@ _SHOWN = 12  # joints in a sentence
 def decode_state(raw: bytes, source: StateSource, frame_id: str) -> np.ndarray:
     """Return what the policy is told [N] of a serialised message of a source, any thread.
 
-    frame_id: of poses. Raises HoldError (INPUT_INVALID) for what is no such measurement.
+    Of transforms, the message is the PoseStamped that `transforms` made of them. frame_id: of
+    poses. Raises HoldError (INPUT_INVALID) for what is no such measurement.
     """
-    if source.type == POSE_TYPE:
+    if source.is_pose:
         return told_of_pose(decode_pose(raw, frame_id, source.name), source)
     return decode_joints(raw, source)
 

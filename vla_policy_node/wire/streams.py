@@ -11,8 +11,13 @@ import numpy as np
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import state_places
 from vla_policy_node.contract.joints import is_moved_by_joints, joint_spec, joint_streams
-from vla_policy_node.contract.parts import EndEffectorGroup, StateSource
+from vla_policy_node.contract.parts import TRANSFORM_TYPE, EndEffectorGroup, StateSource
 from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.wire.cdr import stamp_of
+from vla_policy_node.wire.transforms import newest_stamp
+
+# After the name of a source of transforms: the stream of those that never change.
+_STATIC = '.static'
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,27 @@ class InputStreams:
 
     @cached_property
     def topics(self) -> Mapping[str, tuple[str, str]]:
-        """Message type and topic of each stream, without remapping."""
+        """Message type and topic of each stream, without remapping.
+
+        A source of transforms has two: its own, and that of the static ones.
+        """
         return {
             **{camera.name: self.pictures(camera.name, camera.topic)
                for camera in self.robot.cameras if camera.name in self.cameras},
             **{source.name: (source.type, source.topic) for source in self.robot.state},
+            **{static_of(source.name): (source.type, f'{source.topic}_static')
+               for source in self.transforms.values()},
         }
+
+    @cached_property
+    def transforms(self) -> Mapping[str, StateSource]:
+        """Sources of transforms by name."""
+        return {name: source for name, source in self.states.items()
+                if source.type == TRANSFORM_TYPE}
+
+    def stamp_of(self, stream: str, raw: bytes) -> int:
+        """Return the stamp [ns] of a message of a stream. Raises MessageError."""
+        return newest_stamp(raw) if source_of(stream) in self.transforms else stamp_of(raw)
 
     def told(self, state: np.ndarray) -> np.ndarray:
         """Return what the policy reads of all numbers of the state [N], in its order."""
@@ -79,3 +99,18 @@ class InputStreams:
         if self.is_compressed(camera):
             return 'sensor_msgs/msg/CompressedImage', f'{topic}/compressed'
         return 'sensor_msgs/msg/Image', topic
+
+
+def source_of(stream: str) -> str:
+    """Return the name of the camera or source that a stream belongs to."""
+    return stream.removesuffix(_STATIC)
+
+
+def static_of(source: str) -> str:
+    """Return the stream of the static transforms of a source."""
+    return f'{source}{_STATIC}'
+
+
+def is_static(stream: str) -> bool:
+    """Return whether a stream has the static transforms of a source."""
+    return stream.endswith(_STATIC)
