@@ -2,9 +2,11 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
+import threading
 from contextlib import ExitStack
 
 import pytest
+import yaml
 from lifecycle_msgs.srv import ChangeState, GetState
 from node_bench import (
     checkpoint,
@@ -12,13 +14,20 @@ from node_bench import (
     make_bench,
     script,
 )
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
+from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.nodes.guard_node import GuardNode
+from vla_policy_node.nodes.player_node import PlayerNode
 from vla_policy_node.nodes.recorder_node import RecorderNode
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.evaluate import replay_bag
+from vla_policy_node.replay.settings import ReplaySettings
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS
 
 # One for all robots, by the conventions of ROS.
 GLOBAL = {'/clock', '/diagnostics', '/parameter_events', '/rosout', '/tf', '/tf_static'}
@@ -77,3 +86,47 @@ def test_a_lifecycle_manager_brings_the_policy_up_and_down_by_its_services(make_
         assert bench.robot.finish(change.call_async(request)).success
         now = bench.robot.finish(state.call_async(GetState.Request())).current_state
         assert now.label == reached
+
+
+def test_a_recording_of_one_robot_holds_nothing_of_the_other_and_is_replayed_and_played(
+        make_bench, tmp_path):
+    """One camera was remapped; nobody tells the recorder, the replay or the player."""
+    remapped = '/front/color'
+    contract = tmp_path / 'mine.yaml'
+    plain = to_plain(find_contract(''))
+    plain['cameras'][0]['topic'] = remapped
+    contract.write_text(yaml.safe_dump(plain))
+    first = make_bench(namespace='/r1', contract=str(contract)).activate()
+    make_bench(namespace='/r2').activate()
+    recorder = RecorderNode(namespace='/r1', parameter_overrides=[
+        Parameter('output', value=str(tmp_path / 'bag')), Parameter('use_sim_time', value=True),
+        Parameter('extra_topics', value=['policy/transition_event'])])
+    executor = SingleThreadedExecutor()
+    executor.add_node(recorder)
+    thread = threading.Thread(target=executor.spin)
+    thread.start()
+    first.robot.wait(
+        lambda: all(p.get_subscription_count() == 2 for p in first.robot.inputs.values())
+        and first.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+    first.start()
+    for _ in range(5):
+        first.infer()
+        first.advance()
+    first.robot.wait(lambda: (recorder._writer.path / RECORDED_PARAMETERS).is_file()
+                     and recorder._writer.written['/r1/action_chunk'] >= 5, 'the bag')
+    executor.shutdown()
+    thread.join()
+    assert '/r1/policy/transition_event' in recorder._awaited
+    recorder.destroy_node()
+    with Bag(tmp_path / 'bag') as bag:
+        topics = set(bag.types)
+    assert {remapped, '/r1/wrist/image_raw', '/r1/command', '/r1/policy_info'} <= topics
+    assert not any(topic.startswith('/r2') for topic in topics)
+    assert {topic for topic in topics if not topic.startswith('/r1/')} <= {remapped, *GLOBAL}
+    evaluation = replay_bag(
+        tmp_path / 'bag', ReplaySettings(trust_bag=True), lambda what, share: None)
+    assert evaluation.report['bag']['actions']['topic'] == '/r1/command'
+    assert evaluation.traces[0].commands
+    player = PlayerNode(parameter_overrides=[Parameter('bag', value=str(tmp_path / 'bag'))])
+    assert player._topics.inputs[remapped] == 'third_person'
+    player.destroy_node()

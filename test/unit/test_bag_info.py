@@ -119,3 +119,17 @@ def test_a_narrow_terminal_shows_the_whole_names(tmp_path, columns):
     done = CliRunner().invoke(app, ['bag', 'info', str(path)], env={'COLUMNS': columns})
     assert done.exit_code == 0
     assert '…' not in done.output
+
+
+def test_a_robot_in_a_namespace_is_found_and_the_frame_is_that_of_the_recording(tmp_path):
+    kinds = {f'/r1{name}': kind for name, kind in KINDS.items()}
+    make = MAKE | {POSE: lambda t: pose(t, 'world')}
+    bag = str(write_topics(
+        tmp_path / 'a.mcap', {name: [(t, make[kind](t)) for t in TIMES]
+                              for name, kind in kinds.items()}, kinds))
+    (tmp_path / 'policy.yaml').write_text('policy: {ros__parameters: {frame_id: world}}')
+    result = CliRunner().invoke(app, ['bag', 'info', bag])
+    assert result.exit_code == 0, result.output
+    assert 'No /r1/policy_status says' in result.output
+    result = CliRunner().invoke(app, ['bag', 'info', bag, '--bag-namespace', 'r2'])
+    assert result.exit_code == 2 and "no topics in the namespace '/r2'" in result.output

@@ -13,7 +13,10 @@ def info(
         help='A folder of rosbag2, its metadata.yaml, or one .mcap or .db3 file, zstd too.')],
     contract: Annotated[str, typer.Option(
         help='The robot whose inputs to look for: a .yaml file, or the name of a contract that '
-        'comes with the package.')] = '',
+        'comes with the package. Empty: what the bag says.')] = '',
+    bag_namespace: Annotated[str, typer.Option(
+        help="The robot to look for, by its namespace in the bag; '/' for the one in none. Empty: "
+        'the only one.')] = '',
 ) -> None:
     """Say what a recording holds, and which topic feeds which input of a policy.
 
@@ -30,7 +33,7 @@ def info(
     from vla_policy_node.commands.bag_info import bag_info
 
     try:
-        ready = bag_info(bag, contract, Console())
+        ready = bag_info(bag, contract, bag_namespace, Console())
     except ValueError as error:
         raise refusal(error) from None
     raise typer.Exit(0 if ready else 1)

@@ -8,19 +8,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vla_policy_node.contract import find_contract
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.inspection import Inspection, inspect
+from vla_policy_node.replay.settings import robot_of
 
 
-def bag_info(path: Path, contract: str, console: Console) -> bool:
+def bag_info(path: Path, contract: str, namespace: str, console: Console) -> bool:
     """Print the tables; return whether `vla replay` can take the bag as it is.
 
+    namespace: of the robot in the bag, '' for the only one.
     Raises ValueError with one sentence for a bag that cannot be read, or no contract.
     """
-    robot = find_contract(contract)
     with Bag(path) as bag:
-        found = inspect(bag, robot)
+        robot, namespace = robot_of(bag, contract, namespace)
+        found = inspect(bag, robot, namespace)
     console.print(_topics(found, path))
     console.print(_inputs(found, robot.name))
     for remark in found.remarks:

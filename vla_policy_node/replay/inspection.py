@@ -21,7 +21,8 @@ from vla_policy_node.replay.finding import (
     parts_of,
     why_not,
 )
-from vla_policy_node.replay.topics import ACTION_TYPES, COMMAND, RECORDS, STATUS, option_of
+from vla_policy_node.replay.robots import commands_in, records_in
+from vla_policy_node.replay.topics import ACTION_TYPES, RECORDS, STATUS, option_of
 from vla_policy_node.wire.cdr import (
     MessageError,
     read_compressed_image,
@@ -105,8 +106,8 @@ class Inspection:
         return not any(one.problem for one in self.inputs)
 
 
-def inspect(bag: Bag, robot: RobotContract) -> Inspection:
-    """Read through a bag once. Raises BagError."""
+def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
+    """Read through a bag once; namespace: of the robot in the bag. Raises BagError."""
     types, counts = bag.types, bag.counts
     topics = {name: TopicFacts(name, kind, counts[name]) for name, kind in sorted(types.items())}
     read = [name for name, kind in types.items() if kind in _STAMPED]
@@ -126,7 +127,7 @@ def inspect(bag: Bag, robot: RobotContract) -> Inspection:
                    _apart_ms(first, topics.get(found[part.name])))
         for part in parts_of(robot))
     return Inspection(bag.duration_s, tuple(topics.values()), inputs,
-                      (*_other_remarks(types), *bag.remarks()))
+                      (*_other_remarks(bag, namespace), *bag.remarks()))
 
 
 def _found(bag: Bag, part: Camera | StateSource) -> str:
@@ -196,14 +197,17 @@ def _contents(kind: str, raw: bytes) -> str:
         return str(error)
 
 
-def _other_remarks(types: Mapping[str, str]) -> list[str]:
+def _other_remarks(bag: Bag, namespace: str) -> list[str]:
+    types, commands = bag.types, commands_in(bag, namespace)
     remarks = []
-    if types.get(STATUS) != RECORDS[STATUS]:
-        remarks.append(f'No {STATUS} says what the robot was asked to do: give --instruction.')
-    if types.get(find_topic(types, COMMAND) or '') not in ACTION_TYPES:
+    if not any(types.get(topic) == RECORDS[STATUS]
+               for topic, record in records_in(bag, namespace).items() if record == STATUS):
+        remarks.append(
+            f'No {namespace}{STATUS} says what the robot was asked to do: give --instruction.')
+    if types.get(find_topic(types, commands) or '') not in ACTION_TYPES:
         others = [topic for topic, kind in sorted(types.items()) if kind in ACTION_TYPES]
         remarks.append(
-            f'No actions on {COMMAND} to compare with'
+            f'No actions on {commands} to compare with'
             + (f': name them with --actions-topic {" or ".join(others[:_SHOWN])}.' if others
                else '.'))
     return remarks

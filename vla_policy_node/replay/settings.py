@@ -10,12 +10,13 @@ from typing import Any
 
 from vla_policy_node.contract import RobotContract, find_contract, parse_contract
 from vla_policy_node.contract.joints import is_moved_by_joints
+from vla_policy_node.contract.parts import EndEffectorGroup
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.gate import GateLimits
-from vla_policy_node.replay.robots import find_namespace, records_in
+from vla_policy_node.replay.robots import find_namespace, placed, records_in
 from vla_policy_node.replay.stamps import HEADER
 from vla_policy_node.replay.topics import INFO, POLICY_INFO, decode
 from vla_policy_node.system.files import (
@@ -140,6 +141,24 @@ def as_recorded(robot: RobotContract, bag: Bag, info: Any | None) -> RobotContra
     """Return the robot with the topics that its streams have in the bag, where the bag says so."""
     found, _ = _robot(bag, info)
     return robot.with_topics(found.topics) if found else robot
+
+
+def robot_of(bag: Bag, contract: str, namespace: str = '') -> tuple[RobotContract, str]:
+    """Return the robot of a bag with its topics and its frame there, and its namespace.
+
+    contract: as the user named it, '' for what the bag says, or else the default one. namespace:
+    as the user chose it. Raises ValueError.
+    """
+    info = read_info(bag, namespace)
+    name, _ = contract_to_follow(contract, *_robot(bag, info), None)
+    robot = as_recorded(find_contract(name), bag, info)
+    told = (read_recorded(bag.path) or {}).get('frame_id') or (info and info.action.frame_id)
+    if told and not contract:
+        robot = replace(robot, actions=tuple(
+            replace(group, frame=str(told)) if isinstance(group, EndEffectorGroup) else group
+            for group in robot.actions))
+    namespace = find_namespace(bag, namespace, robot)
+    return placed(bag, robot, namespace), namespace
 
 
 def _robot(bag: Bag, info: Any | None) -> tuple[RobotContract | None, str]:
