@@ -12,7 +12,7 @@ from sensor_bytes import transforms
 
 from vla_policy_node.contract.parts import TRANSFORM_TYPE, StateSource
 from vla_policy_node.control import transform_tree
-from vla_policy_node.control.transform_tree import Link, TransformError, TransformTree
+from vla_policy_node.control.transform_tree import FrameLink, TransformError, TransformTree
 from vla_policy_node.wire.cdr import (
     MessageError,
     read_pose_stamped,
@@ -33,7 +33,7 @@ def message(*links):
 
 
 def link(parent, child, stamp_ns=NOW_NS, at=(0.0, 0.0, 0.1), turn=STILL):
-    return Link(parent, child, at, turn, stamp_ns)
+    return FrameLink(parent, child, at, turn, stamp_ns)
 
 
 def tree(*links):

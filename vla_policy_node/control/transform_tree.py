@@ -26,7 +26,7 @@ class TransformError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class FrameLink:
     """Where a child frame is in its parent: m, and a rotation. stamp_ns: None if it is static."""
 
     parent: str
@@ -40,7 +40,7 @@ class TransformTree:
     """The newest transform to each frame from each of its parents, of which it should have one."""
 
     def __init__(self) -> None:
-        self._links: dict[str, dict[str, Link]] = {}
+        self._links: dict[str, dict[str, FrameLink]] = {}
         self._count = 0
 
     @property
@@ -49,7 +49,7 @@ class TransformTree:
         return sorted({*self._links, *(parent for links in self._links.values()
                                        for parent in links)})
 
-    def put(self, link: Link) -> None:
+    def put(self, link: FrameLink) -> None:
         """Take a transform; one that was overtaken is dropped.
 
         A stamp far before the known one means that the clock went back: all that moved is
@@ -108,9 +108,9 @@ class TransformTree:
 
     def _up(
         self, frame: str, until: set[str]
-    ) -> tuple[list[Link], bool, TransformError | None]:
+    ) -> tuple[list[FrameLink], bool, TransformError | None]:
         """Return the links from a frame up to one of others, whether it is there, or why not."""
-        path: list[Link] = []
+        path: list[FrameLink] = []
         seen = {frame}
         while frame not in until:
             links = self._links.get(frame)
@@ -131,7 +131,7 @@ class TransformTree:
             seen.add(frame)
         return path, True, None
 
-    def _forget(self, which: Callable[[Link], bool]) -> None:
+    def _forget(self, which: Callable[[FrameLink], bool]) -> None:
         for child, links in [*self._links.items()]:
             kept = {parent: link for parent, link in links.items() if not which(link)}
             self._count -= len(links) - len(kept)
@@ -141,7 +141,7 @@ class TransformTree:
                 del self._links[child]
 
 
-def _along(path: list[Link]) -> tuple[Vector, Quaternion]:
+def _along(path: list[FrameLink]) -> tuple[Vector, Quaternion]:
     """Return where the first child of a path is in the last parent."""
     position: Vector = (0.0, 0.0, 0.0)
     rotation: Quaternion = (0.0, 0.0, 0.0, 1.0)

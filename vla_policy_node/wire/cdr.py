@@ -14,7 +14,7 @@ from typing import Any
 
 from vla_policy_node.control.guard import SentCommand
 from vla_policy_node.control.joint_guard import SentJointCommand
-from vla_policy_node.control.transform_tree import Link
+from vla_policy_node.control.transform_tree import FrameLink
 
 # Representation identifier of plain CDR -> byte order
 _BYTE_ORDER = {b'\x00\x00': '>', b'\x00\x01': '<'}
@@ -130,7 +130,7 @@ def write_pose_stamped(
     return b'\0\1\0\0' + head + b'\0' * (-len(head) % 8) + numbers
 
 
-def read_transforms(raw: Bytes, static: bool = False) -> list[Link]:
+def read_transforms(raw: Bytes, static: bool = False) -> list[FrameLink]:
     """Return the transforms of a tf2_msgs/TFMessage; static: as on /tf_static, without stamps.
 
     The numbers are as sent: they may be anything, NaN included. Leading slashes of frames are
@@ -142,7 +142,7 @@ def read_transforms(raw: Bytes, static: bool = False) -> list[Link]:
         stamp_ns, parent, child = reader.stamp_ns(), reader.string(), reader.string()
         x, y, z, *turn = reader.doubles(7)
         qx, qy, qz, qw = turn
-        links.append(Link(parent.lstrip('/'), child.lstrip('/'), (x, y, z), (qx, qy, qz, qw),
+        links.append(FrameLink(parent.lstrip('/'), child.lstrip('/'), (x, y, z), (qx, qy, qz, qw),
                           None if static else stamp_ns))
     return links
 
