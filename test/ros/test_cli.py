@@ -127,11 +127,11 @@ class TestDoctor:
         found = Diagnosis('bread', 'in the box')
         absent = Diagnosis('wine', '', 'buy it', needed=False)
         monkeypatch.setattr(doctor, 'CHECKS', [lambda: found, lambda: absent])
-        result = vla('doctor')
+        result = vla('doctor', '--transport-s', 0)
         assert result.exit_code == 0
         assert 'buy it' in result.output
         monkeypatch.setattr(doctor, 'CHECKS', [lambda: Diagnosis('water', '', 'dig')])
-        result = vla('doctor')
+        result = vla('doctor', '--transport-s', 0)
         assert result.exit_code == 1
         assert 'dig' in result.output
 

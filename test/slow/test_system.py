@@ -26,6 +26,7 @@ from vla_policy_node.system.arguments import ARGUMENTS, OF_COMMANDS, resolve
 from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
+    PROFILE_VARIABLES,
     NodeDiedError,
     System,
     command_line,
@@ -439,10 +440,14 @@ def test_the_tight_limits_are_loosened_for_the_simulated_world_only(tmp_path):
 
 
 def test_nodes_get_shared_memory_for_images_unless_the_user_has_a_profile(monkeypatch):
-    for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
+    for name in PROFILE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    (profile,) = middleware_environment().values()
+    given = middleware_environment()
+    assert set(given) == {'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'}
+    (profile,) = set(given.values())
     segment = ElementTree.parse(profile).find('.//{*}segment_size')
     assert int(segment.text) > 2 * 2 * 1920 * 1080 * 3  # two pictures of both cameras
-    monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', '/my/profile.xml')
-    assert middleware_environment() == {}
+    for name in PROFILE_VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, '/my/profile.xml')
+            assert middleware_environment() == {}

@@ -143,7 +143,7 @@ def _draw(panel: SubFigure, model: Mapping, suite: str) -> None:
         ylabel='success, % (95 % interval)' if judged else 'change of the action, mean, times -1',
         title=f'{suite}, {checkpoint["name"]}'
               + ('' if checkpoint['trained'] else ', UNTRAINED'))
-    panel.legend(loc='outside right upper', fontsize=8)
+    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
 
 
 def _table(columns: Mapping, rows: Sequence[Mapping]) -> str:

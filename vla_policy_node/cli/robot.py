@@ -167,14 +167,18 @@ def check(
     raise typer.Exit(code)
 
 
-def doctor() -> None:
-    """Say what is installed, what is missing, and how to get it.
+def doctor(
+    transport_s: Annotated[float, typer.Option(
+        min=0.0, max=60.0, help='Seconds for which to send images of two cameras between two '
+        'processes, and count what arrives; 0: do not.')] = 4.0,
+) -> None:
+    """Say what is installed, what is missing, and how to get it; measure the image transport.
 
     Exit code 1 if something that is needed is missing.
     """
     from vla_policy_node.commands.doctor import report
 
-    raise typer.Exit(report())
+    raise typer.Exit(report(transport_s))
 
 
 def demo(

@@ -38,27 +38,41 @@ class Diagnosis:
     """One line of the report; remedy says how to get what is missing.
 
     found: what is there, empty if it is missing. needed: without it the package does not work.
+    sound: whether what is there works well enough.
     """
 
     name: str
     found: str
     remedy: str = ''
     needed: bool = True
+    sound: bool = True
 
 
-def report() -> int:
-    """Print the table; return 1 if something needed is missing, else 0."""
+def report(transport_s: float = 0.0) -> int:
+    """Print the table; return 1 if something needed is missing, else 0.
+
+    transport_s: how long to send images between two processes; 0: not at all.
+    """
     table = Table('', 'what', 'found', 'how to get it')
     table.columns[2].overflow = 'fold'  # paths are cut otherwise
-    with Console().status('Looking ...'):
+    console = Console()
+    with console.status('Looking ...') as status:
         findings = [make() for make in CHECKS]
+        if transport_s:
+            findings.append(check_transport(transport_s, status.update))
     for finding in findings:
         mark, remedy = '[green]ok', ''
         if not finding.found:
-            mark = '[red]missing' if finding.needed else '[yellow]not there'
-            remedy = finding.remedy
+            mark, remedy = '[yellow]not there', finding.remedy
+            if finding.needed:
+                mark = '[red]missing'
+        elif not finding.sound:
+            mark, remedy = '[yellow]poor', 'see below'
         table.add_row(mark, finding.name, finding.found, remedy)
-    Console().print(table)
+    console.print(table)
+    for finding in findings:
+        if not finding.sound:  # has commands to copy, which a narrow column would break
+            console.print(f'{finding.name}: {finding.remedy}', soft_wrap=True, markup=False)
     return int(any(f.needed and not f.found for f in findings))
 
 
@@ -183,6 +197,30 @@ def check_checkpoint() -> Diagnosis:
     return Diagnosis('default checkpoint', str(path) if path.is_dir() else '',
                      'not installed; an untrained one is made at the first `vla bringup`',
                      needed=False)
+
+
+def check_transport(duration_s: float, say: Callable[[str], None]) -> Diagnosis:
+    """Measure whether images of cameras started in this terminal reach our nodes."""
+    from vla_policy_node.commands import transport
+    from vla_policy_node.system.processes import middleware_environment
+
+    def progress(number: int) -> None:
+        say(f'Sending images of two cameras to another process: {number / transport.RATE_HZ:.0f} '
+            f'of {duration_s:g} s ...')
+
+    profile = middleware_environment()
+    try:
+        pairs = transport.measure(duration_s, {}, progress)
+        with_profile = None if pairs.enough or not profile else transport.measure(
+            duration_s, profile, progress)
+    except (transport.TransportError, OSError) as error:
+        return Diagnosis('image transport', '', f'not measured: {error}', needed=False)
+    remedy = transport.advice()
+    if with_profile and with_profile.arrived > pairs.arrived:
+        export = ' '.join(f'{name}={path}' for name, path in profile.items())
+        remedy = (f'{with_profile} where the sender has the profile of our nodes: start your '
+                  f'camera drivers after `export {export}`.')
+    return Diagnosis('image transport', str(pairs), remedy, needed=False, sound=pairs.enough)
 
 
 CHECKS: tuple[Callable[[], Diagnosis], ...] = (

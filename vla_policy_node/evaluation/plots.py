@@ -63,7 +63,7 @@ def tokens_figure(document: Mapping) -> Figure:
              [[total['tokens_by_phase'][phase] for phase in PHASES] for total in totals])
     by_task.set(title=f'Visual tokens kept of {totals[0]["tokens_total"]}, by task')
     by_phase.set(title='by phase of the episode')
-    figure.legend(*by_phase.get_legend_handles_labels(), loc='outside right upper', fontsize=8)
+    by_task.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
     return figure
 
 

@@ -65,6 +65,15 @@ def _figure(rows: int, height: float, columns: int = 1, **options):
     return figure, axes
 
 
+def _legend_above(figure: Figure, axes, columns: int) -> None:
+    # The layout leaves no room for the legend of a figure: `loc='outside ...'` needs a matplotlib
+    # (3.7) that Ubuntu 24.04 does not have.
+    legend = figure.legend(*axes.get_legend_handles_labels(), loc='upper center', ncols=columns,
+                           frameon=False)
+    extent = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - extent.height / figure.bbox.height))
+
+
 def _seconds(stamps_ns, start_ns: int) -> np.ndarray:
     return (np.asarray(stamps_ns, np.int64) - start_ns) / 1e9
 
@@ -111,8 +120,7 @@ def _error(report: Mapping) -> Figure:
             axis.set_xticks(range(len(rows_of)), [row['axis'] for row in rows_of])
     left.set_ylabel('translation, mm')
     right.set_ylabel('rotation, mrad')
-    figure.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=3,
-                  frameon=False)
+    _legend_above(figure, left, columns=3)
     return figure
 
 
@@ -141,8 +149,7 @@ def _commands(traces: Sequence[Trace], actions: Actions, start_ns: int) -> Figur
         axis.set_ylabel(f'{name}, mm')
     axes[3].set(ylabel='gripper', ylim=(-0.1, 1.1), xlabel='end of the control period, s')
     axes[3].set_yticks([0, 1], ['closed', 'open'])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=3,
-                  frameon=False)
+    _legend_above(figure, axes[0], columns=3)
     return figure
 
 
@@ -156,8 +163,7 @@ def _tokens(traces: Sequence[Trace], start_ns: int) -> Figure:
                       label=f'{trace.label}, {camera}')
     axis.set(xlabel='time of the observation, s', ylabel='tokens kept')
     axis.set_ylim(bottom=0)
-    figure.legend(*axis.get_legend_handles_labels(), loc='outside upper center', ncols=2,
-                  frameon=False)
+    _legend_above(figure, axis, columns=2)
     return figure
 
 
@@ -178,8 +184,7 @@ def _latency(traces: Sequence[Trace]) -> Figure:
     right.set_yticks(range(len(stages)), stages)
     right.invert_yaxis()
     right.set_xlabel('median of the stage, ms')
-    figure.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=2,
-                  frameon=False)
+    _legend_above(figure, left, columns=2)
     return figure
 
 
@@ -204,6 +209,5 @@ def _timing(traces: Sequence[Trace], start_ns: int) -> Figure:
     axes[-1].set_xlabel('time, s')
     for axis in axes:
         axis.set_ylim(bottom=0)
-    figure.legend(*age.get_legend_handles_labels(), loc='outside upper center', ncols=2,
-                  frameon=False)
+    _legend_above(figure, age, columns=2)
     return figure

@@ -24,6 +24,8 @@ from vla_policy_node.system.files import share_directory
 GRACE_S = 10.0
 RESPAWN_S = 2.0  # from the death of a node that respawns to its next start
 _COLOURS = (36, 33, 35, 32)
+# Where Fast DDS finds its profile: the first for version 3 (Kilted), the second for 2 (Jazzy).
+PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
 
 
@@ -148,10 +150,9 @@ def middleware_environment() -> dict[str, str]:
 
     Empty if the user has a profile of their own.
     """
-    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-    if any(os.environ.get(name) for name in names):
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return {}
-    return {names[0]: str(share_directory() / 'config' / 'fastdds.xml')}
+    return dict.fromkeys(PROFILE_VARIABLES, str(share_directory() / 'config' / 'fastdds.xml'))
 
 
 def leash() -> dict[str, str]:

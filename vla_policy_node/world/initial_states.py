@@ -17,8 +17,9 @@ def read_init_file(path: Path) -> np.ndarray:
     """
     import torch  # slow to import, and needed for the conversion alone
 
+    reconstruct = np.zeros(0).__reduce__()[0]  # its module has another name in numpy 2
     allowed = [
-        (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (reconstruct, 'numpy.core.multiarray._reconstruct'),
         np.ndarray,
         np.dtype,
         type(np.dtype(np.float64)),
