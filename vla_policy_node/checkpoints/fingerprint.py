@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from vla_policy_node.checkpoints.adapter import adapter_files, place
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_files
 
 
@@ -15,8 +16,8 @@ def fingerprint(directory: Path) -> str:
     Contents enter as their own sha256, which a file of the hub's cache has in its name already.
     """
     # A set: a release of CogACT is one file that holds the model and a part of it.
-    paths = {directory / 'config.json', directory / 'dataset_statistics.json'}
-    paths |= {*model_files(directory)}
+    paths = {place(directory, name) for name in ('config.json', 'dataset_statistics.json')}
+    paths |= {*model_files(directory), *adapter_files(directory)}
     paths |= {path for part in PARTS for path in part_files(directory, part)}
     paths |= {*directory.glob('method--*.safetensors')}  # what acceleration methods have learnt
     digest = hashlib.sha256()

@@ -9,11 +9,12 @@ from urllib.parse import unquote
 from vla_policy_node.checkpoints.inside import checkpoint_in
 from vla_policy_node.checkpoints.reading import shown
 
-# Weights, sizes, statistics and the tokenizer; neither code nor unmerged adapters.
+# Weights, sizes, statistics and the tokenizer; neither code nor adapters that are merged.
 FILES = (
     '*.json',
     'tokenizer.model',
     'model*.safetensors',
+    'adapter_model*',
     'checkpoints/*.pt',
     'action_head--*',
     'proprio_projector--*',

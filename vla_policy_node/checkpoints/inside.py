@@ -14,12 +14,11 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from vla_policy_node.checkpoints.layout import PARTS
 from vla_policy_node.checkpoints.reading import listed, regular_file
 
+ADAPTER_FOLDER = 'lora_adapter'  # where OpenVLA-OFT keeps what belongs to the files beside it
 MOST_ENTRIES = 2000  # of a directory that are looked at
-_WEIGHTS = re.compile(
-    rf'model.*\.safetensors|(pytorch_model|adapter_model|({"|".join(PARTS)})--).*')
+_WEIGHTS = re.compile(r'model.*\.safetensors|(pytorch_model|adapter_model).*|\w+--.*checkpoint.*')
 _CACHED = 'models--'  # how folders of the hub's cache begin; owner and name follow
 _COMMIT = re.compile(r'[0-9a-f]{7,64}')
 
@@ -32,7 +31,9 @@ def checkpoint_in(directory: Path) -> Path:
     """
     if _is_cached(directory):
         return _told(directory, _snapshot(directory))
-    if _has_weights(directory):
+    if directory.absolute().name == ADAPTER_FOLDER and _has_weights(directory.absolute().parent):
+        return _told(directory, directory.absolute().parent)
+    if _has_weights(directory) or (directory / ADAPTER_FOLDER).is_dir():
         return directory
     found = _checkpoints_below(directory)
     if len(found) > 1:
@@ -50,7 +51,8 @@ def _told(directory: Path, found: Path) -> Path:
 
 def _has_weights(directory: Path) -> bool:
     """Whether weights lie in it, or in `checkpoints/`, as in releases of CogACT."""
-    return any(_WEIGHTS.fullmatch(entry.name) for entry in _entries(directory)) or any(
+    return any(_WEIGHTS.fullmatch(entry.name) and not entry.name.startswith(_CACHED)
+               for entry in _entries(directory)) or any(
         entry.name.endswith('.pt') for entry in _entries(directory / 'checkpoints'))
 
 
@@ -66,7 +68,8 @@ def _checkpoints_below(directory: Path) -> dict[str, Path]:
                 continue
             if _is_cached(path):
                 found[real] = entry.name, _snapshot(path)
-            elif (path / 'config.json').is_file() and _has_weights(path):
+            elif _has_weights(path) and any(
+                    (path / f'{kind}config.json').is_file() for kind in ('', 'adapter_')):
                 name = found[real][0] if real in found else entry.name
                 found[real] = min(name, entry.name, key=len), path
     return dict(sorted(found.values()))

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from vla_policy_node.checkpoints import cogact_release, reading
+from vla_policy_node.checkpoints.adapter import base_of, place
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.reading import listed
 
@@ -44,7 +45,7 @@ def read_json(directory: Path, name: str) -> Mapping:
 
     An entry that is looked up and not there is a ValueError, too.
     """
-    path = directory / name
+    path = place(directory, name)
     if not os.path.lexists(path):
         raise ValueError(f'{directory} has no {name}; is it a complete checkpoint?')
     return reading.read_json(path)
@@ -59,7 +60,7 @@ def read_document(directory: Path) -> Mapping:
 
 def read_statistics_document(directory: Path) -> Mapping:
     """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`."""
-    if not (directory / 'dataset_statistics.json').is_file():
+    if not os.path.lexists(place(directory, 'dataset_statistics.json')):
         document = read_json(directory, 'config.json')
         if Entries(document, 'config.json').inside('norm_stats', {}).names():
             return document['norm_stats']
@@ -83,12 +84,13 @@ def published_action_rows(directory: Path) -> str:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """Files with the vision-language model, at least one."""
+    """Files with the vision-language model, at least one; of an adapter, those of its base."""
+    if base := base_of(directory):
+        return model_files(base)
     if release := cogact_release.find(directory):
         return [release]
     files = sorted(directory.glob('model*.safetensors'))
     if not files:
-        refuse_adapters(directory)
         for pattern, remedy in _NOT_READ.items():
             if other := sorted(path.name for path in islice(directory.glob(pattern), MOST_FILES)):
                 raise ValueError(
@@ -103,9 +105,14 @@ def model_files(directory: Path) -> list[Path]:
 
 
 def part_files(directory: Path, part: str) -> list[Path]:
-    """Files of one part: none if the checkpoint does not have it, several if it is ambiguous."""
+    """Files of one part: none if the checkpoint does not have it, several if it is ambiguous.
+
+    Of an adapter with no part beside it they are those of its base.
+    """
     if release := cogact_release.find(directory):
         return [release] if part == 'action_head' else []
+    if not any(directory.glob('*--*checkpoint*')) and (base := base_of(directory)):
+        return part_files(base, part)
     patterns = (f'{part}--*checkpoint*.safetensors', f'{part}--*checkpoint*.pt')
     return sorted(path for pattern in patterns for path in directory.glob(pattern))
 
@@ -120,15 +127,3 @@ def part_file(directory: Path, part: str) -> Path:
             f'found {found}.'
         )
     return files[0]
-
-
-def refuse_adapters(directory: Path) -> None:
-    """Raise ValueError for a directory that holds changes of a model instead of a model."""
-    adapter = (directory / 'adapter_config.json').is_file()
-    if (adapter or (directory / 'lora_adapter').is_dir()) and not any(
-        directory.glob('model*.safetensors')
-    ):
-        raise ValueError(
-            f'{directory} holds a LoRA adapter without the model it belongs to; merge it into '
-            'its base model (merge_and_unload of the peft library) and name the merged checkpoint.'
-        )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,11 @@ DIRECTORY_BYTES = 4 * MB  # of a zip archive
 WEIGHT_DTYPES = (
     torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn,
     torch.float8_e5m2)
+
+# What wrappers put into names: of distributed training, of torch.compile and of peft.
+_WRAPPERS = re.compile(
+    r'(?:(?<=\.)|^)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+_PEFT = 'base_model.model.'
 
 _COULD_RUN_CODE = 'holds something else than tensors, which could run code; it was not read'
 _END = b'PK\x05\x06'  # of a zip archive, and the bytes from there on without a comment
@@ -83,6 +89,26 @@ def load_pt(path: Path, device: torch.device | str = 'cpu') -> object:
         except pickle.UnpicklingError:
             pass
     raise ValueError(f'{path} {_COULD_RUN_CODE}.')
+
+
+def unwrapped(name: str) -> str:
+    """Return the name of a tensor without what wrappers put into it."""
+    return _WRAPPERS.sub('', name).removeprefix(_PEFT)
+
+
+def plain_names(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Names without wrappers -> those of the file; ValueError for two that become the same."""
+    plain_ones: dict[str, str] = {}
+    for name in names:
+        if name.endswith('_flat_param'):
+            raise ValueError(
+                f'{path} holds {plain(name)}, weights as FSDP keeps them while it trains; save '
+                'the model with StateDictType.FULL_STATE_DICT.')
+        if plain_ones.setdefault(unwrapped(name), name) != name:
+            raise ValueError(
+                f'{path} holds {plain(unwrapped(name))} twice, as {plain(name)} and as '
+                f'{plain(plain_ones[unwrapped(name)])}; leave the one to be used.')
+    return plain_ones
 
 
 def check_weights(path: Path, name: str, tensor: object) -> None:

@@ -7,17 +7,20 @@ Nothing here runs code from a file: safetensors hold tensors only, and `.pt` fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.adapter import adapter_file, adapter_in, place
 from vla_policy_node.checkpoints.cogact_release import is_of_prismatic, is_release, rename_release
 from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.inside import ADAPTER_FOLDER
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_file, part_files
+from vla_policy_node.checkpoints.lora import ADAPTER_CONFIG, Scale, Tensors, read_scale
 from vla_policy_node.checkpoints.quantised import check_float8, check_names, int8_weights
 from vla_policy_node.checkpoints.reading import plain, read_json, regular_file
 from vla_policy_node.checkpoints.tensor_files import (
@@ -25,13 +28,12 @@ from vla_policy_node.checkpoints.tensor_files import (
     check_weights,
     load_pt,
     open_safetensors,
+    plain_names,
 )
 from vla_policy_node.nn.config import ModelConfig
 
 INDEX = 'model.safetensors.index.json'
 MODEL = 'model'  # where the vision-language model is, beside the parts of `checkpoints.layout`
-# What wrappers of distributed training put before every name.
-_WRAPPER = 'module.'
 # Name of a tensor in the model -> kind of the files that hold it (MODEL or one of
 # `checkpoints.layout.PARTS`), and its name in there. Every family has its own.
 Locate = Callable[[str], tuple[str, str]]
@@ -42,13 +44,14 @@ class Stored:
     """A tensor of the model as files hold it, on the CPU as a view of a mapped file.
 
     view: has the shape that `read` returns, and no values if they are codes; `read` makes numbers
-    of these, and merges what adapters left beside them.
+    of these, and merges what adapters left beside them (`changed`).
     """
 
     path: Path
     name: str
     view: Tensor
     read: Callable[[], Tensor]
+    changed: bool = False
 
 
 def stored_tensors(
@@ -61,18 +64,41 @@ def stored_tensors(
         wanted.setdefault(kind, {})[file_name] = name
     for kind, by_file_name in wanted.items():
         files = model_files(directory) if kind == MODEL else [part_file(directory, kind)]
-        for path in files:
-            with open_tensors(path) as (available, get):
-                codes = int8_weights(path, available, get)
-                read_one = partial(_read_one, codes, get)
-                merged = merge_adapters(path, available, read_one, lora_scale(directory))
-                for file_name in merged.keys() & by_file_name.keys():
-                    base, read = merged[file_name]
-                    view = get(base)
-                    check_float8(path, base, view, available)
-                    if base in codes:
-                        view = view.to('meta', torch.float16)
-                    yield Stored(path, by_file_name[file_name], view, read)
+        with ExitStack() as stack:
+            views: dict[Path, Callable[[str], Tensor]] = {}
+            tensors = _open(files, stack, views)
+            scale = _scale_of(directory, kind)
+            if kind == MODEL and (folder := adapter_in(directory)):
+                path = adapter_file(folder)
+                film = bool(part_files(directory, 'vision_backbone'))  # with its own changes in it
+                tensors.put(
+                    _open([path], stack, views), path, 'vision_backbone.' if film else '')
+            for target, source, read, changed in tensors.merged(scale):
+                if target in by_file_name:
+                    view = views[source.path](source.name)
+                    yield Stored(source.path, by_file_name[target], view, read, changed)
+
+
+def _open(
+    files: Iterable[Path], stack: ExitStack, views: dict[Path, Callable[[str], Tensor]]
+) -> Tensors:
+    """Open files until the stack closes them; views: gets what returns a view of each tensor."""
+    tensors = Tensors()
+    for path in files:
+        available, get = stack.enter_context(open_tensors(path))
+        codes = int8_weights(path, available, get)
+        tensors.add(path, available, partial(_read_one, codes, get))
+        views[path] = partial(_view, path, available, codes, get)
+    return tensors
+
+
+def _view(
+    path: Path, available: set[str], codes: Mapping[str, object], get: Callable[[str], Tensor],
+    name: str,
+) -> Tensor:
+    view = get(name)
+    check_float8(path, name, view, available)
+    return view.to('meta', torch.float16) if name in codes else view
 
 
 def _read_one(
@@ -106,7 +132,7 @@ def check_stored(
                 f'{name} in {directory} has shape {list(stored.view.shape)}, config.json asks for '
                 f'{list(shape)}; the files are not of one checkpoint.'
             )
-        if stored.view.dtype != dtype:
+        if stored.changed or stored.view.dtype != dtype:
             copied += stored.view.numel() * dtype.itemsize
     missing = sorted(wanted.keys() - found.keys())
     if missing:
@@ -153,7 +179,7 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
     if path.suffix == '.safetensors':
         with open_safetensors(path) as (keys, get, _):
             check_names(path, keys)
-            names = {key.removeprefix(_WRAPPER): key for key in keys}
+            names = plain_names(path, keys)
             yield set(names), lambda name: get(names[name])
         return
     state = load_pt(path)
@@ -168,74 +194,34 @@ def open_tensors(path: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]
     check_names(path, state)
     for name, tensor in state.items():
         check_weights(path, name, tensor)
-    names = {key.removeprefix(_WRAPPER): key for key in state}
+    names = plain_names(path, state)
     yield set(names), lambda name: state[names[name]]
 
 
-def merge_adapters(
-    path: Path, names: set[str], get: Callable[[str], Tensor], scale: Callable[[int], float]
-) -> dict[str, tuple[str, Callable[[], Tensor]]]:
-    """Return for each tensor where its shape is, and a function that reads it.
+def _scale_of(directory: Path, kind: str) -> Scale:
+    """Return how much the adapters inside of files count, read when it is asked for.
 
-    What LoRA left in two pieces becomes one, in float32: W + s B A, with A as [rank, in] and B as
-    [out, rank]; for a convolution, flattened to these. scale: s for a rank.
+    As `adapter_config.json` says; in the parts that OpenVLA-OFT saves, alpha is the rank without
+    it, at most 16.
     """
-    readers: dict[str, tuple[str, Callable[[], Tensor]]] = {}
-    for name in names:
-        stem, _, kind = name.rpartition('.')
-        if '.lora_A.' in name or '.lora_B.' in name:
-            continue
-        if not stem.endswith('.base_layer'):
-            readers[name] = name, partial(get, name)
-            continue
-        stem = stem.removesuffix('.base_layer')
-        down, up = (f'{stem}.lora_{piece}.default.weight' for piece in 'AB')
-        if kind != 'weight' or down not in names:
-            readers[f'{stem}.{kind}'] = name, partial(get, name)
-            continue
+    for path in (directory / ADAPTER_FOLDER / ADAPTER_CONFIG, directory / ADAPTER_CONFIG):
+        if path.exists():
+            read = cache(partial(read_scale, path))
+            return lambda module, rank: read()(module, rank)
+    if kind == MODEL:
+        def refuse(module: str, rank: int) -> float:
+            raise ValueError(
+                f'{directory} holds weights with LoRA adapters beside them, and no '
+                f'{ADAPTER_CONFIG} that says how much these count; copy that of the training.')
 
-        def merged(name: str = name, down: str = down, up: str = up) -> Tensor:
-            return _merge(path, up, get(name), get(down), get(up) if up in names else None, scale)
-
-        readers[f'{stem}.weight'] = name, merged
-    return readers
-
-
-def _merge(
-    path: Path, name: str, base: Tensor, down: Tensor, up: Tensor | None,
-    scale: Callable[[int], float],
-) -> Tensor:
-    rank, rows = len(down) if down.ndim else 0, base.shape[0] if base.ndim else 0
-    if up is None or not (rank and rows and down.ndim > 1 and up.ndim > 1) or (
-        up.shape[0] != rows or up[0].numel() != rank or down[0].numel() != base[0].numel()
-    ):
-        raise ValueError(
-            f'{path} has an adapter around {plain(name)} that does not fit its weight; the file '
-            'is damaged, download it again.'
-        )
-    change = (up.float().flatten(1) @ down.float().flatten(1)).view(base.shape)
-    return base.float() + scale(rank) * change
-
-
-def lora_scale(directory: Path) -> Callable[[int], float]:
-    """Return s = alpha / rank as a function of the rank.
-
-    From `lora_adapter/adapter_config.json` if it is there; OpenVLA-OFT's alpha is otherwise the
-    rank, at most 16.
-    """
-    path = directory / 'lora_adapter' / 'adapter_config.json'
-    if path.exists():
-        entries = Entries(read_json(path), str(path))
-        if 'lora_alpha' in entries:
-            alpha = entries.number('lora_alpha', 0, 1e6)
-            return lambda rank: alpha / rank
-    return lambda rank: min(rank, 16) / rank
+        return refuse
+    return lambda module, rank: min(rank, 16) / rank
 
 
 def _shard_of(directory: Path, name: str, locate: Locate) -> str:
     """Say where the index of a sharded model expects a tensor, if it does."""
     kind, file_name = locate(name)
-    path = directory / INDEX
+    path = place(directory, INDEX)
     if kind != MODEL or not path.exists():
         return ''
     shards = Entries(read_json(path), INDEX).inside('weight_map')

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vla_policy_node import families
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import (
     published_action_rows,
     read_normalisation,
@@ -88,7 +89,7 @@ class PrismaticRun(SampleRun):
         """Use the checkpoint's tokenizer if there is one, made-up ids if not; no centre crop."""
         config, device = model.config, next(model.parameters()).device
         ids = config.token_ids
-        path = directory / 'tokenizer.json'
+        path = place(directory, 'tokenizer.json')
         if path.is_file():
             prompt = model.family.load_prompt(directory, config).encode(INSTRUCTION)
         else:

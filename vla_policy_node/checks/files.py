@@ -22,9 +22,11 @@ from vla_policy_node.checkpoints.layout import (
     read_normalisation,
     read_statistics_document,
 )
+from vla_policy_node.checkpoints.lora import target_of
 from vla_policy_node.checkpoints.quantised import is_scale
 from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import key_of_suite, read_statistics
+from vla_policy_node.checkpoints.tensor_files import unwrapped
 from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
@@ -71,7 +73,8 @@ class StoredTensor:
 def check_files(directory: Path, config: ModelConfig) -> Finding:
     """Every tensor is there, in the right size; totals are those of the index and in public."""
     everything = read_headers(directory)
-    stored = {name: tensor for name, tensor in everything.items() if not is_scale(name)}
+    stored = {target: tensor for name, tensor in everything.items()
+              if not is_scale(name) and (target := target_of(name))}
     problems = [*_missing(directory, config, stored), *_index_problems(directory, everything)]
     total = sum(tensor.parameters for tensor in stored.values())
     if config.language_model == DecoderConfig() and config.image_px == 224:
@@ -223,7 +226,7 @@ def _index_problems(directory: Path, stored: dict[str, StoredTensor]) -> list[st
         return []
     index = Entries(read_json(directory, INDEX), INDEX)
     places = index.inside('weight_map')
-    files = {name.removeprefix('module.'): places.word(name) for name in places.names()}
+    files = {unwrapped(name): places.word(name) for name in places.names()}
     problems = []
     astray = [n for n in sorted(files.keys() | stored.keys())
               if n not in stored or files.get(n) != stored[n].file]

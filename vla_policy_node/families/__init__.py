@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from vla_policy_node.checkpoints.adapter import refuse_both
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import (
     PARTS,
     part_files,
     read_document,
     read_json,
-    refuse_adapters,
 )
 from vla_policy_node.checkpoints.quantised import check_config
 from vla_policy_node.checkpoints.reading import shown
@@ -73,7 +73,7 @@ def read_model_config(directory: Path) -> ModelConfig:
 
     ValueError with one sentence for a directory that holds no policy which can run.
     """
-    refuse_adapters(directory)
+    refuse_both(directory)
     check_config(read_json(directory, 'config.json'))
     document = read_document(directory)
     parts = {part for part in PARTS if part_files(directory, part)}

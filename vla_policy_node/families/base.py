@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.prompt import PromptEncoder
@@ -152,7 +153,8 @@ class PolicyFamily(ABC, Generic[Config]):
 
     def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
         """What turns an instruction into ids; ValueError if its file cannot be used."""
-        return PromptEncoder.load(directory / 'tokenizer.json', config.language_model.vocabulary)
+        return PromptEncoder.load(
+            place(directory, 'tokenizer.json'), config.language_model.vocabulary)
 
     @abstractmethod
     def load_encoder(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.adapter import adapter_in
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.families.prismatic import (
     PrismaticVla,
@@ -143,6 +144,6 @@ def _is_pretrained(directory: Path, document: Mapping) -> bool:
     Its authors forbid the centre crop then (openvla/openvla, run_bridgev2_eval.py) and demand it
     of what was fine-tuned with random crops (run_libero_eval.py).
     """
-    fine_tuned = (directory / 'dataset_statistics.json').is_file()
+    fine_tuned = (directory / 'dataset_statistics.json').is_file() or adapter_in(directory)
     entries = Entries(document, 'config.json')
     return not fine_tuned and PRETRAINING_SET in entries.inside('norm_stats', {})

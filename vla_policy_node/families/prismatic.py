@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics
@@ -144,7 +145,8 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
         """What turns an instruction into ids; ValueError if its file cannot be used."""
         ids = config.token_ids
         return PromptEncoder.load(
-            directory / 'tokenizer.json', config.language_model.vocabulary, ids.bos, ids.empty)
+            place(directory, 'tokenizer.json'), config.language_model.vocabulary, ids.bos,
+            ids.empty)
 
     def load_encoder(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import (
@@ -225,7 +226,7 @@ def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) ->
         ('dataset_statistics.json', read_statistics_document(directory)),
     ):
         (out / name).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    shutil.copyfile(directory / 'tokenizer.json', out / 'tokenizer.json')
+    shutil.copyfile(place(directory, 'tokenizer.json'), out / 'tokenizer.json')
     for path in directory.glob('method--*.safetensors'):  # what methods have learnt
         shutil.copyfile(path, out / path.name)
     save_model(out, model.bfloat16())
