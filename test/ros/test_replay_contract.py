@@ -136,7 +136,7 @@ def test_a_camera_that_the_policy_looks_at_may_not_be_missing(recorded, tmp_path
     def swap(plain):
         plain['cameras'][1] |= {'topic': 'hand/rgb', 'required': False}
 
-    with pytest.raises(BagError, match="looks at the camera 'wrist', of which the bag has noth"):
+    with pytest.raises(BagError, match=r"hand/rgb', and .* looks at the camera 'wrist'; name"):
         replayed(recorded, robot(tmp_path, 'swap', swap))
 
 

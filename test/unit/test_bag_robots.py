@@ -2,7 +2,7 @@
 
 import pytest
 from sensor_bytes import COMPRESSED, IMAGE, JOINTS, POSE, compressed, image, joints, pose
-from test_bag_topics import CAMERAS, STATE, bag  # noqa: F401 - a fixture
+from test_bag_topics import ALL, CAMERAS, STATE, bag  # noqa: F401 - a fixture
 
 from vla_policy_node.contract import find_contract
 from vla_policy_node.replay.bag import BagError
@@ -79,7 +79,7 @@ def test_compressed_pictures_of_a_namespace_are_found(bag):  # noqa: F811
 def test_what_is_missing_is_missed_by_its_name_in_the_contract(bag):  # noqa: F811
     topics = of('/r1', {**CAMERAS, '/gripper_state': (JOINTS, joints(T))})
     with pytest.raises(BagError, match="no messages on '/ee_pose'"):
-        topics_of_robot(bag(topics), ROBOT, {})
+        topics_of_robot(bag(topics), ROBOT, {}).needed_by(ALL)
 
 
 def test_commands_and_records_that_were_sent_elsewhere_are_found_by_their_type(bag):  # noqa: F811

@@ -13,11 +13,13 @@ from sensor_bytes import (
     write_topics,
 )
 
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import find_topics
 
 T = 10**12
 STATE = {'/ee_pose': (POSE, pose(T)), '/gripper_state': (JOINTS, joints(T))}
+ALL = {'The policy': PolicySpec()}
 CAMERAS = {'/third_person/image_raw': (IMAGE, image(T)), '/wrist/image_raw': (IMAGE, image(T))}
 
 
@@ -77,14 +79,14 @@ def test_a_depth_topic_is_never_suggested(bag):
         '/cam/video': (COMPRESSED, compressed(T, 'h264', '.bmp')),
         '/cam/color': (COMPRESSED, compressed(T)), '/cam/raw': (IMAGE, image(T, 'bayer_rggb8', 1))}
     with pytest.raises(BagError) as caught:
-        find_topics(bag(topics), {})
+        find_topics(bag(topics), {}).needed_by(ALL)
     assert ('name one with --wrist-topic TOPIC: /cam/color, /cam/raw, /third_person/image_raw.'
             in str(caught.value))
 
 
 def test_without_a_usable_topic_none_is_suggested(bag):
     with pytest.raises(BagError, match='no topic has usable messages of the type'):
-        find_topics(bag({**STATE, '/cam/depth': (IMAGE, image(T))}), {})
+        find_topics(bag({**STATE, '/cam/depth': (IMAGE, image(T))}), {}).needed_by(ALL)
 
 
 @pytest.mark.parametrize('chosen', [
@@ -100,7 +102,7 @@ def test_states_in_another_frame_are_suggested(bag):
     topics = {**CAMERAS, '/tool': (POSE, pose(T, 'world')), **STATE}
     del topics['/ee_pose']
     with pytest.raises(BagError, match='--ee-pose-topic TOPIC: /tool'):
-        find_topics(bag(topics), {})
+        find_topics(bag(topics), {}).needed_by(ALL)
 
 
 def test_a_topic_that_holds_no_actions_is_refused_with_those_that_do(bag):

@@ -26,6 +26,7 @@ def robot(tmp_path):
     """The file of a robot with three cameras, a slow arm and a workspace."""
     plain = copy.deepcopy(PLAIN)
     plain['cameras'][0] |= {'topic': '/front/rgb', 'transform': 'rotate_180'}
+    plain['cameras'][1]['required'] = True
     plain['cameras'].append({'name': 'side', 'topic': 'side/rgb', 'required': False})
     plain['actions'][0]['limits'] |= {
         'max_step_translation_m': 0.005, 'workspace_min_m': [0.2, -0.4, 0.0],

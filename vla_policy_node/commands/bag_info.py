@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vla_policy_node.contract import RobotContract
+from vla_policy_node.contract.fit import check_fits, kinds_of_policies
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.inspection import Inspection, inspect
 from vla_policy_node.replay.settings import robot_of
 
 
-def bag_info(path: Path, contract: str, namespace: str, console: Console) -> bool:
+def bag_info(
+    path: Path, contract: str, namespace: str, checkpoint: str, console: Console
+) -> bool:
     """Print the tables; return whether `vla replay` can take the bag as it is.
 
-    namespace: of the robot in the bag, '' for the only one.
-    Raises ValueError with one sentence for a bag that cannot be read, or no contract.
+    namespace: of the robot in the bag, '' for the only one. checkpoint: of the policy to replay;
+    '' for any policy, which may need all inputs.
+    Raises ValueError with one sentence for a bag that cannot be read, no contract, or a
+    checkpoint that is none or that is not for such a robot.
     """
     with Bag(path) as bag:
         robot, namespace = robot_of(bag, contract, namespace)
+        policies = ({checkpoint: _spec(checkpoint, robot)} if checkpoint
+                    else kinds_of_policies(robot))
         found = inspect(bag, robot, namespace)
     console.print(_topics(found, path))
     console.print(_inputs(found, robot.name))
     for remark in found.remarks:
         console.print(_plain(remark), soft_wrap=True)
+    lacking = {name: found.lacks(robot, spec) for name, spec in policies.items()}
+    console.print(_policies(lacking))
+    if checkpoint:
+        return not lacking[checkpoint]
     console.print('All inputs are there.' if found.ready else 'Not all inputs are there.')
     return found.ready
+
+
+def _spec(checkpoint: str, robot: RobotContract) -> PolicySpec:
+    from vla_policy_node.policy import read_spec  # torch, which nothing else here needs
+
+    spec = read_spec(checkpoint)
+    check_fits(spec, robot)
+    return spec
 
 
 def _topics(found: Inspection, path: Path) -> Table:
@@ -52,6 +74,16 @@ def _inputs(found: Inspection, robot: str) -> Table:
         median, most = one.apart_ms or (None, None)
         table.add_row(_plain(one.name), _plain(one.topic) or '-', _number(median, 1),
                       _number(most, 1), _plain(one.problem))
+    return table
+
+
+def _policies(lacking: Mapping[str, Sequence[str]]) -> Table:
+    """Return which policies the bag can be replayed with, and what it lacks for the others."""
+    table = Table(title='Policies')
+    for name in ('policy', 'replay', 'what it lacks'):
+        table.add_column(name, overflow='fold')
+    for name, streams in lacking.items():
+        table.add_row(_plain(name), 'no' if streams else 'yes', _plain(', '.join(streams)))
     return table
 
 

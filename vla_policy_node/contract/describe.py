@@ -46,7 +46,8 @@ def _meaning(group: ActionGroup) -> list[str]:
     if isinstance(group, EndEffectorGroup):
         limits = group.limits
         return [
-            f'frame {group.frame}, measured by {group.pose}, rotation {group.rotation_form}',
+            f'frame {group.frame}, measured by {group.pose or "nobody"}, rotation '
+            f'{group.rotation_form}',
             f'1.0 is {group.translation_scale_m:g} m, {group.rotation_scale_rad:g} rad',
             f'at most {limits.max_step_translation_m:g} m and {limits.max_step_rotation_rad:g} '
             'rad a period,',

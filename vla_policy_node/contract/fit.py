@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vla_policy_node.contract.parts import ContractError, EndEffectorGroup, GripperGroup
 from vla_policy_node.contract.robot import RobotContract
 from vla_policy_node.policy.interface import PolicySpec, Quantity
@@ -17,6 +19,21 @@ def spec_of(robot: RobotContract) -> PolicySpec:
         tuple(Quantity(value.name, value.unit)
               for source in robot.state for value in source.values),
         tuple(Quantity(name) for name in action_names(robot)))
+
+
+def kinds_of_policies(robot: RobotContract) -> dict[str, PolicySpec]:
+    """Return the usual kinds of policy for a robot, from the one that needs least, by name."""
+    whole = spec_of(robot)
+    several = len(whole.cameras) > 1
+    all_cameras = f'all {len(whole.cameras)} cameras' if several else 'one camera'
+    kinds = {
+        'one camera, no state (OpenVLA, CogACT)': replace(
+            whole, cameras=whole.cameras[:1], state=()),
+        f'{all_cameras}, no state': replace(whole, state=()),
+        f'{all_cameras} and the state' + (' (OpenVLA-OFT, LightVLA)' if several else ''): whole}
+    # Of a robot with one camera, or without state, some are the same: the first name counts.
+    return {name: spec for name, spec in kinds.items()
+            if spec not in [*kinds.values()][:[*kinds].index(name)]}
 
 
 def action_names(robot: RobotContract) -> tuple[str, ...]:
@@ -41,14 +58,15 @@ def action_names(robot: RobotContract) -> tuple[str, ...]:
 def differences(one: RobotContract, other: RobotContract) -> tuple[str, ...]:
     """Return which of cameras, state and actions mean something else to a policy.
 
-    Topics and limits are left out: a robot may be wired anew, and be told to move more slowly.
+    Topics, limits and whether a camera is required are left out: a robot may be wired anew, and be
+    told to move more slowly or to hold more often.
     """
     first, second = _meaning(one), _meaning(other)
     return tuple(part for part in first if first[part] != second[part])
 
 
 def _meaning(robot: RobotContract) -> dict[str, object]:
-    cameras = [(camera.name, camera.transform, camera.required) for camera in robot.cameras]
+    cameras = [(camera.name, camera.transform) for camera in robot.cameras]
     state = [(value, source.type, source.parent, source.child) for source in robot.state
              for value in source.values]
     actions: list[tuple[object, ...]] = []
@@ -62,6 +80,11 @@ def _meaning(robot: RobotContract) -> dict[str, object]:
         else:
             actions.append((group.kind, [(joint.name, joint.scale) for joint in group.joints]))
     return {'cameras': cameras, 'state': state, 'actions': actions}
+
+
+def pose_of(robot: RobotContract) -> str:
+    """Return the source that measures the end effector, '' where none is moved, or measured."""
+    return next((group.pose for group in robot.actions if isinstance(group, EndEffectorGroup)), '')
 
 
 def state_places(spec: PolicySpec, robot: RobotContract) -> tuple[int, ...]:

@@ -233,7 +233,8 @@ class EndEffectorGroup:
     """Six actions that move an end effector: translation or position, then a rotation.
 
     kind: one of END_EFFECTOR_KINDS. topic: of vla_msgs/EndEffectorCommand. pose: the state source
-    that measures it, in the frame `frame`. scales: metres and radians per action unit.
+    that measures it, in the frame `frame`; '' for a recording in which nobody did. scales: metres
+    and radians per action unit.
     """
 
     name: str
@@ -250,7 +251,8 @@ class EndEffectorGroup:
         check_name('name', self.name)
         check_choice('kind', self.kind, END_EFFECTOR_KINDS)
         check_topic('topic', self.topic)
-        check_name('pose', self.pose)
+        if self.pose:
+            check_name('pose', self.pose)
         if not 0 < len(self.frame) <= _LONGEST:
             raise ContractError('frame is empty or endless; name the frame of the commands.')
         check_choice('rotation_form', self.rotation_form, ROTATION_FORMS)

@@ -145,12 +145,12 @@ class RobotContract:
         sources = {source.name: source for source in self.state}
         if isinstance(group, EndEffectorGroup):
             source = sources.get(group.pose)
-            if source is None or not source.is_pose:
+            if group.pose and (source is None or not source.is_pose):
                 raise ContractError(
                     f"{where}.pose is '{group.pose}'; name a source of the state with the type "
                     f'{POSE_TYPE} or {TRANSFORM_TYPE}, for without the measured pose nothing '
-                    'moves.')
-            if source.parent and source.parent != group.frame:
+                    "moves; for recordings without poses write ''.")
+            if source and source.parent and source.parent != group.frame:
                 raise ContractError(
                     f"{where}.frame is '{group.frame}', but the parent of its pose is "
                     f"'{source.parent}'; both must be the frame of the commands.")

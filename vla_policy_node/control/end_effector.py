@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_policy_node.control.action_spec import ActionSpec, EndEffectorDelta, GripperLatch
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
-from vla_policy_node.control.limits import CommandLimiter
+from vla_policy_node.control.limits import Box, CommandLimiter
 from vla_policy_node.control.motion import MotionLimits, MotionRecord
 from vla_policy_node.control.output_check import find_breach
 from vla_policy_node.control.robot_state import POSE, PoseWatch, Sighting
@@ -35,6 +35,7 @@ class EndEffectorMover:
         self.limiter = limiter
         self.period_s = limiter.period_s
         self.measured = PoseWatch(pose)
+        self._stream = pose
         self._latch = latch
         self._limits = limits or MotionLimits()
         self._record = MotionRecord()
@@ -45,7 +46,7 @@ class EndEffectorMover:
 
     def follow(self, other: EndEffectorMover) -> None:
         """Take over poses, motion and gripper from a mover with other limits."""
-        self.measured = other.measured
+        self.measured, self._stream = other.measured, other._stream
         self._record, self._origin_m = other._record, other._origin_m
         self._last, self._gripper = other._last, other._gripper
         self.limiter.count_on(other.limiter)
@@ -72,16 +73,20 @@ class EndEffectorMover:
     def plan(self, action: np.ndarray, now_ns: int) -> tuple[EndEffectorDelta, tuple[str, ...]]:
         """Return the displacement for an action [7], within all limits, after `check`."""
         limiter = self.limiter
-        position_m = self._record.locate(self._newest, now_ns, self._limits)
-        workspace = limiter.limits.workspace(
-            position_m if self._origin_m is None else self._origin_m)
+        position_m, workspace = self._place(now_ns)
         limited = limiter.apply(
-            self.spec.to_command(action), position_m, workspace, self._newest.pose.source)
+            self.spec.to_command(action), position_m, workspace, self._stream)
         delta = replace(limited.delta, gripper=self._latch.update(limited.delta.gripper))
         if breach := find_breach(
                 delta, self._last, position_m, workspace, limiter.limits, limiter.period_s):
             raise HoldError(Hold(HoldReason.ACTION_INVALID), breach)
         return delta, limited.rules
+
+    def _place(self, now_ns: int) -> tuple[np.ndarray, Box]:
+        """Return where the end effector will be [3], and where it may go."""
+        position_m = self._record.locate(self._newest, now_ns, self._limits)
+        return position_m, self.limiter.limits.workspace(
+            position_m if self._origin_m is None else self._origin_m)
 
     def sent(self, motion: EndEffectorDelta, now_ns: int, target_ns: int) -> None:
         """Note what is sent."""

@@ -118,9 +118,15 @@ def check_agreement(robot: RobotContract, parameters: Any) -> None:
 
 
 def check_moved(robot: RobotContract) -> None:
-    """Raise ContractError for a robot that the control loop cannot move whole."""
-    if not is_moved_by_joints(robot):
-        end_effector_parts(robot)
+    """Raise ContractError for a robot that the control loop cannot move whole, or at all."""
+    if is_moved_by_joints(robot):
+        return
+    arm, _ = end_effector_parts(robot)
+    if not arm.pose:
+        raise ContractError(
+            f'actions.{arm.name}.pose is empty in the contract of {robot.name}, so that only '
+            '`vla replay` can use it: name the source of the state that measures the end '
+            'effector, for without the measured pose nothing moves.')
 
 
 def end_effector_parts(robot: RobotContract) -> tuple[EndEffectorGroup, GripperGroup]:

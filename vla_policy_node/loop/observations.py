@@ -28,9 +28,9 @@ def decode_pair(
     for camera in streams.cameras:
         images[camera], headers[camera] = _decode_picture(
             camera, pair.payloads[camera], streams.is_compressed(camera))
-    state = np.concatenate([
+    state = np.concatenate([np.empty(0), *(
         decode_state(pair.payloads[name], source, frame_id)
-        for name, source in streams.states.items()])
+        for name, source in streams.states.items())])
     return Observation(images, streams.told(state), instruction), headers
 
 

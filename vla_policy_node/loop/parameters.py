@@ -38,12 +38,12 @@ from vla_policy_node.loop.contract_fields import (
     transform_name,
 )
 from vla_policy_node.loop.parameter_fields import changed_parts, check_values, parameter
-from vla_policy_node.policy import load_policy
+from vla_policy_node.policy import load_policy, read_spec
 from vla_policy_node.wire.images import read_reference
 from vla_policy_node.wire.streams import InputStreams
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy.interface import Policy
+    from vla_policy_node.policy.interface import Policy, PolicySpec
 
 
 def _ns(seconds: float) -> int:
@@ -295,6 +295,12 @@ class PolicyParameters:
         check_fits(policy.description.spec, self.robot)
         return policy
 
+    def read_spec(self) -> PolicySpec:
+        """Return what the policy will need, before it is loaded. Raises ValueError."""
+        spec = read_spec(self.checkpoint, self.method_names)
+        check_fits(spec, self.robot)
+        return spec
+
     @property
     def period_ns(self) -> int:
         """Control period."""
@@ -368,11 +374,13 @@ class PolicyParameters:
     def make_parts(
         self, references: Mapping[str, np.ndarray] | None = None,
         streams: InputStreams | None = None,
+        end_effector: type[EndEffectorMover] = EndEffectorMover,
     ) -> CommanderParts:
         """Make everything the tunable parameters decide. Raises ValueError.
 
         references: what `read_references` returned before, so that no file is read again.
-        streams: those that a policy needs; None: all of the robot.
+        streams: those that a policy needs; None: all of the robot. end_effector: what bounds the
+            commands of one.
         """
         if references is None:
             references = self.read_references()
@@ -390,7 +398,7 @@ class PolicyParameters:
             CameraWatch(streams.cameras, _ns(self.freeze_timeout_s), references),
             create_executor(
                 self.execution_mode, self.period_ns, ensemble, self.action_spec().layout),
-            self._make_mover(streams.pose),
+            self._make_mover(streams.pose, end_effector),
             _ns(self.input_timeout_s),
         )
 
@@ -406,13 +414,13 @@ class PolicyParameters:
         return replace(parts, **{
             name: getattr(fresh, name) for name in changed_parts(former, self)})
 
-    def _make_mover(self, pose: str) -> Mover:
+    def _make_mover(self, pose: str, end_effector: type[EndEffectorMover]) -> Mover:
         period_s, window_ns = self.period_ns / 1e9, _ns(self.tracking_window_s)
         delay_ns = _ns(self.tracking_delay_s)
         if spec := self.joint_spec:
             return JointMover(
                 spec, period_s, joint_streams(self.robot), JointTracking(window_ns, delay_ns))
-        return EndEffectorMover(
+        return end_effector(
             self.end_effector_spec(), CommandLimiter(self._limits(), period_s),
             GripperLatch(self.gripper_threshold, self.gripper_dead_band),
             MotionLimits(self.max_tracking_error_m, window_ns, self.tracking_gain, delay_ns),

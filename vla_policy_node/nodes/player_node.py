@@ -33,8 +33,9 @@ from vla_policy_node.nodes.messages import to_ns, to_time
 from vla_policy_node.nodes.parameter_reader import ParameterReader
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.playback import LockStep, PlaybackError, RealTime
+from vla_policy_node.nodes.resolving import topics_of
 from vla_policy_node.nodes.running import run
-from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.policy.interface import PolicySpec, Quantity
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
 from vla_policy_node.replay.robots import told_namespaces, topics_of_robot
@@ -93,6 +94,7 @@ class PlayerNode(Node):
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
             self._topics = self._unpack_pictures(
                 self._find_topics(find_contract(self._settings.contract)))
+            self._topics.needed_by({})  # what the contract requires
         except (BagError, ContractError) as error:
             raise ParameterError(str(error)) from None
         self.failed = False
@@ -145,10 +147,10 @@ class PlayerNode(Node):
             topics, streams=replace(topics.streams, compressed=self._settings.compressed))
 
     def _create_endpoints(self) -> None:
-        played = replace(self._topics.streams, robot=find_contract(self._settings.contract))
+        self._played = replace(self._topics.streams, robot=find_contract(self._settings.contract))
         self._outputs = {
             stream: self.create_publisher(input_class(kind), topic, qos.played(stream))
-            for stream, (kind, topic) in played.topics.items()
+            for stream, (kind, topic) in self._played.topics.items()
             if stream in self._topics.inputs.values()}
         self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')
@@ -194,17 +196,16 @@ class PlayerNode(Node):
 
     def _play(self) -> None:
         parameters = self._read_parameters()
+        needed = self._needed()
         summary = summarise_bag(
-            self._bag, self._topics, self._settings.instruction, parameters.period_ns)
+            self._bag, needed, self._settings.instruction, parameters.period_ns)
         self.get_logger().info(f'Playing {self._bag.path}: {self._bag.duration_s:.1f} s')
         play: LockStep | RealTime | None = None
         for time_ns, event, raw in events(self._bag, self._topics, summary):
             if self._stop:
                 return
             if play is None:
-                self._wait_for_policy(time_ns)
-                # What a policy needs of a robot differs by cameras alone.
-                needed = self._topics.needed_by(PolicySpec(self._cameras, state=()))
+                self._wait_for_policy(time_ns, needed)
                 play = (LockStep(self, parameters, needed.streams) if self._settings.lock_step
                         else RealTime(self))
             play.reach(time_ns)
@@ -238,7 +239,26 @@ class PlayerNode(Node):
             values[name] = list(value) if is_list else value
         return PolicyParameters.from_values(values)
 
-    def _wait_for_policy(self, time_ns: int) -> None:
+    def _needed(self) -> BagTopics:
+        """Wait until the node says what it listens to; BagError if the bag lacks some of that."""
+        states: set[str] | None = None
+
+        def known() -> bool:
+            nonlocal states
+            topics = topics_of(self, 'policy')
+            if topics is not None:
+                states = {source for source in self._played.states
+                          if self.resolve_topic_name(self._played.topics[source][1]) in topics}
+            return bool(self._cameras) and states is not None
+
+        self.wait(known, 'the policy node to say what it listens to', 0.05)
+        told = tuple(
+            Quantity(value.name) for name, source in self._played.states.items()
+            if name in (states or ()) and name != self._played.pose for value in source.values)
+        return self._topics.needed_by(
+            {'the policy of the node': PolicySpec(self._cameras, told)}, moves=True)
+
+    def _wait_for_policy(self, time_ns: int, needed: BagTopics) -> None:
         """Wait until the node is active, is subscribed and knows the time."""
         before_ns = time_ns - 10_000_000_000
 
@@ -248,8 +268,8 @@ class PlayerNode(Node):
             self.set_clock(before_ns)
             heard = {stream for stream, output in self._outputs.items()
                      if output.get_subscription_count()}
-            awaited = {*self._cameras, *self._topics.streams.states} & self._outputs.keys()
-            return self._active and self._start.service_is_ready() and heard >= awaited
+            return (self._active and self._start.service_is_ready()
+                    and heard >= needed.streams.topics.keys() & self._outputs.keys())
 
         self.wait(ready, 'the policy node to be active', 0.05)
 

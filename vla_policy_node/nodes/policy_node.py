@@ -26,6 +26,7 @@ from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.contract.robot import CLOCK
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
+from vla_policy_node.loop.contract_fields import check_moved
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.loading import load_ready
@@ -112,6 +113,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = self._settings = self._ceilings = self._store.checked()
+        check_moved(parameters.robot)
         lock_step = parameters.pacing == 'observation'
         if lock_step and not self.get_parameter('use_sim_time').value:
             raise ValueError("pacing 'observation' is for lock-step on simulated time; set "

@@ -1,8 +1,8 @@
-"""Replaces the topics in a robot contract by those that a node really uses."""
+"""Which topics nodes really use: of a contract in one's own graph, and those of another node."""
 
 from contextlib import suppress
 
-from rclpy.node import Node
+from rclpy.node import Node, NodeNameNonExistentError
 
 from vla_policy_node.contract import ContractError, RobotContract
 
@@ -16,3 +16,19 @@ def resolved(node: Node, robot: RobotContract) -> RobotContract:
         with suppress(ContractError):
             robot = robot.with_topics({stream: node.resolve_topic_name(topic)})
     return robot
+
+
+def topics_of(node: Node, other: str) -> set[str] | None:
+    """Return what another node in this node's namespace listens to, None if nobody knows yet.
+
+    other: a policy node, which begins to serve goals when it has all its inputs: what is seen of
+    it before that may be a part.
+    """
+    place = node.get_namespace()
+    try:
+        services = dict(node.get_service_names_and_types_by_node(f'{other}_goals', place))
+        if node.resolve_service_name(f'{other}/start') not in services:
+            return None
+        return set(dict(node.get_subscriber_names_and_types_by_node(other, place)))
+    except NodeNameNonExistentError:
+        return None

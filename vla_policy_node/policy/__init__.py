@@ -1,15 +1,17 @@
 """Public inference API: `load_policy` and the interface of policies. Needs neither torch nor ROS.
 
-`load_policy` loads a checkpoint into this process; `interface` says what every policy is.
+`load_policy` loads a checkpoint into this process, `read_spec` says what that would need, and
+`interface` what every policy is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_policy_node.policy.interface import Policy
+    from vla_policy_node.policy.interface import Policy, PolicySpec
 
 
 def load_policy(
@@ -35,3 +37,16 @@ def load_policy(
     policy = LocalPolicy.load(checkpoint, **options)
     answers = [method.answers for method in policy.methods if method.answers is not None]
     return AnsweringPolicy(policy, answers) if answers else policy
+
+
+def read_spec(checkpoint: Path | str, methods: Sequence[str] = ()) -> PolicySpec:
+    """Return what `load_policy` of these would need and answer with, without reading weights.
+
+    Raises ValueError with one sentence for a checkpoint or a method that there is not.
+    """
+    from vla_policy_node import acceleration, families
+    from vla_policy_node.checkpoints.hub import find_checkpoint
+    from vla_policy_node.policy.describe import spec_with
+
+    config = families.read_model_config(find_checkpoint(checkpoint))
+    return spec_with(config, [acceleration.named(name) for name in methods])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from vla_policy_node.policy.interface import (
     NORMALISED_ACTIONS,
     TOKEN_SELECTIONS,
     PolicyDescription,
+    PolicySpec,
     TokenSelection,
 )
 
@@ -41,12 +42,9 @@ def describe(
     config: sizes as the files have them, whatever methods left out of the network. chosen: fields
     that say how the policy was loaded.
     """
-    spec = config.spec
-    if not spec.state and any(method.reads_state for method in methods):
-        spec = replace(spec, state=END_EFFECTOR_STATE)
     names = [method.name for method in methods]
     return PolicyDescription(
-        spec=spec,
+        spec=spec_with(config, methods),
         capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
         execution_modes=acceleration.execution_modes(names),
         checkpoint=str(directory),
@@ -66,6 +64,15 @@ def describe(
         state_range=tuple(tuple(end) for end in statistics.proprio_seen.tolist()),
         **chosen,  # type: ignore[arg-type]
     )
+
+
+def spec_with(
+    config: ModelConfig, methods: Iterable[Method | type[Method]]
+) -> PolicySpec:
+    """Return what a policy of these sizes takes and gives together with these methods."""
+    if not config.spec.state and any(method.reads_state for method in methods):
+        return replace(config.spec, state=END_EFFECTOR_STATE)
+    return config.spec
 
 
 def describe_selections(

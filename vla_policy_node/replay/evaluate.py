@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.outputs.files import write_json
 from vla_policy_node.outputs.whole import check_place, check_target, whole_folder
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay import compare, metrics
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import BagSummary, summarise_bag
@@ -96,20 +97,22 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         if len({p.robot for p in parameters}) > 1:
             raise ValueError('The two configurations have different contracts; policies of two '
                              'robots cannot be compared.')
-        topics = replace(
-            topics_of_robot(bag, as_recorded(parameters[0].robot, bag, info), settings.topics,
-                            settings.actions_topic, settings.bag_namespace),
-            by_log=settings.stamps == LOG)
+        labels = _labels(choices, parameters)
+        topics = topics_of_robot(
+            bag, as_recorded(parameters[0].robot, bag, info), settings.topics,
+            settings.actions_topic, settings.bag_namespace)
+        topics = replace(topics, by_log=settings.stamps == LOG).needed_by(
+            _needs(labels, parameters))
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)
         latency_ns = _latency_ns(settings, summary, parameters[0])
         traces = [
             _run(bag, topics, summary, p, label, latency_ns, settings.threads, on_progress)
-            for p, label in zip(parameters, _labels(choices, parameters), strict=True)]
+            for p, label in zip(parameters, labels, strict=True)]
         described = _describe_bag(bag, topics, summary)
         remarks = bag.remarks()
     notes = list(dict.fromkeys([*summary.notes, *(n for _, found in chosen for n in found)]))
-    notes += remarks + _remarks(traces, summary)
+    notes += remarks + _remarks(traces, topics, summary)
     return _evaluation(path, topics, summary, traces, settings, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})
@@ -134,6 +137,14 @@ def _run(
         raise BagError(f"No observation of the bag '{bag.path}' could be used by {label}: "
                        f'{why_unused(trace, topics, parameters)}.')
     return trace
+
+
+def _needs(
+    labels: Sequence[str], parameters: Sequence[PolicyParameters]
+) -> dict[str, PolicySpec]:
+    """Return what each policy needs, by what sentences call it."""
+    return {f'{label} of the checkpoint {Path(p.checkpoint).name}': p.read_spec()
+            for label, p in zip(labels, parameters, strict=True)}
 
 
 def _latency_ns(
@@ -181,8 +192,12 @@ def _describe_bag(bag: Bag, topics: BagTopics, summary: BagSummary) -> dict:
     }
 
 
-def _remarks(traces: list[Trace], summary: BagSummary) -> list[str]:
+def _remarks(traces: list[Trace], topics: BagTopics, summary: BagSummary) -> list[str]:
     remarks = []
+    if not topics.streams.pose:
+        remarks.append('The bag has no poses of the end effector, which no policy here is told: '
+                       'commands are bounded in size, speed and acceleration, but by no '
+                       'workspace. A robot would not have moved.')
     for stream in dict.fromkeys(
             name.removeprefix('input.').removesuffix('.backward') for trace in traces
             for name in trace.counts if name.endswith('.backward')):

@@ -10,7 +10,9 @@ from itertools import islice
 import numpy as np
 
 from vla_policy_node.contract import RobotContract
+from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
+from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.finding import (
     COMPRESSED,
@@ -34,6 +36,7 @@ from vla_policy_node.wire.cdr import (
 )
 from vla_policy_node.wire.encodings import ENCODINGS
 from vla_policy_node.wire.images import sample_compressed
+from vla_policy_node.wire.streams import InputStreams
 from vla_policy_node.wire.transforms import newest_stamp
 
 _SHOWN = 6  # topics and joints in a cell
@@ -93,7 +96,7 @@ class InputFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found. remarks: sentences. ready: whether `vla replay` can take the bag."""
+    """All that was found. remarks: sentences."""
 
     duration_s: float
     topics: tuple[TopicFacts, ...]
@@ -102,8 +105,14 @@ class Inspection:
 
     @property
     def ready(self) -> bool:
-        """Whether every input that the robot needs is there."""
+        """Whether every input of the robot is there."""
         return not any(one.problem for one in self.inputs)
+
+    def lacks(self, robot: RobotContract, spec: PolicySpec) -> tuple[str, ...]:
+        """Return the inputs that a policy needs for a replay and that are not there."""
+        has_pose = any(one.name == pose_of(robot) and one.topic for one in self.inputs)
+        needed = InputStreams(robot, False, spec, moves=has_pose).topics
+        return tuple(one.name for one in self.inputs if one.name in needed and one.problem)
 
 
 def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
@@ -144,8 +153,6 @@ def _problem(
 ) -> str:
     topic = found[part.name]
     if not topic:
-        if isinstance(part, Camera) and not part.required:
-            return ''
         taken = {*found.values()}
         others = [*islice((t for t in fitting(bag, part, robot) if t not in taken), _SHOWN)]
         if others:

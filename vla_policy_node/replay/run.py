@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.loop.control_loop import ControlLoop
 from vla_policy_node.loop.counters import counters
 from vla_policy_node.loop.parameters import PolicyParameters
@@ -17,6 +18,7 @@ from vla_policy_node.replay.bag_summary import BagSummary
 from vla_policy_node.replay.timeline import PacedPolicy, Timeline
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
+from vla_policy_node.replay.unmeasured import UnmeasuredMover
 
 _MOST_PROBLEMS = 20
 
@@ -32,9 +34,10 @@ def run_policy(
     """
     spec = parameters.action_spec()
     # Commands do not move the arm of a recording, and the bag says when its goals end.
-    topics = topics.needed_by(policy.description.spec)
+    topics = topics.needed_by({label: policy.description.spec})
     parts = replace(parameters, max_tracking_error_m=0.0, input_timeout_s=0.0).make_parts(
-        streams=topics.streams)
+        streams=topics.streams,
+        end_effector=EndEffectorMover if topics.streams.pose else UnmeasuredMover)
     paced = PacedPolicy(policy, latency_ns)
     loop = ControlLoop(paced, parts, parameters.period_ns)
     trace = Trace(label, spec, parameters.period_ns, parameters.execution_mode,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from vla_policy_node.contract import RobotContract, find_contract
-from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.contract.fit import pose_of
+from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import (
@@ -19,9 +20,10 @@ from vla_policy_node.replay.finding import (
     find_topic,
     fitting,
     parts_of,
+    why_not,
 )
 from vla_policy_node.wire.definitions import MessageDefinitions
-from vla_policy_node.wire.streams import InputStreams, is_static, static_of
+from vla_policy_node.wire.streams import InputStreams, static_of
 
 STATUS, INFO, CHUNK, COMMAND = '/policy_status', '/policy_info', '/action_chunk', '/command'
 POLICY_INFO = 'vla_msgs/msg/PolicyInfo'
@@ -31,14 +33,22 @@ _SHOWN = 8  # topics in a sentence
 ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
 
 
+class Missing(NamedTuple):
+    """Why a stream has no topic in a bag, and what to do about it: two halves of a sentence."""
+
+    problem: str
+    cure: str
+
+
 @dataclass(frozen=True)
 class BagTopics:
     """The topics that are read from a bag.
 
-    inputs: topic -> stream. streams: of the robot, compressed or not. actions: topic of the
-    executed or expert actions, '' if there are none; action_type: its message type. by_log:
-    samples count by the time of recording instead of their stamps. records: topic -> which of
-    RECORDS it is, of what the robot's policy node told of itself.
+    inputs: topic -> stream. streams: of the robot, compressed or not. missing: streams that the
+    bag does not have. actions: topic of the executed or expert actions, '' if there are none;
+    action_type: its message type. by_log: samples count by the time of recording instead of their
+    stamps. records: topic -> which of RECORDS it is, of what the robot's policy node told of
+    itself.
     """
 
     inputs: Mapping[str, str]
@@ -46,28 +56,49 @@ class BagTopics:
     actions: str = ''
     action_type: str = ACTION_TYPES[0]
     by_log: bool = False
+    missing: Mapping[str, Missing] = field(default_factory=dict)
     records: Mapping[str, str] = field(default_factory=lambda: {name: name for name in RECORDS})
 
-    def needed_by(self, spec: PolicySpec) -> BagTopics:
-        """Return those that a policy needs; raises BagError if the bag lacks one of them."""
-        streams = replace(self.streams, spec=spec)
+    def needed_by(self, policies: Mapping[str, PolicySpec], moves: bool = False) -> BagTopics:
+        """Return those that these policies need together; BagError if the bag lacks one of them.
+
+        policies: what each needs, by what sentences call it. moves: their commands move a robot,
+        so that the pose of the end effector is needed whether or not a policy is told it.
+        """
+        specs = policies.values()
+        together = PolicySpec(
+            tuple(dict.fromkeys(camera for spec in specs for camera in spec.cameras)),
+            tuple(dict.fromkeys(quantity for spec in specs for quantity in spec.state)))
+        has_pose = pose_of(self.streams.robot) in self.inputs.values()
+        streams = replace(self.streams, spec=together, moves=moves or has_pose)
+        for stream in streams.topics:
+            if missing := self.missing.get(stream):
+                raise BagError(f'{missing.problem}, and {self._reason(stream, policies)}; '
+                               f'{missing.cure}.')
         inputs = {topic: stream for topic, stream in self.inputs.items()
                   if stream in streams.topics}
-        for stream, (_, topic) in streams.topics.items():
-            if stream not in inputs.values() and not is_static(stream):
-                raise BagError(
-                    f"The policy looks at the camera '{stream}', of which the bag has nothing on "
-                    f"'/{topic.lstrip('/')}'; name its topic with {option_of(stream)} TOPIC.")
         return replace(self, inputs=inputs, streams=streams)
+
+    def _reason(self, stream: str, policies: Mapping[str, PolicySpec]) -> str:
+        """Return why a stream is needed."""
+        for who, spec in policies.items():
+            if stream in spec.cameras:
+                return f"{who} looks at the camera '{stream}'"
+            one = replace(self.streams, spec=spec, moves=False)
+            if stream in one.states:
+                return f'{who} is told what {stream} measures'
+        if stream in self.streams.robot.camera_names:
+            return f"the contract of {self.streams.robot.name} requires the camera '{stream}'"
+        return f'without {stream} nothing may be moved (`vla replay` moves nothing)'
 
 
 def find_topics(
     bag: Bag, chosen: Mapping[str, str], actions: str = '', robot: RobotContract | None = None,
     commands: str = COMMAND,
 ) -> BagTopics:
-    """Return the topics to read; raises BagError for one that is missing or of another type.
+    """Return the topics that there are; whether they are enough says `BagTopics.needed_by`.
 
-    A camera that the contract does not require may be missing, see `BagTopics.needed_by`.
+    Raises BagError for one that was chosen and is missing or of another type.
     chosen: stream -> topic, where that is not the name of the contract; `/compressed` and the
     leading slash may be left out. Compressed images are used where there are no raw ones.
     actions: topic of the actions to compare with; '' for that of the commands, if it is there and
@@ -79,33 +110,37 @@ def find_topics(
                        f'{", ".join(robot.topics)}.')
     found: dict[str, str] = {}
     compressed = set()
+    missing = {}
     for part in parts_of(robot):
         stream = part.name
         name = chosen.get(stream) or f'/{part.topic.lstrip("/")}'
-        if isinstance(part, StateSource):
-            found[stream] = _require(bag, find_topic(bag.types, name) or name, part, robot)
+        topic, is_compressed = find_topic(bag.types, name) or name, False
+        if isinstance(part, Camera):
+            topic, is_compressed = find_picture(bag.types, name) or (name, False)
+        if lack := _missing(bag, topic, part, robot):
+            if chosen.get(stream):
+                raise BagError(f'{lack.problem}; {lack.cure}.')
+            missing[stream] = lack
             continue
-        picture = find_picture(bag.types, name)
-        if picture is None and not part.required and not chosen.get(stream):
-            continue
-        found[stream], is_compressed = picture or (name, False)
-        _require(bag, found[stream], part, robot)
+        found[stream] = topic
         if is_compressed:
             compressed.add(stream)
     _refuse_twice(bag, found)
     streams = InputStreams(robot, frozenset(compressed))
     inputs = {topic: stream for stream, topic in found.items()}
     for source in streams.transforms.values():
-        static = find_topic(bag.types, f'{found[source.name]}_static')
+        static = find_topic(bag.types, f'{found[source.name]}_static') if (
+            source.name in found) else None
         if static and bag.types[static] == source.type:
             inputs[static] = static_of(source.name)
+    topics = BagTopics(inputs, streams, missing=missing)
     topic = find_topic(bag.types, actions or commands) or actions or commands
     kind = bag.types.get(topic, '')
     if kind in ACTION_TYPES:
-        return BagTopics(inputs, streams, topic, kind)
+        return replace(topics, actions=topic, action_type=kind)
     if actions:
         _require_actions(bag, topic)
-    return BagTopics(inputs, streams)
+    return topics
 
 
 def option_of(stream: str) -> str:
@@ -138,24 +173,30 @@ def _refuse_twice(bag: Bag, found: Mapping[str, str]) -> None:
                 f'once; name another one with {option_of(names[-1])} TOPIC.')
 
 
-def _require(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContract) -> str:
-    """Return the topic; BagError if it is not there, or its messages are of another type."""
+def _missing(
+    bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContract
+) -> Missing | None:
+    """Return why a topic cannot be this input, not there or of another type; None if it can."""
     found = bag.types.get(topic)
     kinds = (RAW, COMPRESSED) if isinstance(part, Camera) else (part.type,)
     option = f'{option_of(part.name)} TOPIC'
-    if found is None:
-        others = [*islice(fitting(bag, part, robot), _SHOWN)]
-        hint = f'name one with {option}: {", ".join(others)}' if others else (
-            f'no topic has usable messages of the type {" or ".join(kinds)}; record the inputs of '
-            'the policy with `vla record`')
-        if counted := bag.counted.get(topic):
-            hint = f'its metadata.yaml counts {counted}, so they were lost; {hint}'
-        raise BagError(f"The bag '{bag.path}' has no messages on '{topic}'; {hint}.")
-    if found not in kinds:
-        raise BagError(
+    if found in kinds:
+        # What is wrong with others may be for some time, or under some parameters.
+        if found == TRANSFORM_TYPE and (why := why_not(bag, topic, part, robot)):
+            return Missing(f"The topic '{topic}' of the bag '{bag.path}' holds no {part.name} "
+                           f'({why.rstrip(".")})', 'correct parent and child in the contract')
+        return None
+    if found is not None:
+        return Missing(
             f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
-            f'known here: {kinds[0]} is needed; name another topic with {option}.')
-    return topic
+            f'known here: {kinds[0]} is needed', f'name another topic with {option}')
+    others = [*islice(fitting(bag, part, robot), _SHOWN)]
+    cure = f'name one with {option}: {", ".join(others)}' if others else (
+        f'no topic has usable messages of the type {" or ".join(kinds)} to name with {option}; '
+        'record the inputs of the policy with `vla record`')
+    if counted := bag.counted.get(topic):
+        cure = f'its metadata.yaml counts {counted}, so they were lost; {cure}'
+    return Missing(f"The bag '{bag.path}' has no messages on '{topic}'", cure)
 
 
 def _require_actions(bag: Bag, topic: str) -> None:

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.fit import state_places
+from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.joints import is_moved_by_joints, joint_spec, joint_streams
-from vla_policy_node.contract.parts import TRANSFORM_TYPE, EndEffectorGroup, StateSource
+from vla_policy_node.contract.parts import TRANSFORM_TYPE, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.wire.cdr import stamp_of
 from vla_policy_node.wire.transforms import newest_stamp
@@ -24,13 +24,18 @@ _STATIC = '.static'
 class InputStreams:
     """The streams of a robot that are needed. Any thread.
 
-    compressed: whether pictures are, or the names of the cameras whose are. spec: of the policy,
-    which may need less than the robot has; None: everything is needed.
+    A policy needs the cameras that it looks at and the sources that it is told something of.
+    Besides, what the contract requires is needed, and what measures that which is moved.
+
+    compressed: whether pictures are, or the names of the cameras whose are. spec: of the policy;
+    None: everything is needed. moves: whether anything is moved; where nothing is, as in a
+    recording without poses, the pose of the end effector may be missing.
     """
 
     robot: RobotContract
     compressed: bool | frozenset[str]
     spec: PolicySpec | None = None
+    moves: bool = True
 
     @cached_property
     def cameras(self) -> tuple[str, ...]:
@@ -40,14 +45,17 @@ class InputStreams:
 
     @cached_property
     def states(self) -> Mapping[str, StateSource]:
-        """Sources of the state by name, in the order in which the policy is told them."""
-        return {source.name: source for source in self.robot.state}
+        """Sources of the state by name, in the order of the contract."""
+        moved = {self.pose, *self.joints}
+        told = None if self.spec is None else {quantity.name for quantity in self.spec.state}
+        return {source.name: source for source in self.robot.state
+                if told is None or source.name in moved
+                or any(value.name in told for value in source.values)}
 
     @cached_property
     def pose(self) -> str:
         """Name of the stream that measures the end effector, '' where none is moved."""
-        return next((group.pose for group in self.robot.actions
-                     if isinstance(group, EndEffectorGroup)), '')
+        return pose_of(self.robot) if self.moves else ''
 
     @cached_property
     def joints(self) -> Mapping[str, tuple[str, ...]]:
@@ -67,9 +75,9 @@ class InputStreams:
         return {
             **{camera.name: self.pictures(camera.name, camera.topic)
                for camera in self.robot.cameras if camera.name in self.cameras},
-            **{source.name: (source.type, source.topic) for source in self.robot.state},
-            **{static_of(source.name): (source.type, f'{source.topic}_static')
-               for source in self.transforms.values()},
+            **{name: (source.type, source.topic) for name, source in self.states.items()},
+            **{static_of(name): (source.type, f'{source.topic}_static')
+               for name, source in self.transforms.items()},
         }
 
     @cached_property
@@ -83,12 +91,15 @@ class InputStreams:
         return newest_stamp(raw) if source_of(stream) in self.transforms else stamp_of(raw)
 
     def told(self, state: np.ndarray) -> np.ndarray:
-        """Return what the policy reads of all numbers of the state [N], in its order."""
+        """Return what the policy reads of the numbers of all `states` [N], in its order."""
         return state if self._places is None else state[self._places]
 
     @cached_property
     def _places(self) -> list[int] | None:
-        return list(state_places(self.spec, self.robot)) if self.spec else None
+        if self.spec is None:
+            return None
+        names = [value.name for source in self.states.values() for value in source.values]
+        return [names.index(quantity.name) for quantity in self.spec.state]
 
     def is_compressed(self, camera: str) -> bool:
         """Whether the pictures of a camera are."""
