@@ -206,7 +206,10 @@ def test_the_document(checkpoint, made_up, tmp_path):
     assert (row['wilson_low'], row['wilson_high']) == pytest.approx((0.0615, 0.7923), abs=1e-4)
     assert document['paired'] == [{
         'first': 'dense', 'second': 'lightvla', 'episodes': 6, 'both': 2, 'only_first': 2,
-        'only_second': 0, 'neither': 2, 'difference': pytest.approx(-1 / 3), 'p_value': 0.5}]
+        'only_second': 0, 'neither': 2, 'difference': pytest.approx(-1 / 3),
+        'interval': pytest.approx([-0.6463, 0.1517], abs=1e-3),
+        'interval_of_tasks': pytest.approx([-1 / 3, -1 / 3]), 'verdict': 'undecided',
+        'p_value': 0.5, 'p_holm': 0.5}]
     assert document['machine']['workers'] == 1
     assert not side_file(file).exists()
     for name in ('success.png', 'tokens.png'):

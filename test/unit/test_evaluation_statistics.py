@@ -2,13 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from vla_policy_node.evaluation.statistics import compare, mcnemar_exact, wilson_interval
+from vla_policy_node.evaluation.statistics import (
+    Paired,
+    clustered_interval,
+    compare,
+    holm,
+    mcnemar_exact,
+    wilson_interval,
+)
 
+fours = st.tuples(*[st.integers(0, 120)] * 4)
 counts = st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
@@ -93,3 +102,74 @@ def test_difference_is_that_of_the_rates(episodes):
     if episodes:
         rates = [sum(side.values()) / len(episodes) for side in (first, second)]
         assert paired.difference == pytest.approx(rates[1] - rates[0])
+
+
+def paired_of(both, only_first, only_second, neither):
+    return Paired(both, only_first, only_second, neither,
+                  mcnemar_exact(only_first, only_second))
+
+
+@given(fours)
+def test_the_interval_of_a_difference_holds_it_and_turns_round_with_the_methods(four):
+    both, b, c, neither = four
+    paired, turned = paired_of(both, b, c, neither), paired_of(both, c, b, neither)
+    low, high = paired.interval
+    assert turned.interval == pytest.approx((-high, -low), abs=1e-12)
+    if paired.episodes:
+        assert -1 - 1e-12 <= low <= paired.difference <= high <= 1 + 1e-12
+
+
+def test_without_correlation_it_is_newcombes_interval_of_independent_rates():
+    paired = paired_of(both=48, only_first=32, only_second=12, neither=8)
+    assert paired._correlation == 0
+    (l1, u1), (l2, u2) = wilson_interval(80, 100), wilson_interval(60, 100)
+    below, above = math.hypot(0.6 - l2, u1 - 0.8), math.hypot(u2 - 0.6, 0.8 - l1)
+    assert paired.interval == pytest.approx((-0.2 - below, -0.2 + above))
+
+
+@pytest.mark.parametrize('rates', [
+    (0.80, 0.07, 0.07, 0.06), (0.80, 0.10, 0.04, 0.06), (0.45, 0.1, 0.1, 0.35)])
+def test_the_interval_holds_the_truth_in_95_of_100_experiments(rates):
+    rng = np.random.default_rng(0)
+    held = 0
+    for drawn in rng.multinomial(200, rates, 2000):
+        low, high = paired_of(*map(int, drawn)).interval
+        held += low <= rates[2] - rates[1] <= high
+    assert 0.94 <= held / 2000 <= 0.98
+
+
+@pytest.mark.parametrize(('four', 'verdict'), [
+    ((100, 0, 30, 70), 'better'),
+    ((100, 30, 0, 70), 'worse'),
+    ((180, 2, 2, 16), 'not worse by 5 points'),
+    ((168, 12, 7, 13), 'undecided'),
+    ((0, 0, 0, 0), 'undecided'),
+])
+def test_a_verdict_says_no_more_than_the_interval(four, verdict):
+    assert paired_of(*four).verdict == verdict
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_keeps_the_order_and_is_between_no_correction_and_bonferronis(p_values):
+    adjusted = holm(p_values)
+    for p, q in zip(p_values, adjusted, strict=True):
+        assert p <= q <= min(1.0, len(p_values) * p) + 1e-12
+    assert np.array_equal(
+        np.argsort(p_values, kind='stable'),
+        np.lexsort((np.arange(len(p_values)), p_values, adjusted)))
+
+
+def test_an_interval_of_tasks_is_wider_where_one_task_makes_the_difference():
+    episodes = [(task, episode) for task in range(10) for episode in range(20)]
+    dense = dict.fromkeys(episodes, True)
+    one_task = {(task, episode): task != 0 for task, episode in episodes}
+    everywhere = {(task, episode): episode < 18 for task, episode in episodes}
+    narrow, wide = (clustered_interval(dense, other) for other in (everywhere, one_task))
+    assert narrow == pytest.approx((-0.1, -0.1))
+    assert wide[0] <= -0.2 and wide[1] == 0
+    assert clustered_interval(dense, {(0, 1): True}) == (-1.0, 1.0)

@@ -1,15 +1,23 @@
-"""Confidence intervals of success rates, and paired comparisons on identical episodes."""
+"""Confidence intervals of success rates, and paired comparisons on identical episodes.
+
+A p value above 0.05 is no evidence that two methods are equally good. That takes an interval of
+the difference, and a margin stated beforehand: `NOT_WORSE_BY`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.stats import binomtest
 
 # Quantile of the normal distribution that leaves 2.5 % on either side.
 Z_95 = 1.959963984540054
+# Of the success rate: a method that loses less than this is as good for whoever chooses one.
+NOT_WORSE_BY = 0.05
+BOOTSTRAP_DRAWS = 10_000
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -57,6 +65,46 @@ class Paired:
             return math.nan
         return (self.only_second - self.only_first) / self.episodes
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference; (-1, 1) without episodes.
+
+        Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10: Wilson's intervals of both
+        rates, and how far the outcomes go together.
+        """
+        n = self.episodes
+        if not n:
+            return -1.0, 1.0
+        first, second = self.both + self.only_first, self.both + self.only_second
+        below, above = zip(*(
+            (count / n - low, high - count / n) for count in (first, second)
+            for low, high in (wilson_interval(count, n),)), strict=True)
+        phi = self._correlation
+        return (
+            self.difference - _combined(below[1], above[0], phi),
+            self.difference + _combined(above[1], below[0], phi))
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say of the second method, in words."""
+        low, high = self.interval
+        if low > 0:
+            return 'better'
+        if high < 0:
+            return 'worse'
+        return f'not worse by {100 * NOT_WORSE_BY:.0f} points' if low > -NOT_WORSE_BY else (
+            'undecided')
+
+    @property
+    def _correlation(self) -> float:
+        """Phi of the four counts, with Newcombe's correction for continuity; 0 if undefined."""
+        both, b, c, neither = self.both, self.only_first, self.only_second, self.neither
+        product = (both + b) * (c + neither) * (both + c) * (b + neither)
+        together = both * neither - b * c
+        if together > 0:
+            together = max(together - self.episodes / 2, 0)
+        return together / math.sqrt(product) if product else 0.0
+
 
 def compare(first: Mapping[Hashable, bool], second: Mapping[Hashable, bool]) -> Paired:
     """Compare two methods by the episodes that both ran; values say whether it succeeded."""
@@ -75,3 +123,41 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the two-sided p value of discordant counts under a fair coin."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values that hold for all rows of a table at once (Holm 1979)."""
+    order = np.argsort(p_values, kind='stable')
+    adjusted = [0.0] * len(order)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def clustered_interval(
+    first: Mapping[tuple[int, int], bool], second: Mapping[tuple[int, int], bool]
+) -> tuple[float, float]:
+    """Return the 95 % interval of the difference for other tasks, not only other episodes.
+
+    first, second: (task, episode) -> success. Percentiles of a bootstrap that draws whole tasks,
+    as episodes of one task resemble each other. (-1, 1) for fewer than two tasks.
+    """
+    tasks: dict[int, list[int]] = {}
+    for task, episode in first.keys() & second.keys():
+        key = task, episode
+        tasks.setdefault(task, []).append(int(second[key]) - int(first[key]))
+    if len(tasks) < 2:
+        return -1.0, 1.0
+    chosen = sorted(tasks)
+    gains = np.array([sum(tasks[task]) for task in chosen])
+    episodes = np.array([len(tasks[task]) for task in chosen])
+    times = np.random.default_rng(0).multinomial(
+        len(chosen), [1 / len(chosen)] * len(chosen), BOOTSTRAP_DRAWS)
+    low, high = np.percentile(times @ gains / (times @ episodes), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _combined(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))

@@ -19,7 +19,12 @@ from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.grounding import shares
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.progress import FAILURES, PHASES
-from vla_policy_node.evaluation.statistics import compare, wilson_interval
+from vla_policy_node.evaluation.statistics import (
+    clustered_interval,
+    compare,
+    holm,
+    wilson_interval,
+)
 
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite')
 
@@ -58,7 +63,7 @@ def summarise(plan: Plan, rows: Sequence[Mapping], workers: int) -> dict:
             if (chosen := [row for row in by_method[label] if row['task_id'] == task])
         ],
         'totals': totals,
-        'paired': [_pair(labels[0], label, by_method) for label in labels[1:]],
+        'paired': _pairs(labels, by_method),
         'machine': describe_machine(plan.threads, workers),
     }
 
@@ -120,23 +125,31 @@ def _grounding(rows: Sequence[Mapping]) -> dict:
     })}
 
 
-def _pair(first: str, second: str, by_method: Mapping[str, Sequence[Mapping]]) -> dict:
-    outcomes = [
-        {(row['task_id'], row['episode']): row['success'] for row in by_method[label]}
-        for label in (first, second)
-    ]
-    paired = compare(*outcomes)
-    return {
-        'first': first,
-        'second': second,
-        'episodes': paired.episodes,
-        'both': paired.both,
-        'only_first': paired.only_first,
-        'only_second': paired.only_second,
-        'neither': paired.neither,
-        'difference': _finite(paired.difference),
-        'p_value': paired.p_value,
-    }
+def _pairs(labels: Sequence[str], by_method: Mapping[str, Sequence[Mapping]]) -> list[dict]:
+    """Compare every further method with the first, on the episodes that both ran."""
+    outcomes = {
+        label: {(row['task_id'], row['episode']): row['success'] for row in rows}
+        for label, rows in by_method.items()}
+    first, *others = labels
+    compared = [compare(outcomes[first], outcomes[label]) for label in others]
+    adjusted = holm([paired.p_value for paired in compared])
+    return [
+        {
+            'first': first,
+            'second': label,
+            'episodes': paired.episodes,
+            'both': paired.both,
+            'only_first': paired.only_first,
+            'only_second': paired.only_second,
+            'neither': paired.neither,
+            'difference': _finite(paired.difference),
+            'interval': list(paired.interval),
+            'interval_of_tasks': list(clustered_interval(outcomes[first], outcomes[label])),
+            'verdict': paired.verdict,
+            'p_value': paired.p_value,
+            'p_holm': p_holm,
+        }
+        for label, paired, p_holm in zip(others, compared, adjusted, strict=True)]
 
 
 def describe_policy(plan: Plan) -> dict:
