@@ -98,6 +98,11 @@ def test_layout_seeds_are_held_out_and_never_meet(checkpoint):
     assert seeds[0] == HELD_OUT_SEED + 20_000
     assert plan.layout_seed(3, 4) == HELD_OUT_SEED + 20_304
     assert len(set(seeds)) == 1000
+    last = plan_of(checkpoint, task_ids=(), episodes=100, seed=99)
+    first = plan_of(checkpoint, task_ids=(), episodes=100, split='test')
+    assert last.layout_seed(9, 99) < first.layout_seed(0, 0)
+    with pytest.raises(ValueError, match='seed is 100; take 0 to 99'):
+        plan_of(checkpoint, seed=100)
 
 
 # --- whose statistics ---

@@ -166,7 +166,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(
         min=0, help='Episodes per task; 0: 20, or the 10 that a standard layout has.')] = 0,
     seed: Annotated[int, typer.Option(
-        min=0, help='Another seed, other layouts. No demonstration has any of them.')] = 0,
+        min=0, max=99, help='Another seed, other layouts. No demonstration has any of them.')] = 0,
     control: Annotated[str, typer.Option(
         help='none; gray: the cameras show gray; wrong-instruction: the words ask for something '
         'else. A policy that still succeeds does not use what was taken away.')] = 'none',

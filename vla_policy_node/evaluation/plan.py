@@ -13,13 +13,14 @@ from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.controls import CONTROLS
 from vla_policy_node.evaluation.results import Key
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.world.layouts import HELD_OUT_SEED, HELD_OUT_STATES, LAYOUTS
+from vla_policy_node.world.layouts import HELD_OUT_SEED, HELD_OUT_STATES, LAYOUTS, SPLITS
 from vla_policy_node.world.libero_world import tasks
 
 DEFAULT_EPISODES = 20
 # Seeds of a task are consecutive; this many are reserved for each.
 MAX_EPISODES = 100
 _SEEDS_PER_RUN = 10_000
+_SEEDS = HELD_OUT_SEED // _SEEDS_PER_RUN  # of one set of layouts
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Plan:
         the world's pictures in px.
     checkpoint: as given by the user: a directory, or an id of the hub.
     execute: actions of each chunk to use, 0 for all. horizon: control steps at most, 0 for the
-        suite's. trace: directory for kept masks, None for none. threads: of torch, per worker.
+        suite's. split: which of `layouts.SPLITS`. trace: directory for kept masks, None for none.
+        threads: of torch, per worker.
     Raises ValueError for an impossible plan.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     control: str = 'none'
     execute: int = 0
     horizon: int = 0
+    split: str = 'development'
     trace: Path | None = None
     threads: int = 1
 
@@ -55,6 +58,7 @@ class Plan:
             raise ValueError(f'{self.suite} has the tasks 0 to {available - 1}; choose of these.')
         for name, chosen, choices in (
             ('layout', self.layout, LAYOUTS), ('control', self.control, CONTROLS),
+            ('split', self.split, SPLITS),
         ):
             if chosen not in choices:
                 raise ValueError(f"{name} is '{chosen}'; choose one of {', '.join(choices)}.")
@@ -64,6 +68,8 @@ class Plan:
             raise ValueError(
                 f'The {self.layout} layout has 1 to {most} held-out episodes per task, not '
                 f'{self.episodes}.')
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f'seed is {self.seed}; take 0 to {_SEEDS - 1}.')
         labels = [contender.label for contender in self.contenders]
         if not labels or len(set(labels)) < len(labels):
             raise ValueError('Name at least one method, and each only once.')
@@ -72,7 +78,8 @@ class Plan:
 
     def layout_seed(self, task_id: int, episode: int) -> int:
         """Return the seed of an episode's layout, the same for every method."""
-        return HELD_OUT_SEED + self.seed * _SEEDS_PER_RUN + task_id * MAX_EPISODES + episode
+        first = SPLITS[self.split] + self.seed * _SEEDS_PER_RUN
+        return first + task_id * MAX_EPISODES + episode
 
     @property
     def units(self) -> tuple[tuple[int, int], ...]:
@@ -102,6 +109,7 @@ class Plan:
                 fingerprint(c.checkpoint) for c in self.contenders if c.checkpoint}),
             'suite': self.suite,
             'layout': self.layout,
+            'split': self.split,
             'seed': self.seed,
             'control': self.control,
             'execute': self.execute,

@@ -47,6 +47,7 @@ def summarise(plan: Plan, rows: Sequence[Mapping], workers: int) -> dict:
         'suite': plan.suite,
         'layout': plan.layout,
         'control': plan.control,
+        'split': plan.split,
         'seed': plan.seed,
         'execution_mode': plan.parameters.execution_mode,
         'actions_per_chunk': plan.execute or None,

@@ -16,6 +16,10 @@ import numpy as np
 
 LAYOUTS = ('standard', 'shuffled')
 HELD_OUT_SEED = 1_000_000  # seeds from here on are for evaluation only
+# Where the seeds of each set of held-out layouts begin. All choices (of a method, its constants, a
+# recipe) are made on `development`; `test` is looked at once a release, so that its figures are
+# not those of what happened to be best on it.
+SPLITS = {'development': HELD_OUT_SEED, 'test': 2 * HELD_OUT_SEED}
 HELD_OUT_STATES = 10  # of LIBERO's initial states of a task, the last ones
 JITTER_M = 0.025
 CLEARANCE_M = 0.005
