@@ -56,8 +56,9 @@ def rewrite(path, change):
 def test_every_kind_of_policy_passes(made, head):
     findings = {finding.name: finding for finding in check_checkpoint(made[head])}
     assert FAIL not in {finding.verdict for finding in findings.values()}, findings
-    assert set(findings) == {'policy', 'files', 'statistics', 'normalisation', 'prompt ids',
-                             'dtype', 'attention', 'action rows', 'images'}
+    assert set(findings) == {'policy', 'files', 'statistics', 'assumptions', 'proprio',
+                             'normalisation', 'prompt ids', 'dtype', 'decoding', 'attention',
+                             'action rows', 'images'}
     assert (findings['attention'].verdict == SKIP) == (head == 'autoregressive')
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_policy_node.checkpoints import layout
 from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.families import config_of, read_model_config
 from vla_policy_node.nn.ddim import Ddim
 from vla_policy_node.nn.forward_pass import ForwardPass
@@ -399,7 +399,7 @@ def test_the_diffusion_head_sees_the_step_and_the_noisy_actions(made):
     ('/data/my-robot', ''),
 ])
 def test_public_checkpoints_read_the_rows_they_were_evaluated_with(path, rows, tmp_path):
-    assert layout.published_action_rows(tmp_path.__class__(path)) == rows
+    assert published_action_rows(tmp_path.__class__(path)) == rows
 
 
 def test_the_name_of_a_public_checkpoint_decides_unless_something_else_is_asked(made, tmp_path):

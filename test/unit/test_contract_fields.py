@@ -51,7 +51,7 @@ def test_naming_the_default_contract_changes_nothing_else():
 def test_a_robot_has_the_parameters_of_its_own_cameras_with_what_its_contract_says(robot):
     parameters = PolicyParameters.of(robot)()
     assert parameters.camera_transforms == {
-        'third_person': 'rotate_180', 'wrist': 'none', 'side': 'none'}
+        'third_person': 'rotate_180', 'wrist': 'auto', 'side': 'auto'}
     names = [field.name for field in fields(parameters)]
     assert names[names.index('contract'):][1:4] == [
         'third_person_transform', 'wrist_transform', 'side_transform']
@@ -190,7 +190,7 @@ def test_a_contract_that_is_named_replaces_the_values_of_the_shipped_file(robot)
     nodes = described(contract=robot, record='/bag')
     policy = nodes['policy'].parameters
     assert policy['contract'] == robot and policy['frame_id'] == 'arm_base'
-    assert policy['side_transform'] == 'none' and policy['max_step_translation_m'] == 0.005
+    assert policy['side_transform'] == 'auto' and policy['max_step_translation_m'] == 0.005
     assert PolicyParameters.from_values(
         dict(policy)).camera_transforms['third_person'] == 'rotate_180'
     # The guard stands behind the policy: it must not allow more.

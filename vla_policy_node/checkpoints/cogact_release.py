@@ -36,8 +36,8 @@ NORMALISATION = {
 _SECTIONS = ('vision_backbone', 'projector', 'llm_backbone', 'action_model')
 # Of our own config.json, what may stand in theirs.
 _OWN_ENTRIES = (
-    'cameras', 'state', 'actions', 'proprio', 'normalisation', 'center_crop', 'trained',
-    'method_settings', 'vision_tiny', 'tiny_token_ids', 'llm_max_length')
+    'cameras', 'camera_transforms', 'state', 'actions', 'proprio', 'normalisation', 'center_crop',
+    'trained', 'method_settings', 'vision_tiny', 'tiny_token_ids', 'llm_max_length')
 # Their names, section first, and OpenVLA's.
 _NAMES = (
     (r'^vision_backbone\.dino_featurizer\.(.*)\.gamma$',

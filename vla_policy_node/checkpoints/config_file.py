@@ -15,6 +15,8 @@ MAX_VOCABULARY = 1_000_000
 EPS = 1e-15, 0.1  # of norms, from and to
 MAX_CAMERAS = 4
 MAX_NUMBERS = 64  # of one state or one action
+# How training may have turned upright pictures; `encoding.preprocess` does it.
+TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
 # Which numbers of the statistics become -1 and 1.
 RANGES = {'q99': ('q01', 'q99'), 'min_max': ('min', 'max')}
 
@@ -44,6 +46,7 @@ def read_common(
         'chunk_length': entries.integer('chunk_length', 1, 1000, chunk_length),
         'trained': entries.flag('trained', True),
         'method_settings': _method_settings(entries.inside('method_settings', {})),
+        'camera_transforms': _camera_transforms(entries.inside('camera_transforms', {})),
     }
 
 
@@ -104,6 +107,10 @@ def _names(entries: Entries, key: str, most: int) -> tuple[str, ...]:
     ) or len({*values}) < len(values):
         raise entries.error(key, f'a list of 1 to {most} different names', values)
     return tuple(values)
+
+
+def _camera_transforms(chosen: Entries) -> dict[str, str]:
+    return {camera: chosen.word(camera, TRANSFORMS) for camera in chosen.names()}
 
 
 def _method_settings(entries: Entries) -> dict[str, dict[str, object]]:

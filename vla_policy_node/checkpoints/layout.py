@@ -9,7 +9,6 @@ modulates the vision encoders (FiLM); `checkpoints/*.pt` and nothing else is a r
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -31,12 +30,6 @@ _NOT_READ = {
     '*.distcp': 'gather the shards of FSDP with torch.distributed.checkpoint.format_utils, and '
     'save the model with save_pretrained',
     '*.gguf': 'take the files from which it was made',
-}
-
-# Rows that the action head read when the published numbers were measured; files do not tell.
-_PUBLISHED_ROWS = {
-    r'openvla-7b-oft-finetuned-libero': 'oft',
-    r'lightvla-libero': 'last56',
 }
 
 
@@ -72,15 +65,6 @@ def read_normalisation(directory: Path) -> Mapping:
     if cogact_release.find(directory) and not (directory / 'preprocessor_config.json').is_file():
         return cogact_release.NORMALISATION
     return read_json(directory, 'preprocessor_config.json')
-
-
-def published_action_rows(directory: Path) -> str:
-    """Rows a public checkpoint was evaluated with, going by the name of its directory, or ''."""
-    for part in reversed(directory.absolute().parts):
-        for pattern, rows in _PUBLISHED_ROWS.items():
-            if re.search(pattern, part, re.IGNORECASE):
-                return rows
-    return ''
 
 
 def model_files(directory: Path) -> list[Path]:

@@ -133,7 +133,7 @@ def int8_weights(
     as [out]. That library computes with inputs of 8 bits, too; here these stay as they are.
     ValueError for codes that cannot be understood.
     """
-    found = {}
+    found: dict[str, Callable[[], Tensor]] = {}
     for name in names:
         stem = name.removesuffix('.weight')
         scales = stem + _INT8_SCALES

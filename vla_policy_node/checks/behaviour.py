@@ -12,11 +12,8 @@ from torch import Tensor
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints.adapter import place
-from vla_policy_node.checkpoints.layout import (
-    published_action_rows,
-    read_normalisation,
-    read_statistics_document,
-)
+from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
+from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.encoder import Inputs

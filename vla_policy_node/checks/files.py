@@ -13,6 +13,7 @@ import torch
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints import cogact_release
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import (
     PARTS,
@@ -143,12 +144,17 @@ def check_normalisation(directory: Path, config: ModelConfig) -> Finding:
     return Finding('normalisation', PASS, 'DINOv2 rounded to bfloat16, SigLIP 0.5')
 
 
-def check_prompt_ids(directory: Path, config: ModelConfig) -> Finding:
-    """The tokenizer gives the ids of the public ones."""
-    if not uses_llama2_tokenizer(directory, config):
-        return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
+def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = False) -> Finding:
+    """The tokenizer gives the ids of the public ones.
+
+    recorded: prompts come from recordings, and there need not be a tokenizer.
+    """
+    if recorded and not place(directory, 'tokenizer.json').exists():
+        return Finding('prompt ids', SKIP, 'no tokenizer; prompts are those of the recordings')
     try:
         encoder = families.of(config).load_prompt(directory, config)
+        if not uses_llama2_tokenizer(directory, config):
+            return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
         for instruction, expected in LLAMA2_PROMPTS.items():
             ids = tuple(encoder.encode(instruction))
             if ids != expected:

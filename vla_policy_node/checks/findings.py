@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PASS, FAIL, SKIP = 'pass', 'FAIL', 'skip'
+# WARN: may be wrong, and nothing here can tell.
+PASS, WARN, FAIL, SKIP = 'pass', 'warn', 'FAIL', 'skip'
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check and its verdict: PASS, FAIL or SKIP, and why in one sentence."""
+    """One check and its verdict: PASS, WARN, FAIL or SKIP, and why in one sentence."""
 
     name: str
     verdict: str

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vla_policy_node.checks import behaviour, files
+from vla_policy_node.checks import assumed, behaviour, decoding, files
+from vla_policy_node.checks.behaviour import PrismaticRun
 from vla_policy_node.checks.findings import FAIL, Finding
 from vla_policy_node.checks.golden import decoders_only
 from vla_policy_node.families import read_model_config
+from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.runtime.loading import load_model
 
 
@@ -19,10 +21,12 @@ def check_checkpoint(
     device: str = 'cpu',
     dtype: str = 'float32',
     progress: Callable[[float], None] = lambda share: None,
+    recorded: bool = False,
 ) -> Iterator[Finding]:
     """Yield a finding per check; what cannot be read at all ends the list with a failure.
 
-    progress: called with the share of the weights that is loaded.
+    progress: called with the share of the weights that is loaded. recorded: prompts come from
+    recordings, and a checkpoint without a tokenizer will do.
     """
     try:
         if kind := decoders_only(directory):
@@ -34,10 +38,15 @@ def check_checkpoint(
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)
         yield files.check_statistics(directory, config, suite, statistics_key)
+        found = assumed.all_assumptions(directory, suite, statistics_key)
+        yield assumed.check_assumptions(directory, config, found)
+        yield assumed.check_proprio(directory, config)
         yield files.check_normalisation(directory, config)
-        yield files.check_prompt_ids(directory, config)
+        yield files.check_prompt_ids(directory, config, recorded)
         model = load_model(directory, config, device, dtype, progress)
         yield files.check_dtypes(directory, model, dtype)
+        if isinstance(model, PrismaticVla):
+            yield decoding.check_decoding(PrismaticRun.prepare(directory, model), found[0])
         yield from behaviour.check_behaviour(directory, model)
     except ValueError as error:
         yield Finding('loading', FAIL, str(error))

@@ -23,8 +23,8 @@ def compress(
     statistics_key: Annotated[str, typer.Option(
         help='Key in dataset_statistics.json, where there are several.')] = '',
     transform: Annotated[str, typer.Option(
-        help='What turns an upright picture into what training saw: none, rotate_180 or '
-        'mirror_horizontal (public LIBERO checkpoints).')] = 'none',
+        help='What turns an upright picture into what training saw: none, rotate_180, '
+        'mirror_horizontal, or auto: what config.json or a public name says.')] = 'auto',
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = 'cpu',
     dtype: Annotated[str, typer.Option(
         help='float32 or bfloat16, to measure in; the result is always stored in bfloat16.',

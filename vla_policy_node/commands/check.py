@@ -10,13 +10,23 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Comparison, Finding, worst_by_stage
+from vla_policy_node.checks.assumed import all_assumptions
+from vla_policy_node.checks.findings import (
+    FAIL,
+    PASS,
+    SKIP,
+    WARN,
+    Comparison,
+    Finding,
+    worst_by_stage,
+)
 from vla_policy_node.checks.golden import compare_pack, decoders_only
 from vla_policy_node.checks.report import check_checkpoint
 
-_COLOURS = {PASS: 'green', FAIL: 'bold red'}
+_COLOURS = {PASS: 'green', WARN: 'bold yellow', FAIL: 'bold red'}
 # Where output is not a terminal, lines may be longer than the 80 columns assumed there.
 WIDTH = 120
+ASSUMPTIONS_WIDTH = 80  # of their table, for terminals and mails
 
 
 def check(
@@ -40,31 +50,53 @@ def check(
         console.print(
             f'A {kind} policy cannot run here yet; its decoders are compared with recordings.',
             highlight=False)
-        failed, good = [], 'All that can be compared agrees.'
+        failed, warned, good = [], [], 'All that can be compared agrees.'
     else:
-        failed = _self_checks(directory, suite, statistics_key, device, dtype, console)
+        _print_assumptions(directory, suite, statistics_key, console)
+        failed, warned = _self_checks(
+            directory, suite, statistics_key, device, dtype, bool(packs), console)
         good = 'All checks passed.'
     for pack in packs:
         failed += _golden(directory, pack, statistics_key, device, console)
     if failed:
         console.print(f'[bold red]FAIL[/]: {escape("; ".join(failed))}', highlight=False)
+    elif warned:
+        console.print(f'[yellow]No check failed[/], and this may be wrong: '
+                      f'{escape("; ".join(warned))}', highlight=False)
     else:
         console.print(f'[green]{good}')
     return bool(failed)
 
 
-def _self_checks(directory, suite, statistics_key, device, dtype, console) -> list[str]:
+def _print_assumptions(directory, suite, statistics_key, console) -> None:
+    try:
+        found = all_assumptions(directory, suite, statistics_key)
+    except ValueError:  # the first check says why
+        return
+    table = _table('taken for granted', 'value', 'who says so', mark=False)
+    for one in found:
+        source = f'[bold yellow]guessed[/]: {escape(one.source)}' if one.guessed else escape(
+            one.source)
+        table.add_row(one.name, escape(one.value), source)
+    console.print(table, width=min(console.width, ASSUMPTIONS_WIDTH))
+
+
+def _self_checks(
+    directory, suite, statistics_key, device, dtype, recorded, console
+) -> tuple[list[str], list[str]]:
     findings: list[Finding] = []
     with _progress(console) as bar:
         task = bar.add_task('Loading', total=1.0)
         findings.extend(check_checkpoint(
             directory, suite, statistics_key, device, dtype,
-            lambda share: bar.update(task, completed=share)))
+            lambda share: bar.update(task, completed=share), recorded))
     table = _table()
     for finding in findings:
         table.add_row(_mark(finding.verdict), finding.name, escape(finding.text))
     console.print(table)
-    return [finding.name for finding in findings if finding.verdict == FAIL]
+    failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
+                      for verdict in (FAIL, WARN))
+    return failed, warned
 
 
 def _golden(directory, pack, statistics_key, device, console) -> list[str]:
@@ -86,11 +118,11 @@ def _golden(directory, pack, statistics_key, device, console) -> list[str]:
     return [f'recordings {pack.name}, first in {wrong[0]!r} ({len(wrong)} stages)']
 
 
-def _table(*titles: str) -> Table:
-    table = Table('', *(titles or ('check', 'finding')), box=None, pad_edge=False)
+def _table(*titles: str, mark: bool = True) -> Table:
+    table = Table(*[''][:mark], *(titles or ('check', 'finding')), box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = 'fold'
-    table.columns[1].no_wrap = True
+    table.columns[mark].no_wrap = True
     return table
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vla_policy_node.control.action_spec import ROTATION_FORMS, GripperLatch
 from vla_policy_node.control.limits import Limits
 
-CAMERA_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal')
+CAMERA_TRANSFORMS = ('none', 'rotate_180', 'mirror_horizontal', 'auto')
 POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
 TRANSFORM_TYPE = 'tf2_msgs/msg/TFMessage'
 JOINT_STATE_TYPE = 'sensor_msgs/msg/JointState'
@@ -85,13 +85,13 @@ class Camera:
     """One camera, under the name of the role that the policy knows it by.
 
     topic: of sensor_msgs/Image, compressed pictures on '<topic>/compressed'. transform: what turns
-    the upright picture into what training saw. required: hold without it even while the policy
-    does not look at it.
+    the upright picture into what training saw, 'auto' for what the checkpoint implies. required:
+    hold without it even while the policy does not look at it.
     """
 
     name: str
     topic: str
-    transform: str = 'none'
+    transform: str = 'auto'
     required: bool = True
 
     def __post_init__(self) -> None:

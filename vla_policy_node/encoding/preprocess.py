@@ -34,7 +34,7 @@ CROP_AREA = 0.9  # fraction of the image that the centre crop keeps
 # 'exact' is what policies were evaluated with, 'fast' takes a fraction of its time.
 PREPROCESSING = ('exact', 'fast')
 
-TRANSFORMS = {
+TRANSFORMS = {  # by the names of `checkpoints.config_file`
     'none': lambda image: image,
     'rotate_180': lambda image: image[::-1, ::-1],
     'mirror_horizontal': lambda image: image[:, ::-1],

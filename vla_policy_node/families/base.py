@@ -108,9 +108,14 @@ class PolicyNetwork(nn.Module, ABC):
 
 
 class PolicyFamily(ABC, Generic[Config]):
-    """One kind of policy, without weights, of sizes `Config`. traits: what sizes do not say."""
+    """One kind of policy, without weights, of sizes `Config`.
+
+    traits: what sizes do not say. settled: names of `policy.assumptions` that are the same for all
+    policies of the family, or that its weights tell -> why.
+    """
 
     traits: ClassVar[FamilyTraits]
+    settled: ClassVar[Mapping[str, str]] = {}
 
     def recognises(
         self, directory: Path, document: Mapping, parts: Collection[str]
@@ -138,6 +143,10 @@ class PolicyFamily(ABC, Generic[Config]):
 
     def entries(self, config: Config) -> dict[str, object]:
         """Return what `config.json` must say where the other files do not."""
+        return {}
+
+    def conventions(self, config: Config) -> Mapping[str, str]:
+        """Return what else the family takes for granted: name -> value, for people."""
         return {}
 
     @abstractmethod

@@ -8,6 +8,7 @@ language model runs once; only the head runs once per denoising step.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -119,6 +120,7 @@ class CogActFamily(PrismaticFamily):
     head_root = 'net.'
     head_end = 'final_layer.linear.bias'
     network = CogAct
+    settled: ClassVar = {'action rows': 'the cognition token', 'chunk': 'weights of the head'}
 
     def configure(self, config: PrismaticConfig, dit: DitConfig | None = None) -> PrismaticConfig:
         """Sizes of another Prismatic family -> of this one, with the same trunk and a new head."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vla_policy_node.checkpoints.adapter import adapter_in
 from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.reading import shown
 from vla_policy_node.families.prismatic import (
     PrismaticVla,
     VocabularyAnswers,
@@ -96,6 +97,8 @@ class OpenVlaFamily(VocabularyAnswers):
         HOOKED - {Capability.ONE_PASS} | {Capability.TOKENS, Capability.FUSED}, end_rows=0,
         causal=True)
     network = OpenVla
+    settled: ClassVar = {'cameras': 'OpenVLA has one', 'proprio': 'OpenVLA has none',
+                         'chunk': 'OpenVLA answers one', 'action rows': 'one after the other'}
 
     def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By its having nothing beside the language model."""
@@ -104,13 +107,30 @@ class OpenVlaFamily(VocabularyAnswers):
     def read_config(
         self, directory: Path, document: Mapping, parts: Collection[str]
     ) -> PrismaticConfig:
-        """Whatever config.json says: one camera, no proprio, no chunk."""
+        """One camera, no proprio, no chunk; ValueError where config.json says something else."""
+        self._refuse_others(document)
         config = self.config_of({**self.stored_sizes(directory), **document})
         spec = replace(config.spec, cameras=config.spec.cameras[:1], state=())
         config = replace(config, spec=spec, chunk_length=1)
         if 'center_crop' not in document and _is_pretrained(directory, document):
             config = replace(config, center_crop=False)
         return with_film(config, parts)
+
+    @staticmethod
+    def _refuse_others(document: Mapping) -> None:
+        """Raise ValueError for entries that only another kind of policy can have."""
+        cameras = document.get('cameras')
+        other = {
+            'cameras': cameras is not None and (
+                len(cameras) if isinstance(cameras, list) else cameras) != 1,
+            'chunk_length': document.get('chunk_length') not in (None, 1),
+            'proprio': document.get('proprio') is True,
+            'state': bool(document.get('state'))}
+        for key in filter(other.__getitem__, other):
+            raise ValueError(
+                f'config.json has {key} {shown(document[key])}; an OpenVLA sees one camera and '
+                'no state and answers with one action; a discrete OpenVLA-OFT needs "head": '
+                f'"discrete" there, and for an OpenVLA remove {key}.')
 
     def sequence_rows(self, config: PrismaticConfig, prompt_ids: int) -> int:
         """Those of the first pass; tokens come one after the other behind it."""

@@ -98,6 +98,10 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
             )
         return with_film(config, parts)
 
+    def conventions(self, config: PrismaticConfig) -> Mapping[str, str]:
+        """Whether training cropped its pictures."""
+        return {'crop': '0.9 of the area, from the middle' if config.center_crop else 'none'}
+
     def stored_sizes(self, directory: Path) -> dict[str, int]:
         """How many numbers actions and state have, going by the weights that make and read them.
 

@@ -93,7 +93,7 @@ def check_agreement(robot: RobotContract, parameters: Any) -> None:
     values = values_of(robot)
     free = set(_LIMITS) | {'gripper_threshold', 'gripper_dead_band'}
     for name, value in values.items():
-        if name not in free and getattr(parameters, name) != value:
+        if name not in free and value != 'auto' and getattr(parameters, name) != value:
             raise ValueError(
                 f'{name} is {getattr(parameters, name)}, but {value} in the contract of '
                 f'{robot.name}; remove it from the parameters, or change the contract.')
@@ -197,7 +197,8 @@ def _add_fields(
             for camera in robot.cameras:
                 annotations[transform_name(camera.name)] = 'str'
                 setattr(cls, transform_name(camera.name), parameter(
-                    camera.transform, 'What turns the upright picture into what training saw.',
+                    camera.transform, 'What turns the upright picture into what training saw; '
+                    'auto: what config.json or the public name of the checkpoint says, else none.',
                     choices=CAMERA_TRANSFORMS))
         if name == reference_after:
             annotations[reference_name(first)] = 'str'

@@ -23,7 +23,7 @@ def load_ready(
     """
     logger.info(f'Loading {parameters.checkpoint} ...')
     policy = parameters.load_policy(
-        parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+        parameters.threads or max(1, len(os.sched_getaffinity(0)) - 1), logger=logger)
     try:
         return _ready(policy, parameters, logger)
     except Exception:

@@ -108,6 +108,7 @@ class ModelConfig(ABC):
     action_rows: rows whose hidden states the action head reads, '' if the file does not say or
         the family leaves no choice (see `families.prismatic.ACTION_ROWS`).
     method_settings: method -> setting -> value, what acceleration methods were trained with.
+    camera_transforms: camera -> what turned its upright pictures in training, if the file says.
     """
 
     family: FamilyTraits
@@ -118,6 +119,7 @@ class ModelConfig(ABC):
     trained: bool = True
     action_rows: str = ''
     method_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
+    camera_transforms: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     @abstractmethod

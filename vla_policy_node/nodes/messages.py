@@ -76,7 +76,10 @@ def to_info(
     period_ns: int,
     now_ns: int,
 ) -> PolicyInfo:
-    """Return the latched self-description; camera_transforms: of every camera of the robot."""
+    """Return the latched self-description.
+
+    camera_transforms: of every camera of the robot; the policy knows better of those it looks at.
+    """
     settings = [f'{method}.{name}={value}' for method, chosen in
                 description.method_settings.items() for name, value in chosen.items()]
     return PolicyInfo(
@@ -96,7 +99,9 @@ def to_info(
         methods=list(description.methods),
         method_settings=settings,
         execution_mode=execution_mode,
-        camera_transforms=[camera_transforms[camera] for camera in robot.camera_names],
+        camera_transforms=[
+            description.camera_transforms.get(camera) or camera_transforms[camera]
+            for camera in robot.camera_names],
         control_period_s=period_ns / _NS,
         action=_to_specification(spec),
         optimisation=description.optimisation,

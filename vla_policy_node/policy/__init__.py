@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def load_policy(
-    checkpoint: Path | str, execution_mode: str = '', **options: Any
+    checkpoint: Path | str, execution_mode: str = '', logger: logging.Logger | Any = None,
+    **options: Any
 ) -> Policy:
     """Load a checkpoint; options are those of `local.LocalPolicy.load`, which has the details.
 
     Methods that answer some steps without the network are put round it.
 
     execution_mode: methods that it does not suit are refused before anything is read; '' for any.
+    logger: `logging`'s or rclpy's; is told what no file says and had to be guessed, one line each.
     """
     from vla_policy_node import acceleration
     from vla_policy_node.policy.answering import AnsweringPolicy
@@ -35,6 +38,8 @@ def load_policy(
                 f'{", ".join(EXECUTION_MODES)}.')
         acceleration.check_execution(options.get('methods', ()), execution_mode)
     policy = LocalPolicy.load(checkpoint, **options)
+    for one in policy.taken:
+        (logger or logging.getLogger(__name__)).warning(str(one))
     answers = [method.answers for method in policy.methods if method.answers is not None]
     return AnsweringPolicy(policy, answers) if answers else policy
 

@@ -55,6 +55,7 @@ def describe(
         versions=_versions(),
         prompt_template=inputs.prompt_template,
         statistics_key=statistics.key,
+        camera_transforms=dict(inputs.camera_transforms),
         chunk_length=config.chunk_length,
         visual_tokens=config.visual_tokens,
         grid=config.grid,

@@ -183,6 +183,7 @@ class PolicyDescription:
     control_period_s: of its training data, None if nobody says.
     checkpoint, sha256: where it comes from, and of which bytes; '' for no checkpoint.
     action_rows: see `families.prismatic.ACTION_ROWS`.
+    camera_transforms: camera -> what turns its upright pictures into what training saw.
     action_range: 1st and 99th percentile of each action dimension in the training data, or least
         and largest, whichever the policy was trained with.
     state_range: least and largest of each number of the state in the training data, empty if
@@ -214,6 +215,7 @@ class PolicyDescription:
     state_range: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     preprocessing: str = 'exact'
     optimisation: str = 'none'
+    camera_transforms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> str:

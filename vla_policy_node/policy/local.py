@@ -15,7 +15,8 @@ from torch import Tensor
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checkpoints.layout import published_action_rows, read_statistics_document
+from vla_policy_node.checkpoints.layout import read_statistics_document
+from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.encoding.encoder import InputEncoder, Inputs
@@ -25,6 +26,7 @@ from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.policy.assumptions import Assumed, implied_transforms, worth_saying
 from vla_policy_node.policy.describe import describe, describe_selections
 from vla_policy_node.policy.interface import (
     EXECUTION_MODES,
@@ -66,9 +68,11 @@ class LocalPolicy:
         description: PolicyDescription,
         normaliser: Normaliser,
         threads: int = 0,
+        taken: Sequence[Assumed] = (),
     ):
         """Assemble loaded parts; `load` loads them.
 
+        taken: for granted, what people should know of.
         threads: of torch while this policy computes, 0 to leave them alone.
         ValueError for methods that the chosen optimisation cannot run.
         """
@@ -81,6 +85,7 @@ class LocalPolicy:
         self._pass = ForwardPass()
         self._normalise = normaliser
         self._threads = threads
+        self.taken = tuple(taken)
         self._static = None
         if description.optimisation in ('graphs', 'compiled'):
             self._static = StaticForward(
@@ -111,7 +116,8 @@ class LocalPolicy:
             'int8' and 'int4' compute in bfloat16 and need half and a third of its memory;
             'float8' is for speed on GPUs of compute capability 8.9 and above.
         statistics_key: data set to un-normalise with, '' if the checkpoint has only one.
-        camera_transforms: camera -> how to turn its upright image into what training saw.
+        camera_transforms: camera -> how to turn its upright image into what training saw; 'auto',
+            or not to be there, is what the checkpoint says or its public name implies.
         threads: CPU threads torch may use while this policy loads and computes, 0 to leave that
             alone. Before and after a call torch has what it had (`scoped.torch_threads`).
         action_rows: 'oft' or 'last56', '' for what the checkpoint says or was evaluated with,
@@ -146,7 +152,9 @@ class LocalPolicy:
         action_rows = choose_action_rows(
             action_rows, config.action_rows or published_action_rows(directory), chosen
         )
-        transforms = complete_transforms(camera_transforms or {}, config.spec.cameras)
+        implied, _ = implied_transforms(directory, config, statistics.key)
+        chosen_transforms = camera_transforms or {}
+        transforms = complete_transforms(chosen_transforms, config.spec.cameras, implied)
         inputs = family.load_encoder(directory, config, statistics, transforms, preprocessing)
         with torch_threads(threads):
             model = load_model(
@@ -156,8 +164,11 @@ class LocalPolicy:
             method_settings=settings, action_rows=action_rows, preprocessing=preprocessing,
             optimisation=optimisation)
         normaliser = inputs.preprocessor.normaliser.to(device)
+        taken = worth_saying(
+            directory, config, statistics.key, chosen_transforms, bool(chunk_length))
         return cls(
-            model, inputs, statistics, chosen, action_rows, description, normaliser, threads)
+            model, inputs, statistics, chosen, action_rows, description, normaliser, threads,
+            taken)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -12,6 +12,8 @@ from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.policy.interface import OPTIMISATIONS
 
+AUTO = 'auto'  # a transform: what the checkpoint implies
+
 
 def complete_settings(
     methods: Sequence[str],
@@ -70,17 +72,22 @@ def check_optimisation(
             "'graphs', or dtype float32.")
 
 
-def complete_transforms(chosen: Mapping[str, str], cameras: Sequence[str]) -> dict[str, str]:
-    """One of every camera that the policy looks at; 'none' where nothing was chosen.
+def complete_transforms(
+    chosen: Mapping[str, str], cameras: Sequence[str], implied: Mapping[str, str]
+) -> dict[str, str]:
+    """One of every camera that the policy looks at: what was chosen, else implied, else 'none'.
 
-    Robots may have more cameras: where all of the policy's are named, others are passed over.
+    implied: camera -> what the checkpoint needs, if anything says so. Robots may have more
+    cameras: where all of the policy's are named, others are passed over.
     """
     for camera, transform in chosen.items():
         if camera not in cameras and not chosen.keys() >= {*cameras}:
             raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(cameras)}.')
-        if transform not in TRANSFORMS:
+        if transform not in (*TRANSFORMS, AUTO):
             raise ValueError(
                 f'Camera {camera!r} cannot be transformed by {transform!r}; choose from '
-                f'{", ".join(TRANSFORMS)}.'
+                f'{", ".join((*TRANSFORMS, AUTO))}.'
             )
-    return {camera: chosen.get(camera, 'none') for camera in cameras}
+    decided = {**implied, **{camera: transform for camera, transform in chosen.items()
+                             if transform != AUTO}}
+    return {camera: decided.get(camera, 'none') for camera in cameras}

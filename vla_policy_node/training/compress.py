@@ -20,11 +20,11 @@ from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import (
-    published_action_rows,
     read_document,
     read_normalisation,
     read_statistics_document,
 )
+from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.compression.layer_removal import (
     layer_importance,
@@ -40,6 +40,8 @@ from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.outputs.whole import whole_folder
+from vla_policy_node.policy.assumptions import implied_transforms
+from vla_policy_node.policy.options import complete_transforms
 from vla_policy_node.runtime.loading import load_model
 from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -53,7 +55,8 @@ class CompressionRecipe:
 
     layers: how many to remove. mlp_share: of the MLP width, what stays. demonstrations: folder
     of `vla demos`, of which `samples` frames are drawn by `seed`; None if no layer is removed.
-    transform: what turns their upright pictures into what training saw.
+    transform: what turns their upright pictures into what training saw, 'auto' for what the
+    checkpoint says.
     """
 
     layers: int = 0
@@ -61,7 +64,7 @@ class CompressionRecipe:
     demonstrations: Path | None = None
     samples: int = 64
     statistics_key: str = ''
-    transform: str = 'none'
+    transform: str = 'auto'
     seed: int = 0
 
 
@@ -149,7 +152,9 @@ def _samples(
 ) -> list[TokenSequence]:
     """What enters the language model, for frames drawn from all demonstrations."""
     config = model.config
-    transforms = dict.fromkeys(config.spec.cameras, recipe.transform)
+    implied, _ = implied_transforms(directory, config, statistics.key)
+    transforms = complete_transforms(
+        dict.fromkeys(config.spec.cameras, recipe.transform), config.spec.cameras, implied)
     inputs = model.family.load_encoder(directory, config, statistics, transforms)
     normalise = inputs.preprocessor.normaliser.to(next(model.parameters()).device)
     source = Demonstrations(recipe.demonstrations)
@@ -217,9 +222,11 @@ def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) ->
         **document.get('text_config', {}),
         'num_hidden_layers': decoder.layers, 'intermediate_size': decoder.mlp_width}
     document['compressed'] = provenance
-    # The name of a public checkpoint tells which rows it was evaluated with; `out` does not.
+    # The name of a public checkpoint tells how it was evaluated; `out` does not.
     if rows := model.config.action_rows or published_action_rows(directory):
         document['action_rows'] = rows
+    if turned := implied_transforms(directory, model.config, '')[0]:
+        document['camera_transforms'] = turned
     for name, content in (
         ('config.json', document),
         ('preprocessor_config.json', read_normalisation(directory)),
