@@ -75,12 +75,13 @@ def start(context):
 
 
 def rviz(nodes):
-    view = Path(launch_config.log_dir) / 'vla.rviz'
+    namespace = nodes[0].namespace
+    view = Path(launch_config.log_dir) / f"vla{namespace.replace('/', '.')}.rviz"
     write_view(nodes, view)
     return [Node(
         package='rviz2',
         executable='rviz2',
-        namespace=nodes[0].namespace or '/',
+        namespace=namespace or '/',
         arguments=['-d', str(view)],
         parameters=[{'use_sim_time': is_on_sim_time(nodes)}],
     )]

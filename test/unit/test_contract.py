@@ -205,6 +205,7 @@ EDITS = [
      "cameras[1].name is 'clock', which stands for the time in messages and options; take"),
     ('end_effector', {'cameras.0.name': 'state'}, "cameras[0].name is 'state', which stands for"),
     ('end_effector', {'cameras.1.name': 'command'}, "cameras[1].name is 'command', which stands"),
+    ('end_effector', {'cameras.1.name': 'twist'}, "cameras[1].name is 'twist', which stands for"),
     ('end_effector', {'state.1.name': 'actions'}, "state[1].name is 'actions', which stands for"),
     ('franka_libero', {'state.0.parent': ''}, 'state[0].parent is missing'),
     ('franka_libero', {'state.0.child': '/tool'}, 'without leading slash'),

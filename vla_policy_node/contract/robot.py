@@ -24,7 +24,7 @@ MOST_CAMERAS = 4
 # What has a name beside the streams, in messages and options, and what that name means there.
 CLOCK = 'clock'
 _TAKEN = {CLOCK: 'the time', 'command': 'what moves the robot',
-          'actions': 'what a replay compares with'}
+          'actions': 'what a replay compares with', 'twist': 'the same as velocities'}
 _TAKEN_BY_CAMERAS = {**_TAKEN, 'state': 'all that is measured'}
 _MOST_STATE, _MOST_ACTIONS = 64, 32
 

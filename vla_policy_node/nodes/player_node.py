@@ -195,6 +195,9 @@ class PlayerNode(Node):
         self._on_end()
 
     def _play(self) -> None:
+        self.wait(lambda: self.count_publishers(self._clock.topic_name) == 1,
+                  'the time to itself: another node publishes /clock, too (each simulation needs '
+                  'a ROS_DOMAIN_ID of its own)')
         parameters = self._read_parameters()
         needed = self._needed()
         summary = summarise_bag(

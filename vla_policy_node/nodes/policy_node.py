@@ -397,6 +397,10 @@ class PolicyNode(LifecycleNode):
                        for group in self._settings.robot.actions]
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
         self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
+        if self.get_parameter('use_sim_time').value and self.count_publishers('/clock') > 1:
+            self.get_logger().warning(
+                'Several nodes publish /clock, and the time is whatever came last; give each '
+                'simulation a ROS_DOMAIN_ID of its own.', throttle_duration_sec=30.0)
 
     def _refuse_goal(self) -> None:
         """Raise GoalRefusedError if no goal can begin, whatever it is (goals thread)."""
