@@ -168,7 +168,8 @@ class Bench:
         )
         self.robot.wait(
             lambda: (
-                all(publisher.get_subscription_count() for publisher in self.robot.inputs.values())
+                all(self.robot.inputs[stream].get_subscription_count()
+                    for stream in self.node._streams.topics)
                 and all(publisher.get_subscription_count() for publisher in outputs)
             ),
             'discovery',

@@ -47,7 +47,7 @@ from vla_policy_node.nodes.parameters import (
     is_foreign,
     parameter,
 )
-from vla_policy_node.nodes.resolving import resolved
+from vla_policy_node.nodes.resolving import resolved, topics_of
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
@@ -117,6 +117,7 @@ class RecorderNode(Node):
         self._asking = None
         self._robot: RobotContract
         self._inputs: set[str] = set()  # topics of its streams
+        self._listened: set[str] | None = None  # topics of the policy node, as far as it is known
         self._info_topic = self.resolve_topic_name('policy_info')
         self._extra = {
             self.resolve_topic_name(topic) for topic in self._settings.extra_topics if topic}
@@ -148,8 +149,13 @@ class RecorderNode(Node):
 
     def _silent(self, needed: bool) -> list[str]:
         """Return the topics on which nothing came, those that a replay needs or the others."""
-        return [topic for topic, is_needed in self._awaited.items()
-                if is_needed is needed and topic not in self._heard]
+        return [topic for topic in self._awaited
+                if self._is_needed(topic) is needed and topic not in self._heard]
+
+    def _is_needed(self, topic: str) -> bool:
+        """Whether a replay needs a topic: of the inputs those of the policy, if there is one."""
+        return self._awaited[topic] and (
+            self._listened is None or topic in self._listened or topic not in self._inputs)
 
     def _subscribe(self) -> None:
         try:
@@ -165,12 +171,11 @@ class RecorderNode(Node):
         """Record inputs and commands of a robot, and its contract beside them."""
         former = set(self._awaited)
         streams = InputStreams(robot, self._settings.compressed)
-        required = {*streams.states, *(c.name for c in robot.cameras if c.required)}
         for stream, (kind, topic) in streams.topics.items():
             if self.resolve_topic_name(topic) not in former:
                 profile = qos.static_transforms() if is_static(stream) else _deep(
                     ReliabilityPolicy.BEST_EFFORT)
-                self._listen(input_class(kind), topic, profile, needed=stream in required)
+                self._listen(input_class(kind), topic, profile, needed=not is_static(stream))
         for kind, topic in _JOINT_COMMANDS if is_moved_by_joints(robot) else _COMMANDS:
             if self.resolve_topic_name(topic) not in former:
                 self._listen(kind, topic, _deep(ReliabilityPolicy.RELIABLE))
@@ -201,6 +206,10 @@ class RecorderNode(Node):
             except ValueError as error:  # of messages that are not installed
                 self.get_logger().warning(str(error))
 
+    def _look_at_policy(self) -> None:
+        """Learn what the policy node listens to; one that has gone is remembered."""
+        self._listened = topics_of(self, self._settings.policy_node) or self._listened
+
     def _listen(
         self, kind: type, topic: str, profile: QoSProfile, needed: bool = False
     ) -> None:
@@ -228,6 +237,7 @@ class RecorderNode(Node):
         if topic == self._info_topic:
             self._ask_for_parameters()
             self._follow_robot(raw)
+            self._look_at_policy()
         if now_ns == 0:  # simulated time is not known yet; only latched messages are kept
             self._early = [*self._early, (topic, type_name, raw)][-_EARLY:]
             return
@@ -274,6 +284,7 @@ class RecorderNode(Node):
             self.get_logger().error(f'{file} cannot be written: {error.strerror}.')
 
     def _report(self) -> None:
+        self._look_at_policy()
         written, dropped = self._writer.written, self._writer.dropped
         text = f'{sum(written.values())} messages on {len(written)} topics'
         if lost := {topic: n for topic, n in dropped.items() if n}:

@@ -19,16 +19,18 @@ def resolved(node: Node, robot: RobotContract) -> RobotContract:
 
 
 def topics_of(node: Node, other: str) -> set[str] | None:
-    """Return what another node in this node's namespace listens to, None if nobody knows yet.
+    """Return what another node listens to, None if nobody knows yet.
 
-    other: a policy node, which begins to serve goals when it has all its inputs: what is seen of
-    it before that may be a part.
+    other: a policy node, relative to this node's namespace. It begins to serve goals when it has
+    all its inputs: what is seen of it before that may be a part.
     """
-    place = node.get_namespace()
+    start = node.resolve_service_name(f'{other}/start')
+    place, _, name = start.removesuffix('/start').rpartition('/')
+    place = place or '/'
     try:
-        services = dict(node.get_service_names_and_types_by_node(f'{other}_goals', place))
-        if node.resolve_service_name(f'{other}/start') not in services:
+        services = node.get_service_names_and_types_by_node(f'{name}_goals', place)
+        if start not in dict(services):
             return None
-        return set(dict(node.get_subscriber_names_and_types_by_node(other, place)))
+        return set(dict(node.get_subscriber_names_and_types_by_node(name, place)))
     except NodeNameNonExistentError:
         return None
