@@ -191,6 +191,20 @@ def test_settings_belong_to_the_evaluation_but_methods_do_not(checkpoint):
 # --- whole evaluations, with stand-ins for world and episodes ---
 
 
+def test_results_of_another_seed_or_control_are_not_overwritten(checkpoint, made_up, tmp_path):
+    file = tmp_path / 'eval.json'
+    plan = plan_of(checkpoint, 'dense')
+    evaluate(plan, 1, CONSOLE, file)
+    before = file.read_bytes()
+    for name, value, was in (('seed', 1, 0), ('control', 'gray', 'none'), ('split', 'test',
+                             'development')):
+        with pytest.raises(ValueError, match=f'results of {name} {was}, not {value}; write to'):
+            evaluate(dataclasses.replace(plan, **{name: value}), 1, CONSOLE, file)
+    assert file.read_bytes() == before
+    evaluate(plan, 1, CONSOLE, file)
+    assert file.read_bytes() == before
+
+
 def test_the_document(checkpoint, made_up, tmp_path):
     file, plots = tmp_path / 'eval.json', tmp_path / 'plots'
     plan = plan_of(checkpoint, 'dense', 'lightvla')

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import read_statistics_document
-from vla_policy_node.checkpoints.reading import listed
+from vla_policy_node.checkpoints.reading import listed, read_json
 from vla_policy_node.checkpoints.statistics import key_of_suite
 from vla_policy_node.evaluation.contenders import parse_contender, state_only_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
 from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.run_plan import run_plan
-from vla_policy_node.evaluation.summary import summarise
+from vla_policy_node.evaluation.summary import describe_policy, summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, claim_file, seal
@@ -96,6 +96,7 @@ def evaluate(
     """
     if file is not None:
         claim_file(file, COMMAND)
+        _refuse_other_results(file, plan)
     if plots is not None:
         from vla_policy_node.evaluation.plots import plot_names, write_plots
 
@@ -115,3 +116,21 @@ def evaluate(
         results.discard_side_file()
         console.print(f'Wrote {file}.')
     return document
+
+
+def _refuse_other_results(file: Path, plan: Plan) -> None:
+    """Raise ValueError if a finished evaluation of something else would be overwritten."""
+    if not file.is_file():
+        return
+    found = read_json(file)
+    wanted = {
+        'suite': plan.suite, 'layout': plan.layout, 'split': plan.split, 'seed': plan.seed,
+        'control': plan.control, 'checkpoint': describe_policy(plan)['sha256']}
+    for name, value in wanted.items():
+        # Entries that the file's version did not have yet had their default.
+        before = found.get(name, 'development' if name == 'split' else None)
+        if name == 'checkpoint' and isinstance(before, dict):
+            before = before.get('sha256')
+        if before != value:
+            raise ValueError(f"'{file}' holds the results of {name} {before}, not {value}; write "
+                             'to another file, or move it away.')
