@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.training.dataset_statistics import statistics_of, write_statistics
@@ -151,3 +153,15 @@ def test_what_hardly_moves_keeps_a_range():
     assert (spread >= 0.01 - 1e-12).all()
     np.testing.assert_allclose(
         np.add(entry['proprio']['q99'], entry['proprio']['q01']) / 2, np.arange(8.0))
+
+
+@pytest.mark.parametrize('kind', ['jpeg', 'segments'])
+def test_a_garbled_picture_is_refused_by_the_name_of_its_file(kind, tmp_path):
+    write_document(tmp_path, DOCUMENT)
+    path = write_demonstration(tmp_path, demonstration())
+    with safe_open(path, 'numpy') as file:
+        tensors, header = load_file(path), file.metadata()
+    tensors[f'wrist.{kind}'][:] = 7
+    save_file(tensors, path, header)
+    with pytest.raises(ValueError, match=rf'{path.name} is damaged or was cut short; delete it'):
+        Demonstrations(tmp_path).load(1)

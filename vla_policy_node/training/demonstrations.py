@@ -195,17 +195,8 @@ class Demonstrations:
             cameras = self.document['cameras'] if pictures else ()
             actions = _rows(file, 'action', step, self._chunk_length)
             return Frame(
-                images={
-                    camera: simplejpeg.decode_jpeg(
-                        _part(file, f'{camera}.jpeg', frame), fastdct=True)
-                    for camera in cameras
-                },
-                labels={
-                    camera: cv2.imdecode(
-                        np.frombuffer(_part(file, f'{camera}.segments', frame), np.uint8),
-                        cv2.IMREAD_UNCHANGED)
-                    for camera in cameras
-                },
+                images={camera: _picture(file, camera, frame) for camera in cameras},
+                labels={camera: _labels(file, camera, frame) for camera in cameras},
                 proprio=file.get_slice('proprio')[step:step + 1][0],
                 actions=pad_chunk(actions, self._chunk_length),
                 instruction=header['instruction'],
@@ -260,12 +251,16 @@ def read_document(directory: Path) -> dict:
     return document
 
 
+class _PictureError(Exception):
+    """A picture cannot be decoded; the library's reason."""
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator:
     try:
         with safe_open(path, 'numpy') as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, _PictureError) as error:
         raise ValueError(
             f'{path} is damaged or was cut short; delete it and run the same vla demos again.'
         ) from error
@@ -274,6 +269,21 @@ def _opened(path: Path) -> Iterator:
 def _part(file, name: str, frame: int) -> bytes:
     start, end = file.get_slice(f'{name}_offset')[frame:frame + 2]
     return file.get_slice(name)[int(start):int(end)].tobytes()
+
+
+def _picture(file, camera: str, frame: int) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(_part(file, f'{camera}.jpeg', frame), fastdct=True)
+    except ValueError as error:
+        raise _PictureError(str(error)) from error
+
+
+def _labels(file, camera: str, frame: int) -> np.ndarray:
+    part = np.frombuffer(_part(file, f'{camera}.segments', frame), np.uint8)
+    labels = cv2.imdecode(part, cv2.IMREAD_UNCHANGED) if len(part) else None
+    if labels is None:
+        raise _PictureError('no labels')
+    return labels
 
 
 def _rows(file, name: str, start: int, count: int) -> np.ndarray:
