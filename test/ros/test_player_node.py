@@ -16,7 +16,17 @@ from rclpy.parameter import Parameter
 from replay_bag import make_bag
 from robot_double import TIMEOUT_S
 from ros_testing import ros
-from sensor_bytes import IMAGE, JOINTS, POSE, image, joints, pose, write_topics
+from sensor_bytes import (
+    IMAGE,
+    JOINTS,
+    POSE,
+    TRANSFORMS,
+    image,
+    joints,
+    pose,
+    transforms,
+    write_topics,
+)
 from sensor_msgs.msg import CompressedImage
 
 from vla_msgs.msg import EndEffectorCommand, HoldReason
@@ -154,6 +164,40 @@ def test_live_node_and_replay_send_the_same_actions(play, parameters, tmp_path, 
             [getattr(vector, axis) for vector in moved for axis in 'xyz'],
             [*command.motion.translation_m, *command.motion.rotation_rad])
         np.testing.assert_array_equal(sent.gripper, np.float32(command.motion.gripper))
+    assert sum(not sent.hold for sent in commands) > 8
+
+
+def test_a_pose_from_transforms_is_played_and_replayed_alike(play, parameters, tmp_path):
+    pytest.importorskip('tf2_msgs')
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['state'][0] |= {'topic': '/tf', 'type': TRANSFORMS, 'parent': 'base_link',
+                          'child': 'tool'}
+    contract = tmp_path / 'robot.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    times = [T + 50_000_000 * i for i in range(16)]
+    still = (0.0, 0.0, 0.0, 1.0)
+    topics = {
+        **{name: [(t, image(t + place)) for t in times] for place, name in enumerate(CAMERAS)},
+        '/gripper_state': [(t, joints(t)) for t in times],
+        '/tf': [(t, transforms([('base_link', 'arm', t, (0.01 * i, 0.0, 0.25), still)]))
+                for i, t in enumerate(times)],
+        '/tf_static': [(T, transforms([('arm', 'tool', 0, (0.0, 0.0, 0.25), still)]))]}
+    end = times[-1] + 100_000_000  # of the goal, after the last observation
+    topics['/third_person/image_raw'].append((end, image(end)))
+    bag = write_topics(tmp_path / 'a.mcap', topics, {
+        name: {'/tf': TRANSFORMS, '/tf_static': TRANSFORMS, '/gripper_state': JOINTS}.get(
+            name, IMAGE) for name in topics})
+    changes = {'contract': str(contract)}
+    live = play(bag, changes, lock_step=True, instruction='lift it', **changes)
+    assert live.ended.wait(6 * TIMEOUT_S)
+    assert not live.player.failed
+    expected = [command for _, command in replayed(
+        bag, {**parameters, **changes}, tmp_path, instruction='lift it')]
+    commands = live.commands_of_observations()
+    assert len(commands) == len(expected) > 10
+    for sent, command in zip(commands, expected, strict=True):
+        assert sent.hold_reason.code == command.hold.code
+        assert sent.translation.x == command.motion.translation_m[0]
     assert sum(not sent.hold for sent in commands) > 8
 
 

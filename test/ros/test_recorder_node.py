@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import yaml
+from geometry_msgs.msg import TransformStamped
 from node_bench import START_NS, checkpoint, create_tiny_checkpoint, make_bench
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from robot_double import TIMEOUT_S
@@ -25,6 +28,7 @@ from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.contract.fit import differences
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.bag_writer import BagWriter, RecordingError
+from vla_policy_node.nodes.message_classes import message_class
 from vla_policy_node.nodes.messages import to_ns
 from vla_policy_node.nodes.parameters import ParameterError
 from vla_policy_node.nodes.recorder_node import RecorderNode
@@ -35,6 +39,7 @@ from vla_policy_node.replay.settings import ReplaySettings, parameters_of, read_
 from vla_policy_node.replay.topics import CHUNK, RECORDS, decode
 from vla_policy_node.system.files import read_config
 from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT, UntrustedBagError
+from vla_policy_node.wire.cdr import read_transforms
 
 HEADER = 'std_msgs/msg/Header'
 
@@ -58,6 +63,36 @@ def recorder(ros, tmp_path):
 
     yield node, finish
     finish()
+
+
+def test_transforms_are_recorded_with_the_static_ones_that_came_before(ros, tmp_path):
+    """As a robot's static broadcaster, which speaks once."""
+    pytest.importorskip('tf2_msgs')
+    plain = to_plain(find_contract('franka_libero'))
+    contract = tmp_path / 'robot.yaml'
+    contract.write_text(yaml.safe_dump(plain))
+    kind = message_class('tf2_msgs/msg/TFMessage')
+    talker = Node('talker')
+    fixed = talker.create_publisher(kind, '/tf_static', qos.static_transforms())
+    moving = talker.create_publisher(kind, '/tf', qos.observation_output())
+    fixed.publish(kind(transforms=[TransformStamped(child_frame_id='panda_hand_tcp')]))
+    node = RecorderNode(parameter_overrides=[
+        Parameter('output', value=str(tmp_path / 'bag')),
+        Parameter('contract', value=str(contract))])
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not {'/tf', '/tf_static'} <= node._heard:
+        assert time.monotonic() < deadline
+        moving.publish(kind())
+        executor.spin_once(timeout_sec=0.05)
+    executor.shutdown()
+    node.destroy_node()
+    talker.destroy_node()
+    with Bag(tmp_path / 'bag') as bag:
+        assert bag.types['/tf'] == bag.types['/tf_static'] == 'tf2_msgs/msg/TFMessage'
+        (raw,) = [raw for _, _, raw in bag.messages(['/tf_static'])]
+    assert [link.child for link in read_transforms(raw, static=True)] == ['panda_hand_tcp']
 
 
 def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench):

@@ -142,6 +142,22 @@ def test_a_camera_that_the_policy_looks_at_may_not_be_missing(recorded, tmp_path
 
 # --- the contract in the recording ---
 
+@pytest.mark.parametrize(('topic', 'taken'), [
+    ('front/rgb', '/front/rgb'), ('nowhere/rgb', '/spare/rgb'), ('', '/spare/rgb')])
+def test_a_named_contract_says_which_topic_is_meant_and_else_the_bag_does(
+        recorded, tmp_path, topic, taken):
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, more_cameras=('/front/rgb', '/spare/rgb'))
+    beside(bag, lambda plain: plain['cameras'][1].update(topic='spare/rgb'))
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['cameras'][1]['topic'] = topic or 'wrist'
+    file = tmp_path / 'robot.yaml'
+    file.write_text(yaml.safe_dump(plain))
+    settings = ReplaySettings('dense', checkpoint=recorded[1], video=False,
+                              contract=str(file) if topic else '')
+    found = replay_bag(bag, settings, lambda what, share: None).topics.inputs
+    assert found[taken] == 'wrist'
+
+
 def beside(bag, change):
     """Put the contract of a robot beside a bag, as a recorder does."""
     plain = copy.deepcopy(to_plain(find_contract('')))

@@ -124,7 +124,8 @@ class PlayerNode(Node):
         namespace, here = self._settings.bag_namespace, self.get_namespace().rstrip('/')
         if not namespace and here and here in told_namespaces(self._bag):
             namespace = here
-        told = as_recorded(robot, self._bag, read_info(self._bag, namespace)).topics
+        told = as_recorded(robot, self._bag, read_info(self._bag, namespace),
+                           bool(self._settings.contract)).topics
         chosen = {}
         for stream, topic in robot.topics.items():
             name = self.resolve_topic_name(topic)

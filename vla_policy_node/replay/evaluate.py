@@ -99,8 +99,8 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
                              'robots cannot be compared.')
         labels = _labels(choices, parameters)
         topics = topics_of_robot(
-            bag, as_recorded(parameters[0].robot, bag, info), settings.topics,
-            settings.actions_topic, settings.bag_namespace)
+            bag, as_recorded(parameters[0].robot, bag, info, bool(parameters[0].contract)),
+            settings.topics, settings.actions_topic, settings.bag_namespace)
         topics = replace(topics, by_log=settings.stamps == LOG).needed_by(
             _needs(labels, parameters))
         on_progress('reading the bag', 0.0)

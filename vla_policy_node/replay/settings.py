@@ -15,6 +15,7 @@ from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.contract_fields import transform_name
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.finding import find_picture, find_topic
 from vla_policy_node.replay.gate import GateLimits
 from vla_policy_node.replay.robots import find_namespace, placed, records_in
 from vla_policy_node.replay.stamps import HEADER
@@ -137,10 +138,18 @@ def parameters_of(
     return parameters, notes
 
 
-def as_recorded(robot: RobotContract, bag: Bag, info: Any | None) -> RobotContract:
-    """Return the robot with the topics that its streams have in the bag, where the bag says so."""
+def as_recorded(
+    robot: RobotContract, bag: Bag, info: Any | None, is_named: bool
+) -> RobotContract:
+    """Return the robot with the topics that its streams have in the bag, where the bag says so.
+
+    is_named: the user named its contract, whose topics come first where the bag has them.
+    """
     found, _ = _robot(bag, info)
-    return robot.with_topics(found.topics) if found else robot
+    told = found.topics if found else {}
+    kept = {stream for stream, topic in robot.topics.items() if is_named and (
+        find_topic(bag.types, topic) or find_picture(bag.types, topic))}
+    return robot.with_topics({k: topic for k, topic in told.items() if k not in kept})
 
 
 def robot_of(bag: Bag, contract: str, namespace: str = '') -> tuple[RobotContract, str]:
@@ -151,7 +160,7 @@ def robot_of(bag: Bag, contract: str, namespace: str = '') -> tuple[RobotContrac
     """
     info = read_info(bag, namespace)
     name, _ = contract_to_follow(contract, *_robot(bag, info), None)
-    robot = as_recorded(find_contract(name), bag, info)
+    robot = as_recorded(find_contract(name), bag, info, bool(contract))
     told = (read_recorded(bag.path) or {}).get('frame_id') or (info and info.action.frame_id)
     if told and not contract:
         robot = replace(robot, actions=tuple(

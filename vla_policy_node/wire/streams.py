@@ -88,7 +88,12 @@ class InputStreams:
 
     def stamp_of(self, stream: str, raw: bytes) -> int:
         """Return the stamp [ns] of a message of a stream. Raises MessageError."""
-        return newest_stamp(raw) if source_of(stream) in self.transforms else stamp_of(raw)
+        return newest_stamp(raw) if source_of(stream) in self._unstamped else stamp_of(raw)
+
+    @cached_property
+    def _unstamped(self) -> frozenset[str]:
+        """Sources of transforms, needed or not: the stamps are inside."""
+        return frozenset(source.name for source in self.robot.state if source.parent)
 
     def told(self, state: np.ndarray) -> np.ndarray:
         """Return what the policy reads of the numbers of all `states` [N], in its order."""
