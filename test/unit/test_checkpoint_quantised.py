@@ -118,9 +118,14 @@ def test_what_lies_beside_the_weights_is_refused_by_name(directory, pieces, name
     rewrite(directory, change)
     with pytest.raises(ValueError, match=f'quantised by .*{name}'):
         variants.load(directory)
-    result = CliRunner().invoke(cli.app, ['check', str(directory)])
+
+
+@pytest.mark.parametrize('command', [['check'], ['check', '--dtype', 'int8']])
+def test_vla_check_says_so_in_one_sentence(directory, command):
+    rewrite(directory, lambda tensors: tensors.update({f'{LAYER}.weight.absmax': torch.ones(1)}))
+    result = CliRunner().invoke(cli.app, [*command, str(directory)])
     assert result.exit_code == 1
-    assert 'quantised by' in ' '.join(result.output.split())
+    assert ' '.join(result.output.split()).count('quantised by bitsandbytes to 4 bits') == 1
 
 
 @pytest.mark.parametrize('dtype', [torch.int8, torch.uint8, torch.int32, torch.bool])

@@ -84,7 +84,11 @@ def _cameras(entries: Entries, known: tuple[str, ...]) -> tuple[str, ...]:
     value = entries.value('cameras', len(known))
     if isinstance(value, list):
         return _names(entries, 'cameras', MAX_CAMERAS)
-    return known[: entries.integer('cameras', 1, len(known), len(known))]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= len(known):
+        raise entries.error(
+            'cameras', f'a list of names, or a number from 1 to {len(known)}: {", ".join(known)}',
+            value)
+    return known[:value]
 
 
 def _quantities(

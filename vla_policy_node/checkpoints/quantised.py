@@ -70,8 +70,8 @@ def check_config(document: Mapping) -> None:
     """Raise ValueError if a parsed config.json says that the weights are quantised."""
     entries = Entries(document, 'config.json')
     parts = [(entries, '')] + [
-        (entries.inside(part), f'{part}.') for part in ('text_config', 'llm_config')
-        if isinstance(entries.value(part, None), Mapping)]
+        (entries.inside(part), f'{part}.') for part, value in entries.items().items()
+        if part.endswith('_config') and isinstance(value, Mapping)]
     for part, place in parts:
         for key in ('quantization_config', 'compression_config'):
             if key not in part:

@@ -50,9 +50,9 @@ def check(
         console.print(
             f'A {kind} policy cannot run here yet; its decoders are compared with recordings.',
             highlight=False)
-        failed, warned, good = [], [], 'All that can be compared agrees.'
+        failed, warned, guesses, good = [], [], [], 'All that can be compared agrees.'
     else:
-        _print_assumptions(directory, suite, statistics_key, console)
+        guesses = _print_assumptions(directory, suite, statistics_key, console)
         failed, warned = _self_checks(
             directory, suite, statistics_key, device, dtype, bool(packs), console)
         good = 'All checks passed.'
@@ -65,20 +65,24 @@ def check(
                       f'{escape("; ".join(warned))}', highlight=False)
     else:
         console.print(f'[green]{good}')
+    if guesses and not failed:
+        console.print(f'Guessed, because nothing says it: {escape(", ".join(guesses))}.')
     return bool(failed)
 
 
-def _print_assumptions(directory, suite, statistics_key, console) -> None:
+def _print_assumptions(directory, suite, statistics_key, console) -> list[str]:
+    """Print who says what; the names of what nobody says."""
     try:
         found = all_assumptions(directory, suite, statistics_key)
     except ValueError:  # the first check says why
-        return
+        return []
     table = _table('taken for granted', 'value', 'who says so', mark=False)
     for one in found:
         source = f'[bold yellow]guessed[/]: {escape(one.source)}' if one.guessed else escape(
             one.source)
         table.add_row(one.name, escape(one.value), source)
     console.print(table, width=min(console.width, ASSUMPTIONS_WIDTH))
+    return [one.name for one in found if one.guessed]
 
 
 def _self_checks(

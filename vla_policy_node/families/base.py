@@ -111,11 +111,13 @@ class PolicyFamily(ABC, Generic[Config]):
     """One kind of policy, without weights, of sizes `Config`.
 
     traits: what sizes do not say. settled: names of `policy.assumptions` that are the same for all
-    policies of the family, or that its weights tell -> why.
+    policies of the family, or that its weights tell -> why. taken_for: what else has the same
+    files, and how config.json tells the two apart; '' if they belong to this family alone.
     """
 
     traits: ClassVar[FamilyTraits]
     settled: ClassVar[Mapping[str, str]] = {}
+    taken_for: ClassVar[str] = ''
 
     def recognises(
         self, directory: Path, document: Mapping, parts: Collection[str]

@@ -100,6 +100,9 @@ class OpenVlaFamily(VocabularyAnswers):
     settled: ClassVar = {'cameras': 'OpenVLA has one', 'proprio': 'OpenVLA has none',
                          'chunk': 'OpenVLA answers one', 'action rows': 'one after the other'}
 
+    taken_for = ('a discrete OpenVLA-OFT with one camera has the same files and needs "head": '
+                 '"discrete" in its config.json, and vla check tries both')
+
     def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By its having nothing beside the language model."""
         return not {'action_head', 'proprio_projector', 'noisy_action_projector'} & set(parts)

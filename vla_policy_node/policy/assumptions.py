@@ -158,10 +158,9 @@ class _Sources:
             return Assumed('decoding', value, parts[0].name)
         if self.public or self.document.get('head') is not None:
             return self.of('decoding', value)
+        taken_for = self.family.taken_for
         return Assumed(
-            'decoding', value, 'nothing lies beside the language model', guessed=True,
-            cure='a discrete OpenVLA-OFT with one camera looks the same and needs "head": '
-                 f'"discrete" in its {CONFIG}, and vla check tries both')
+            'decoding', value, 'going by the files alone', guessed=bool(taken_for), cure=taken_for)
 
     def rows(self) -> str:
         """Name the rows that the head reads."""
