@@ -1,8 +1,9 @@
 """`vla bench selection`: the questions of the LightVLA paper, for one policy on the same episodes.
 
 Does it matter which tokens stay, or only how many? Should it have kept more, or fewer? Does noise
-in training help? Variants that need training of their own are trained here if they do not exist
-yet, all from the same dense checkpoint on the same demonstrations.
+in training help? What is fine-tuned is trained here if it does not exist yet: all from the same
+dense checkpoint, on the same demonstrations, for as many steps. The document names the checkpoint
+of each row and how it was trained.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from vla_policy_node.checkpoints.fingerprint import fingerprint
 from vla_policy_node.commands.train import run_stage, stage_config
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.evaluate import make_plan
@@ -28,12 +30,16 @@ from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, seal
-from vla_policy_node.training.stage_run import Run
+from vla_policy_node.training.config import TrainingConfig
+from vla_policy_node.training.run_record import RECORD, recipe_of
+from vla_policy_node.training.stage_run import CHECKPOINT, Run
 
 LIGHTVLA = 'LightVLA'
 STAR = 'LightVLA*'
-# Variants to train: label -> folder, and their differences from config/training.
-VARIANTS = {
+# What is trained: label -> folder, and its differences from config/training, where the recipe of
+# LightVLA's authors is.
+TRAINED = {
+    LIGHTVLA: ('lightvla', ()),
     STAR: ('star', ('learnt_queries=64', 'multiplicity_bias=false')),
     'LightVLA trained without noise': ('no-noise', ('noise_scale=0.0',)),
     'LightVLA trained with fixed noise': ('fixed-noise', ('noise_decays=false',)),
@@ -49,19 +55,20 @@ DROPPED = 0.1
 class Question:
     """What to compare, and where.
 
-    dense: the checkpoint that everything starts from. lightvla: fine-tuned from it.
-    runs: folder of the variants' runs. demonstrations: what to train missing ones on, None to
-    refuse instead. out: gets selection.json, selection.md and two PNGs. tasks: () for all.
+    dense: the checkpoint that everything starts from. runs: folder of the runs of training.
+    demonstrations: what to train missing ones on, None to refuse instead. out: gets
+    selection.json, selection.md and two PNGs. tasks: () for all. changes: entries that training
+    has other values of, for all rows, like 'steps=450'.
     """
 
     dense: Path
-    lightvla: Path
     runs: Path
     demonstrations: Path | None
     out: Path
     episodes: int
     tasks: Sequence[int]
     workers: int
+    changes: Sequence[str] = ()
 
 
 def answer(question: Question, console: Console) -> dict:
@@ -70,14 +77,13 @@ def answer(question: Question, console: Console) -> dict:
     Resumes an interrupted run. ValueError with one sentence for an impossible request.
     """
     claim(question.out, NAMES, COMMAND)
-    variants = {label: _variant(question, label, console) for label in VARIANTS}
+    trained = {label: _trained(question, label, console) for label in TRAINED}
     learnt = [
         Contender('dense', checkpoint=question.dense),
-        _contender(LIGHTVLA, question.lightvla),
-        *(_contender(label, directory) for label, directory in variants.items()),
+        *(_contender(label, directory) for label, directory in trained.items()),
     ]
     plan = make_plan(
-        arguments={'checkpoint': str(question.lightvla)}, episodes=question.episodes,
+        arguments={'checkpoint': str(trained[LIGHTVLA])}, episodes=question.episodes,
         task_ids=question.tasks, changes={'execution_mode': 'sync'},
         trace=question.runs / 'trace')
     plan = replace(plan, contenders=tuple(learnt))
@@ -85,10 +91,12 @@ def answer(question: Question, console: Console) -> dict:
     results = Results(file, plan.identity(), COMMAND)
     run_plan(plan, results, question.workers, console)
     count = round(_mean_tokens(plan, results))
-    plan = replace(plan, contenders=(*learnt[:2], *_same_count(question, count), *learnt[2:]))
+    plan = replace(plan, contenders=(
+        *learnt[:2], *_same_count(question.dense, trained[LIGHTVLA], count), *learnt[2:]))
     run_plan(plan, results, question.workers, console)
 
     document = summarise(plan, results.rows(plan.keys), question.workers)
+    document['checkpoints'] = [_origin(contender) for contender in plan.contenders]
     for table in tables(document):
         console.print(table)
     write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
@@ -99,21 +107,46 @@ def answer(question: Question, console: Console) -> dict:
     return document
 
 
-def _variant(question: Question, label: str, console: Console) -> Path:
-    """Return the checkpoint of a variant, trained now if it does not exist."""
-    folder, changes = VARIANTS[label]
+def _trained(question: Question, label: str, console: Console) -> Path:
+    """Return the checkpoint of a row, trained now if it does not exist.
+
+    Raises ValueError for one that was trained otherwise.
+    """
+    folder, changes = TRAINED[label]
     out = question.runs / folder
-    if not (out / 'checkpoint' / 'config.json').is_file():
+    config = stage_config('lightvla', None, (*question.changes, *changes))
+    if (out / CHECKPOINT / 'config.json').is_file():
+        _check_recipe(out, config)
+    else:
         if question.demonstrations is None:
             raise ValueError(
                 f'{out} has no checkpoint of {label}; name the demonstrations to train it on '
                 'with --demos.')
         run = Run(
-            stage_config('lightvla', None, changes), question.dense, question.demonstrations,
-            None, out, processes=question.workers)
+            config, question.dense, question.demonstrations, None, out,
+            processes=question.workers)
         if run_stage(run, console):
             raise KeyboardInterrupt
-    return out / 'checkpoint'
+    return out / CHECKPOINT
+
+
+def _check_recipe(out: Path, config: TrainingConfig) -> None:
+    """Raise ValueError if a run had other settings or another number of steps."""
+    wanted, found = config.document(), recipe_of(out)
+    for name, value in wanted.items():
+        if name != 'save_every_s' and found.get(name) != value:
+            raise ValueError(
+                f'{out} was trained with {name}={found.get(name)}, not {value}; take other '
+                '--runs, or the --set that it was trained with.')
+
+
+def _origin(contender: Contender) -> dict:
+    """Return which checkpoint a row ran, and the recipe where the run is beside it."""
+    directory = contender.checkpoint
+    has_record = (directory.parent / RECORD).is_file()
+    return {
+        'method': contender.label, 'sha256': fingerprint(directory),
+        'recipe': recipe_of(directory.parent) if has_record else None}
 
 
 def _contender(label: str, checkpoint: Path) -> Contender:
@@ -121,17 +154,17 @@ def _contender(label: str, checkpoint: Path) -> Contender:
     return Contender(label, (method,), checkpoint=checkpoint)
 
 
-def _same_count(question: Question, count: int) -> list[Contender]:
+def _same_count(dense: Path, lightvla: Path, count: int) -> list[Contender]:
     """Return the rows that keep as many tokens as LightVLA, or a few more or fewer."""
     rows = {
-        f'{count} random tokens': ('random_tokens', {'count': count}, question.dense),
-        f'FastV, {count} tokens': ('fastv', {'count': count}, question.dense),
+        f'{count} random tokens': ('random_tokens', {'count': count}, dense),
+        f'FastV, {count} tokens': ('fastv', {'count': count}, dense),
         f'LightVLA + {EXTRA_RANDOM} random tokens': (
-            'lightvla', {'extra_random': EXTRA_RANDOM}, question.lightvla),
+            'lightvla', {'extra_random': EXTRA_RANDOM}, lightvla),
         f'LightVLA - {DROPPED:.0%} of its tokens': (
-            'lightvla', {'drop_fraction': DROPPED}, question.lightvla),
+            'lightvla', {'drop_fraction': DROPPED}, lightvla),
         f'{count} random tokens, LightVLA weights': (
-            'random_tokens', {'count': count}, question.lightvla),
+            'random_tokens', {'count': count}, lightvla),
     }
     return [
         Contender(label, (method,), {method: settings}, checkpoint)
@@ -168,6 +201,14 @@ def markdown(document: Mapping) -> str:
             f'{total["flops"] / 1e9:.2f}',
             *(f'{total["grounding"][part]["kept"]:.1%}' for part in PARTS),
         ]) + ' |')
+    lines += ['', '| selection | checkpoint | steps x batch | differs from its recipe in |',
+              '|---' * 4 + '|']
+    for origin in document['checkpoints']:
+        recipe = origin['recipe'] or {}
+        lines.append('| ' + ' | '.join([
+            origin['method'], f'`{origin["sha256"][:12]}`',
+            f'{recipe["steps"]} x {recipe["batch"]}' if recipe else '', _differences(recipe),
+        ]) + ' |')
     lines += ['', '| tokens kept while the robot is to | ' + ' | '.join(PHASES) + ' |',
               '|---' * (1 + len(PHASES)) + '|']
     for total in document['totals']:
@@ -175,3 +216,13 @@ def markdown(document: Mapping) -> str:
         lines.append(f'| {total["method"]} | ' + ' | '.join(
             '' if phases[phase] is None else f'{phases[phase]:.0f}' for phase in PHASES) + ' |')
     return '\n'.join(lines) + '\n'
+
+
+def _differences(recipe: Mapping) -> str:
+    """Return the entries in which a recipe is not that of config/training."""
+    if not recipe:
+        return ''
+    usual = stage_config(recipe['stage'], None, ()).document()
+    return ', '.join(
+        f'{name}={value}' for name, value in recipe.items()
+        if name != 'steps' and usual.get(name) != value)

@@ -38,13 +38,14 @@ def selection(
     dense: Annotated[Path, typer.Option(
         help='Dense checkpoint that the others were fine-tuned from.')] = Path(
             'checkpoints/libero_object_dense'),
-    lightvla: Annotated[Path, typer.Option(
-        help='Checkpoint fine-tuned with LightVLA.')] = Path('checkpoints/libero_object'),
     runs: Annotated[Path, typer.Option(
-        help='Folder of the variants; those that are missing are trained there.')] = Path(
+        help='Folder of the runs of training; what is missing is trained there.')] = Path(
             'runs/selection'),
     demos: Annotated[Path | None, typer.Option(
-        help='Demonstrations to train missing variants on, a folder of `vla demos`.')] = None,
+        help='Demonstrations to train on, a folder of `vla demos`.')] = None,
+    change: Annotated[list[str] | None, typer.Option(
+        '--set', help='Change an entry of training for all rows, e.g. --set steps=450. '
+        'Repeat.')] = None,
     out: Annotated[Path, typer.Option(help='Directory for table and plots.')] = Path(
         'out/selection'),
     tasks: Annotated[str, typer.Option(help='Task numbers, e.g. 0-3,7; empty: all.')] = '',
@@ -57,7 +58,9 @@ def selection(
     Dense, LightVLA, LightVLA*, random tokens, FastV, a few more and a few fewer tokens, and
     LightVLA trained with other noise. After an interruption the same command resumes.
 
-    `vla bench selection --demos data/object --out out/selection`
+    All that is fine-tuned has the same budget, and the table says which recipe.
+
+    `vla bench selection --demos data/object --set steps=450 --set batch=64`
     """
     from rich.console import Console
 
@@ -66,8 +69,8 @@ def selection(
 
     try:
         answer(Question(
-            dense, lightvla, runs, demos, out, episodes,
-            parse_numbers(tasks) if tasks else (), workers), Console())
+            dense, runs, demos, out, episodes, parse_numbers(tasks) if tasks else (), workers,
+            change or ()), Console())
     except ValueError as error:
         raise refusal(error) from None
     except KeyboardInterrupt:

@@ -122,6 +122,15 @@ def write_record(out: Path, record: dict[str, Any]) -> None:
     write_json(out / RECORD, record)
 
 
+def recipe_of(out: Path) -> dict[str, Any]:
+    """Return the settings of a run, and `steps`, the number that it was last given.
+
+    Raises ValueError if the folder has no record of a run.
+    """
+    record = read_json(out / RECORD)
+    return {**record['settings'], 'steps': record['lengths'][-1]['steps']}
+
+
 def finish(out: Path) -> None:
     """Note that the checkpoint of a run is written."""
     write_record(out, {**read_json(out / RECORD), 'finished': True})
