@@ -15,6 +15,7 @@ from node_bench import (
     script,
 )
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_testing import ros
 
@@ -23,6 +24,7 @@ from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.nodes.guard_node import GuardNode
 from vla_policy_node.nodes.player_node import PlayerNode
 from vla_policy_node.nodes.recorder_node import RecorderNode
+from vla_policy_node.nodes.resolving import elsewhere
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import replay_bag
@@ -65,6 +67,17 @@ def test_no_node_has_an_absolute_name_of_its_own(ros, tmp_path, make_bench):
             assert node.get_namespace() == '/fleet/r1'
             outside = {name for name in endpoints(node) if not name.startswith('/fleet/r1/')}
             assert outside <= GLOBAL
+
+
+def test_whoever_asks_in_another_namespace_is_told_where_the_robots_are(make_bench):
+    bench = make_bench(namespace='/r1')
+    bench.robot.wait(lambda: '/r1/policy_status' in dict(
+        bench.robot.get_topic_names_and_types()), 'the policy node')
+    assert elsewhere(bench.robot) == ''
+    other = Node('other', namespace='/r2')
+    bench.robot.wait(lambda: elsewhere(other), 'the policy node')
+    assert elsewhere(other) == ' Policy nodes are in /r1: choose one with --namespace.'
+    other.destroy_node()
 
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE, SHUTDOWN = range(1, 6)

@@ -69,6 +69,14 @@ def test_inputs_outside_of_the_namespace_are_named_and_the_others_found(bag):  #
         '/r1/gripper_state': 'gripper_state'}
 
 
+def test_absolute_names_of_a_contract_are_looked_for_in_the_namespace_last(bag):  # noqa: F811
+    robot = ROBOT.with_topics({'ee_pose': '/ee_pose'})
+    topics = {**of('/r1', {**TOLD, **INPUTS})}
+    assert '/r1/ee_pose' in topics_of_robot(bag(topics), robot, {}).inputs
+    both = topics_of_robot(bag({**topics, '/ee_pose': (POSE, pose(T))}), robot, {})
+    assert '/ee_pose' in both.inputs and '/r1/ee_pose' not in both.inputs
+
+
 def test_compressed_pictures_of_a_namespace_are_found(bag):  # noqa: F811
     topics = {f'/r1/{camera}/image_raw/compressed': (COMPRESSED, compressed(T))
               for camera in ROBOT.camera_names} | of('/r1', STATE)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.status import Status
 
 from vla_msgs.action import ExecuteInstruction
+from vla_policy_node.nodes.resolving import elsewhere
 
 # How often to look for Ctrl-C, and whether the policy node is still there.
 LOOK_PERIOD_S = 0.1
@@ -44,7 +45,7 @@ def follow(instruction: str, duration_s: float, wait_s: float, namespace: str = 
     executor.add_node(node)
     try:
         return _follow(
-            client, executor, interrupted, instruction, duration_s, wait_s, namespace)
+            node, client, executor, interrupted, instruction, duration_s, wait_s)
     finally:
         signal.signal(signal.SIGINT, before)
         client.destroy()
@@ -53,8 +54,8 @@ def follow(instruction: str, duration_s: float, wait_s: float, namespace: str = 
 
 
 def _follow(
-    client: ActionClient, executor: Executor, interrupted: threading.Event, instruction: str,
-    duration_s: float, wait_s: float, namespace: str,
+    node: Node, client: ActionClient, executor: Executor, interrupted: threading.Event,
+    instruction: str, duration_s: float, wait_s: float,
 ) -> int:
     console = Console()
     deadline = time.monotonic() + wait_s
@@ -63,10 +64,10 @@ def _follow(
             return EXIT_CODES[ExecuteInstruction.Result.CANCELLED]
         if time.monotonic() > deadline:
             domain = os.environ.get('ROS_DOMAIN_ID', '0')
-            where = f' and namespace {namespace}' if namespace else ''
             console.print(
-                f'[red]No active policy node was found in ROS domain {domain}{where} within '
-                f'{wait_s:g} s; start one with `vla bringup`.')
+                f'[red]No active policy node was found in ROS domain {domain} and namespace '
+                f'{node.get_namespace()} within {wait_s:g} s; start one with `vla bringup`.'
+                f'{elsewhere(node)}')
             return 1
     fraction, seconds = modf(duration_s)
     goal = ExecuteInstruction.Goal(

@@ -47,7 +47,7 @@ from vla_policy_node.nodes.parameters import (
     is_foreign,
     parameter,
 )
-from vla_policy_node.nodes.resolving import resolved, topics_of
+from vla_policy_node.nodes.resolving import elsewhere, resolved, topics_of
 from vla_policy_node.nodes.running import run
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
@@ -298,7 +298,7 @@ class RecorderNode(Node):
                                       'use_sim_time.')
         if silent := self._silent(needed=True):
             self.get_logger().warning(f'Nothing came on {", ".join(silent)}; see `ros2 topic info '
-                                      f'-v {silent[0]}`.')
+                                      f'-v {silent[0]}`.{elsewhere(self)}')
 
 
 def _deep(reliability: ReliabilityPolicy) -> QoSProfile:

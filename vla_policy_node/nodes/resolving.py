@@ -1,10 +1,12 @@
-"""Which topics nodes really use: of a contract in one's own graph, and those of another node."""
+"""Which names nodes really use: topics of a contract or of another node, and namespaces."""
 
 from contextlib import suppress
 
 from rclpy.node import Node, NodeNameNonExistentError
 
 from vla_policy_node.contract import ContractError, RobotContract
+
+_STATUS = 'vla_msgs/msg/PolicyStatus'
 
 
 def resolved(node: Node, robot: RobotContract) -> RobotContract:
@@ -16,6 +18,16 @@ def resolved(node: Node, robot: RobotContract) -> RobotContract:
         with suppress(ContractError):
             robot = robot.with_topics({stream: node.resolve_topic_name(topic)})
     return robot
+
+
+def elsewhere(node: Node) -> str:
+    """Return a sentence about policy nodes in other namespaces, '' if there are none."""
+    spoken = {name.removesuffix('/policy_status') or '/'
+              for name, types in node.get_topic_names_and_types()
+              if name.endswith('/policy_status') and _STATUS in types
+              and node.count_publishers(name)}
+    others = sorted(spoken - {node.get_namespace()})
+    return f" Policy nodes are in {', '.join(others)}: choose one with --namespace." * bool(others)
 
 
 def topics_of(node: Node, other: str) -> set[str] | None:

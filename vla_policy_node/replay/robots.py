@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from vla_policy_node.common.ros_names import absolute, checked_namespace
+from vla_policy_node.common.ros_names import checked_namespace
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.parts import Camera, StateSource
 from vla_policy_node.replay.bag import Bag, BagError
@@ -67,12 +67,16 @@ def told_namespaces(bag: Bag) -> tuple[str, ...]:
 
 
 def placed(bag: Bag, robot: RobotContract, namespace: str) -> RobotContract:
-    """Return the robot with its relative topics in the namespace, where the bag has them there."""
+    """Return the robot with its topics in the namespace, where the bag has them there.
+
+    Absolute ones, such as /tf, only if the bag has them nowhere else.
+    """
     if not namespace:
         return robot
     return robot.with_topics({
         part.name: name for part in parts_of(robot)
-        if _find(bag, part, name := absolute(part.topic, namespace))})
+        if not (part.topic.startswith('/') and _find(bag, part, part.topic))
+        and _find(bag, part, name := f"{namespace}/{part.topic.lstrip('/')}")})
 
 
 def records_in(bag: Bag, namespace: str) -> dict[str, str]:
