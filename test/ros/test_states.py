@@ -102,6 +102,17 @@ def test_any_bytes_are_a_pose_or_a_hold_and_nothing_else(body, order):
             assert error.hold.code is HoldReason.INPUT_INVALID
 
 
+def test_a_pose_tells_its_rotation_in_the_words_of_the_contract():
+    pose, _ = find_contract('').state
+    words = ('euler_x', 'euler_y', 'euler_z', 'qx', 'qy', 'qz', 'qw', 'rz', 'x')
+    source = replace(pose, values=tuple(
+        replace(pose.values[0], name=word, field=word, unit='one') for word in words))
+    half = math.sqrt(0.5)
+    told = decode_state(make_pose(quaternion=(0.0, 0.0, -half, -half)), source, FRAME)
+    np.testing.assert_allclose(
+        told, [0, 0, math.pi / 2, 0, 0, -half, -half, -1.5 * math.pi, 0.1], atol=1e-9)
+
+
 # --- by the contract: joints by name, with sign and scale ---
 
 JOINTS = find_contract('two_arms').state[0]

@@ -1,5 +1,6 @@
 """What people name as a checkpoint: a run, the hub's cache, an address, a clone without LFS."""
 
+import json
 import logging
 import re
 import shutil
@@ -156,6 +157,38 @@ def test_thousands_of_entries_are_not_all_looked_at(tmp_path, monkeypatch):
         (tmp_path / f'{index}' / 'config.json').touch()
     assert find_checkpoint(tmp_path) == tmp_path
     assert len(seen) == 21
+
+
+# --- a language model that is spoken to in another way ---
+
+
+def prompt_of(directory):
+    return LocalPolicy.load(directory, methods=()).description.prompt_template
+
+
+@pytest.mark.parametrize('entry', [
+    {'llm_backbone_id': 'vicuna-v15-7b'}, {'hf_llm_id': 'lmsys/vicuna-7b-v1.5'}])
+def test_a_vicuna_is_known_by_what_the_configuration_says(copied, entry):
+    assert prompt_of(copied).startswith('In: ')
+    document = json.loads((copied / 'config.json').read_text())
+    (copied / 'config.json').write_text(json.dumps(document | entry))
+    assert prompt_of(copied).endswith('take to {instruction}? ASSISTANT:')
+
+
+def test_a_vicuna_is_known_by_the_public_name(made, tmp_path):
+    directory = variants.copy(made, tmp_path / 'openvla-v01-7b-finetuned')
+    assert prompt_of(directory).endswith('ASSISTANT:')
+    ids = LocalPolicy.load(directory, methods=()).inputs.encode_prompt('pick up the bowl')
+    assert ids[0] == 1 and ids[-1] == 3  # BOS and the empty token, as behind any other prompt
+
+
+def test_one_vision_encoder_is_refused_by_name(copied):
+    document = json.loads((copied / 'config.json').read_text())
+    del document['vision_tiny']
+    document['vision_backbone_id'] = 'siglip-vit-so400m'
+    (copied / 'config.json').write_text(json.dumps(document))
+    assert re.search("'siglip-vit-so400m'.*no policy with one vision encoder, as OpenVLA v0.1",
+                     sentence_of(copied))
 
 
 # --- the cache of the hub ---

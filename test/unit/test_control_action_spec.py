@@ -5,13 +5,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from vla_policy_node.control.action_spec import ActionSpec, GripperLatch
 from vla_policy_node.control.hold import HoldError, HoldReason
-from vla_policy_node.control.rotations import euler_xyz_to_axis_angle, quaternion_to_axis_angle
+from vla_policy_node.control.rotations import (
+    angle_between,
+    axis_angle_to_euler_xyz,
+    axis_angle_to_quaternion,
+    euler_xyz_to_axis_angle,
+    quaternion_to_axis_angle,
+)
 
 angles = st.lists(st.floats(-3.1, 3.1), min_size=3, max_size=3)
 
@@ -64,6 +70,23 @@ def test_proprio_axis_angle_is_the_same_rotation(euler):
     for sign in (1.0, -1.0):
         rotation = Rotation.from_rotvec(quaternion_to_axis_angle(sign * expected.as_quat()))
         assert (rotation.inv() * expected).magnitude() < 1e-5
+
+
+@given(st.tuples(*[st.floats(-math.pi, math.pi)] * 3))
+@example((0.3, math.pi / 2, -0.8))
+@example((0.3, -math.pi / 2, -0.8))
+@example((0.0, 0.0, 0.0))
+def test_the_angles_of_a_rotation_make_the_same_rotation(euler):
+    rotation = euler_xyz_to_axis_angle(np.array(euler))
+    found = axis_angle_to_euler_xyz(rotation)
+    assert angle_between(euler_xyz_to_axis_angle(np.array(found)), rotation) < 1e-6
+    assert abs(found[1]) <= math.pi / 2 and max(abs(found[0]), abs(found[2])) <= math.pi
+
+
+@pytest.mark.parametrize('quaternion', [(0.5, -0.5, 0.5, 0.5), (-0.5, 0.5, -0.5, -0.5)])
+def test_a_quaternion_comes_back_with_its_sign(quaternion):
+    rotation = quaternion_to_axis_angle(np.array(quaternion))
+    np.testing.assert_allclose(axis_angle_to_quaternion(rotation), quaternion, atol=1e-12)
 
 
 def test_a_quaternion_slightly_longer_than_one_is_no_error():

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_policy_node.encoding import preprocess
-from vla_policy_node.encoding.prompt import as_in_training, end_with_empty, prompt_text
+from vla_policy_node.encoding.prompt import (
+    as_in_training,
+    end_with_empty,
+    prompt_text,
+    vicuna_text,
+)
 from vla_policy_node.runtime.small import NORMALISATION
 
 DATA = Path(__file__).parents[1] / 'data' / 'preprocess'
@@ -135,6 +140,13 @@ def test_prompt(entry):
 def test_an_instruction_reaches_the_prompt_as_data_sets_have_it(typed):
     assert prompt_text(typed) == (
         'In: What action should the robot take to pick up the milk?\nOut:')
+
+
+def test_openvla_v01_is_spoken_to_as_vicuna_is():
+    assert vicuna_text(' Pick up the milk\n') == (
+        'A chat between a curious user and an artificial intelligence assistant. The assistant '
+        "gives helpful, detailed, and polite answers to the user's questions. USER: What action "
+        'should the robot take to pick up the milk? ASSISTANT:')
 
 
 @settings(max_examples=50, deadline=None)

@@ -67,6 +67,19 @@ def read_normalisation(directory: Path) -> Mapping:
     return read_json(directory, 'preprocessor_config.json')
 
 
+def speaks_vicuna(directory: Path) -> bool:
+    """Whether the language model is a Vicuna, as in OpenVLA v0.1, whose prompts are others.
+
+    By what config.json says, or by the public name, which is all that the public code looks at.
+    """
+    path = place(directory, 'config.json')
+    entries = Entries(reading.read_json(path), str(path))
+    named = [str(entries.value(key, '')) for key in ('llm_backbone_id', 'hf_llm_id')]
+    parts = {*directory.absolute().parts, *path.absolute().parts}
+    return any('vicuna' in name.lower() for name in named) or any(
+        'openvla-v01' in part.lower() for part in parts)
+
+
 def model_files(directory: Path) -> list[Path]:
     """Files with the vision-language model, at least one; of an adapter, those of its base."""
     if base := base_of(directory):

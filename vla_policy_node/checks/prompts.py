@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_policy_node.checkpoints.entries import Entries
-from vla_policy_node.checkpoints.layout import read_json
+from vla_policy_node.checkpoints.layout import read_json, speaks_vicuna
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig, TokenIds
 
@@ -35,4 +35,4 @@ def uses_llama2_tokenizer(directory: Path, config: ModelConfig) -> bool:
     entries = Entries(read_json(directory, 'config.json'), 'config.json')
     named = entries.word('hf_llm_id', default='meta-llama/Llama-2-7b-hf')
     public = isinstance(config, PrismaticConfig) and config.token_ids == TokenIds()
-    return public and 'llama-2' in named.lower()
+    return public and 'llama-2' in named.lower() and not speaks_vicuna(directory)

@@ -19,8 +19,10 @@ POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
 TRANSFORM_TYPE = 'tf2_msgs/msg/TFMessage'
 JOINT_STATE_TYPE = 'sensor_msgs/msg/JointState'
 STATE_TYPES = (POSE_TYPE, TRANSFORM_TYPE, JOINT_STATE_TYPE)
-# Position in the frame of the commands, then a rotation vector.
-POSE_FIELDS = ('x', 'y', 'z', 'rx', 'ry', 'rz')
+# Position in the frame of the commands, then its rotation: as a vector, as fixed-axis angles (x
+# first), as a quaternion.
+POSE_FIELDS = (
+    'x', 'y', 'z', 'rx', 'ry', 'rz', 'euler_x', 'euler_y', 'euler_z', 'qx', 'qy', 'qz', 'qw')
 JOINT_FIELDS = ('position', 'velocity', 'effort')
 END_EFFECTOR_KINDS = ('end_effector_delta', 'end_effector_absolute')
 JOINT_KINDS = ('joint_position', 'joint_velocity')

@@ -48,11 +48,27 @@ def euler_xyz_to_axis_angle(euler_rad: np.ndarray) -> np.ndarray:
 
 def angle_between(a_rad: np.ndarray, b_rad: np.ndarray) -> float:
     """Return the angle in rad, in [0, pi], between the rotations of two rotation vectors [3]."""
-    cosine = sum(a * b for a, b in zip(_quaternion(a_rad), _quaternion(b_rad), strict=True))
+    cosine = sum(a * b for a, b in zip(
+        axis_angle_to_quaternion(a_rad), axis_angle_to_quaternion(b_rad), strict=True))
     return 2.0 * math.acos(min(1.0, abs(cosine)))
 
 
-def _quaternion(rotation_rad: np.ndarray) -> tuple[float, float, float, float]:
+def axis_angle_to_euler_xyz(rotation_rad: np.ndarray) -> tuple[float, float, float]:
+    """Return the fixed-axis x, y, z angles in rad of a rotation vector [3].
+
+    The middle one is in [-pi/2, pi/2], the others in [-pi, pi].
+    """
+    x, y, z, w = axis_angle_to_quaternion(rotation_rad)
+    sine = min(1.0, max(-1.0, 2.0 * (w * y - z * x)))
+    if abs(sine) > 1.0 - 1e-12:  # x and z turn about one axis: all of it goes to x
+        roll = math.remainder(2.0 * math.atan2(x, w), 2.0 * math.pi)
+        return roll, math.copysign(0.5 * math.pi, sine), 0.0
+    return (math.atan2(2.0 * (w * x + y * z), 1.0 - 2.0 * (x * x + y * y)), math.asin(sine),
+            math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)))
+
+
+def axis_angle_to_quaternion(rotation_rad: np.ndarray) -> tuple[float, float, float, float]:
+    """Return x, y, z, w of a rotation vector [3]; its sign is that of cos(angle / 2)."""
     angle = math.hypot(*rotation_rad)
     scale = math.sin(0.5 * angle) / angle if angle > 0.0 else 0.0
     x, y, z = (scale * float(value) for value in rotation_rad)

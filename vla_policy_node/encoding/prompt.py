@@ -13,6 +13,11 @@ from vla_policy_node.checkpoints.tokenizer_file import read_tokenizer
 from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 
 TEMPLATE = 'In: What action should the robot take to {instruction}?\nOut:'
+# As Vicuna v1.5 is spoken to.
+VICUNA_TEMPLATE = (
+    'A chat between a curious user and an artificial intelligence assistant. The assistant gives '
+    "helpful, detailed, and polite answers to the user's questions. USER: What action should the "
+    'robot take to {instruction}? ASSISTANT:')
 
 
 def as_in_training(instruction: str) -> str:
@@ -26,6 +31,11 @@ def as_in_training(instruction: str) -> str:
 def prompt_text(instruction: str) -> str:
     """Return the prompt OpenVLA was trained with."""
     return TEMPLATE.format(instruction=as_in_training(instruction))
+
+
+def vicuna_text(instruction: str) -> str:
+    """Return the prompt OpenVLA v0.1 was trained with, whose language model is a Vicuna."""
+    return VICUNA_TEMPLATE.format(instruction=as_in_training(instruction))
 
 
 def end_with_empty(ids: list[int], empty: int) -> list[int]:

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.entries import Entries
-from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
+from vla_policy_node.checkpoints.layout import (
+    read_normalisation,
+    read_statistics_document,
+    speaks_vicuna,
+)
 from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.checkpoints.weights import MODEL, stored_size
 from vla_policy_node.encoding.encoder import InputEncoder
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
-from vla_policy_node.encoding.prompt import PromptEncoder
+from vla_policy_node.encoding.prompt import PromptEncoder, prompt_text, vicuna_text
 from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
 from vla_policy_node.families.prismatic_config import PrismaticConfig, check_room, read_sizes
 from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
@@ -150,7 +154,7 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
         ids = config.token_ids
         return PromptEncoder.load(
             place(directory, 'tokenizer.json'), config.language_model.vocabulary, ids.bos,
-            ids.empty)
+            ids.empty, vicuna_text if speaks_vicuna(directory) else prompt_text)
 
     def load_encoder(
         self,

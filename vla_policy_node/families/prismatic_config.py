@@ -41,6 +41,12 @@ _ALOHA = {
     'ranges': 'min_max',
 }
 
+# OpenVLA-OFT on BridgeData V2, in the order of its data: position, fixed-axis angles, gripper.
+_POSE = tuple(Quantity(name, unit) for name, unit in zip(
+    ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper_opening'),
+    (*['m'] * 3, *['rad'] * 3, 'share'), strict=True))
+_BRIDGE = {'spec': PolicySpec(state=_POSE), 'chunk_length': 5}
+
 # timm 0.9: vit_large_patch14_reg4_dinov2 (24 blocks) and vit_so400m_patch14_siglip_224 (27).
 # Prismatic takes the features of the second-to-last block.
 _DINOSIGLIP_224 = {
@@ -201,6 +207,8 @@ def check_room(config: ModelConfig) -> None:
 def _platform(entries: Entries) -> dict[str, Any]:
     """What OpenVLA-OFT's code takes for granted of a robot with such a state and such actions."""
     sizes = [entries.value(key, 0) for key in ('actions', 'state')]
+    if sizes[1] == 7 and sizes[0] in (0, 7):
+        return _BRIDGE  # which numbers with names of their own are not
     sizes = [len(size) if isinstance(size, list) else size for size in sizes]
     return _ALOHA if sizes == [14, 14] else {}
 
@@ -212,7 +220,8 @@ def _public_encoders(entries: Entries) -> Mapping | None:
     if backbone != 'dinosiglip-vit-so-224px':
         raise ValueError(
             f'config.json names the vision backbone {shown(backbone)}; only '
-            "'dinosiglip-vit-so-224px' or explicit sizes under 'vision_tiny' can be loaded."
+            "'dinosiglip-vit-so-224px' or explicit sizes under 'vision_tiny' can be loaded, so no "
+            'policy with one vision encoder, as OpenVLA v0.1 has.'
         )
     return _DINOSIGLIP_224
 

@@ -7,7 +7,11 @@ import numpy as np
 from vla_policy_node.contract.parts import POSE_FIELDS, StateSource
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose
-from vla_policy_node.control.rotations import quaternion_to_axis_angle
+from vla_policy_node.control.rotations import (
+    axis_angle_to_euler_xyz,
+    axis_angle_to_quaternion,
+    quaternion_to_axis_angle,
+)
 from vla_policy_node.wire.cdr import (
     MessageError,
     read_joint_fields,
@@ -56,7 +60,9 @@ def decode_pose(raw: bytes, frame_id: str, stream: str = POSE) -> MeasuredPose:
 
 def told_of_pose(pose: MeasuredPose, source: StateSource) -> np.ndarray:
     """Return what the policy is told [N] of a pose."""
-    measured = [*pose.position_m, *pose.rotation_rad]
+    rotation = pose.rotation_rad
+    measured = [*pose.position_m, *rotation, *axis_angle_to_euler_xyz(rotation),
+                *axis_angle_to_quaternion(rotation)]
     return _told([measured[POSE_FIELDS.index(value.field)] for value in source.values], source)
 
 
