@@ -59,6 +59,8 @@ def test_overrides_become_the_dataclass():
     ('rate_hz', '50 Hz', "rate_hz is '50 Hz'; it must be a number"),
     ('rate_hz', 500, 'rate_hz is 500.0 Hz; it must lie between 1 and 200 Hz.'),
     ('box_m', ['a', 'b'], 'it must be a list of numbers'),
+    ('box_m', [], 'it must be a list of numbers'),
+    ('box_m', '[1, two]', 'it must be a list of numbers'),
     ('rate_hz', 500.0, 'rate_hz is 500.0 Hz; it must lie between 1 and 200 Hz.'),
     ('rate_hz', math.nan, 'rate_hz is nan; it must be a finite number.'),
     ('count', 3.0, 'count is 3.0; it must be a whole number.'),
@@ -88,6 +90,21 @@ def test_a_number_may_be_written_in_any_way_at_the_start_and_later(name, given, 
     setting = Setting(configured=True)
     assert setting.set(**{name: given}).successful
     assert [getattr(settings, name) for settings in setting.applied] == [meant]
+
+
+def test_an_empty_list_of_words_has_none_in_it_and_the_node_goes_on():
+    setting = Setting(names=[])
+    assert setting.store.checked().names == ('',)
+    assert setting.set(names=['x']).successful
+    assert setting.set(names=[]).successful
+    assert setting.store.checked().names == ('',)
+
+
+def test_a_parameter_cannot_be_deleted():
+    setting = Setting()
+    for name in ('names', 'rate_hz'):
+        assert not setting.set(**{name: None}).successful
+    assert setting.store.checked() == Settings(box_m=(0.0, 1.0), names=('a',))
 
 
 def test_all_values_of_a_node_can_be_set_again_while_it_is_configured():

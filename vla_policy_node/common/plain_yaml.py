@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,14 +28,14 @@ def read_plain_yaml(path: Path, most_bytes: int) -> object:
     return parse_plain_yaml(text, f"'{path}'")
 
 
-def parse_plain_yaml(text: str, name: str) -> object:
+def parse_plain_yaml(text: str, name: str, loader: Any = _LOADER) -> object:
     """Return the plain values of a YAML text, which messages call by a name.
 
-    Raises ValueError as `read_plain_yaml`.
+    loader: a safe one, which decides what is a number. Raises ValueError as `read_plain_yaml`.
     """
     try:
         problem = _problem(text)
-        values = None if problem else yaml.load(text, Loader=_LOADER)
+        values = None if problem else yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of numbers and dates
         where = getattr(error, 'problem_mark', None)
         place = f' in line {where.line + 1}' if where else ''

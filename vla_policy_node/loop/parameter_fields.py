@@ -47,16 +47,17 @@ def parameter(
 def as_declared(default: Any, value: object) -> object:
     """Return a value in the type of its parameter's default if it means the same, else as it is.
 
-    YAML tells 1 from 1.0, `ros2 param set` also sends a list of both, or 1e-3, as text.
+    YAML tells 1 from 1.0, an empty list has no type, and `ros2 param set` sends 1e-3 and a list
+    of whole and other numbers as text.
     """
     is_list = isinstance(default, (list, tuple))
-    if not isinstance(default[0] if is_list and default else default, float):
-        return value
-    if isinstance(value, str):
+    kind = type(default[0]) if is_list and default else type(default)
+    if kind is float and isinstance(value, str):
         value = _number_or_list(value)
     if is_list and isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        return [_as_float(element) for element in value]
-    return value if is_list else _as_float(value)
+        elements = [_as_float(element) if kind is float else element for element in value]
+        return [''] if kind is str and not elements else elements
+    return _as_float(value) if kind is float and not is_list else value
 
 
 def changed_parts(former: Any, values: Any) -> frozenset[str]:
@@ -95,7 +96,7 @@ def _number_or_list(text: str) -> object:
         return float(text)
     with suppress(ValueError):
         found = parse_plain_yaml(text, 'The value')
-        if isinstance(found, list):
+        if isinstance(found, list) and all(type(element) in (int, float) for element in found):
             return found
     return text
 

@@ -101,6 +101,8 @@ class ParameterStore:
         descriptor = _descriptor(spec, default)
         override = self._overrides().get(name)
         if override is not None:
+            if override.value is None and isinstance(default, list):  # an empty one, for rcl
+                override = Parameter(name, value=[])
             override = self._overrides()[name] = _as_declared(default, override)
         ignore = False
         if override is not None and (problem := _problem(name, spec, default, override)):
@@ -187,7 +189,7 @@ def is_foreign(name: str) -> bool:
 
 def _as_declared(default: Any, given: Parameter) -> Parameter:
     value = as_declared(default, given.value)
-    if value is given.value or value == []:  # which carries no type
+    if value is given.value:
         return given
     return Parameter(given.name, value=value)
 
@@ -224,9 +226,6 @@ def _descriptor(spec: Spec, default: Any) -> ParameterDescriptor:
 def _problem(name: str, spec: Spec, default: Any, given: Parameter) -> str:
     kind, words = _kind(default)
     if given.type_ != kind:
-        # An empty list carries no type.
-        if isinstance(default, list) and given.value in (None, []):
-            return ''
         return f'{name} is {given.value!r}; it must be {words}.'
     values = given.value if isinstance(default, list) else [given.value]
     for value in values:

@@ -115,7 +115,7 @@ def describe(
     a checkpoint that nobody else did.
     """
     a = resolve(arguments or {})
-    parameters = read_config(a['config'] or default_config())
+    parameters = read_config(a['config'] or default_config(), a['namespace'], fitting=True)
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
             parameters[name].update(values)
@@ -149,7 +149,7 @@ def topic_arguments(arguments: Mapping[str, str | bool]) -> frozenset[str]:
     from vla_policy_node.contract import ContractError, find_contract
 
     a: dict[str, Any] = resolve(arguments)
-    policy = read_config(a['config'] or default_config())['policy']
+    policy = read_config(a['config'] or default_config(), a['namespace'])['policy']
     try:
         robot = find_contract(str(a['contract'] or policy.get('contract') or ''))
     except ContractError as error:

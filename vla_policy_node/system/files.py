@@ -1,10 +1,19 @@
 """Where configuration and checkpoints are: in the source tree, or where they were installed."""
 
+import difflib
+from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
+from vla_policy_node.system.parameter_file import (
+    PARAMETERS,
+    flattened,
+    is_for,
+    read_sections,
+    usable,
+)
 
 PACKAGE = 'vla_policy_node'
 SHIPPED = 'libero_object'  # the default checkpoint, of those under checkpoints/
@@ -12,35 +21,92 @@ SHIPPED = 'libero_object'  # the default checkpoint, of those under checkpoints/
 NODES = ('recorder', 'world', 'guard', 'policy', 'visualizer', 'player')
 
 
+# Likeness above which a name is taken for a misspelt one of ours.
+_CLOSE = 0.8
+
+
 class SystemDescriptionError(ValueError):
     """Arguments or a configuration file that describe no system; one sentence."""
 
 
-def read_config(path: Path | str) -> dict[str, dict[str, Any]]:
+def read_config(
+    path: Path | str, namespace: str = '', fitting: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return the parameters of each node in a ROS 2 parameter file.
 
-    Sections are nodes, or `/**` for all of them; a node's own section wins.
-    Raises SystemDescriptionError if it is no such file.
+    Sections are nodes, in any namespace or in this one ('/r1/policy'), or have wildcards, as
+    `/**` for all; a node's own section wins. Sections of other people's nodes, and parameters of
+    theirs in a section for all, are passed over. fitting: so is what a section for all says of
+    other nodes of ours; a node refuses parameters that it does not have.
+    Raises SystemDescriptionError if it is no such file, or means another robot.
     """
     path = Path(path).expanduser()
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except OSError as error:
+        sections = read_sections(path)
+        nodes: dict[str, dict[str, Any]] = {name: {} for name in NODES}
+        for key in sorted(sections, key=lambda key: '*' not in key):  # own sections win
+            _check_section(path, key, sections[key])
+            for name, values in nodes.items():
+                if key == name or is_for(key, name, namespace):
+                    values |= _given(sections[key], '*' in key, name if fitting else '')
+        _check_namespace(path, sections, namespace)
+    except ValueError as error:
+        text = str(error)
         raise SystemDescriptionError(
-            f"The parameter file '{path}' cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise SystemDescriptionError(f"'{path}' is not YAML: {error}") from error
-    sections = {'/**': {}, **{name: {} for name in NODES}}
-    for key, section in document.items() if isinstance(document, dict) else [('', None)]:
-        name = key if key == '/**' else str(key).lstrip('/')
-        values = section.get('ros__parameters') if isinstance(section, dict) else None
-        if name not in sections or not isinstance(values, dict):
-            raise SystemDescriptionError(
-                f"'{path}' has a section '{key}'; sections are {', '.join(sections)}, each with "
-                "'ros__parameters:' and the parameters below it.")
-        sections[name] = values
-    shared = sections.pop('/**')
-    return {name: {**shared, **values} for name, values in sections.items()}
+            text if str(path) in text else f"In '{path}': {text}") from error
+    return nodes
+
+
+def _given(section: dict[str, Any], is_shared: bool, node: str) -> dict[str, Any]:
+    values = flattened(section)
+    if is_shared:
+        known = _known_parameters()
+        every = sorted(set().union(*known.values()))
+        for name in values.keys() - every:
+            if close := difflib.get_close_matches(name, every, 1, _CLOSE):
+                raise ValueError(f'There is no parameter {name}; did you mean {close[0]}?')
+        wanted = known[node] if node else every
+        values = {name: value for name, value in values.items() if name in wanted or (
+            node in ('', 'policy') and name.endswith(('_transform', '_reference')))}
+    return {name: usable(name, value) for name, value in values.items()}
+
+
+@cache
+def _known_parameters() -> dict[str, frozenset[str]]:
+    """Return the parameters of each node, all of which are in the default file."""
+    sections = read_sections(default_config())
+    return {name: frozenset(sections[name]) | {'use_sim_time'} for name in NODES}
+
+
+def _check_section(path: Path, key: str, section: Any) -> None:
+    """Raise ValueError for a section that is meant for our nodes and cannot be used."""
+    name = key.rpartition('/')[2]
+    is_ours = name in NODES or '*' in key
+    if is_ours and not isinstance(section, dict):
+        raise ValueError(
+            f"'{path}' has a section '{key}'; sections are /**, {', '.join(NODES)}, each with "
+            f"'{PARAMETERS}:' and the parameters below it.")
+    meant = name.removesuffix('_node')
+    close = [meant] if meant in NODES else difflib.get_close_matches(name, NODES, 1, _CLOSE)
+    if not is_ours and close:
+        raise ValueError(f"'{path}' has a section '{key}'; sections are /**, {', '.join(NODES)}: "
+                         f'did you mean {close[0]}?')
+
+
+def _check_namespace(path: Path, sections: Mapping[str, Any], namespace: str) -> None:
+    """Raise ValueError if no section is for our nodes, or those for one are for other robots."""
+    ours = [key for key in sections if '*' in key or key.rpartition('/')[2] in NODES]
+    if sections and not ours:
+        raise ValueError(
+            f"'{path}' has sections {', '.join(sections)} and none for these nodes: /**, "
+            f"{', '.join(NODES)}, each with '{PARAMETERS}:' and the parameters below it.")
+    for name in NODES:
+        keys = [key for key in ours if key.rpartition('/')[2] == name]
+        if keys and not any(key == name or is_for(key, name, namespace) for key in keys):
+            raise ValueError(
+                f"'{path}' has parameters for {', '.join(keys)}, and the node is "
+                f'{namespace.rstrip("/")}/{name}; start it in that namespace, or call the section '
+                f'{name}.')
 
 
 def share_directory() -> Path:
@@ -55,7 +121,7 @@ def share_directory() -> Path:
 
     try:
         return Path(get_package_share_directory(PACKAGE))
-    except PackageNotFoundError as error:
+    except (PackageNotFoundError, OSError) as error:  # OSError: no workspace is sourced
         raise SystemDescriptionError(
             f'{PACKAGE} is not installed in this environment; source install/setup.bash, or name '
             'a parameter file with config.') from error
