@@ -11,7 +11,7 @@ from replay_bag import INSTRUCTION, PERIOD_NS, START_NS, make_bag
 
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.outputs.listing import LIST
-from vla_policy_node.replay.bag_summary import Actions
+from vla_policy_node.replay.actions import Actions
 from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.gate import GateLimits, parse_error_limit
 from vla_policy_node.replay.metrics import gripper_agreement, sent_actions, smoothness

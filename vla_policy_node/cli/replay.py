@@ -51,8 +51,9 @@ def replay(
         min=-1, help="Control periods that an inference takes in the bag's time; -1: as long as "
         'when the bag was recorded.')] = -1,
     actions_topic: Annotated[str, typer.Option(
-        help='Executed or expert actions to compare with: vla_msgs/EndEffectorCommand or '
-        'geometry_msgs/TwistStamped. Empty: /command.')] = '',
+        help='Executed or expert actions to compare with: vla_msgs/EndEffectorCommand, '
+        'geometry_msgs/TwistStamped or Twist, or commanded poses (PoseStamped), of which the '
+        'differences count. Empty: /command.')] = '',
     stamps: Annotated[str, typer.Option(
         help="When samples were made: 'header', what their stamps say, or 'log', the times of "
         'recording, for bags whose stamps are zero.')] = 'header',

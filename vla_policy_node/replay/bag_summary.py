@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
+from vla_policy_node.replay.actions import ActionReader, Actions
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.stamps import require_stamps
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
@@ -16,8 +17,6 @@ from vla_policy_node.wire.cdr import MessageError, stamp_of
 
 # If recording times and stamps are this far apart (median), they come from different clocks.
 _OTHER_CLOCK_S = 10.0
-# No robot moves this far (m, rad) in a control period; larger numbers are invalid.
-_LARGEST_DELTA = 1e3
 
 
 @dataclass(frozen=True)
@@ -27,31 +26,6 @@ class RecordedGoal:
     instruction: str
     start_ns: int
     end_ns: int
-
-
-@dataclass(frozen=True, eq=False)
-class Actions:
-    """Actions that the bag holds, one per control period, sorted by the period's end.
-
-    target_ns: [N]. delta: [N, 6], m and rad per control period. gripper: [N], 1 open, 0 closed,
-    NaN where unknown. Holds are left out.
-    """
-
-    target_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    delta: np.ndarray = field(default_factory=lambda: np.zeros((0, 6)))
-    gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    def at(self, target_ns: np.ndarray, tolerance_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each target the index of the nearest action and whether it is near enough."""
-        target_ns = np.asarray(target_ns, np.int64)
-        if not len(self.target_ns):
-            return np.zeros(len(target_ns), int), np.zeros(len(target_ns), bool)
-        right = np.clip(np.searchsorted(self.target_ns, target_ns), 0, len(self.target_ns) - 1)
-        left = np.maximum(right - 1, 0)
-        nearer = (np.abs(self.target_ns[left] - target_ns)
-                  <= np.abs(self.target_ns[right] - target_ns))
-        index = np.where(nearer, left, right)
-        return index, np.abs(self.target_ns[index] - target_ns) <= tolerance_ns
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +46,16 @@ class BagSummary:
     notes: tuple[str, ...] = ()
 
 
-def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int) -> BagSummary:
+def summarise_bag(
+    bag: Bag, topics: BagTopics, instruction: str, period_ns: int, frame_id: str = ''
+) -> BagSummary:
     """Read through a bag once; raises BagError if nobody says what the robot should do.
 
     instruction: what to follow from the first to the last message; '' for what the bag says.
+    frame_id: of the policy's actions, '' for any.
     """
-    teller = _Teller(topics, period_ns)
+    teller = _Teller(topics, ActionReader(
+        topics.action_type, period_ns, frame_id, topics.by_log))
     require_stamps(bag, topics)
     reference = topics.streams.cameras[0]
     first_camera = next(t for t, stream in topics.inputs.items() if stream == reference)
@@ -92,17 +70,15 @@ def summarise_bag(bag: Bag, topics: BagTopics, instruction: str, period_ns: int)
 class _Teller:
     """Listens to the messages of one bag."""
 
-    def __init__(self, topics: BagTopics, period_ns: int):
+    def __init__(self, topics: BagTopics, actions: ActionReader):
         self._topics = topics
-        self._period_ns = period_ns
+        self._actions = actions
         self._status = next(t for t, record in topics.records.items() if record == STATUS)
         self._info: Any | None = None
         self._goals: list[RecordedGoal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
         self._delays_ns: list[int] = []  # recording time minus stamp
         self._inference_ns: list[int] = []
-        self._actions: list[tuple[int, np.ndarray, float]] = []
-        self._no_actions = 0  # action messages without usable numbers
         self._first_ns = self._last_ns = 0
 
     def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
@@ -122,7 +98,7 @@ class _Teller:
         kind = self._topics.action_type if is_action else RECORDS[record]
         message = decode(raw, kind, topic)
         if is_action:
-            self._hear_action(message, time_ns)
+            self._actions.hear(message, time_ns)
         elif record == INFO:
             self._info = message
         elif record == STATUS:
@@ -150,24 +126,6 @@ class _Teller:
         age_ns = round(chunk.observation_age_ms * 1e6)
         self._inference_ns.append(time_ns - to_ns(chunk.header.stamp) - age_ns)
 
-    def _hear_action(self, message, time_ns: int) -> None:
-        if hasattr(message, 'twist'):
-            scale = self._period_ns / 1e9
-            parts = (message.twist.linear, message.twist.angular)
-            sent_ns = time_ns if self._topics.by_log else to_ns(message.header.stamp)
-            target_ns, gripper = sent_ns + self._period_ns, np.nan
-        elif message.hold:
-            return
-        else:
-            scale, parts = 1.0, (message.translation, message.rotation)
-            target_ns, gripper = to_ns(message.target_time), message.gripper
-        delta = np.array([getattr(part, axis) for part in parts for axis in 'xyz']) * scale
-        if not np.abs(delta).max() < _LARGEST_DELTA:  # nor NaN
-            self._no_actions += 1
-            return
-        gripper = gripper if 0.0 <= gripper <= 1.0 else np.nan
-        self._actions.append((target_ns, delta, gripper))
-
     def tell(self, bag: Bag, instruction: str) -> BagSummary:
         notes = []
         delay_s = np.median(self._delays_ns) / 1e9 if self._delays_ns else 0.0
@@ -183,9 +141,8 @@ class _Teller:
         goals = self._goals
         if instruction:
             goals = [RecordedGoal(instruction, self._first_ns, self._last_ns)]
-        if self._no_actions:
-            notes.append(f'{self._no_actions} messages on {self._topics.actions} hold no usable '
-                         'numbers and were left out.')
+        actions = self._actions.actions(round(delay_s * 1e9) if on_stamps else 0)
+        notes += self._actions.notes(self._topics.actions)
         longest = max((len(goal.instruction.encode()) for goal in goals), default=0)
         if longest > MAX_INSTRUCTION_BYTES:
             raise BagError(f"An instruction of the bag '{bag.path}' has {longest} bytes; a policy "
@@ -198,12 +155,5 @@ class _Teller:
         if self._inference_ns and not on_stamps:
             inference_ns = max(0, round(float(np.median(self._inference_ns))))
         return BagSummary(
-            tuple(goals), self._info, self._sorted_actions(), inference_ns, on_stamps,
+            tuple(goals), self._info, actions, inference_ns, on_stamps,
             tuple(notes))
-
-    def _sorted_actions(self) -> Actions:
-        if not self._actions:
-            return Actions()
-        rows = sorted(self._actions, key=lambda row: row[0])
-        targets, deltas, grippers = zip(*rows, strict=True)
-        return Actions(np.array(targets, np.int64), np.array(deltas), np.array(grippers, float))

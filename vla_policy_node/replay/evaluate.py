@@ -104,7 +104,8 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         topics = replace(topics, by_log=settings.stamps == LOG).needed_by(
             _needs(labels, parameters))
         on_progress('reading the bag', 0.0)
-        summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns)
+        summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns,
+                                parameters[0].frame_id)
         latency_ns = _latency_ns(settings, summary, parameters[0])
         traces = [
             _run(bag, topics, summary, p, label, latency_ns, settings.threads, on_progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,6 +13,7 @@ from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.replay.actions import ACTION_TYPES
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.finding import (
     COMPRESSED,
@@ -24,7 +25,7 @@ from vla_policy_node.replay.finding import (
     why_not,
 )
 from vla_policy_node.replay.robots import commands_in, records_in
-from vla_policy_node.replay.topics import ACTION_TYPES, RECORDS, STATUS, option_of
+from vla_policy_node.replay.topics import RECORDS, STATUS, action_topics, option_of
 from vla_policy_node.wire.cdr import (
     MessageError,
     read_compressed_image,
@@ -136,7 +137,7 @@ def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
                    _apart_ms(first, topics.get(found[part.name])))
         for part in parts_of(robot))
     return Inspection(bag.duration_s, tuple(topics.values()), inputs,
-                      (*_other_remarks(bag, namespace), *bag.remarks()))
+                      (*_other_remarks(bag, namespace, found.values()), *bag.remarks()))
 
 
 def _found(bag: Bag, part: Camera | StateSource) -> str:
@@ -204,7 +205,7 @@ def _contents(kind: str, raw: bytes) -> str:
         return str(error)
 
 
-def _other_remarks(bag: Bag, namespace: str) -> list[str]:
+def _other_remarks(bag: Bag, namespace: str, inputs: Collection[str]) -> list[str]:
     types, commands = bag.types, commands_in(bag, namespace)
     remarks = []
     if not any(types.get(topic) == RECORDS[STATUS]
@@ -212,9 +213,9 @@ def _other_remarks(bag: Bag, namespace: str) -> list[str]:
         remarks.append(
             f'No {namespace}{STATUS} says what the robot was asked to do: give --instruction.')
     if types.get(find_topic(types, commands) or '') not in ACTION_TYPES:
-        others = [topic for topic, kind in sorted(types.items()) if kind in ACTION_TYPES]
+        others = action_topics(types, inputs)
         remarks.append(
             f'No actions on {commands} to compare with'
-            + (f': name them with --actions-topic {" or ".join(others[:_SHOWN])}.' if others
+            + (f': name them with --actions-topic {" or ".join(others)}.' if others
                else '.'))
     return remarks

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla_policy_node.control.hold import HoldReason
-from vla_policy_node.replay.bag_summary import Actions
+from vla_policy_node.replay.actions import Actions
 from vla_policy_node.replay.trace import Trace
 
 AXES = (('x', 'translation', 'm'), ('y', 'translation', 'm'), ('z', 'translation', 'm'),

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vla_policy_node.replay.bag_summary import Actions
+from vla_policy_node.replay.actions import Actions
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.metrics import (
     AXES,

@@ -9,10 +9,10 @@ from dataclasses import replace
 from vla_policy_node.common.ros_names import checked_namespace
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.replay.actions import ACTION_TYPES
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import find_picture, find_topic, parts_of
 from vla_policy_node.replay.topics import (
-    ACTION_TYPES,
     COMMAND,
     RECORDS,
     BagTopics,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -12,6 +12,7 @@ from vla_policy_node.contract import RobotContract, find_contract
 from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.replay.actions import ACTION_TYPES, NO_ACTIONS
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import (
     COMPRESSED,
@@ -30,7 +31,6 @@ POLICY_INFO = 'vla_msgs/msg/PolicyInfo'
 RECORDS = {STATUS: 'vla_msgs/msg/PolicyStatus', INFO: POLICY_INFO,
            CHUNK: 'vla_msgs/msg/ActionChunk'}
 _SHOWN = 8  # topics in a sentence
-ACTION_TYPES = ('vla_msgs/msg/EndEffectorCommand', 'geometry_msgs/msg/TwistStamped')
 
 
 class Missing(NamedTuple):
@@ -136,10 +136,10 @@ def find_topics(
     topics = BagTopics(inputs, streams, missing=missing)
     topic = find_topic(bag.types, actions or commands) or actions or commands
     kind = bag.types.get(topic, '')
-    if kind in ACTION_TYPES:
+    if kind in ACTION_TYPES and topic not in inputs:
         return replace(topics, actions=topic, action_type=kind)
     if actions:
-        _require_actions(bag, topic)
+        _require_actions(bag, topic, inputs)
     return topics
 
 
@@ -199,11 +199,21 @@ def _missing(
     return Missing(f"The bag '{bag.path}' has no messages on '{topic}'", cure)
 
 
-def _require_actions(bag: Bag, topic: str) -> None:
+def action_topics(types: Mapping[str, str], inputs: Collection[str]) -> list[str]:
+    """Return the topics that may hold actions; no input of the policy is one."""
+    return [topic for topic, kind in sorted(types.items())
+            if kind in ACTION_TYPES and topic not in inputs][:_SHOWN]
+
+
+def _require_actions(bag: Bag, topic: str, inputs: Mapping[str, str]) -> None:
     """Raise the BagError of a topic that holds no actions."""
     found = bag.types.get(topic)
-    others = sorted(t for t, kind in bag.types.items() if kind in ACTION_TYPES)[:_SHOWN]
+    others = action_topics(bag.types, inputs)
     reason = f'has the type {found}' if found else 'has no messages'
+    if topic in inputs:
+        reason = f'measures {inputs[topic]} and {reason}'
+    if found in NO_ACTIONS:
+        reason += f': {NO_ACTIONS[found]}'
     raise BagError(
         f"The topic '{topic}' of the bag '{bag.path}' {reason}; actions are of the type "
         f"{' or '.join(ACTION_TYPES)}"
