@@ -36,6 +36,9 @@ class Scene:
     def reset_layout(self, layout, seed):
         self.seed = seed
 
+    def layout_digest(self):
+        return f'{self.task.task_id} {self.seed}'
+
     def close(self):
         pass
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.bench.origins import origin_of
 from vla_policy_node.commands.train import run_stage, stage_config
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.evaluate import make_plan
@@ -31,7 +31,7 @@ from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.training.config import TrainingConfig
-from vla_policy_node.training.run_record import RECORD, recipe_of
+from vla_policy_node.training.run_record import recipe_of
 from vla_policy_node.training.stage_run import CHECKPOINT, Run
 
 LIGHTVLA = 'LightVLA'
@@ -96,7 +96,7 @@ def answer(question: Question, console: Console) -> dict:
     run_plan(plan, results, question.workers, console)
 
     document = summarise(plan, results.rows(plan.keys), question.workers)
-    document['checkpoints'] = [_origin(contender) for contender in plan.contenders]
+    document['checkpoints'] = [origin_of(contender) for contender in plan.contenders]
     for table in tables(document):
         console.print(table)
     write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
@@ -138,15 +138,6 @@ def _check_recipe(out: Path, config: TrainingConfig) -> None:
             raise ValueError(
                 f'{out} was trained with {name}={found.get(name)}, not {value}; take other '
                 '--runs, or the --set that it was trained with.')
-
-
-def _origin(contender: Contender) -> dict:
-    """Return which checkpoint a row ran, and the recipe where the run is beside it."""
-    directory = contender.checkpoint
-    has_record = (directory.parent / RECORD).is_file()
-    return {
-        'method': contender.label, 'sha256': fingerprint(directory),
-        'recipe': recipe_of(directory.parent) if has_record else None}
 
 
 def _contender(label: str, checkpoint: Path) -> Contender:

@@ -30,8 +30,8 @@ for _command in (
 _bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer than a test.')
 app.add_typer(_bench, name='bench')
 for _command in (
-    benches.node, benches.policy, benches.selection, benches.methods, benches.faults,
-    benches.soak,
+    benches.node, benches.policy, benches.selection, benches.headline, benches.methods,
+    benches.faults, benches.soak,
 ):
     _bench.command()(_command)
 

@@ -78,6 +78,40 @@ def selection(
         raise typer.Exit(130) from None
 
 
+def headline(
+    row: Annotated[list[str] | None, typer.Option(
+        help="'LABEL=METHOD@CHECKPOINT'; the first one is what the others are compared with, and "
+        'a label again is another training seed of its row. Repeat. Default: the shipped dense '
+        'policy and LightVLA.')] = None,
+    suite: Annotated[str, typer.Option(help='Suite of tasks, see `vla tasks`.')] = 'libero_object',
+    episodes: Annotated[int, typer.Option(min=1, max=100, help='Episodes per task.')] = 20,
+    workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 2,
+    out: Annotated[Path, typer.Option(
+        help='Directory for headline.json and headline.md.')] = Path('out/headline'),
+) -> None:
+    """Measure the success rates of a release, on test layouts that nothing was chosen on.
+
+    `vla eval` and the other benchmarks never run these layouts. One release is reported once:
+    with other checkpoints the same file is refused.
+
+    * `vla bench headline`: the table of docs/results.md
+
+    * `vla bench headline --row dense=dense@runs/dense/checkpoint --row
+      LightVLA=lightvla@runs/0/checkpoint --row LightVLA=lightvla@runs/1/checkpoint`
+    """
+    from rich.console import Console
+
+    from vla_policy_node.bench.headline import SHIPPED, parse_rows, report
+
+    try:
+        report(parse_rows(row or SHIPPED), suite, episodes, workers, out, Console())
+    except ValueError as error:
+        raise refusal(error) from None
+    except KeyboardInterrupt:
+        typer.echo('Interrupted; the same command goes on from here.')
+        raise typer.Exit(130) from None
+
+
 def methods(
     method: Annotated[list[str] | None, typer.Option(
         help="What to compare with dense, as in `vla eval`: 'a', 'a:setting=value', 'a+b'. "

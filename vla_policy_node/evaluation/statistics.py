@@ -137,7 +137,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def clustered_interval(
-    first: Mapping[tuple[int, int], bool], second: Mapping[tuple[int, int], bool]
+    first: Mapping[tuple[int, Hashable], bool], second: Mapping[tuple[int, Hashable], bool]
 ) -> tuple[float, float]:
     """Return the 95 % interval of the difference for other tasks, not only other episodes.
 

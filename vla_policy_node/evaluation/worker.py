@@ -58,6 +58,7 @@ class Worker:
         policy = self._policy_of(contender)
         seed = plan.layout_seed(task_id, episode)
         world.reset_layout(plan.layout, seed)
+        layout = world.layout_digest()
         instruction = world.instruction
         if plan.control == 'wrong-instruction':
             instruction = wrong_instruction(world, seed)
@@ -73,6 +74,7 @@ class Worker:
             'method': contender.label,
             'task_id': task_id,
             'episode': episode,
+            'layout': layout,
             'instruction': world.task.instruction,
             **_describe(result),
         }
