@@ -37,7 +37,7 @@ SHIPPED = ('dense=dense@checkpoints/libero_object_dense',
 
 
 @dataclass(frozen=True)
-class Row:
+class HeadlineRow:
     """One row of the table: a method, trained once or several times.
 
     contenders: one for each training seed; their labels are unique in the table.
@@ -47,7 +47,7 @@ class Row:
     contenders: tuple[Contender, ...]
 
 
-def parse_rows(texts: Sequence[str]) -> list[Row]:
+def parse_rows(texts: Sequence[str]) -> list[HeadlineRow]:
     """Read 'LABEL=METHOD@CHECKPOINT'; the same label again is another training seed of a row.
 
     Raises ValueError with one sentence for what is not written so, and without a checkpoint.
@@ -60,13 +60,13 @@ def parse_rows(texts: Sequence[str]) -> list[Row]:
                 f"--row takes 'LABEL=METHOD@CHECKPOINT', e.g. 'LightVLA=lightvla@runs/lightvla/"
                 f"checkpoint', not '{text}'.")
         rows.setdefault(label.strip(), []).append(parse_contender(rest))
-    return [Row(label, tuple(
+    return [HeadlineRow(label, tuple(
         replace(contender, label=label if len(found) == 1 else f'{label} ({number})')
         for number, contender in enumerate(found, 1))) for label, found in rows.items()]
 
 
 def report(
-    rows: Sequence[Row], suite: str, episodes: int, workers: int, out: Path, console: Console
+    rows: Sequence[HeadlineRow], suite: str, episodes: int, workers: int, out: Path, console: Console
 ) -> dict:
     """Run the rows on the test layouts, write headline.json and headline.md, return the document.
 
@@ -120,7 +120,7 @@ def _layouts_digest(rows: Sequence[Mapping]) -> str:
     return hashlib.sha256('\n'.join(layouts[key] for key in sorted(layouts)).encode()).hexdigest()
 
 
-def _seeds(rows: Sequence[Row], plan: Plan, results: Results) -> list[dict]:
+def _seeds(rows: Sequence[HeadlineRow], plan: Plan, results: Results) -> list[dict]:
     """Return mean, spread and difference of the rows that were trained several times."""
     def outcomes(contender: Contender) -> dict[tuple[int, int], bool]:
         return {(row['task_id'], row['episode']): row['success'] for row in results.rows(
