@@ -66,7 +66,8 @@ def parse_rows(texts: Sequence[str]) -> list[HeadlineRow]:
 
 
 def report(
-    rows: Sequence[HeadlineRow], suite: str, episodes: int, workers: int, out: Path, console: Console
+    rows: Sequence[HeadlineRow], suite: str, episodes: int, workers: int, out: Path,
+    console: Console,
 ) -> dict:
     """Run the rows on the test layouts, write headline.json and headline.md, return the document.
 
