@@ -78,6 +78,13 @@ def test_without_a_pose_nothing_moves_whatever_the_policy_is_told(make_bench, co
     assert not script.calls
 
 
+def test_a_policy_that_can_never_be_in_time_says_so_before_it_holds(make_bench, tmp_path, capfd):
+    openvla = checkpoint_variants.make(tmp_path / 'openvla', 'autoregressive')
+    bench = make_bench(checkpoint=str(openvla), methods=['dense'], control_rate_hz=200.0)
+    bench.configure()
+    assert 'too long for 1 action at 200 Hz: none will be in time' in capfd.readouterr().err
+
+
 def test_a_contract_without_a_pose_moves_nothing(make_bench, cogact, tmp_path, capfd):
     def forget_state(plain):
         plain['state'], plain['actions'][0]['pose'] = [], ''

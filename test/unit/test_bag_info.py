@@ -2,6 +2,7 @@
 
 import re
 
+import checkpoint_variants
 import pytest
 from sensor_bytes import (
     COMPRESSED,
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from vla_policy_node.cli import app
 from vla_policy_node.contract import find_contract
+from vla_policy_node.contract.fit import kinds_of_policies
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.inspection import inspect
 
@@ -133,3 +135,42 @@ def test_a_robot_in_a_namespace_is_found_and_the_frame_is_that_of_the_recording(
     assert 'No /r1/policy_status says' in result.output
     result = CliRunner().invoke(app, ['bag', 'info', bag, '--bag-namespace', 'r2'])
     assert result.exit_code == 2 and "no topics in the namespace '/r2'" in result.output
+
+
+@pytest.mark.parametrize(('lost', 'answers'), [
+    ((), ('yes', 'yes', 'yes')),
+    (('/wrist/image_raw/compressed',), ('yes', 'no', 'no')),
+    (('/ee_pose',), ('yes', 'yes', 'no')),
+    (('/wrist/image_raw/compressed', '/ee_pose', '/gripper_state'), ('yes', 'no', 'no')),
+    (('/third_person/image_raw',), ('no', 'no', 'no'))])
+def test_it_says_which_kinds_of_policy_a_bag_is_enough_for(look, lost, answers):
+    found, robot = look(dict.fromkeys(lost)), find_contract('')
+    kinds = kinds_of_policies(robot)
+    assert [name.partition(' (')[0] for name in kinds] == [
+        'one camera, no state', 'all 2 cameras, no state', 'all 2 cameras and the state']
+    assert tuple('no' if found.lacks(robot, spec) else 'yes'
+                 for spec in kinds.values()) == answers
+
+
+def test_it_says_whether_a_bag_is_enough_for_a_checkpoint(tmp_path):
+    checkpoints = {name: checkpoint_variants.make(tmp_path / name, head) for name, head in (
+        ('one', 'autoregressive'), ('two', 'l1'))}
+    kinds = {'/third_person/image_raw': IMAGE}
+    path = write_topics(tmp_path / 'a.mcap', {
+        name: [(t, MAKE[kind](t)) for t in TIMES] for name, kind in kinds.items()}, kinds)
+    for name, code, said in (('one', 0, 'yes'), ('two', 1, 'wrist, ee_pose, gripper_state')):
+        done = CliRunner().invoke(
+            app, ['bag', 'info', str(path), '--checkpoint', str(checkpoints[name])],
+            env={'COLUMNS': '300'})
+        assert done.exit_code == code
+        assert re.search(rf'/{name} +│.*{said}', done.output)
+    done = CliRunner().invoke(
+        app, ['bag', 'info', str(path), '--checkpoint', str(tmp_path / 'none')])
+    assert done.exit_code == 2
+
+
+def test_a_bag_of_a_robot_with_joints_is_not_called_ready(tmp_path):
+    path = write_topics(tmp_path / 'a.mcap', {'/ee_pose': [(T, pose(T))]}, {'/ee_pose': POSE})
+    done = CliRunner().invoke(app, ['bag', 'info', str(path), '--contract', 'joint_arm'])
+    assert done.exit_code == 1
+    assert 'only one end effector can be replayed' in done.output

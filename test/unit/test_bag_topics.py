@@ -1,19 +1,25 @@
 """Topics of a bag are found however their names are written, and never a depth topic."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sensor_bytes import (
     COMPRESSED,
     IMAGE,
     JOINTS,
     POSE,
+    TRANSFORMS,
     compressed,
     image,
     joints,
     pose,
+    transforms,
     write_topics,
 )
 
-from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.contract import find_contract
+from vla_policy_node.policy.interface import CAMERAS as ROLES
+from vla_policy_node.policy.interface import END_EFFECTOR_STATE, PolicySpec
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import find_topics
 
@@ -113,3 +119,70 @@ def test_a_topic_that_holds_no_actions_is_refused_with_those_that_do(bag):
             find_topics(bag(topics), {}, actions)
     assert find_topics(bag(topics), {}, 'twist').actions == '/twist'
     assert find_topics(bag(topics), {}).actions == ''
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A bag with all inputs of the default robot."""
+    topics = {**CAMERAS, **STATE}
+    path = write_topics(
+        tmp_path_factory.mktemp('whole') / 'bag.mcap',
+        {name: [(T, raw)] for name, (_, raw) in topics.items()},
+        {name: kind for name, (kind, _) in topics.items()})
+    with Bag(path) as opened:
+        yield find_topics(opened, {})
+
+
+SPECS = st.builds(
+    PolicySpec, st.sampled_from([ROLES, ROLES[:1], ROLES[1:]]),
+    st.sets(st.sampled_from(END_EFFECTOR_STATE), max_size=3).map(tuple))
+
+
+@given(SPECS, SPECS)
+def test_two_policies_need_the_union_of_what_each_needs(whole, one, other):
+    each = [{*whole.needed_by({'a': spec}).inputs.values()} for spec in (one, other)]
+    both = {*whole.needed_by({'a': one, 'b': other}).inputs.values()}
+    assert both == each[0] | each[1]
+    assert {'third_person', 'ee_pose', *one.cameras} <= both  # the reference, and what moves
+    fingers = {quantity.name for spec in (one, other) for quantity in spec.state}
+    assert ('gripper_state' in both) is bool(fingers & {'left_finger', 'right_finger'})
+
+
+@pytest.mark.parametrize(('lost', 'needs', 'reason'), [
+    ('/wrist/image_raw', PolicySpec(), "'/wrist/image_raw', and mine looks at the camera 'wrist'"),
+    ('/wrist/image_raw', PolicySpec(ROLES[:1]), ''),
+    ('/third_person/image_raw', PolicySpec(ROLES[1:]), "end_effector requires the camera 'third"),
+    ('/gripper_state', PolicySpec(state=END_EFFECTOR_STATE[:6]), ''),
+    ('/gripper_state', PolicySpec(), 'mine is told what gripper_state measures'),
+    ('/ee_pose', PolicySpec(), 'mine is told what ee_pose measures'),
+    ('/ee_pose', PolicySpec(state=END_EFFECTOR_STATE[6:]), '')])
+def test_what_lacks_is_named_with_who_needs_it_and_nothing_else_is_missed(
+        bag, lost, needs, reason):
+    topics = {**CAMERAS, **STATE}
+    del topics[lost]
+    found = find_topics(bag(topics), {})
+    if not reason:
+        left = found.needed_by({'mine': needs})
+        assert lost not in left.inputs
+        assert left.streams.pose == ('' if lost == '/ee_pose' else 'ee_pose')
+        return
+    with pytest.raises(BagError, match=reason):
+        found.needed_by({'mine': needs})
+
+
+def test_commands_that_move_need_the_pose_whatever_the_policy_is_told(bag):
+    found = find_topics(bag({'/third_person/image_raw': (IMAGE, image(T))}), {})
+    needs = {'mine': PolicySpec(ROLES[:1], ())}
+    assert found.needed_by(needs).streams.pose == ''
+    with pytest.raises(BagError, match='without ee_pose nothing may be moved'):
+        found.needed_by(needs, moves=True)
+
+
+def test_transforms_that_do_not_lead_to_the_pose_are_no_poses(bag):
+    robot = find_contract('franka_libero')
+    topics = {f'/{camera.topic}': (IMAGE, image(T)) for camera in robot.cameras}
+    topics['/tf'] = (TRANSFORMS, transforms([('map', 'odom', T, (0, 0, 0), (0, 0, 0, 1))]))
+    found = find_topics(bag(topics), {}, robot=robot)
+    assert found.needed_by({'mine': PolicySpec(ROLES[:1], ())}).streams.pose == ''
+    with pytest.raises(BagError, match=r"do not lead from 'panda_link0' to .*, and The policy is"):
+        found.needed_by(ALL)

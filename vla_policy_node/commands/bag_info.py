@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import check_fits, kinds_of_policies
+from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.inspection import Inspection, inspect
@@ -36,6 +37,9 @@ def bag_info(
     console.print(_inputs(found, robot.name))
     for remark in found.remarks:
         console.print(_plain(remark), soft_wrap=True)
+    if is_moved_by_joints(robot):
+        console.print(f'{robot.name} moves joints; only one end effector can be replayed.')
+        return False
     lacking = {name: found.lacks(robot, spec) for name, spec in policies.items()}
     console.print(_policies(lacking))
     if checkpoint:

@@ -43,10 +43,26 @@ def _ready(
         f'{chunk.method}, {sum(chunk.stage_ms.values()):.0f} ms after warm-up'
         + ('' if description.trained else '; UNTRAINED random weights')
     )
+    if (sentence := _too_late(chunk, parameters)) and parameters.pacing == 'timer':
+        logger.warning(sentence)
     if not parameters.shadow_every:
         return policy, None
     shadowed = _shadowed(policy, parameters, logger)
     return shadowed, shadowed
+
+
+def _too_late(chunk: ActionChunk, parameters: PolicyParameters) -> str:
+    """Return the sentence for a policy no action of which can be in time, '' for any other.
+
+    The first action is sent while its picture is younger than half a period (`executors`), and
+    each of the others for one period more.
+    """
+    count, took_s = len(chunk.actions), sum(chunk.stage_ms.values()) / 1e3
+    if took_s < (count - 0.5) * parameters.period_ns / 1e9:
+        return ''
+    return (f'An inference takes {took_s * 1e3:.0f} ms, too long for {count} '
+            f'{"actions" if count > 1 else "action"} at {parameters.control_rate_hz:g} Hz: none '
+            f'will be in time; set control_rate_hz below {(count - 0.5) / took_s:.2g}.')
 
 
 def _shadowed(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vla_policy_node.contract import RobotContract, find_contract
 from vla_policy_node.contract.fit import pose_of
-from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
+from vla_policy_node.contract.parts import Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES, NO_ACTIONS
 from vla_policy_node.replay.bag import Bag, BagError
@@ -182,9 +182,10 @@ def _missing(
     option = f'{option_of(part.name)} TOPIC'
     if found in kinds:
         # What is wrong with others may be for some time, or under some parameters.
-        if found == TRANSFORM_TYPE and (why := why_not(bag, topic, part, robot)):
-            return Missing(f"The topic '{topic}' of the bag '{bag.path}' holds no {part.name} "
-                           f'({why.rstrip(".")})', 'correct parent and child in the contract')
+        if isinstance(part, StateSource) and part.parent and why_not(bag, topic, part, robot):
+            return Missing(
+                f"The transforms on '{topic}' of the bag '{bag.path}' do not lead from "
+                f"'{part.parent}' to '{part.child}'", 'correct parent and child in the contract')
         return None
     if found is not None:
         return Missing(
