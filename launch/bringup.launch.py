@@ -53,6 +53,10 @@ def start(context):
     given['namespace'] = prefix_namespace(
         context.launch_configurations.get('ros_namespace'), given['namespace']) or ''
     nodes = describe(given)
+    if given['play']:  # nothing starts for a bag that cannot be played
+        from vla_policy_node.replay.played import check_played
+
+        check_played(nodes)
     return [
         *(
             Node(

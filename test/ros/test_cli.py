@@ -12,6 +12,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.context import Context
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
+from replay_bag import make_bag
 from ros_testing import domain  # noqa: F401
 from typer.testing import CliRunner
 
@@ -90,6 +91,26 @@ def test_bringup_refuses_with_one_sentence(vla):
     assert result.exit_code == 2
     assert "'/no/such.yaml' cannot be read" in result.output
     assert 'Traceback' not in result.output
+
+
+@pytest.mark.parametrize(('options', 'sentence'), [
+    ((), "on '/r1/third_person/image_raw'"), (('--wrist-topic', '/r2/w'), "on '/r2/w'"),
+    (('--bag-namespace', 'r2'), "no topics in the namespace '/r2'")])
+def test_a_bag_that_cannot_be_played_is_refused_before_anything_starts(
+        vla, tmp_path, monkeypatch, options, sentence):
+    monkeypatch.setattr('vla_policy_node.system.processes.run', lambda nodes: pytest.fail())
+    bag = make_bag(tmp_path / 'bag', seconds=0.1, namespace='/r1',
+                   omit=('/third_person/image_raw',))
+    result = vla('bringup', '--play', bag, *options)
+    assert result.exit_code == 2
+    assert sentence in result.output and 'Traceback' not in result.output
+
+
+def test_a_bag_in_whose_namespace_all_is_there_is_played(vla, tmp_path, monkeypatch):
+    monkeypatch.setattr('vla_policy_node.system.processes.run', lambda nodes: 7)
+    bag = make_bag(tmp_path / 'bag', seconds=0.1, namespace='/r1',
+                   renamed={'/wrist/image_raw': '/hand/rgb'})
+    assert vla('bringup', '--play', bag, '--wrist-topic', '/hand/rgb').exit_code == 7
 
 
 def test_tasks_of_a_suite_or_a_refusal(vla):

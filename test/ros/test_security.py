@@ -25,7 +25,6 @@ from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
 from vla_msgs.action import ExecuteInstruction
-from vla_policy_node.nodes import player_node
 from vla_policy_node.nodes.guard_node import GuardNode
 from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.nodes.player_node import PlayerNode
@@ -33,6 +32,7 @@ from vla_policy_node.nodes.policy_node import PolicyNode
 from vla_policy_node.nodes.recorder_node import RecorderNode
 from vla_policy_node.nodes.visualizer_node import VisualizerNode
 from vla_policy_node.nodes.world_node import WorldNode
+from vla_policy_node.replay import played
 from vla_policy_node.replay.robots import topics_of_robot
 from vla_policy_node.system.description import describe
 from vla_policy_node.system.files import NODES
@@ -208,7 +208,7 @@ def variants(checkpoint, tmp_path):
             return replace(topics, streams=replace(topics.streams, compressed=True))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(player_node, 'topics_of_robot', find)
+            patch.setattr(played, 'topics_of_robot', find)
             with plain(PlayerNode, bag=bag, compressed=True) as node:
                 yield node
 

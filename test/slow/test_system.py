@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from replay_bag import make_bag
 
 from vla_policy_node.common.contract_files import default_streams
 from vla_policy_node.contract import find_contract, to_plain
@@ -407,7 +408,7 @@ def test_launch_files_start_what_is_described(file, executables, monkeypatch, tm
     monkeypatch.setenv('VLA_CACHE', str(tmp_path))
     context = LaunchContext()
     if file == 'replay':
-        context.launch_configurations['play'] = str(tmp_path / 'bag')
+        context.launch_configurations['play'] = str(make_bag(tmp_path / 'bag', seconds=0.1))
     source = PythonLaunchDescriptionSource(str(ROOT / 'launch' / f'{file}.launch.py'))
     pending = [source.get_launch_description(context)]
     nodes, environments = [], {}

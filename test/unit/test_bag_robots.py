@@ -84,9 +84,9 @@ def test_compressed_pictures_of_a_namespace_are_found(bag):  # noqa: F811
     assert set(found.inputs) == set(topics)
 
 
-def test_what_is_missing_is_missed_by_its_name_in_the_contract(bag):  # noqa: F811
+def test_what_is_missing_is_missed_in_the_namespace(bag):  # noqa: F811
     topics = of('/r1', {**CAMERAS, '/gripper_state': (JOINTS, joints(T))})
-    with pytest.raises(BagError, match="no messages on '/ee_pose'"):
+    with pytest.raises(BagError, match="no messages on '/r1/ee_pose'"):
         topics_of_robot(bag(topics), ROBOT, {}).needed_by(ALL)
 
 

@@ -11,7 +11,6 @@ from vla_policy_node.cli.refusal import refusal
 from vla_policy_node.cli.topics import more_topics
 from vla_policy_node.cli.trust import agrees
 from vla_policy_node.system.arguments import ARGUMENTS, Argument
-from vla_policy_node.system.files import SystemDescriptionError
 
 
 def _option(argument: Argument) -> inspect.Parameter:
@@ -48,7 +47,11 @@ def bringup(context: typer.Context, **arguments: str | bool) -> None:
             if not agrees([wish]):
                 raise
             nodes = describe({**arguments, 'trust_bag': True})
-    except (SystemDescriptionError, UntrustedBagError) as error:
+        if arguments.get('play'):
+            from vla_policy_node.replay.played import check_played
+
+            check_played(nodes)
+    except ValueError as error:
         raise refusal(error) from None
     raise typer.Exit(run(nodes))
 

@@ -22,8 +22,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
-from vla_policy_node.common.ros_names import absolute
-from vla_policy_node.contract import ContractError, RobotContract, find_contract
+from vla_policy_node.contract import ContractError, find_contract
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.ending import leave
@@ -38,8 +37,7 @@ from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import PolicySpec, Quantity
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.bag_summary import summarise_bag
-from vla_policy_node.replay.robots import told_namespaces, topics_of_robot
-from vla_policy_node.replay.settings import as_recorded, read_info
+from vla_policy_node.replay.played import find_played
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import BagTopics
 
@@ -92,11 +90,13 @@ class PlayerNode(Node):
         self._on_end = on_end
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
-            self._topics = self._unpack_pictures(
-                self._find_topics(find_contract(self._settings.contract)))
-            self._topics.needed_by({})  # what the contract requires
+            played = find_played(
+                self._bag, self._settings.contract, self._settings.compressed,
+                self._settings.bag_namespace, self.get_namespace().rstrip('/'),
+                self.resolve_topic_name)
         except (BagError, ContractError) as error:
             raise ParameterError(str(error)) from None
+        self._topics, self._packed = played.topics, played.packed
         self.failed = False
         self._filed: dict[str, int] = {}
         self._commands = 0
@@ -118,34 +118,6 @@ class PlayerNode(Node):
             self._thread.join()
         self._stack.close()
         super().destroy_node()
-
-    def _find_topics(self, robot: RobotContract) -> BagTopics:
-        """Return what to read from the bag: where a remapping says, or else the bag itself."""
-        namespace, here = self._settings.bag_namespace, self.get_namespace().rstrip('/')
-        if not namespace and here and here in told_namespaces(self._bag):
-            namespace = here
-        told = as_recorded(robot, self._bag, read_info(self._bag, namespace),
-                           bool(self._settings.contract)).topics
-        chosen = {}
-        for stream, topic in robot.topics.items():
-            name = self.resolve_topic_name(topic)
-            is_there = {name, f'{name}/compressed'} & self._bag.types.keys()
-            if name != absolute(topic, here) and (is_there or told[stream] == topic):
-                chosen[stream] = name
-        return topics_of_robot(self._bag, robot.with_topics(told), chosen, wanted=namespace)
-
-    def _unpack_pictures(self, topics: BagTopics) -> BagTopics:
-        """Return the topics as this node publishes them; BagError for what it cannot make."""
-        cameras = {*topics.inputs.values()} & {*topics.streams.cameras}
-        packed = {camera for camera in cameras if topics.streams.is_compressed(camera)}
-        if self._settings.compressed and packed != cameras:
-            raw = ', '.join(sorted(cameras - packed))
-            raise BagError(
-                f"The bag '{self._bag.path}' has raw pictures of {raw}, but the policy node takes "
-                'compressed ones; set its parameter compressed to false.')
-        self._packed = set() if self._settings.compressed else packed
-        return replace(
-            topics, streams=replace(topics.streams, compressed=self._settings.compressed))
 
     def _create_endpoints(self) -> None:
         self._played = replace(self._topics.streams, robot=find_contract(self._settings.contract))

@@ -67,16 +67,22 @@ def told_namespaces(bag: Bag) -> tuple[str, ...]:
 
 
 def placed(bag: Bag, robot: RobotContract, namespace: str) -> RobotContract:
-    """Return the robot with its topics in the namespace, where the bag has them there.
+    """Return the robot with its topics in the namespace, where the bag does not contradict.
 
-    Absolute ones, such as /tf, only if the bag has them nowhere else.
+    Relative ones are in the root if they are only there, and absolute ones, such as /tf, in the
+    namespace if they are only there.
     """
     if not namespace:
         return robot
-    return robot.with_topics({
-        part.name: name for part in parts_of(robot)
-        if not (part.topic.startswith('/') and _find(bag, part, part.topic))
-        and _find(bag, part, name := f"{namespace}/{part.topic.lstrip('/')}")})
+    topics = {}
+    for part in parts_of(robot):
+        bare = part.topic.lstrip('/')
+        is_inside, is_outside = (
+            bool(_find(bag, part, f'{place}/{bare}')) for place in (namespace, ''))
+        speaks_for = all if part.topic.startswith('/') else any
+        if speaks_for((is_inside, not is_outside)):
+            topics[part.name] = f'{namespace}/{bare}'
+    return robot.with_topics(topics)
 
 
 def records_in(bag: Bag, namespace: str) -> dict[str, str]:
