@@ -252,6 +252,18 @@ def test_a_policy_that_was_run_otherwise_is_remarked(settings, tmp_path):
         'for that alone.']
 
 
+def test_a_public_checkpoint_turns_pictures_and_the_report_says_so(settings, tmp_path):
+    public = tmp_path / 'openvla-7b-oft-finetuned-libero-10'
+    shutil.copytree(settings.checkpoint, public)
+    bag = make_bag(tmp_path / 'bag', **SHORT)
+    plain, turned = (
+        replay(bag, replace(settings, config=str(default_config()), checkpoint=str(checkpoint)))
+        for checkpoint in (settings.checkpoint, public))
+    remark = 'pictures are turned as in training, third_person mirror_horizontal, wrist mirror'
+    assert remark in ' '.join(turned.report['notes'])
+    assert 'pictures are turned' not in ' '.join(plain.report['notes'])
+
+
 def test_stamps_that_go_backwards_hold_are_counted_and_said(settings, tmp_path):
     def back(index, message):
         if index >= 6:

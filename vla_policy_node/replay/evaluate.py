@@ -208,6 +208,11 @@ def _remarks(traces: list[Trace], topics: BagTopics, summary: BagSummary) -> lis
     remarks += dict.fromkeys(remark for trace in traces for remark in trace.remarks)
     if not traces[0].description.trained:
         remarks.append('The policy is untrained: its weights are random.')
+    for trace in traces:
+        if turned := [f'{camera} {transform}' for camera, transform
+                      in trace.description.camera_transforms.items() if transform != 'none']:
+            remarks.append(f'{trace.label}: pictures are turned as in training, '
+                           f'{", ".join(turned)}.')
     rows = [trace.description.action_rows for trace in traces]
     if len(set(rows)) > 1:
         remarks.append(f'The two read different rows of the language model ({", ".join(rows)}); '
