@@ -40,13 +40,13 @@ def fixed(t):
     return transforms([('flange', 'tool', 0, (0.0, 0.0, 0.125), STILL)])
 
 
-def write(path, tf=moving, static=fixed):
+def write(path, tf=moving, static=fixed, of_its_own=True):
     """Half a second of pictures and joints, and the same pose twice: as such and as transforms."""
     times = [START_NS + i * STEP_NS for i in range(12)]
     topics = {
         '/third_person/image_raw': [(t, image(t)) for t in times],
         '/wrist/image_raw': [(t, image(t + 1)) for t in times],
-        '/ee_pose': [(t, pose(t)) for t in times],
+        '/ee_pose': [(t, pose(t)) for t in times if of_its_own],
         '/gripper_state': [(t, joints(t)) for t in times],
         '/tf': [(t, tf(t)) for t in times],
         '/tf_static': [(START_NS, static(START_NS))] if static else []}
@@ -104,3 +104,11 @@ def test_without_stamps_the_times_of_recording_do(made, tmp_path):
     path = write(tmp_path / 'a.mcap', lambda t: moving(0))
     trace = replayed(path, replace(made[1], stamps='log')).traces[0]
     assert len(trace.inferences) > 5
+
+
+def test_a_bag_without_the_pose_says_between_which_frames_it_could_be(made, tmp_path):
+    path = write(tmp_path / 'a.mcap', of_its_own=False)
+    with pytest.raises(BagError, match='; from /tf it could be tf2_msgs/msg/TFMessage with '
+                       r'parent: base_link, child: tool or flange\.'):
+        replayed(path, made[0])
+    assert len(replayed(path, made[1]).traces[0].inferences) > 5

@@ -9,10 +9,12 @@ from sensor_bytes import (
     IMAGE,
     JOINTS,
     POSE,
+    TRANSFORMS,
     compressed,
     image,
     joints,
     pose,
+    transforms,
     write_topics,
 )
 from typer.testing import CliRunner
@@ -66,6 +68,45 @@ def test_a_complete_bag_is_ready_and_its_rates_and_distances_are_said(look):
     assert found.remarks == (
         'No /policy_status says what the robot was asked to do: give --instruction.',
         'No actions on /command to compare with.')
+
+
+STILL = (0.0, 0.0, 0.0, 1.0)
+
+
+def arm(t, base='panda_link0'):
+    return transforms([(base, 'panda_link8', t, (0.0, 0.0, 1.0), STILL),
+                       ('panda_link8', 'panda_hand', 0, (0.0,) * 3, STILL),
+                       ('panda_hand', 'panda_hand_tcp', 0, (0.0, 0.0, 0.1), STILL),
+                       ('panda_hand', 'panda_leftfinger', t, (0.0,) * 3, STILL),
+                       ('panda_hand', 'wrist_camera_tool', t, (0.0,) * 3, STILL),
+                       ('map', 'other_base', t, (0.0,) * 3, STILL)])
+
+
+@pytest.mark.parametrize(('base', 'parent'), [
+    ('panda_link0', 'panda_link0'), ('base_link', 'base_link')])
+def test_a_franka_is_told_which_frames_and_which_joints_could_be_what_is_missing(
+        look, base, parent):
+    nine = [f'panda_joint{i}' for i in range(1, 8)] + ['panda_finger_joint1',
+                                                       'panda_finger_joint2']
+    found = look({
+        '/ee_pose': None, '/gripper_state': None, '/tf': lambda t: arm(t, base),
+        '/joint_states': lambda t: joints(t, [0.02] * 9, nine)},
+        {'/tf': TRANSFORMS, '/joint_states': JOINTS})
+    assert of(found, 'ee_pose').problem == (
+        'No other topic has geometry_msgs/msg/PoseStamped. From /tf it could be '
+        f'tf2_msgs/msg/TFMessage with parent: {parent}, child: panda_hand_tcp or panda_hand.')
+    assert of(found, 'gripper_state').problem.endswith(
+        'With `joint:` in the contract, /joint_states has panda_finger_joint1 and '
+        'panda_finger_joint2.')
+    assert not found.ready
+
+
+@pytest.mark.parametrize('tf', [
+    lambda t: b'', lambda t: transforms([]), lambda t: transforms(
+        [('a', 'b', t, (0.0,) * 3, STILL), ('b', 'a', t, (0.0,) * 3, STILL)])])
+def test_transforms_that_lead_nowhere_are_no_advice(look, tf):
+    found = look({'/ee_pose': None, '/tf': tf}, {'/tf': TRANSFORMS})
+    assert of(found, 'ee_pose').problem == 'No other topic has geometry_msgs/msg/PoseStamped.'
 
 
 @pytest.mark.parametrize(('changes', 'kinds', 'stream', 'problem'), [

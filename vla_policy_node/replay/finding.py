@@ -86,7 +86,7 @@ def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContra
     return ''
 
 
-def _first_pose(bag: Bag, topic: str, source: StateSource) -> bytes | None:
+def _first_pose(bag: Bag, topic: str, source: StateSource) -> bytes:
     """Return the first pose that transforms lead to. Raises as `TransformPoses`."""
     poses, static = TransformPoses(source), f'{topic}_static'
     trouble: TransformError | None = None
@@ -97,9 +97,8 @@ def _first_pose(bag: Bag, topic: str, source: StateSource) -> bytes | None:
                     return found
             except TransformError as error:
                 trouble = error
-    if trouble:
-        raise trouble
-    return None
+    raise trouble or TransformError(
+        f"The transforms do not lead from '{source.parent}' to '{source.child}'.")
 
 
 def frame_of(robot: RobotContract) -> str:

@@ -15,6 +15,7 @@ from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES
 from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.candidates import candidates
 from vla_policy_node.replay.finding import (
     COMPRESSED,
     RAW,
@@ -40,7 +41,7 @@ from vla_policy_node.wire.images import sample_compressed
 from vla_policy_node.wire.streams import InputStreams
 from vla_policy_node.wire.transforms import newest_stamp
 
-_SHOWN = 6  # topics and joints in a cell
+_SHOWN, _SHOWN_JOINTS = 6, 12  # topics and transforms, joints in a cell
 _POSE, _JOINTS = 'geometry_msgs/msg/PoseStamped', 'sensor_msgs/msg/JointState'
 _STAMPED = (RAW, COMPRESSED, _POSE, _JOINTS, TRANSFORM_TYPE)
 
@@ -133,7 +134,7 @@ def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
     found = {part.name: _found(bag, part) for part in parts_of(robot)}
     first = topics.get(found[robot.cameras[0].name])
     inputs = tuple(
-        InputFacts(part.name, found[part.name], _problem(bag, part, robot, found, topics),
+        InputFacts(part.name, found[part.name], _advice(bag, part, robot, found, topics),
                    _apart_ms(first, topics.get(found[part.name])))
         for part in parts_of(robot))
     return Inspection(bag.duration_s, tuple(topics.values()), inputs,
@@ -146,6 +147,17 @@ def _found(bag: Bag, part: Camera | StateSource) -> str:
     if isinstance(part, Camera):
         return (find_picture(bag.types, name) or ('', False))[0]
     return find_topic(bag.types, name) or ''
+
+
+def _advice(
+    bag: Bag, part: Camera | StateSource, robot: RobotContract, found: Mapping[str, str],
+    topics: Mapping[str, TopicFacts],
+) -> str:
+    """Return why a part of the robot cannot be used, and what in the bag could be it instead."""
+    problem = _problem(bag, part, robot, found, topics)
+    if not problem or isinstance(part, Camera):
+        return problem
+    return f'{problem} {candidates(bag, part, robot)}'.rstrip()
 
 
 def _problem(
@@ -199,8 +211,8 @@ def _contents(kind: str, raw: bytes) -> str:
             shown = ', '.join(f'{link.child} in {link.parent}' for link in links[:_SHOWN])
             return f'{len(links)} transforms: {shown}{", ..." if len(links) > _SHOWN else ""}'
         names = read_joint_fields(raw)[0]
-        more = ', ...' if len(names) > _SHOWN else ''
-        return f'{len(names)} joints: {", ".join(names[:_SHOWN])}{more}'
+        more = ', ...' if len(names) > _SHOWN_JOINTS else ''
+        return f'{len(names)} joints: {", ".join(names[:_SHOWN_JOINTS])}{more}'
     except MessageError as error:
         return str(error)
 

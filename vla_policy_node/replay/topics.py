@@ -14,6 +14,7 @@ from vla_policy_node.contract.parts import Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES, NO_ACTIONS
 from vla_policy_node.replay.bag import Bag, BagError
+from vla_policy_node.replay.candidates import candidates
 from vla_policy_node.replay.finding import (
     COMPRESSED,
     RAW,
@@ -182,17 +183,19 @@ def _missing(
     option = f'{option_of(part.name)} TOPIC'
     if found in kinds:
         # What is wrong with others may be for some time, or under some parameters.
-        if isinstance(part, StateSource) and part.parent and why_not(bag, topic, part, robot):
-            return Missing(
-                f"The transforms on '{topic}' of the bag '{bag.path}' do not lead from "
-                f"'{part.parent}' to '{part.child}'", 'correct parent and child in the contract')
+        if isinstance(part, StateSource) and part.parent and (
+                why := why_not(bag, topic, part, robot)):
+            return Missing(f"The topic '{topic}' of the bag '{bag.path}' holds no {part.name} "
+                           f'({why.rstrip(".")})', _advice(bag, part, robot)
+                           or 'correct parent and child in the contract')
         return None
     if found is not None:
         return Missing(
             f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
             f'known here: {kinds[0]} is needed', f'name another topic with {option}')
     others = [*islice(fitting(bag, part, robot), _SHOWN)]
-    cure = f'name one with {option}: {", ".join(others)}' if others else (
+    cure = f'name one with {option}: {", ".join(others)}' if others else _advice(
+        bag, part, robot) or (
         f'no topic has usable messages of the type {" or ".join(kinds)} to name with {option}; '
         'record the inputs of the policy with `vla record`')
     if counted := bag.counted.get(topic):
@@ -204,6 +207,12 @@ def action_topics(types: Mapping[str, str], inputs: Collection[str]) -> list[str
     """Return the topics that may hold actions; no input of the policy is one."""
     return [topic for topic, kind in sorted(types.items())
             if kind in ACTION_TYPES and topic not in inputs][:_SHOWN]
+
+
+def _advice(bag: Bag, part: Camera | StateSource, robot: RobotContract) -> str:
+    """Return the end of a sentence: what else in the bag could be a source; '' for nothing."""
+    advice = candidates(bag, part, robot) if isinstance(part, StateSource) else ''
+    return f'{advice[0].lower()}{advice[1:-1]}' if advice else ''
 
 
 def _require_actions(bag: Bag, topic: str, inputs: Mapping[str, str]) -> None:
