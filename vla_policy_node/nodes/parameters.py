@@ -27,6 +27,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vla_policy_node.loop.parameter_fields import Spec, as_declared, parameter
+from vla_policy_node.nodes.ros_arguments import is_for_all
+from vla_policy_node.system.files import CLOSE
 
 __all__ = ['ParameterError', 'ParameterStore', 'parameter']
 
@@ -169,6 +171,9 @@ class ParameterStore:
         problems = {}
         for name in self._overrides():
             if name in self._fields or is_foreign(name):
+                continue
+            if is_for_all(name) and not difflib.get_close_matches(
+                    name, self._fields, 1, CLOSE):
                 continue
             close = difflib.get_close_matches(name, self._fields, 1)
             hint = f' did you mean {close[0]}?' if close else ' remove it.'

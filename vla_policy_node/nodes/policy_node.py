@@ -46,6 +46,7 @@ from vla_policy_node.nodes.parameters import ParameterStore, given
 from vla_policy_node.nodes.reporting import PolicyReports, fill_feedback, make_status
 from vla_policy_node.nodes.running import run
 from vla_policy_node.policy.interface import Policy
+from vla_policy_node.system.files import shipped_checkpoint
 from vla_policy_node.wire.cdr import MessageError
 from vla_policy_node.wire.streams import source_of
 
@@ -282,8 +283,9 @@ class PolicyNode(LifecycleNode):
 
     def _load(self, parameters: PolicyParameters) -> None:
         if not parameters.checkpoint:
-            raise ValueError('checkpoint is empty; name a checkpoint directory, or make one with '
-                             '`vla new-checkpoint DIR`.')
+            raise ValueError(
+                'checkpoint is empty; name a checkpoint directory, for example '
+                f"'{shipped_checkpoint()}', or make one with `vla new-checkpoint DIR`.")
         self._policy, self._shadow = load_ready(parameters, self.get_logger())
 
     def _create_command_publishers(self) -> None:

@@ -13,6 +13,7 @@ from vla_policy_node.nodes.ending import EXIT_S, Ending
 from vla_policy_node.nodes.lifecycle import shut_down
 from vla_policy_node.nodes.output import never_wait_for_readers
 from vla_policy_node.nodes.parameters import ParameterError
+from vla_policy_node.nodes.ros_arguments import RosArguments
 from vla_policy_node.nodes.sim_time import guard_clock
 from vla_policy_node.nodes.spinning import serve
 
@@ -37,12 +38,13 @@ def run(
     """
     never_wait_for_readers()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    arguments = _init(args)
     ending = Ending(exit_s)
     try:
         node = make_node()
     except ParameterError as error:
         raise SystemExit(str(error)) from None
+    arguments.warn(node)
     ending.first(getattr(node, 'stand_still', lambda: None))
     guard_clock(node)
     # One thread: none of our callbacks waits, and rclpy's multi-threaded executor costs several
@@ -60,6 +62,19 @@ def run(
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _init(args: list[str] | None) -> RosArguments:
+    """Start ROS; what it cannot take ends the process with a sentence."""
+    try:
+        with RosArguments(args) as arguments:
+            rclpy.init(args=arguments.usable, signal_handler_options=SignalHandlerOptions.NO)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    except RuntimeError as error:  # of rcl, with the places in its code
+        cause = str(error).partition(', at /')[0]
+        raise SystemExit(f'The arguments of ROS cannot be used: {cause}') from None
+    return arguments
 
 
 def _start(node: LifecycleNode, ending: Ending) -> None:

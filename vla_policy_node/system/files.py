@@ -22,7 +22,7 @@ NODES = ('recorder', 'world', 'guard', 'policy', 'visualizer', 'player')
 
 
 # Likeness above which a name is taken for a misspelt one of ours.
-_CLOSE = 0.8
+CLOSE = 0.8
 
 
 class SystemDescriptionError(ValueError):
@@ -63,7 +63,7 @@ def _given(section: dict[str, Any], is_shared: bool, node: str) -> dict[str, Any
         known = _known_parameters()
         every = sorted(set().union(*known.values()))
         for name in values.keys() - every:
-            if close := difflib.get_close_matches(name, every, 1, _CLOSE):
+            if close := difflib.get_close_matches(name, every, 1, CLOSE):
                 raise ValueError(f'There is no parameter {name}; did you mean {close[0]}?')
         wanted = known[node] if node else every
         values = {name: value for name, value in values.items() if name in wanted or (
@@ -87,7 +87,7 @@ def _check_section(path: Path, key: str, section: Any) -> None:
             f"'{path}' has a section '{key}'; sections are /**, {', '.join(NODES)}, each with "
             f"'{PARAMETERS}:' and the parameters below it.")
     meant = name.removesuffix('_node')
-    close = [meant] if meant in NODES else difflib.get_close_matches(name, NODES, 1, _CLOSE)
+    close = [meant] if meant in NODES else difflib.get_close_matches(name, NODES, 1, CLOSE)
     if not is_ours and close:
         raise ValueError(f"'{path}' has a section '{key}'; sections are /**, {', '.join(NODES)}: "
                          f'did you mean {close[0]}?')

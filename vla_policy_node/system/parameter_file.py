@@ -57,6 +57,11 @@ def read_sections(path: Path | str) -> dict[str, Any]:
     return dict(_sections('', document))
 
 
+def parse_value(text: str) -> object:
+    """Return the value that a text of YAML means to rcl. Raises ValueError."""
+    return parse_plain_yaml(text, 'The value', _Loader)
+
+
 def is_for(section: str, node: str, namespace: str = '') -> bool:
     """Return whether a section is for a node, as rcl decides: '/**', '/*/policy', '/r1/policy'."""
     pattern = ''.join(
