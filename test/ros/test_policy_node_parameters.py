@@ -7,7 +7,9 @@ could not be loaded.
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
 from node_bench import bench, checkpoint, make_active, make_bench, script
+from rcl_interfaces.msg import Parameter as ParameterMessage
 from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
@@ -36,11 +38,20 @@ def test_other_limits_cost_one_period_and_neither_plan_nor_counts(bench):
     counts = bench.counters()
     assert counts['executor.chunks'] == 1
     assert counts['limit.linear_velocity'] > 0
-    assert not any(name.startswith('tick.input') for name in counts)
+    assert counts['input.pairs'] == 1
 
 
-def test_what_a_node_says_of_its_parameters_can_be_set_again_and_moves_on(bench):
+def test_a_node_takes_its_own_dump_while_it_moves(bench):
+    """As `ros2 param dump` and `ros2 param load` do it: one parameter after the other."""
     bench.run_a_little()
-    for name in bench.node._store._fields.keys() | {'use_sim_time'}:
-        set_parameter(bench, name, bench.node.get_parameter(name).value)
+    client = AsyncParameterClient(bench.robot, 'policy')
+    bench.robot.wait(client.services_are_ready, 'the services')
+    names = bench.robot.finish(client.list_parameters([], 10)).result.names
+    assert {'use_sim_time', 'methods', 'max_age_s'} <= set(names)
+    values = bench.robot.finish(client.get_parameters(names)).values
+    parameters = [ParameterMessage(name=name, value=value)
+                  for name, value in zip(names, values, strict=True)]
+    results = bench.robot.finish(client.set_parameters(parameters)).results
+    assert [name for name, result in zip(names, results, strict=True)
+            if not result.successful] == []
     assert bench.advance().hold_reason.code == HoldReason.NONE

@@ -117,8 +117,15 @@ class ParameterStore:
 
     def _as_declared(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """Return what is to be set in the types of the parameters (executor thread)."""
-        return [_as_declared(self._default(new.name), new) if new.name in self._fields else new
-                for new in parameters]
+        wanted = [_as_declared(self._default(new.name), new) if new.name in self._fields else new
+                  for new in parameters if not self._is_fixed(new)]
+        # Nothing to set is not allowed; this changes nothing.
+        return wanted or [self._node.get_parameter(next(iter(self._fields)))]
+
+    def _is_fixed(self, new: Parameter) -> bool:
+        """Return whether a parameter is read-only and would stay as it is: rclpy refuses it."""
+        return (self._node.has_parameter(new.name)
+                and self._node.describe_parameter(new.name).read_only and not self._is_new(new))
 
     def _is_new(self, new: Parameter) -> bool:
         # A file with all parameters of a node, as `ros2 param dump` writes it, may be loaded.
