@@ -1,6 +1,7 @@
 """What the policies of a replay need decides what a bag must have, and nothing else does."""
 
 import copy
+from pathlib import Path
 
 import checkpoint_variants
 import numpy as np
@@ -9,11 +10,13 @@ import yaml
 from node_bench import create_tiny_checkpoint
 from replay_bag import make_bag
 
+import vla_policy_node
 from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.replay.bag import BagError
 from vla_policy_node.replay.evaluate import replay_bag
 from vla_policy_node.replay.settings import ReplaySettings
 
+PACKAGE = Path(vla_policy_node.__file__).parent
 OTHERS = ('/wrist/image_raw', '/ee_pose', '/gripper_state')
 
 
@@ -110,6 +113,29 @@ def test_poses_that_were_recorded_bound_the_commands_and_fingers_are_not_read(ba
     assert 'limit.workspace' not in free.traces[0].counts
 
 
+def move_elsewhere(index, message):
+    message.header.frame_id = 'world'
+    return message
+
+
+def forget_stamp(index, message):
+    message.header.stamp.sec = message.header.stamp.nanosec = 0
+    return message
+
+
+@pytest.mark.parametrize(('alter', 'why'), [
+    (move_elsewhere, "in frame 'world'"), (forget_stamp, 'all stamps are zero')])
+def test_poses_that_cannot_be_used_are_in_nobodys_way_who_is_not_told_them(
+        config, tmp_path, alter, why):
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, alter={'/ee_pose': alter})
+    found = replay(bag, config('a', 'openvla'))
+    assert len(found.traces[0].inferences) > 3
+    [note] = [note for note in found.report['notes'] if 'by no workspace' in note]
+    assert 'those on /ee_pose are not used: ' in note and why in note
+    with pytest.raises(BagError, match=r'ee_pose'):
+        replay(bag, config('b', 'oft'))
+
+
 def test_two_policies_need_what_both_need_together(bag, config):
     small, large = config('small', 'openvla'), config('large', 'oft')
     found = replay(bag(), small, large)
@@ -138,3 +164,10 @@ def test_a_camera_that_the_contract_requires_is_missed_by_any_policy(bag, config
 
     with pytest.raises(BagError, match="contract of end_effector requires the camera 'wrist'"):
         replay(bag(*OTHERS), config('a', 'openvla', require))
+
+
+def test_only_a_replay_knows_the_mover_that_has_no_workspace():
+    """Nothing that moves a robot may leave out where the robot is."""
+    users = {path.parent.name for path in PACKAGE.rglob('*.py')
+             if 'UnmeasuredMover' in path.read_text(encoding='utf-8')}
+    assert users == {'replay'}

@@ -183,9 +183,11 @@ def test_a_robot_in_a_namespace_is_found_and_the_frame_is_that_of_the_recording(
     (('/wrist/image_raw/compressed',), ('yes', 'no', 'no')),
     (('/ee_pose',), ('yes', 'yes', 'no')),
     (('/wrist/image_raw/compressed', '/ee_pose', '/gripper_state'), ('yes', 'no', 'no')),
-    (('/third_person/image_raw',), ('no', 'no', 'no'))])
+    (('/third_person/image_raw',), ('no', 'no', 'no')),
+    ({'/ee_pose': lambda t: pose(t, 'world')}, ('yes', 'yes', 'no'))])
 def test_it_says_which_kinds_of_policy_a_bag_is_enough_for(look, lost, answers):
-    found, robot = look(dict.fromkeys(lost)), find_contract('')
+    found = look(lost if isinstance(lost, dict) else dict.fromkeys(lost))
+    robot = find_contract('')
     kinds = kinds_of_policies(robot)
     assert [name.partition(' (')[0] for name in kinds] == [
         'one camera, no state', 'all 2 cameras, no state', 'all 2 cameras and the state']

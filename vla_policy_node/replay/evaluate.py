@@ -31,6 +31,7 @@ from vla_policy_node.replay.settings import (
 from vla_policy_node.replay.stamps import LOG
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
+from vla_policy_node.replay.unmeasured import with_usable_poses
 
 # Called with what is being done, and its progress (0 to 1).
 Progress = Callable[[str, float], None]
@@ -103,6 +104,7 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
             settings.topics, settings.actions_topic, settings.bag_namespace)
         topics = replace(topics, by_log=settings.stamps == LOG).needed_by(
             _needs(labels, parameters))
+        topics, why = with_usable_poses(bag, topics, [p.frame_id for p in parameters])
         on_progress('reading the bag', 0.0)
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns,
                                 parameters[0].frame_id)
@@ -113,7 +115,11 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         described = _describe_bag(bag, topics, summary)
         remarks = bag.remarks()
     notes = list(dict.fromkeys([*summary.notes, *(n for _, found in chosen for n in found)]))
-    notes += remarks + _remarks(traces, topics, summary)
+    if why:
+        notes.append(f'No poses of the end effector, {why}. No policy here is told them, but '
+                     'commands are bounded by no workspace, only in size, speed and acceleration. '
+                     'A robot would not have moved.')
+    notes += remarks + _remarks(traces, summary)
     return _evaluation(path, topics, summary, traces, settings, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})
@@ -193,12 +199,8 @@ def _describe_bag(bag: Bag, topics: BagTopics, summary: BagSummary) -> dict:
     }
 
 
-def _remarks(traces: list[Trace], topics: BagTopics, summary: BagSummary) -> list[str]:
+def _remarks(traces: list[Trace], summary: BagSummary) -> list[str]:
     remarks = []
-    if not topics.streams.pose:
-        remarks.append('The bag has no poses of the end effector, which no policy here is told: '
-                       'commands are bounded in size, speed and acceleration, but by no '
-                       'workspace. A robot would not have moved.')
     for stream in dict.fromkeys(
             name.removeprefix('input.').removesuffix('.backward') for trace in traces
             for name in trace.counts if name.endswith('.backward')):

@@ -10,7 +10,6 @@ from itertools import islice
 import numpy as np
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES
@@ -112,8 +111,7 @@ class Inspection:
 
     def lacks(self, robot: RobotContract, spec: PolicySpec) -> tuple[str, ...]:
         """Return the inputs that a policy needs for a replay and that are not there."""
-        has_pose = any(one.name == pose_of(robot) and one.topic for one in self.inputs)
-        needed = InputStreams(robot, False, spec, moves=has_pose).topics
+        needed = InputStreams(robot, False, spec, moves=False).topics
         return tuple(one.name for one in self.inputs if one.name in needed and one.problem)
 
 

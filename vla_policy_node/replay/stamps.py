@@ -33,15 +33,15 @@ def require_stamps(bag: Bag, topics: BagTopics) -> None:
     if topics.by_log:
         return
     unstamped = [topic for topic, stream in topics.inputs.items()
-                 if not is_static(stream) and _is_unstamped(bag, topics, topic)]
+                 if not is_static(stream) and is_unstamped(bag, topics, topic)]
     if unstamped:
         raise BagError(
             f"The bag '{bag.path}' has no stamps on {', '.join(unstamped)}: all are zero; let the "
             f'publisher stamp them, or take the times of recording with `--stamps {LOG}`.')
 
 
-def _is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
-    """Look no further than to the first sample that says when it was made."""
+def is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
+    """Return whether all stamps are zero; looks no further than to the first one that is not."""
     found = False
     with closing(bag.messages([topic])) as messages:
         for _, _, raw in messages:
