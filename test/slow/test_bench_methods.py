@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from vla_policy_node import acceleration, cli
 from vla_policy_node.bench import methods as bench
 from vla_policy_node.bench.methods_costs import TIMED, Costs, Stopwatch, summarise_costs
+from vla_policy_node.bench.methods_plot import group_of
 from vla_policy_node.bench.methods_published import MODELS, published_rows
-from vla_policy_node.bench.methods_report import markdown, pareto_front, write_report
+from vla_policy_node.bench.methods_report import markdown, write_report
 from vla_policy_node.bench.methods_rows import contenders, share_out, split_usable, swept
 from vla_policy_node.evaluation import run_plan
 from vla_policy_node.evaluation.contenders import parse_contender
@@ -128,10 +129,19 @@ def test_what_random_weights_would_choose_at_random_is_counted_as_published(chec
     assert not any(row['depends_on_input'] for row in rows.values())
 
 
-def test_the_front_is_what_nothing_beats():
-    points = [(3.0, 5.0), (1.0, 1.0), (2.0, 4.0), (2.5, 3.0), (2.0, 2.0), (4.0, 5.0)]
-    assert pareto_front(points) == [1, 2, 0]
-    assert pareto_front([(1.0, 2.0)]) == [0]
+@pytest.mark.parametrize(('label', 'group'), [
+    ('dense', 'dense'), ('dense@runs/small', 'other weights'), ('lightvla', 'visual tokens'),
+    ('fastv:count=3@runs/x/checkpoint', 'visual tokens'), ('flashvla', 'visual tokens'),
+    ('vla_cache', 'keys and values'), ('ttf_vla', 'features of the last frame'),
+    ('depth_cut', 'layers'), ('deer', 'layers'), ('mole', 'layers'),
+    ('efficientvla_cache:interval=2', 'denoising steps'), ('ttf_vla+lightvla', 'several at once')])
+def test_a_method_is_shown_among_those_that_save_the_same(label, group):
+    assert group_of(label) == group
+
+
+def test_every_method_has_a_group():
+    assert 'other weights' not in map(group_of, acceleration.available())
+
 
 
 def test_every_hook_of_a_method_is_timed_or_left_out_on_purpose():

@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
-
+from vla_policy_node.bench.methods_plot import draw_methods
 from vla_policy_node.bench.methods_published import NOTES as PUBLISHED_NOTES
 
-DPI = 150
 NAMES = ('methods.json', 'methods.md', 'methods.png')
 
 NOTES = '''\
@@ -28,6 +25,13 @@ The columns of the tables:
   units of the training data. **flips**: gripper commands that differ.
 '''
 
+_PICTURE = '''\
+![Time of one inference and success of every method, by what it saves](methods.png)
+
+A filled dot differs from dense (McNemar, corrected by Holm for all rows, 5 %), an open
+one does not, on so many episodes; the dotted line is dense.
+'''
+
 
 def write_report(document: Mapping, out: Path) -> list[Path]:
     """Write methods.json, methods.md and methods.png into `out`."""
@@ -35,7 +39,7 @@ def write_report(document: Mapping, out: Path) -> list[Path]:
     paths[0].write_text(
         json.dumps(flat_rows(document), indent=1, allow_nan=False) + '\n', encoding='utf-8')
     paths[1].write_text(markdown(document), encoding='utf-8')
-    FigureCanvasAgg(pareto_figure(document)).print_png(paths[2])
+    draw_methods([row for model in document['models'] for row in model['rows']], paths[2])
     return paths
 
 
@@ -61,7 +65,8 @@ def markdown(document: Mapping) -> str:
         f'Made by `{document["command"]}`. {document["suite"]}, {document["layout"]} layouts, '
         f'tasks {", ".join(map(str, document["tasks"]))}. {machine["processor"]}, '
         f'{machine["threads_per_worker"]} thread(s), torch {machine["versions"]["torch"]}.\n',
-        '![success against latency](methods.png)\n',
+        _PICTURE if any(row['episodes'] for row in document['models'][0]['rows']) else
+        '![Time of one inference and change of the actions](methods.png)\n',
         NOTES,
     ]
     for model in document['models']:
@@ -89,61 +94,6 @@ def _model_sections(model: Mapping) -> list[str]:
         parts.append('### Not run\n\n' + ''.join(
             f'- `{label}`: {why}\n' for label, why in model['refused'].items()))
     return parts
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the Pareto-optimal points (cost, value), by cost."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
-
-
-def pareto_figure(document: Mapping) -> Figure:
-    """Draw a panel for each model, see `_draw`."""
-    models = document['models']
-    # The legend has a line for each row.
-    heights = [max(6, 0.21 * len(model['rows']) + 0.5) for model in models]
-    figure = Figure(figsize=(11, sum(heights)), layout='constrained', dpi=DPI)
-    panels = figure.subfigures(len(models), squeeze=False, height_ratios=heights)
-    for panel, model in zip(panels.flat, models, strict=True):
-        _draw(panel, model, document['suite'])
-    return figure
-
-
-def _draw(panel: SubFigure, model: Mapping, suite: str) -> None:
-    """Draw success against latency; without episodes, how near the actions are to dense."""
-    rows, checkpoint = model['rows'], model['checkpoint']
-    judged = all(row['episodes'] for row in rows)
-    points = [
-        (row['latency_ms'], 100 * row['success_rate'] if judged else -row['action_change_mean'])
-        for row in rows
-    ]
-    front = pareto_front(points)
-    axes = panel.subplots()
-    if judged:
-        low = [y - 100 * row['wilson_low'] for row, (_, y) in zip(rows, points, strict=True)]
-        high = [100 * row['wilson_high'] - y for row, (_, y) in zip(rows, points, strict=True)]
-        axes.errorbar(*zip(*points, strict=True), yerr=[low, high], fmt='none',
-                      ecolor='lightgray', zorder=1)
-    best = [points[index] for index in front]
-    best.append((max(x for x, _ in points), best[-1][1]))
-    axes.step(*zip(*best, strict=True), where='post', color='tab:orange', label='Pareto front',
-              zorder=2)
-    # Numbers, because names of close points would cover each other.
-    for index, ((x, y), row) in enumerate(zip(points, rows, strict=True)):
-        colour = 'tab:orange' if index in front else 'tab:blue'
-        axes.plot(x, y, 'o', color=colour, zorder=3, label=f'{index + 1}  {row["method"]}')
-        axes.annotate(str(index + 1), (x, y), xytext=(4, 3), textcoords='offset points',
-                      fontsize=8)
-    axes.set(
-        xlabel='one inference, ms (median)',
-        ylabel='success, % (95 % interval)' if judged else 'change of the action, mean, times -1',
-        title=f'{suite}, {checkpoint["name"]}'
-              + ('' if checkpoint['trained'] else ', UNTRAINED'))
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
 
 
 def _table(columns: Mapping, rows: Sequence[Mapping]) -> str:

@@ -1,0 +1,174 @@
+"""Draws the table of methods: a line for each, by what it saves, with its time and its success."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vla_policy_node import acceleration
+from vla_policy_node.acceleration.declarations import DROPS, Effect
+from vla_policy_node.evaluation.statistics import holm
+
+DPI = 150
+_SIGNIFICANT = 0.05
+_OTHER = 'other weights'
+# In this order; what a method does first in it is what it is grouped by. Colours of Okabe and Ito,
+# which people with any kind of colour vision can tell apart; each group has a heading as well.
+_GROUPS: tuple[tuple[str, frozenset[Effect], str], ...] = (
+    ('denoising steps', frozenset({Effect.REUSES_DENOISING}), '#CC79A7'),
+    ('keys and values', frozenset({Effect.REUSES_KEYS_VALUES}), '#E69F00'),
+    ('features of the last frame', frozenset({Effect.REUSES_FEATURES}), '#D55E00'),
+    ('visual tokens', frozenset(DROPS), '#0072B2'),
+    ('whole inferences', frozenset({Effect.ANSWERS_STEPS}), '#56B4E9'),
+    ('layers', frozenset(
+        {Effect.CHANGES_WEIGHTS, Effect.SKIPS_LAYERS, Effect.EXITS_EARLY}), '#009E73'),
+)
+_COLOURS = {'dense': '#000000', **{name: colour for name, _, colour in _GROUPS},
+            _OTHER: '#000000', 'several at once': '#666666'}
+_LINE_IN, _HEAD_IN = 0.2, 0.9  # heights in the picture
+
+
+def draw_methods(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a panel for each model; rows: those of methods.json that were measured.
+
+    A filled dot of success differs from dense: McNemar, corrected by Holm for all rows, 5 %.
+    """
+    models = list(dict.fromkeys(row['model'] for row in rows))
+    panels = [_ordered([row for row in rows if row['model'] == model]) for model in models]
+    heights = [_HEAD_IN + _LINE_IN * len(lines) for lines in panels]
+    figure = Figure(figsize=(9.2, sum(heights)), layout='constrained', dpi=DPI)
+    parts = figure.subfigures(len(models), squeeze=False, height_ratios=heights)
+    for part, model, lines in zip(parts.flat, models, panels, strict=True):
+        axes = part.subplots(1, 2, sharey=True)
+        _draw_time(axes[0], lines)
+        (_draw_success if _is_judged(lines) else _draw_change)(axes[1], lines)
+        _name_lines(axes[0], lines)
+        part.suptitle(_title(model, lines), fontsize=10)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def group_of(label: str) -> str:
+    """Return what a method saves, in words, as configured by default.
+
+    label: as `parse_contender` reads it.
+    """
+    methods, _, checkpoint = label.partition('@')
+    names = [part.partition(':')[0].strip() for part in methods.split('+')]
+    if names == ['dense']:
+        return _OTHER if checkpoint else 'dense'
+    if len(names) > 1:
+        return 'several at once'
+    does = acceleration.create(names[0]).does
+    return next((name for name, effects, _ in _GROUPS if effects & does), _OTHER)
+
+
+def _is_judged(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all rows have episodes."""
+    return all(row['episodes'] for row in lines if 'method' in row)
+
+
+def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines from top to bottom: headings and rows, the fastest of a heading first.
+
+    A heading has a `heading` and no method. With success, it is what methods save; without, as for
+    a sweep of constants, the method whose settings follow.
+    """
+    compared = [row for row in rows if row.get('against_dense')]
+    differs = {
+        row['method']: p_value < _SIGNIFICANT for row, p_value in zip(
+            compared, holm([row['against_dense']['p_value'] for row in compared]), strict=True)}
+    by_group = _is_judged(rows)
+    lines: list[dict[str, Any]] = []
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        group = group_of(row['method'])
+        heading = group if by_group else row['method'].partition(':')[0]
+        found.setdefault(([*_COLOURS].index(group), heading), []).append(
+            {**row, 'group': group, 'differs': differs.get(row['method'], False)})
+    for (_, heading), members in sorted(found.items()):
+        if len(members) > 1 or (by_group and heading != 'dense'):
+            lines.append({'heading': heading, 'group': members[0]['group']})
+        lines += sorted(members, key=lambda row: row['latency_ms'])
+    return lines
+
+
+def _title(model: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    first = next(row for row in lines if 'method' in row)
+    context = first.get('context') or next(
+        (row['context'] for row in lines if 'context' in row), None)
+    if context is None:
+        return model
+    untrained = '' if context['checkpoint']['trained'] else ', UNTRAINED'
+    return f'{model}{untrained}: {context["suite"]}, {context["checkpoint"]["architecture"]}'
+
+
+def _measured(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any], str]]:
+    """Return place, row and colour of the lines that are rows."""
+    return [(place, row, _COLOURS[row['group']]) for place, row in enumerate(lines)
+            if 'method' in row]
+
+
+def _draw_time(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    for place, row, colour in _measured(lines):
+        axes.plot([row['latency_ms'], row['latency_p95_ms']], [place, place], '-', color=colour,
+                  linewidth=1.2, alpha=0.5)
+        axes.plot(row['latency_ms'], place, 'o', color=colour, markersize=5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel('one inference, ms: median to 95th percentile', fontsize=9)
+    _guide(axes, next(row['latency_ms'] for row in lines if row.get('group') == 'dense'))
+
+
+def _draw_success(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    for place, row, colour in _measured(lines):
+        axes.plot([100 * row['wilson_low'], 100 * row['wilson_high']], [place, place], '-',
+                  color=colour, linewidth=1.2, alpha=0.5)
+        axes.plot(100 * row['success_rate'], place, 'o', color=colour, markersize=5,
+                  markerfacecolor=colour if row.get('differs') else 'white')
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel('success, %, and its 95 % interval', fontsize=9)
+    _guide(axes, 100 * next(
+        row['success_rate'] for row in lines if row.get('group') == 'dense'))
+
+
+def _draw_change(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Without episodes: how far actions are from the plain model's, on a logarithmic axis."""
+    for place, row, colour in _measured(lines):
+        if row['action_change_mean'] > 0:
+            axes.plot(row['action_change_mean'], place, 'o', color=colour, markersize=5)
+    axes.set_xscale('log')
+    axes.set_xlabel('mean change of the actions, of their range', fontsize=9)
+
+
+def _guide(axes: Axes, value: float) -> None:
+    """Draw where the plain model is."""
+    axes.axvline(value, color='#000000', linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+
+
+def _name_lines(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the method of each row at the left, and headings in bold."""
+    axes.set_yticks(
+        np.arange(len(lines)),
+        [_short(row['method']) if 'method' in row else row['heading'] for row in lines],
+        fontsize=8.5)
+    for label, row in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_fontweight('normal' if 'method' in row else 'bold')
+        label.set_color(_COLOURS[row['group']])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    for each in axes.get_figure().axes:
+        each.tick_params(axis='y', length=0)
+        each.tick_params(axis='x', labelsize=8.5)
+        each.grid(axis='x', color='#dddddd', linewidth=0.6)
+        each.set_axisbelow(True)
+        each.spines[['top', 'right', 'left']].set_visible(False)
+
+
+def _short(label: str) -> str:
+    """Return a label without the folder that `vla train` puts a checkpoint into."""
+    return label.removesuffix('/checkpoint').replace('@checkpoints/', ' @ ').replace(
+        '@runs/', ' @ ')
