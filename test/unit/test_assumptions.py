@@ -262,6 +262,9 @@ def test_config_json_has_the_last_word_before_the_user(copy):
     directory = copy('l1', PUBLIC)
     say(directory, camera_transforms={'wrist': 'rotate_180'})
     assert transforms(directory) == {'third_person': 'none', 'wrist': 'rotate_180'}
+    say(directory, camera_transforms={'wirst': 'rotate_180'})
+    with pytest.raises(ValueError, match=r'camera_transforms.wirst, which is not known; .*wrist'):
+        read_model_config(directory)
     say(directory, camera_transforms={'wrist': 'upside_down'})
     with pytest.raises(ValueError, match=r'camera_transforms.wrist .* must be one of'):
         read_model_config(directory)

@@ -35,10 +35,11 @@ def read_common(
     spec, chunk_length, ranges: where the file is silent.
     """
     spec = spec or PolicySpec()
+    cameras = _cameras(entries, spec.cameras)
     return {
         'family': family,
         'spec': PolicySpec(
-            cameras=_cameras(entries, spec.cameras),
+            cameras=cameras,
             state=_quantities(entries, 'state', spec.state) if entries.flag('proprio', True)
             else (),
             actions=_quantities(entries, 'actions', spec.actions)),
@@ -46,7 +47,8 @@ def read_common(
         'chunk_length': entries.integer('chunk_length', 1, 1000, chunk_length),
         'trained': entries.flag('trained', True),
         'method_settings': _method_settings(entries.inside('method_settings', {})),
-        'camera_transforms': _camera_transforms(entries.inside('camera_transforms', {})),
+        'camera_transforms': _camera_transforms(
+            entries.inside('camera_transforms', {}), cameras),
     }
 
 
@@ -113,7 +115,8 @@ def _names(entries: Entries, key: str, most: int) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _camera_transforms(chosen: Entries) -> dict[str, str]:
+def _camera_transforms(chosen: Entries, cameras: tuple[str, ...]) -> dict[str, str]:
+    chosen.only(*cameras)
     return {camera: chosen.word(camera, TRANSFORMS) for camera in chosen.names()}
 
 
