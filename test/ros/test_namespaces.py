@@ -65,6 +65,7 @@ def test_no_node_has_an_absolute_name_of_its_own(ros, tmp_path, make_bench):
             stack.callback(nodes[-1].destroy_node)
         for node in nodes:
             assert node.get_namespace() == '/fleet/r1'
+            assert node.get_parameter('use_sim_time').value is not None  # rclpy's own are whole
             outside = {name for name in endpoints(node) if not name.startswith('/fleet/r1/')}
             assert outside <= GLOBAL
 

@@ -242,6 +242,7 @@ def test_of_two_robots_in_a_bag_that_of_the_player_s_namespace_is_played_or_one_
         player = PlayerNode(namespace=namespace, parameter_overrides=[
             Parameter(name, value=value) for name, value in parameters.items()])
         found = set(player._topics.inputs)
+        assert player.get_parameter('rate').value == 1.0 and player.get_clock().now()
         player.destroy_node()
         return found
 

@@ -125,10 +125,10 @@ class PlayerNode(Node):
             stream: self.create_publisher(input_class(kind), topic, qos.played(stream))
             for stream, (kind, topic) in self._played.topics.items()
             if stream in self._topics.inputs.values()}
-        self._clock = self.create_publisher(Clock, '/clock', qos.clock_output())
+        self._clock_output = self.create_publisher(Clock, '/clock', qos.clock_output())
         self._start = self.create_client(StartInstruction, 'policy/start')
         self._cancel = self.create_client(Trigger, 'policy/cancel')
-        self._parameters = ParameterReader(self, 'policy')
+        self._policy_parameters = ParameterReader(self, 'policy')
         self.create_subscription(Header, 'filed', self._on_filed, qos.event_output())
         self.create_subscription(
             EndEffectorCommand, 'command', self._on_command, qos.command_input())
@@ -168,7 +168,7 @@ class PlayerNode(Node):
         self._on_end()
 
     def _play(self) -> None:
-        self.wait(lambda: self.count_publishers(self._clock.topic_name) == 1,
+        self.wait(lambda: self.count_publishers(self._clock_output.topic_name) == 1,
                   'the time to itself: another node publishes /clock, too (each simulation needs '
                   'a ROS_DOMAIN_ID of its own)')
         parameters = self._read_parameters()
@@ -204,10 +204,10 @@ class PlayerNode(Node):
         self.get_logger().info('The bag has ended.')
 
     def _read_parameters(self) -> PolicyParameters:
-        self.wait(self._parameters.is_ready, 'the policy node')
+        self.wait(self._policy_parameters.is_ready, 'the policy node')
         cls = PolicyParameters.of(self._settings.contract)
         names = [field.name for field in fields(cls)]
-        answer = self.finish(self._parameters.values(names), 'its parameters')
+        answer = self.finish(self._policy_parameters.values(names), 'its parameters')
         values = {}
         for name, value in zip(names, answer.values, strict=True):
             value = parameter_value_to_python(value)
@@ -255,7 +255,7 @@ class PlayerNode(Node):
 
     def set_clock(self, time_ns: int) -> None:
         """Publish the time."""
-        self._clock.publish(Clock(clock=to_time(time_ns)))
+        self._clock_output.publish(Clock(clock=to_time(time_ns)))
 
     def filed(self, stream: str) -> int | None:
         """Return the stamp (ns) of the last sample of a stream that the node has filed."""

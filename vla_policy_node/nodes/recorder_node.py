@@ -121,7 +121,7 @@ class RecorderNode(Node):
         self._info_topic = self.resolve_topic_name('policy_info')
         self._extra = {
             self.resolve_topic_name(topic) for topic in self._settings.extra_topics if topic}
-        self._parameters = ParameterReader(self, self._settings.policy_node)
+        self._policy_parameters = ParameterReader(self, self._settings.policy_node)
         self._subscribe()
         self.create_timer(REPORT_PERIOD_S, self._report)
         if self._extra:
@@ -249,19 +249,19 @@ class RecorderNode(Node):
 
     def _ask_for_parameters(self) -> None:
         """Ask the policy node once it is available, and again whenever it describes itself."""
-        if not self._parameters.is_ready():
+        if not self._policy_parameters.is_ready():
             self._asking = self._asking or self.create_timer(
                 0.5, self._ask_for_parameters, clock=Clock(clock_type=ClockType.STEADY_TIME))
             return
         if self._asking:
             self.destroy_timer(self._asking)
             self._asking = None
-        self._parameters.names().add_done_callback(self._ask_for_values)
+        self._policy_parameters.names().add_done_callback(self._ask_for_values)
 
     def _ask_for_values(self, future) -> None:
         answer = future.result()
         names = [name for name in (answer.result.names if answer else ()) if not is_foreign(name)]
-        self._parameters.values(names).add_done_callback(
+        self._policy_parameters.values(names).add_done_callback(
             partial(self._write_parameters, names))
 
     def _write_parameters(self, names: list[str], future) -> None:

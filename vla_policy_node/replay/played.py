@@ -56,9 +56,7 @@ def check_played(nodes: Sequence[NodeSpec]) -> None:
             with Bag(str(p['bag'])) as bag:
                 find_played(
                     bag, str(p.get('contract') or ''), bool(p.get('compressed')),
-                    str(p.get('bag_namespace') or ''), node.namespace,
-                    lambda topic, node=node: absolute(
-                        node.remappings.get(topic, topic), node.namespace))
+                    str(p.get('bag_namespace') or ''), node.namespace, node.name_of)
 
 
 def _unpacked(bag: Bag, topics: BagTopics, compressed: bool) -> Played:

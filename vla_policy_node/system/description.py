@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.common.ros_names import absolute
 from vla_policy_node.system.arguments import OF_COMMANDS, TOPIC, resolve
 from vla_policy_node.system.files import (
     NODES,
@@ -79,6 +80,10 @@ class NodeSpec:
         """Python module that runs the node."""
         return f'{self.package}.nodes.{self.executable}'
 
+    def name_of(self, topic: str) -> str:
+        """Return what a topic of this node's is called in the graph."""
+        return absolute(self.remappings.get(topic, topic), self.namespace)
+
     def full_arguments(self) -> list[str]:
         """Return what follows `--ros-args`."""
         namespace = ['-r', f'__ns:={self.namespace}'] if self.namespace else []
@@ -114,7 +119,7 @@ def describe(
     Raises SystemDescriptionError if something cannot be, UntrustedBagError if a bag to play names
     a checkpoint that nobody else did.
     """
-    a = resolve(arguments or {})
+    a: dict[str, Any] = resolve(arguments or {})
     parameters = read_config(a['config'] or default_config(), a['namespace'], fitting=True)
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():
