@@ -17,6 +17,7 @@ from vla_policy_node.checkpoints import cogact_release, reading
 from vla_policy_node.checkpoints.adapter import base_of, place
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.reading import listed
+from vla_policy_node.checkpoints.statistics import key_of_suite
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
 
@@ -58,6 +59,22 @@ def read_statistics_document(directory: Path) -> Mapping:
         if Entries(document, 'config.json').inside('norm_stats', {}).names():
             return document['norm_stats']
     return read_json(directory, 'dataset_statistics.json')
+
+
+def statistics_key(directory: Path, suite: str) -> str:
+    """Return the data set of a suite of tasks, '' if the checkpoint knows only one, whichever.
+
+    ValueError with one sentence if it knows several, and none of the suite.
+    """
+    names = read_statistics_document(directory)
+    if len(names) <= 1:
+        return ''
+    key = key_of_suite(names, suite)
+    if not key:
+        raise ValueError(
+            f'{directory} knows several data sets and none of {suite!r}; choose one as '
+            f'statistics_key (--statistics-key): {listed(names)}.')
+    return key
 
 
 def read_normalisation(directory: Path) -> Mapping:

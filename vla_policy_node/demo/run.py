@@ -27,7 +27,7 @@ from vla_policy_node.demo.scenes import Scene
 from vla_policy_node.outputs.folder import claim, clear, seal
 from vla_policy_node.system.description import describe
 from vla_policy_node.system.processes import NodeDiedError, System, private_domain
-from vla_policy_node.system.recorded import RECORDED_PARAMETERS
+from vla_policy_node.system.recorded import RECORDED_PARAMETERS, RECORDED_ROBOT
 
 PACES = ('auto', 'real-time', 'lock-step')
 START_TIMEOUT_S = 90.0
@@ -203,9 +203,10 @@ def _record(
     """
     with console.status('building the world and the policy (once per machine) ...'):
         overrides = {'visualizer': {'max_rate_hz': float(report.OVERLAY_RATE_HZ)}}
+        overrides['policy'] = _statistics(arguments, scenes[0].suite)
         if lock_step:
             # Time stands still during an inference, so each chunk is played to its end.
-            overrides['policy'] = {'execution_mode': 'sync'}
+            overrides['policy'] |= {'execution_mode': 'sync'}
         _make_way(bag)
         nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,
                           'record': str(bag), 'lock_step': lock_step}, overrides)
@@ -226,8 +227,27 @@ def _record(
     return recorded, demo.recorder
 
 
+def _statistics(arguments: dict[str, str | bool], suite: str) -> dict[str, str]:
+    """Return the parameter that says whose statistics a checkpoint of several suites is to use.
+
+    ValueError if it knows several data sets, and none of the suite.
+    """
+    if not (arguments.get('checkpoint') or arguments.get('config')):
+        return {}  # those that come with the package know one
+    from vla_policy_node.checkpoints.hub import find_checkpoint
+    from vla_policy_node.checkpoints.layout import statistics_key
+
+    policy = next(node for node in describe({**arguments, 'world': True}) if node.name == 'policy')
+    if policy.parameters['statistics_key']:
+        return {}
+    directory = find_checkpoint(str(policy.parameters['checkpoint']))
+    key = statistics_key(directory, suite)
+    return {'statistics_key': key} if key else {}
+
+
 def _bag_names() -> list[str]:
-    return [f'{BAG}/{name}' for name in (f'{BAG}.mcap', 'metadata.yaml', RECORDED_PARAMETERS)]
+    return [f'{BAG}/{name}' for name in (
+        f'{BAG}.mcap', 'metadata.yaml', RECORDED_PARAMETERS, RECORDED_ROBOT)]
 
 
 def _make_way(bag: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checkpoints.layout import read_statistics_document
-from vla_policy_node.checkpoints.reading import listed, read_json
-from vla_policy_node.checkpoints.statistics import key_of_suite
+from vla_policy_node.checkpoints.layout import statistics_key
+from vla_policy_node.checkpoints.reading import read_json
 from vla_policy_node.evaluation.contenders import parse_contender, state_only_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
@@ -53,9 +52,9 @@ def make_plan(
     directory = find_checkpoint(checkpoint)
     parameters = replace(parameters, checkpoint=str(directory))
     if not parameters.statistics_key:
-        parameters = replace(parameters, statistics_key=_statistics_key(directory, suite))
+        parameters = replace(parameters, statistics_key=statistics_key(directory, suite))
         contenders = [
-            replace(c, statistics_key=_statistics_key(c.checkpoint, suite)) if c.checkpoint else c
+            replace(c, statistics_key=statistics_key(c.checkpoint, suite)) if c.checkpoint else c
             for c in contenders]
     if not episodes:
         episodes = HELD_OUT_STATES if layout == 'standard' else DEFAULT_EPISODES
@@ -70,19 +69,6 @@ def make_plan(
         episodes=episodes,
         **settings,
     )
-
-
-def _statistics_key(checkpoint: Path, suite: str) -> str:
-    """Return the data set of the suite, '' for a checkpoint that knows only one, whichever."""
-    names = read_statistics_document(checkpoint)
-    if len(names) <= 1:
-        return ''
-    key = key_of_suite(names, suite)
-    if not key:
-        raise ValueError(
-            f'{checkpoint} knows several data sets and none of {suite!r}; choose one with '
-            f'--statistics-key: {listed(names)}.')
-    return key
 
 
 def evaluate(

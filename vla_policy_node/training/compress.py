@@ -23,6 +23,7 @@ from vla_policy_node.checkpoints.layout import (
     read_document,
     read_normalisation,
     read_statistics_document,
+    speaks_vicuna,
 )
 from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
@@ -225,6 +226,8 @@ def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) ->
     # The name of a public checkpoint tells how it was evaluated; `out` does not.
     if rows := model.config.action_rows or published_action_rows(directory):
         document['action_rows'] = rows
+    if speaks_vicuna(directory):
+        document['hf_llm_id'] = 'lmsys/vicuna-7b-v1.5'
     if turned := implied_transforms(directory, model.config, '')[0]:
         document['camera_transforms'] = turned
     for name, content in (

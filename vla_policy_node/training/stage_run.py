@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
 from vla_policy_node import families
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.statistics import read_statistics
@@ -261,7 +262,7 @@ def _data(
 def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
     """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
     for name in DOCUMENTS:
-        shutil.copyfile(run.start / name, target / name)
+        shutil.copyfile(place(run.start, name), target / name)
     shutil.copyfile(run.statistics, target / STATISTICS)
     document = read_json(target, 'config.json') | {'trained': True}
     document |= model.family.entries(model.config)
