@@ -12,8 +12,8 @@ from vla_policy_node.wire.transforms import TransformPoses
 
 # 3840 x 2160 in four channels. The pairer keeps 8 frames per camera: at most half a gigabyte.
 MAX_IMAGE_BYTES = 33_554_432
-# A pose has some 100 bytes and two fingers 200; the pairer keeps hundreds of states.
-MAX_STATE_BYTES = 4096
+# A pose has some 100 bytes, and the eighty joints of a humanoid 5000; the pairer keeps hundreds.
+MAX_STATE_BYTES = 16_384
 # Of all frames of a robot; none of it is kept but its newest transforms.
 MAX_TRANSFORM_BYTES = 131_072
 

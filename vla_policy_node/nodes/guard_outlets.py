@@ -29,7 +29,7 @@ from vla_policy_node.wire.states import decode_positions
 from vla_policy_node.wire.streams import InputStreams
 
 # As the policy node allows.
-_MOST_STATE_BYTES = 4096
+_MOST_STATE_BYTES = 16_384
 
 
 class EndEffectorOutlet:

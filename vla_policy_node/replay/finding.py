@@ -19,7 +19,7 @@ from vla_policy_node.wire.transforms import TransformPoses
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _ENDING = '/compressed'
 _NO_COLOURS = ('depth', 'disparity')
-_MOST_TRANSFORMS = 2000  # messages that are read to find a pose
+_MOST_TRANSFORMS = 100_000  # messages that are read to find a pose
 
 
 def parts_of(robot: RobotContract) -> tuple[Camera | StateSource, ...]:
