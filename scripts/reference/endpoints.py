@@ -21,7 +21,7 @@ are reliable and one deep.
 '''
 MADE_BY = {
     'create_publisher': 'publishes', 'create_subscription': 'subscribes',
-    'create_service': 'serves', 'ActionServer': 'serves',
+    'create_service': 'serves', '_TellingServer': 'serves',  # of the action
 }
 # Files of nodes/ that create endpoints of another one's node.
 PARTS = {'goals': 'policy', 'reporting': 'policy', 'guard_outlets': 'guard'}
@@ -119,7 +119,7 @@ def endpoints() -> Iterator[Endpoint]:
 
 def _endpoints_of(path: Path, call: ast.Call, bound: dict[str, ast.expr]) -> Iterator[Endpoint]:
     made_by = _name_of(call.func)
-    kind, name = call.args[1:3] if made_by == 'ActionServer' else call.args[:2]
+    kind, name = call.args[1:3] if made_by == '_TellingServer' else call.args[:2]
     node = PARTS.get(path.stem, path.stem.removesuffix('_node'))
     name = _resolved(name, bound)
     if isinstance(name, ast.Constant):

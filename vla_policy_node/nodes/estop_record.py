@@ -6,10 +6,15 @@ broke off, a full disk or somebody else's file cannot free a robot.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from vla_policy_node.control.session import Session
 
 _MOST_BYTES = 200
 
@@ -41,6 +46,21 @@ class EstopRecord:
             self._homeless = str(error)
             return
         self.path = folder.absolute() / f'estop.{domain}{node.replace("/", ".")}'
+
+    def restore(self, session: Session, logger: logging.Logger | Any) -> str:
+        """Latch the emergency stop if it was latched when the node last ended.
+
+        logger: rclpy's. Returns a sentence if a stop could not be recorded, '' if all is well.
+        """
+        if problem := self.problem():
+            logger.error(problem)
+        if text := self.found():
+            session.estop()
+            logger.warning(text)
+        elif session.is_estopped:
+            with suppress(OSError):  # said above
+                self.latch()
+        return problem
 
     def found(self) -> str:
         """Return a sentence if the stop is latched by the record, '' if it is not."""

@@ -257,18 +257,9 @@ class PolicyNode(LifecycleNode):
     # --- configure ---
 
     def _restore_estop(self, parameters: PolicyParameters) -> EstopRecord:
-        """Latch the emergency stop if it was latched when the node last ended."""
         record = EstopRecord(parameters.state_directory, self.context.get_domain_id(),
                              self.get_fully_qualified_name())
-        self._troubles = {'emergency stop': record.problem()}
-        if self._troubles['emergency stop']:
-            self.get_logger().error(self._troubles['emergency stop'])
-        if text := record.found():
-            self._session.estop()
-            self.get_logger().warning(text)
-        elif self._session.is_estopped:
-            with suppress(OSError):  # said above
-                record.latch()
+        self._troubles = {'emergency stop': record.restore(self._session, self.get_logger())}
         return record
 
     def _work(self) -> Work:
@@ -406,7 +397,10 @@ class PolicyNode(LifecycleNode):
 
     def _refuse_goal(self) -> None:
         """Raise GoalRefusedError if no goal can begin, whatever it is (goals thread)."""
-        if self._worker.trouble():
+        worker = self._worker
+        if worker is None:  # it was cleaned up at this moment
+            raise GoalRefusedError('The node is not configured; configure and activate it first.')
+        if worker.trouble():
             raise GoalRefusedError(
                 'The policy is still busy with an inference that is late; restart the node if it '
                 'stays so.')

@@ -135,7 +135,8 @@ def idle_diagnostics(name: str, state: str, refused: str, now_ns: int) -> Diagno
     """Return /diagnostics of a node without a policy; refused: why it could not configure."""
     entry = DiagnosticStatus(
         level=DiagnosticStatus.OK, name=f'{name}: commands',
-        message=f'The node is {state}; configure and activate it to move.')
+        message='The node has been shut down.' if state == 'finalized' else
+        f'The node is {state}; configure and activate it to move.')
     if refused:
         entry.level, entry.message = DiagnosticStatus.ERROR, f'configure refused: {refused}'
     entry.values = [KeyValue(key='lifecycle state', value=state)]
