@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vla_policy_node.evaluation.progress import PHASES
 
 DPI = 150
+_LONGEST = 26  # characters of a task's name
 
 
 def plot_names(prefix: str = '') -> list[str]:
@@ -38,9 +39,10 @@ def success_figure(document: Mapping) -> Figure:
     rates = np.array([100 * (total['success_rate'] or 0) for total in totals])
     low = np.array([100 * total['wilson_low'] for total in totals])
     high = np.array([100 * total['wilson_high'] for total in totals])
-    axes.barh(range(len(totals)), rates, 0.6)
-    axes.errorbar(rates, range(len(totals)), xerr=[rates - low, high - rates], fmt='none',
-                  ecolor='black', capsize=3)
+    axes.errorbar(rates, range(len(totals)), xerr=[rates - low, high - rates], fmt='o',
+                  color='#0072B2', ecolor='#0072B2', elinewidth=1.2)
+    axes.grid(axis='x', color='#dddddd', linewidth=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
     axes.set_yticks(range(len(totals)), [total['method'] for total in totals])
     control = '' if document['control'] == 'none' else f', control: {document["control"]}'
     axes.set(xlim=(0, 100), xlabel='success, % (95 % interval)',
@@ -49,28 +51,37 @@ def success_figure(document: Mapping) -> Figure:
 
 
 def tokens_figure(document: Mapping) -> Figure:
-    """Draw the visual tokens kept, by task and by phase, a bar per method that drops any."""
-    figure = Figure(figsize=(11, 6), layout='constrained', dpi=DPI)
-    by_task, by_phase = figure.subplots(2, 1)
+    """Draw the visual tokens kept, by task and by phase: a line per method that drops any.
+
+    Every cell has its number, so nothing is read off a colour alone; an empty one has none.
+    """
     totals = [total for total in document['totals']
               if total['tokens'] != total['tokens_total']] or document['totals']
     labels = [total['method'] for total in totals]
-    tasks = list(dict.fromkeys(row['task_id'] for row in document['rows']))
+    names = {row['task_id']: _object_of(row['instruction']) for row in document['rows']}
     tokens = {(row['method'], row['task_id']): row['tokens'] for row in document['rows']}
-    _grouped(by_task, labels, [f'task {task}' for task in tasks],
-             [[tokens.get((label, task)) for task in tasks] for label in labels])
-    _grouped(by_phase, labels, PHASES,
-             [[total['tokens_by_phase'][phase] for phase in PHASES] for total in totals])
-    by_task.set(title=f'Visual tokens kept of {totals[0]["tokens_total"]}, by task')
-    by_phase.set(title='by phase of the episode')
-    by_task.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
+    values = np.array([
+        [*(tokens.get((total['method'], task)) for task in names),
+         *(total['tokens_by_phase'][phase] for phase in PHASES)] for total in totals], float)
+    height = 1.9 + 0.28 * len(labels)
+    figure = Figure(figsize=(9.2, height), layout='constrained', dpi=DPI)
+    axes = figure.subplots()
+    axes.imshow(values, cmap='Blues', vmin=0, vmax=1.6 * np.nanmax(values), aspect='auto')
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=8.5)
+    axes.axvline(len(names) - 0.5, color='white', linewidth=5)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axes.set_xticks(range(values.shape[1]), [*names.values(), *PHASES], rotation=40, ha='left',
+                    rotation_mode='anchor', fontsize=8.5)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(f'visual tokens kept of {totals[0]["tokens_total"]}, mean: by task, then by '
+                    'phase of the episode', fontsize=9)
     return figure
 
 
-def _grouped(axes, labels: Sequence[str], groups: Sequence[str], values) -> None:
-    width = 0.8 / len(labels)
-    for index, (label, heights) in enumerate(zip(labels, values, strict=True)):
-        places = np.arange(len(groups)) + (index - (len(labels) - 1) / 2) * width
-        axes.bar(places, [height or 0 for height in heights], width, label=label)
-    axes.set_xticks(range(len(groups)), groups)
-    axes.set_ylabel('tokens')
+def _object_of(instruction: str) -> str:
+    """Return the thing that a task is about, in as few words as tell it from the others."""
+    words = instruction.removeprefix('pick up the ').partition(' and place ')[0]
+    return words if len(words) <= _LONGEST else f'{words[:_LONGEST - 1].rstrip()}…'

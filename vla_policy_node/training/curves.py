@@ -9,7 +9,16 @@ from pathlib import Path
 from vla_policy_node.outputs.files import write_text
 
 METRICS, PICTURE = 'metrics.jsonl', 'curves.png'
-SMOOTHING = 50  # points that one point of a drawn training curve averages
+_DRAWN_POINTS = 60  # of a training curve; each averages what lies between
+_COLUMNS = 3
+_DECADE = 6
+# Okabe and Ito's, for any kind of colour vision; the kinds also differ in their lines.
+_STYLES = {'train': ('#999999', '-'), 'validation': ('#0072B2', '-'),
+           'first_frame': ('#D55E00', '--')}
+_UNITS = {
+    'action': 'L1, of the range', 'action_xyz': 'L1, of the range',
+    'action_gripper': 'L1, of the range', 'point_mm': 'mm', 'readout_mm': 'mm',
+    'token': 'nats', 'attend': 'nats', 'tokens': 'kept'}
 
 
 class Curves:
@@ -64,22 +73,35 @@ def draw_curves(out: Path) -> None:
         for name, value in line.items():
             if name not in ('kind', 'step'):
                 curves[name][line['kind']].append((line['step'], value))
-    columns = 4
-    rows = -(-len(curves) // columns)
+    rows = -(-len(curves) // _COLUMNS)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout='constrained')
+        rows, _COLUMNS, figsize=(9.2, 2.1 * rows + 0.5), squeeze=False, layout='constrained')
+    lines = {}
     for axis, (name, kinds) in zip(axes.flat, sorted(curves.items()), strict=False):
         for kind, points in kinds.items():
-            steps, values = zip(*_smooth(points, SMOOTHING if kind == 'train' else 1), strict=True)
-            axis.plot(steps, values, label=kind.replace('_', ' '), linewidth=1.2)
-        axis.set_title(name.replace('_', ' '), fontsize=10)
-        axis.set_xlabel('step', fontsize=8)
-        axis.tick_params(labelsize=8)
-        if min(min(v for _, v in points) for points in kinds.values()) > 0:
+            window = -(-len(points) // _DRAWN_POINTS) if kind == 'train' else 1
+            colour, style = _STYLES.get(kind, ('#000000', ':'))
+            steps, values = zip(*_smooth(points, window), strict=True)
+            (lines[kind],) = axis.plot(
+                steps, values, style, color=colour, linewidth=1.3,
+                marker='.' if len(steps) == 1 else '')
+        unit = f', {_UNITS[name]}' if name in _UNITS else ''
+        axis.set_title(f'{name.replace("_", " ").removesuffix(" mm")}{unit}', fontsize=9.5)
+        axis.set_xlabel('step', fontsize=8.5)
+        low, high = axis.dataLim.intervaly
+        if low > 0:
             axis.set_yscale('log')
-        axis.legend(fontsize=7, frameon=False)
+            axis.yaxis.set_major_formatter('{x:g}')
+            if high < _DECADE * low:  # else labels between the powers of ten cover each other
+                axis.yaxis.set_minor_formatter('{x:g}')
+            else:
+                axis.yaxis.set_minor_formatter('')
+        axis.tick_params(which='both', labelsize=8)
     for axis in axes.flat[len(curves):]:
         axis.set_axis_off()
+    # One legend for all; outside of the panels would take matplotlib 3.7.
+    axes.flat[0].legend(
+        lines.values(), [kind.replace('_', ' ') for kind in lines], fontsize=8, frameon=False)
     figure.savefig(out / PICTURE, dpi=110)
     pyplot.close(figure)
 
