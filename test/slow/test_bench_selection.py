@@ -73,7 +73,6 @@ def test_what_is_missing_is_trained_from_the_dense_checkpoint_with_one_budget(
         trained.append(run)
         shutil.copytree(folders / 'dense', run.out / 'checkpoint')
         (run.out / RECORD).write_text(record(run.config))
-        return 0
 
     monkeypatch.setattr(selection, 'run_stage', run_stage)
     answer(question(folders, tmp_path, runs=runs, demonstrations=tmp_path / 'demos',

@@ -13,6 +13,7 @@ from rich.table import Table
 from vla_policy_node.bench.faults import core, verdicts
 from vla_policy_node.bench.faults.stop_bounds import STOP_BOUNDS_S
 from vla_policy_node.bench.faults.verdicts import CaseVerdict
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.outputs.folder import claim, seal
 from vla_policy_node.system.processes import private_domain
 
@@ -49,7 +50,7 @@ def run(campaign: Campaign, out: Path, console: Console) -> bool:
         console.print(sentence)
     verdicts.write(done, STOP_BOUNDS_S, out)
     seal(out, COMMAND, verdicts.FILES)
-    console.print(_summary(done))
+    console.print(fitted(_summary(done)))
     console.print(f'{out / "faults.md"} has every kind, {out / "faults.json"} every finding.')
     return not slow and not any(verdict.findings for verdict in done)
 

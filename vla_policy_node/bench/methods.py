@@ -19,7 +19,7 @@ from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
 from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import describe_machine, describe_policy, summarise
-from vla_policy_node.outputs.folder import claim, clear, seal
+from vla_policy_node.outputs.folder import claimed, clear, seal
 
 COMMAND = 'vla bench methods'  # whose files they are
 # In the output directory while a run is unfinished: its intermediate results, in a folder per
@@ -60,37 +60,38 @@ def bench_methods(
     names = _names([Path(plan.checkpoint) for plan in plans])
     chosen = contenders(swept(methods) if sweep else methods, also)
     shares = share_out(chosen, [Path(plan.parameters.checkpoint) for plan in plans])
-    claim(out, REPORT_NAMES, COMMAND, [f'{UNFINISHED}/{name}' for name in names])
-    unfinished = out / UNFINISHED
-    models = []
-    for plan, policy, share, name in zip(plans, described, shares, names, strict=True):
-        console.print(f'{name}:')
-        usable, refused = split_usable(share, Path(plan.parameters.checkpoint))
-        for label, why in refused.items():
-            console.print(f'Without {label}: {why}')
-        plan = replace(plan, contenders=tuple(usable))
-        costs = _measure_costs(
-            plan, min(frames_episodes, plan.episodes), unfinished / name, console)
-        evaluated = _evaluate(plan, workers, unfinished / name, console) if success else None
-        models.append({
-            'checkpoint': {**policy, 'name': name},
-            'refused': refused,
-            'rows': [_row(c.label, name, costs, evaluated) for c in usable],
-        })
-    document = {
-        'command': command,
-        'suite': plans[0].suite,
-        'layout': plans[0].layout,
-        'tasks': list(plans[0].task_ids),
-        'seed': plans[0].seed,
-        'machine': describe_machine(plans[0].threads, workers),
-        'models': models,
-        'published': [] if sweep else published_rows(chosen),
-    }
-    for path in write_report(document, out):
-        console.print(f'Wrote {path}.')
-    clear(out, COMMAND, UNFINISHED)
-    seal(out, COMMAND, REPORT_NAMES)
+    with claimed(
+            out, REPORT_NAMES, COMMAND, [f'{UNFINISHED}/{name}' for name in names]):
+        unfinished = out / UNFINISHED
+        models = []
+        for plan, policy, share, name in zip(plans, described, shares, names, strict=True):
+            console.print(f'{name}:', markup=False)
+            usable, refused = split_usable(share, Path(plan.parameters.checkpoint))
+            for label, why in refused.items():
+                console.print(f'Without {label}: {why}', markup=False)
+            plan = replace(plan, contenders=tuple(usable))
+            costs = _measure_costs(
+                plan, min(frames_episodes, plan.episodes), unfinished / name, console)
+            evaluated = _evaluate(plan, workers, unfinished / name, console) if success else None
+            models.append({
+                'checkpoint': {**policy, 'name': name},
+                'refused': refused,
+                'rows': [_row(c.label, name, costs, evaluated) for c in usable],
+            })
+        document = {
+            'command': command,
+            'suite': plans[0].suite,
+            'layout': plans[0].layout,
+            'tasks': list(plans[0].task_ids),
+            'seed': plans[0].seed,
+            'machine': describe_machine(plans[0].threads, workers),
+            'models': models,
+            'published': [] if sweep else published_rows(chosen),
+        }
+        for path in write_report(document, out):
+            console.print(f'Wrote {path}.', markup=False, soft_wrap=True)
+        clear(out, COMMAND, UNFINISHED)
+        seal(out, COMMAND, REPORT_NAMES)
     return document
 
 

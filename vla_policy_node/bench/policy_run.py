@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,17 +37,17 @@ from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.common.scoped import torch_threads
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.families import read_model_config
 from vla_policy_node.outputs.files import write_text
-from vla_policy_node.outputs.folder import claim_file, seal
+from vla_policy_node.outputs.folder import claimed, seal
 from vla_policy_node.policy.interface import Observation
-from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.runtime.loading import find_device, load_model
 from vla_policy_node.system.files import default_checkpoint
 
 COMMAND = 'vla bench policy'  # whose files they are
 # Processor time of the process approximates an idle machine on a shared one.
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
-_WIDTH = 160  # of lines where output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,15 @@ def run(
     options: Options, json_file: Path | None, markdown_file: Path | None, console: Console
 ) -> None:
     """Measure, print, write. ValueError with one sentence for what this machine cannot measure."""
-    if not console.is_terminal:
-        console.width = _WIDTH
     _check(options)
-    for path in filter(None, (json_file, markdown_file)):
-        claim_file(path, COMMAND)
-    with torch_threads(options.threads), tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        for path in filter(None, (json_file, markdown_file)):
+            stack.enter_context(claimed(path.parent, [path.name], COMMAND))
+        stack.enter_context(torch_threads(options.threads))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         figures, tables = _measure(options, Path(folder), console)
     for table in tables:
-        console.print(table.rich())
+        console.print(fitted(table.rich()))
     for path, text in ((json_file, json.dumps(figures, indent=2)),
                        (markdown_file, markdown(tables, figures['notes']))):
         if path is not None:
@@ -88,7 +89,7 @@ def run(
 
 
 def _check(options: Options) -> None:
-    cuda = options.device.startswith('cuda')
+    cuda = find_device(options.device).type == 'cuda'
     if options.size and options.size not in SIZES:
         raise ValueError(f'size must be one of {", ".join(SIZES)}, not {options.size!r}.')
     if options.size and options.checkpoint:

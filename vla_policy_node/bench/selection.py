@@ -18,6 +18,7 @@ from rich.console import Console
 
 from vla_policy_node.bench.origins import origin_of
 from vla_policy_node.commands.train import run_stage, stage_config
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.evaluation.contenders import Contender
 from vla_policy_node.evaluation.evaluate import make_plan
 from vla_policy_node.evaluation.grounding import PARTS
@@ -29,7 +30,7 @@ from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
-from vla_policy_node.outputs.folder import claim, seal
+from vla_policy_node.outputs.folder import claimed, seal
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.run_record import recipe_of
 from vla_policy_node.training.stage_run import CHECKPOINT, Run
@@ -76,7 +77,11 @@ def answer(question: Question, console: Console) -> dict:
 
     Resumes an interrupted run. ValueError with one sentence for an impossible request.
     """
-    claim(question.out, NAMES, COMMAND)
+    with claimed(question.out, NAMES, COMMAND):
+        return _answer(question, console)
+
+
+def _answer(question: Question, console: Console) -> dict:
     trained = {label: _trained(question, label, console) for label in TRAINED}
     learnt = [
         Contender('dense', checkpoint=question.dense),
@@ -98,7 +103,7 @@ def answer(question: Question, console: Console) -> dict:
     document = summarise(plan, results.rows(plan.keys), question.workers)
     document['checkpoints'] = [origin_of(contender) for contender in plan.contenders]
     for table in tables(document):
-        console.print(table)
+        console.print(fitted(table, 1 if table.columns[0].header == '' else 0))
     write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
     write_text(table_file, markdown(document))
     write_plots(document, question.out, PREFIX)
@@ -125,8 +130,7 @@ def _trained(question: Question, label: str, console: Console) -> Path:
         run = Run(
             config, question.dense, question.demonstrations, None, out,
             processes=question.workers)
-        if run_stage(run, console):
-            raise KeyboardInterrupt
+        run_stage(run, console)
     return out / CHECKPOINT
 
 

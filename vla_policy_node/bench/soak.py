@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.outputs.folder import claim, seal
 
 COMMAND = 'vla bench soak'  # whose files they are
@@ -139,7 +140,7 @@ def run(minutes: float, out: Path, console: Console) -> bool:
     with TemporaryDirectory() as folder:
         samples = measure(minutes, Path(folder), console)
     verdict = judge(samples)
-    console.print(table(verdict))
+    console.print(fitted(table(verdict)))
     for problem in verdict.problems:
         console.print(problem)
     document = {**asdict(verdict), 'problems': verdict.problems,

@@ -33,12 +33,11 @@ def info(
 
     * `vla bag info robot.mcap --contract my_robot.yaml --checkpoint ~/openvla-7b`
     """
-    from rich.console import Console
-
     from vla_policy_node.commands.bag_info import bag_info
+    from vla_policy_node.common.terminal import make_console
 
     try:
-        ready = bag_info(bag, contract, bag_namespace, checkpoint, Console())
+        ready = bag_info(bag, contract, bag_namespace, checkpoint, make_console())
     except ValueError as error:
         raise refusal(error) from None
     raise typer.Exit(0 if ready else 1)

@@ -23,13 +23,12 @@ def node(
 
     `vla bench node --duration 60` is the table of docs/measured.md.
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.live.node import run
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.system.processes import NodeDiedError
 
     try:
-        run(duration, {'checkpoint': checkpoint, 'config': config}, out, Console())
+        run(duration, {'checkpoint': checkpoint, 'config': config}, out, make_console())
     except (NodeDiedError, RuntimeError, SystemDescriptionError) as error:
         raise refusal(error) from None
 
@@ -62,20 +61,18 @@ def selection(
 
     `vla bench selection --demos data/object --set steps=450 --set batch=64`
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.selection import Question, answer
     from vla_policy_node.commands.numbers import parse_numbers
+    from vla_policy_node.common.terminal import make_console
 
     try:
         answer(Question(
             dense, runs, demos, out, episodes, parse_numbers(tasks) if tasks else (), workers,
-            change or ()), Console())
+            change or ()), make_console())
     except ValueError as error:
         raise refusal(error) from None
     except KeyboardInterrupt:
-        typer.echo('Interrupted; the same command goes on from here.')
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
 
 
 def headline(
@@ -99,17 +96,15 @@ def headline(
     * `vla bench headline --row dense=dense@runs/dense/checkpoint --row
       LightVLA=lightvla@runs/0/checkpoint --row LightVLA=lightvla@runs/1/checkpoint`
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.headline import SHIPPED, parse_rows, report
+    from vla_policy_node.common.terminal import make_console
 
     try:
-        report(parse_rows(row or SHIPPED), suite, episodes, workers, out, Console())
+        report(parse_rows(row or SHIPPED), suite, episodes, workers, out, make_console())
     except ValueError as error:
         raise refusal(error) from None
     except KeyboardInterrupt:
-        typer.echo('Interrupted; the same command goes on from here.')
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
 
 
 def methods(
@@ -161,15 +156,15 @@ def methods(
 
     * `vla bench methods --sweep --method sp_vla --out out/sp_vla`: which constants?
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.methods import bench_methods
     from vla_policy_node.commands.numbers import parse_numbers
+    from vla_policy_node.common.terminal import make_console
 
     try:
         bench_methods(
-            out, Console(), checkpoints=checkpoint or (), methods=method or (), also=also or (),
-            sweep=sweep, success=success, frames_episodes=frames_episodes, workers=workers,
+            out, make_console(), checkpoints=checkpoint or (), methods=method or (),
+            also=also or (), sweep=sweep, success=success, frames_episodes=frames_episodes,
+            workers=workers,
             command=_command(), arguments={'config': config, 'device': device}, suite=suite,
             task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,
@@ -177,8 +172,7 @@ def methods(
     except ValueError as error:
         raise refusal(error) from None
     except KeyboardInterrupt:
-        typer.echo('Interrupted; the same command goes on from here.')
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
 
 
 def _command() -> str:
@@ -230,17 +224,15 @@ def policy(
 
     * `vla bench policy --only lightvla --only "dense, plain"`
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.policy_run import Options, run
+    from vla_policy_node.common.terminal import make_console
 
     options = Options(checkpoint, size, device, repetitions, warm_up, pictures, threads, count,
                       compiled, clock, only or (), demos)
     try:
-        run(options, json, markdown, Console())
+        run(options, json, markdown, make_console())
     except ValueError as error:
-        typer.secho(str(error), fg='red', err=True)
-        raise typer.Exit(2) from None
+        raise refusal(error) from None
 
 
 def faults(
@@ -267,9 +259,8 @@ def faults(
     """
     import secrets
 
-    from rich.console import Console
-
     from vla_policy_node.bench.fault_campaign import LAYERS, Campaign, default_workers, run
+    from vla_policy_node.common.terminal import make_console
 
     if layer not in LAYERS:
         raise refusal(ValueError(f'There is no layer {layer}; use {", ".join(LAYERS)}.'))
@@ -280,7 +271,7 @@ def faults(
     campaign = Campaign(counts if case < 0 else {layer: 1}, number, workers or default_workers(),
                         max(case, 0))
     try:
-        kept = run(campaign, out, Console())
+        kept = run(campaign, out, make_console())
     except (ValueError, RuntimeError) as error:
         raise refusal(error) from None
     if not kept:
@@ -296,12 +287,11 @@ def soak(
 
     docs/reliability.md has figures.
     """
-    from rich.console import Console
-
     from vla_policy_node.bench.soak import run
+    from vla_policy_node.common.terminal import make_console
 
     try:
-        steady = run(minutes, out, Console())
+        steady = run(minutes, out, make_console())
     except (ValueError, RuntimeError) as error:
         raise refusal(error) from None
     if not steady:

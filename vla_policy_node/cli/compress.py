@@ -40,13 +40,13 @@ def compress(
 
     * `vla compress openvla/some-policy --out narrow --mlp-width 0.75 --dtype bfloat16`
     """
-    from rich.console import Console
     from rich.progress import Progress
 
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.training.compress import CompressionRecipe
     from vla_policy_node.training.compress import compress as run
 
-    console = Console()
+    console = make_console()
     recipe = CompressionRecipe(
         remove_layers, mlp_width, demos, samples, statistics_key, transform, seed)
     try:
@@ -64,16 +64,18 @@ def compress(
 def _report(console, result) -> None:
     from rich.table import Table
 
+    from vla_policy_node.common.terminal import fitted
+
     if result.importance:
         layers = Table('layer', 'importance', '', title='1 - cosine of input and output')
         for index, value in enumerate(result.importance):
             layers.add_row(str(index), f'{value:.4f}', 'removed' * (index in result.removed))
-        console.print(layers)
+        console.print(fitted(layers))
     table = Table('', 'before', 'after')
     table.add_row('parameters', *(f'{count / 1e6:,.2f} M' for count in result.parameters))
     if result.flops:
         table.add_row('FLOPs', *(f'{count / 1e9:,.3f} G' for count in result.flops))
-    console.print(table)
+    console.print(fitted(table))
     if result.action_change:
         mean, largest = result.action_change
         flips = '' if result.gripper_flips is None else (

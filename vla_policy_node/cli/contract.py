@@ -21,8 +21,7 @@ def check(
 
     * `vla contract check two_arms`: one that comes with the package
     """
-    from rich.console import Console
-
+    from vla_policy_node.common.terminal import fitted, make_console
     from vla_policy_node.contract import ContractError, find_contract
     from vla_policy_node.contract.describe import describe
     from vla_policy_node.loop.contract_fields import check_moved
@@ -32,7 +31,7 @@ def check(
     except ContractError as error:
         raise refusal(error) from None
     for table in describe(robot):
-        Console().print(table)
+        make_console().print(fitted(table, 1 if table.columns[0].header == '#' else 0))
     try:
         check_moved(robot)
         typer.echo('The contract is whole, and the policy node moves this robot.')

@@ -35,18 +35,16 @@ def demos(
 
     * `vla demos --suite libero_spatial --no-retarget --out data/spatial`
     """
-    from rich.console import Console
-
     from vla_policy_node.commands.demos import make_demonstrations
     from vla_policy_node.commands.numbers import parse_numbers
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.training.recording import RecordingRecipe
 
     try:
         recipe = RecordingRecipe(suite, layout, parse_numbers(tasks), noise, every, retarget)
-        code = make_demonstrations(out, recipe, count, seed, workers, Console())
+        make_demonstrations(out, recipe, count, seed, workers, make_console())
     except ValueError as error:
         raise refusal(error) from None
-    raise typer.Exit(code)
 
 
 def train(
@@ -99,9 +97,8 @@ def train(
 
     Several machines or GPUs: `torchrun --nproc-per-node 8 -m vla_policy_node train ...`
     """
-    from rich.console import Console
-
     from vla_policy_node.commands.train import run_stage, stage_config
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.system.files import untrained_checkpoint
     from vla_policy_node.training.stage_run import Run
 
@@ -109,10 +106,9 @@ def train(
         run = Run(
             stage_config(stage, config, change or ()), start or untrained_checkpoint(),
             demos, scenes, out, device, processes, tuple(despite or ()))
-        code = run_stage(run, Console())
+        run_stage(run, make_console())
     except ValueError as error:
         raise refusal(error) from None
-    raise typer.Exit(code)
 
 
 def train_blind(
@@ -127,22 +123,22 @@ def train_blind(
 
     `vla train-blind --demos data/object --out runs/blind.safetensors`
     """
-    from rich.console import Console
     from rich.progress import Progress
 
-    from vla_policy_node.outputs.folder import claim_file, seal
+    from vla_policy_node.common.terminal import make_console
+    from vla_policy_node.outputs.folder import claimed, seal
     from vla_policy_node.training.demonstrations import Demonstrations
     from vla_policy_node.training.state_only import train_state_only as train
 
     try:
-        claim_file(out, 'vla train-blind')
-        with Progress(console=Console(), transient=True) as progress:
+        with (claimed(out.parent, [out.name], 'vla train-blind'),
+              Progress(console=make_console(), transient=True) as progress):
             bar = progress.add_task('state only', total=None)
             policy = train(
                 Demonstrations(demos), seconds=seconds, seed=seed,
                 report=lambda step, loss: progress.update(
                     bar, completed=step, description=f'step {step}, loss {loss:.3f}'))
-        policy.save(out)
+            policy.save(out)
         seal(out.parent, 'vla train-blind', [out.name])
     except ValueError as error:
         raise refusal(error) from None
@@ -203,17 +199,16 @@ def evaluate(
 
     * `vla eval --method lightvla:multiplicity_bias=true --tasks 0-3 --trace out/trace`
     """
-    from rich.console import Console
-
     from vla_policy_node.commands.evaluate import run
     from vla_policy_node.commands.numbers import parse_numbers
+    from vla_policy_node.common.terminal import make_console
 
     changes = {'execution_mode': execution_mode}
     changes |= {name: value for name, value in (
         ('dtype', dtype), ('statistics_key', statistics_key)) if value}
     try:
-        code = run(
-            Console(), workers, json, plots,
+        run(
+            make_console(), workers, json, plots,
             methods=method or (), state_only=blind, suite=suite, layout=layout,
             task_ids=parse_numbers(tasks) if tasks else (),
             arguments={'checkpoint': checkpoint, 'config': config, 'device': device},
@@ -222,4 +217,3 @@ def evaluate(
         )
     except ValueError as error:
         raise refusal(error) from None
-    raise typer.Exit(code)

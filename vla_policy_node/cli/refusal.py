@@ -2,10 +2,15 @@
 
 import typer
 
+from vla_policy_node.cli import interrupts
+
 REFUSED = 2  # exit code
 
 
 def refusal(reason: object) -> typer.Exit:
     """Say the one sentence on standard error; raise what is returned."""
+    if interrupts.came():  # a library made an error of it
+        interrupts.say()
+        return typer.Exit(interrupts.INTERRUPTED)
     typer.secho(str(reason), fg='red', err=True)
     return typer.Exit(REFUSED)

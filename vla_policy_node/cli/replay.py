@@ -87,8 +87,7 @@ def replay(
 
     * `vla replay bags/* --config dense --against lightvla --ray auto --out out/many`
     """
-    from rich.console import Console
-
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.replay.gate import GateLimits, parse_error_limit
     from vla_policy_node.replay.many import replay_bags
     from vla_policy_node.replay.settings import ReplaySettings, untrusted
@@ -107,13 +106,13 @@ def replay(
             contract, statistics_key, bag_namespace)
         if not trust_bag and sys.stdin.isatty() and agrees(untrusted(bags, settings)):
             settings = replace(settings, trust_bag=True)
-        passed = replay_bags(bags, settings, out, workers, ray, Console())
+        passed = replay_bags(bags, settings, out, workers, ray, make_console())
     except ValueError as error:
         raise refusal(error) from None
     except KeyboardInterrupt:
         again = ' The same command goes on with the others.' if len(bags) > 1 else ''
-        typer.secho(f'Interrupted; only whole reports were written.{again}', err=True)
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt(
+            f'Interrupted; only whole reports were written.{again}') from None
     raise typer.Exit(_PASSED if passed else _FAILED_GATE)
 
 

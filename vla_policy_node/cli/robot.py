@@ -90,9 +90,9 @@ def tasks(
 
     `vla tasks libero_goal`
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from vla_policy_node.common.terminal import fitted, make_console
     from vla_policy_node.world.libero_setup import SUITES
     from vla_policy_node.world.libero_world import tasks as tasks_of
 
@@ -103,7 +103,7 @@ def tasks(
                 table.add_row(task.suite, str(task.task_id), task.instruction)
     except ValueError as error:
         raise refusal(error) from None
-    Console().print(table)
+    make_console().print(fitted(table, 2))
 
 
 def new_checkpoint(
@@ -158,13 +158,12 @@ def check(
 
     * `vla check test/data/oft_tiny/checkpoint --golden test/data/lightvla_tiny`
     """
-    from rich.console import Console
-
     from vla_policy_node.commands.check import check as run_checks
+    from vla_policy_node.common.terminal import make_console
 
     try:
         code = run_checks(
-            checkpoint, suite, statistics_key, golden or [], device, dtype, Console())
+            checkpoint, suite, statistics_key, golden or [], device, dtype, make_console())
     except ValueError as error:
         raise refusal(error) from None
     raise typer.Exit(code)
@@ -211,8 +210,7 @@ def demo(
 
     * `vla demo --episodes 2 --suite libero_spatial --task 0 --task 4 --out out/spatial`
     """
-    from rich.console import Console
-
+    from vla_policy_node.common.terminal import make_console
     from vla_policy_node.demo.run import PACES, DemoError, run_demo
     from vla_policy_node.demo.scenes import choose_scenes
     from vla_policy_node.world.libero_world import SHUFFLED_SUITES
@@ -223,7 +221,7 @@ def demo(
     try:
         scenes = choose_scenes(suite, layout, episodes, task or (), instruction)
         code = run_demo(out, scenes, steps, pace,
-                        {'checkpoint': checkpoint, 'config': config}, Console())
+                        {'checkpoint': checkpoint, 'config': config}, make_console())
     except (DemoError, ValueError) as error:
         raise refusal(error) from None
     raise typer.Exit(code)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
+from vla_policy_node.cli.checked import CheckedCommand
 from vla_policy_node.common.contract_files import default_streams
 
 _OPTION = re.compile(r'--([a-z][a-z0-9_-]*)-topic')
 _META = 'vla.topics'
 
 
-class TopicCommand(TyperCommand):
+class TopicCommand(CheckedCommand):
     """A command that also takes --NAME-topic TOPIC of streams that only a contract knows.
 
     The options of the default contract are declared; whoever reads the contract refuses the names

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checks.assumed import all_assumptions
@@ -22,10 +22,9 @@ from vla_policy_node.checks.findings import (
 )
 from vla_policy_node.checks.golden import compare_pack, decoders_only
 from vla_policy_node.checks.report import check_checkpoint
+from vla_policy_node.common.terminal import fitted
 
 _COLOURS = {PASS: 'green', WARN: 'bold yellow', FAIL: 'bold red'}
-# Where output is not a terminal, lines may be longer than the 80 columns assumed there.
-WIDTH = 120
 ASSUMPTIONS_WIDTH = 80  # of their table, for terminals and mails
 
 
@@ -43,13 +42,10 @@ def check(
     ValueError for a checkpoint or pack that is not there.
     """
     directory = find_checkpoint(checkpoint)
-    if not console.is_terminal:
-        console.width = WIDTH
-    console.print(f'Checkpoint {escape(str(directory))}', highlight=False)
+    console.print(f'Checkpoint {directory}')
     if packs and (kind := decoders_only(directory)):
         console.print(
-            f'A {kind} policy cannot run here yet; its decoders are compared with recordings.',
-            highlight=False)
+            f'A {kind} policy cannot run here yet; its decoders are compared with recordings.')
         failed, warned, guesses, good = [], [], [], 'All that can be compared agrees.'
     else:
         guesses = _print_assumptions(directory, suite, statistics_key, console)
@@ -59,14 +55,14 @@ def check(
     for pack in packs:
         failed += _golden(directory, pack, statistics_key, device, console)
     if failed:
-        console.print(f'[bold red]FAIL[/]: {escape("; ".join(failed))}', highlight=False)
+        console.print(Text.assemble(('FAIL', 'bold red'), f': {"; ".join(failed)}'))
     elif warned:
-        console.print(f'[yellow]No check failed[/], and this may be wrong: '
-                      f'{escape("; ".join(warned))}', highlight=False)
+        console.print(Text.assemble(('No check failed', 'yellow'),
+                                    f', and this may be wrong: {"; ".join(warned)}'))
     else:
-        console.print(f'[green]{good}')
+        console.print(good, style='green')
     if guesses and not failed:
-        console.print(f'Guessed, because nothing says it: {escape(", ".join(guesses))}.')
+        console.print(f'Guessed, because nothing says it: {", ".join(guesses)}.')
     return bool(failed)
 
 
@@ -78,10 +74,9 @@ def _print_assumptions(directory, suite, statistics_key, console) -> list[str]:
         return []
     table = _table('taken for granted', 'value', 'who says so', mark=False)
     for one in found:
-        source = f'[bold yellow]guessed[/]: {escape(one.source)}' if one.guessed else escape(
-            one.source)
-        table.add_row(one.name, escape(one.value), source)
-    console.print(table, width=min(console.width, ASSUMPTIONS_WIDTH))
+        table.add_row(one.name, one.value, Text.assemble(
+            *[('guessed', 'bold yellow'), ': '] * one.guessed, one.source))
+    console.print(fitted(table), width=min(console.width, ASSUMPTIONS_WIDTH))
     return [one.name for one in found if one.guessed]
 
 
@@ -96,15 +91,15 @@ def _self_checks(
             lambda share: bar.update(task, completed=share), recorded))
     table = _table()
     for finding in findings:
-        table.add_row(_mark(finding.verdict), finding.name, escape(finding.text))
-    console.print(table)
+        table.add_row(_mark(finding.verdict), finding.name, finding.text)
+    console.print(fitted(table, 1))
     failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
                       for verdict in (FAIL, WARN))
     return failed, warned
 
 
 def _golden(directory, pack, statistics_key, device, console) -> list[str]:
-    console.print(f'Recordings {escape(str(pack))}, float32 on {device}', highlight=False)
+    console.print(f'Recordings {pack}, float32 on {device}')
     comparisons: list[Comparison] = []
     with console.status('Comparing ...'):
         comparisons.extend(compare_pack(directory, pack, device, statistics_key))
@@ -113,9 +108,8 @@ def _golden(directory, pack, statistics_key, device, console) -> list[str]:
     for stage in stages:
         error = stage.text or f'{stage.error:.3g}'
         tolerance = '' if stage.verdict == SKIP else f'{stage.tolerance:.3g}'
-        table.add_row(_mark(stage.verdict), escape(stage.stage), escape(error), tolerance,
-                      escape(stage.case))
-    console.print(table)
+        table.add_row(_mark(stage.verdict), stage.stage, error, tolerance, stage.case)
+    console.print(fitted(table, 1))
     wrong = [stage.stage for stage in stages if not stage.ok]
     if not wrong:
         return []
@@ -123,15 +117,11 @@ def _golden(directory, pack, statistics_key, device, console) -> list[str]:
 
 
 def _table(*titles: str, mark: bool = True) -> Table:
-    table = Table(*[''][:mark], *(titles or ('check', 'finding')), box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = 'fold'
-    table.columns[mark].no_wrap = True
-    return table
+    return Table(*[''][:mark], *(titles or ('check', 'finding')), box=None, pad_edge=False)
 
 
-def _mark(verdict: str) -> str:
-    return f'[{_COLOURS.get(verdict, "yellow")}]{verdict}'
+def _mark(verdict: str) -> Text:
+    return Text(verdict, _COLOURS.get(verdict, 'yellow'))
 
 
 def _progress(console: Console) -> Progress:

@@ -16,11 +16,11 @@ from vla_policy_node.training.recording import RecordingRecipe
 def make_demonstrations(
     directory: Path, recipe: RecordingRecipe, count: int, seed: int, workers: int,
     console: Console,
-) -> int:
-    """Fill the folder and report; return the exit code. ValueError says what cannot be done."""
+) -> None:
+    """Fill the folder and report. ValueError says what cannot be done."""
     kept, new, discarded, steps = 0, 0, 0, []
     columns = (
-        TextColumn('demonstrations'), BarColumn(), MofNCompleteColumn(),
+        TextColumn('demonstrations'), BarColumn(20), MofNCompleteColumn(),
         TextColumn('{task.fields[discarded]} discarded'), TextColumn('left:'),
         TimeRemainingColumn(),
     )
@@ -43,7 +43,6 @@ def make_demonstrations(
     lengths = f'; {np.mean(steps):.0f} control steps on average' if steps else ''
     console.print(
         f'{directory}: {kept} demonstrations, {new} of them new{lengths}; the expert failed on '
-        f'{discarded} of {kept + discarded} layouts.', soft_wrap=True)
+        f'{discarded} of {kept + discarded} layouts.', markup=False, soft_wrap=True)
     if interrupted:
-        console.print('Interrupted; the same command goes on from here.')
-    return 130 if interrupted else 0
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.')

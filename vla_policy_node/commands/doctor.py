@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from vla_policy_node.common.terminal import fitted, make_console
 
 SETUP = 'run `make setup`'
 # Draws a red ball and looks at the middle of the picture: an import alone proves nothing.
@@ -54,22 +56,21 @@ def report(transport_s: float = 0.0) -> int:
     transport_s: how long to send images between two processes; 0: not at all.
     """
     table = Table('', 'what', 'found', 'how to get it')
-    table.columns[2].overflow = 'fold'  # paths are cut otherwise
-    console = Console()
+    console = make_console()
     with console.status('Looking ...') as status:
         findings = [make() for make in CHECKS]
         if transport_s:
             findings.append(check_transport(transport_s, status.update))
     for finding in findings:
-        mark, remedy = '[green]ok', ''
+        mark, remedy = Text('ok', 'green'), ''
         if not finding.found:
-            mark, remedy = '[yellow]not there', finding.remedy
+            mark, remedy = Text('not there', 'yellow'), finding.remedy
             if finding.needed:
-                mark = '[red]missing'
+                mark = Text('missing', 'red')
         elif not finding.sound:
-            mark, remedy = '[yellow]poor', 'see below'
+            mark, remedy = Text('poor', 'yellow'), 'see below'
         table.add_row(mark, finding.name, finding.found, remedy)
-    console.print(table)
+    console.print(fitted(table, 1))
     for finding in findings:
         if not finding.sound:  # has commands to copy, which a narrow column would break
             console.print(f'{finding.name}: {finding.remedy}', soft_wrap=True, markup=False)

@@ -9,8 +9,8 @@ from vla_policy_node.evaluation.evaluate import evaluate, make_plan
 
 def run(
     console: Console, workers: int, file: Path | None, plots: Path | None, **options: object
-) -> int:
-    """Evaluate and print; return the exit code. options: those of `make_plan`.
+) -> None:
+    """Evaluate and print. options: those of `make_plan`.
 
     Raises ValueError with one sentence for what cannot be done.
     """
@@ -18,6 +18,4 @@ def run(
         evaluate(make_plan(**options), workers, console, file, plots)
     except KeyboardInterrupt:
         again = '; the same command goes on from here' if file else ''
-        console.print(f'Interrupted{again}.')
-        return 130
-    return 0
+        raise KeyboardInterrupt(f'Interrupted{again}.') from None

@@ -30,16 +30,15 @@ def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> Train
     return read_training_config(path or shipped, parsed)
 
 
-def run_stage(run: Run, console: Console) -> int:
-    """Train, say where the results are, and return the exit code."""
+def run_stage(run: Run, console: Console) -> None:
+    """Train and say where the results are."""
     console.print(
         f'{run.config.stage}: {run.config.steps} steps of {run.config.batch} samples, '
-        f'{run.processes} process(es) on {run.device}, from {run.start} to {run.out}')
+        f'{run.processes} process(es) on {run.device}, from {run.start} to {run.out}',
+        markup=False)
     try:
         checkpoint = train(run)
     except KeyboardInterrupt:
-        console.print('Interrupted; the same command goes on from here.')
-        return 130
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
     console.print(f'Checkpoint: {checkpoint}\nCurves: {run.out / "curves.png"}, and '
-                  f'tensorboard --logdir {run.out / "tensorboard"}', soft_wrap=True)
-    return 0
+                  f'tensorboard --logdir {run.out / "tensorboard"}', markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import PolicyInfo
 from vla_msgs.srv import ResetWorld
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import DemoRecorder, RecordedEpisode
@@ -154,7 +156,12 @@ def run_demo(
             recorded, recorder, lock_step = _at_pace(pace, record, console)
     except (DemoError, NodeDiedError) as error:
         last = log_path.read_text().splitlines()[-LOG_TAIL:]
-        raise DemoError('\n'.join([f'{error} The end of {log_path}:', *last])) from None
+        more = ['', *last] if last else []
+        raise DemoError(f'{error}' + f' The end of {log_path}:' * bool(last) + '\n'.join(more)
+                        ) from None
+    except KeyboardInterrupt:
+        clear(out, COMMAND)
+        raise
     info = recorder.info
     summary = report.summarise(
         recorded, recorder.tokens_total, 1e3 / CONTROL_HZ, real_time=not lock_step)
@@ -166,15 +173,16 @@ def run_demo(
     with console.status('drawing ...'):
         files = report.write_pictures(recorded, out)
     seal(out, COMMAND)
-    console.print(report.table(summary))
+    console.print(fitted(report.table(summary)))
     if not info.trained:
-        console.print('The policy is [bold]untrained[/] (random weights from a seed): it reacts '
+        console.print('The policy is UNTRAINED (random weights from a seed): it reacts '
                       'to what the cameras show, it cannot do the tasks.')
     files = [*files, out / FIGURES, bag]
-    console.print('Look at:', *(f'  {path}' for path in files), sep='\n')
+    console.print('Look at:', *(f'  {path}' for path in files), sep='\n', markup=False,
+                  soft_wrap=True)
     found = report.problems(summary)
     for problem in found:
-        console.print(f'[red]{problem}[/]')
+        console.print(problem, style='red', markup=False)
     return 1 if found else 0
 
 
@@ -211,7 +219,8 @@ def _record(
         nodes = describe({**arguments, 'world': True, 'visualizer': True, 'autostart': True,
                           'record': str(bag), 'lock_step': lock_step}, overrides)
     with System(nodes, output=log) as system:
-        rclpy.init(args=[])
+        # At Ctrl-C the recorder must outlive what stops the nodes.
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         demo = Demo(system)
         try:
             with console.status('starting world, policy and visualizer ...'):
@@ -264,13 +273,14 @@ def _run_episodes(
     recorded = []
     with _progress(console) as progress:
         for number, scene in enumerate(scenes):
-            bar = progress.add_task(f'episode {number + 1}', total=steps)
+            bar = progress.add_task(f'episode {number + 1}', total=steps, now='')
 
             def show(episode: RecordedEpisode, bar=bar):
                 progress.update(bar, completed=min(episode.world_steps, steps),
-                                description=_describe(episode))
+                                now=_describe(episode))
 
             recorded.append(demo.run_episode(scene, steps, show))
+            console.print(f'{number + 1}: {recorded[-1].instruction}', markup=False)
     return recorded
 
 
@@ -282,13 +292,14 @@ def _introduce(info: PolicyInfo, console: Console) -> None:
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-                    TextColumn('steps'), TimeElapsedColumn(), console=console)
+    # 60 columns: the instruction has a line of its own.
+    return Progress(TextColumn('{task.description}'), BarColumn(8), MofNCompleteColumn(),
+                    TimeElapsedColumn(), TextColumn('{task.fields[now]}', markup=False),
+                    console=console)
 
 
 def _describe(episode: RecordedEpisode) -> str:
-    last = ''
+    parts = ['success'] if episode.success else []
     if episode.inference_ms:
-        last = f'  {episode.inference_ms[-1]:.0f} ms, {episode.tokens_kept[-1]} tokens'
-    mark = '[green]success[/] ' if episode.success else ''
-    return f'{mark}{episode.instruction}{last}'
+        parts += [f'{episode.inference_ms[-1]:.0f} ms', f'{episode.tokens_kept[-1]} tokens']
+    return ', '.join(parts)

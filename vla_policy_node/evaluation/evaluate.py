@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.checkpoints.layout import statistics_key
 from vla_policy_node.checkpoints.reading import read_json
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.evaluation.contenders import parse_contender, state_only_contender
 from vla_policy_node.evaluation.lock_step import node_parameters
 from vla_policy_node.evaluation.plan import DEFAULT_EPISODES, Plan
@@ -20,7 +22,7 @@ from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.summary import describe_policy, summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
-from vla_policy_node.outputs.folder import claim, claim_file, seal
+from vla_policy_node.outputs.folder import claimed, seal
 from vla_policy_node.world.layouts import HELD_OUT_STATES
 from vla_policy_node.world.libero_world import tasks
 
@@ -80,27 +82,28 @@ def evaluate(
     file: of the document; while it is made, finished episodes are kept beside it. plots:
         directory for pictures. Raises ValueError if a file of these names is not ours.
     """
-    if file is not None:
-        claim_file(file, COMMAND)
-        _refuse_other_results(file, plan)
-    if plots is not None:
-        from vla_policy_node.evaluation.plots import plot_names, write_plots
+    from vla_policy_node.evaluation.plots import plot_names, write_plots
 
-        claim(plots, plot_names(), COMMAND)
-    results = Results(file, plan.identity())
-    run_plan(plan, results, workers, console)
-    document = summarise(plan, results.rows(plan.keys), workers)
-    for table in tables(document):
-        console.print(table)
-    if plots is not None:
-        for path in write_plots(document, plots):
-            console.print(f'Wrote {path}.')
-        seal(plots, COMMAND, plot_names())
-    if file is not None:
-        write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
-        seal(file.parent, COMMAND, [file.name])
-        results.discard_side_file()
-        console.print(f'Wrote {file}.')
+    with ExitStack() as claims:
+        if file is not None:
+            claims.enter_context(claimed(file.parent, [file.name], COMMAND))
+            _refuse_other_results(file, plan)
+        if plots is not None:
+            claims.enter_context(claimed(plots, plot_names(), COMMAND))
+        results = Results(file, plan.identity())
+        run_plan(plan, results, workers, console)
+        document = summarise(plan, results.rows(plan.keys), workers)
+        for table in tables(document):
+            console.print(fitted(table, 1 if table.columns[0].header == '' else 0))
+        if plots is not None:
+            for path in write_plots(document, plots):
+                console.print(f'Wrote {path}.', markup=False, soft_wrap=True)
+            seal(plots, COMMAND, plot_names())
+        if file is not None:
+            write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
+            seal(file.parent, COMMAND, [file.name])
+            results.discard_side_file()
+            console.print(f'Wrote {file}.', markup=False, soft_wrap=True)
     return document
 
 

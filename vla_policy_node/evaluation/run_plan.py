@@ -6,10 +6,9 @@ after the other, so that latencies are compared under the same load.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 
@@ -21,8 +20,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from vla_policy_node.common.scoped import environment, torch_threads
+from vla_policy_node.common.worker_pool import worker_pool
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import COMMAND, Results
 from vla_policy_node.evaluation.trace import trace_path
@@ -73,29 +74,22 @@ def _run_here(plan: Plan, units: Sequence[Unit]) -> Iterator[list[dict]]:
 
 
 def _run_apart(plan: Plan, units: Sequence[Unit], workers: int) -> Iterator[list[dict]]:
-    # Spawned, because a forked process would share torch's threads and the renderer's context.
-    context = multiprocessing.get_context('spawn')
     # Read at import: linear algebra and the software renderer start threads.
     threads = str(plan.threads)
     with environment(
         OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, LP_NUM_THREADS='0',
-    ):
-        pool = ProcessPoolExecutor(workers, context, start_worker, (plan,))
+    ), worker_pool(
+        # Spawned, because a forked process would share torch's threads and the renderer's context.
+        min(workers, len(units)), 'spawn', start_worker, (plan,)
+    ) as submit:
         try:
-            futures = [pool.submit(run_unit, *unit) for unit in units]
+            futures = [submit(run_unit, *unit) for unit in units]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise ValueError(
                 'A worker process died, perhaps for lack of memory; run the same command again '
                 'to go on, with fewer --workers.') from error
-        except BaseException:
-            # Do not wait for the episodes that are under way.
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Tally:
@@ -119,5 +113,6 @@ class _Tally:
 def _progress(console: Console) -> Progress:
     return Progress(
         BarColumn(20), MofNCompleteColumn(), TextColumn('episodes,'), TimeRemainingColumn(),
-        TextColumn('left; {task.description}'), console=console,
+        TextColumn('left; {task.description}', markup=False, table_column=Column(overflow='fold')),
+        console=console,
     )

@@ -26,11 +26,11 @@ def _totals(document: Mapping) -> Table:
         f'{document["suite"]}, {document["layout"]} layouts{control}; '
         f'{document["checkpoint"]["name"]}{untrained}, {tokens} visual tokens; '
         f'{document["episodes"]} episodes each')
-    table.add_column('method', overflow='fold')
+    table.add_column('method')
     first, *others = (total['method'] for total in document['totals'])
     for name in ('success', '95 %', 'tokens', 'GFLOP', 'ms', 'ms p95',
                  *([f'vs {first}'] if others else [])):
-        table.add_column(name, justify='right', no_wrap=True)
+        table.add_column(name, justify='right')
     against = {pair['second']: pair for pair in document['paired']}
     for total in document['totals']:
         latency = total['latency_ms'].get('total', {})
@@ -53,7 +53,7 @@ def _by_task(document: Mapping) -> Table:
     table.add_column('instruction')
     labels = [total['method'] for total in document['totals']]
     for label in labels:
-        table.add_column(label, justify='right', overflow='fold')
+        table.add_column(label, justify='right')
     rows = {(row['task_id'], row['method']): row for row in document['rows']}
     for task in dict.fromkeys(row['task_id'] for row in document['rows']):
         cells = [rows.get((task, label)) for label in labels]
@@ -65,7 +65,7 @@ def _by_task(document: Mapping) -> Table:
 
 def _failures(document: Mapping) -> Table:
     table = _table('Failures')
-    table.add_column('method', overflow='fold')
+    table.add_column('method')
     names = dict.fromkeys(name for total in document['totals'] for name in total['failures'])
     for name in names:
         table.add_column(name, justify='right')
@@ -76,7 +76,7 @@ def _failures(document: Mapping) -> Table:
 
 def _grounding(document: Mapping) -> Table:
     table = _table('Share of the kept tokens (of all tokens) that lies on')
-    table.add_column('method', overflow='fold')
+    table.add_column('method')
     for part in PARTS:
         table.add_column(part, justify='right')
     for total in document['totals']:

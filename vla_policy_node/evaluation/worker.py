@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 
 import numpy as np
@@ -130,9 +129,8 @@ _worker: Worker | None = None
 
 
 def start_worker(plan: Plan) -> None:
-    """Make this process a worker; the parent handles Ctrl-C."""
+    """Make this process a worker."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(plan.threads)
     _worker = Worker(plan)
 

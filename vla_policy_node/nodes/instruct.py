@@ -15,10 +15,11 @@ from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
-from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from vla_msgs.action import ExecuteInstruction
+from vla_policy_node.common.terminal import make_console
 from vla_policy_node.nodes.resolving import elsewhere
 
 # How often to look for Ctrl-C, and whether the policy node is still there.
@@ -57,29 +58,29 @@ def _follow(
     node: Node, client: ActionClient, executor: Executor, interrupted: threading.Event,
     instruction: str, duration_s: float, wait_s: float,
 ) -> int:
-    console = Console()
+    console = make_console()
     deadline = time.monotonic() + wait_s
     while not client.wait_for_server(LOOK_PERIOD_S):
         if interrupted.is_set():
-            return EXIT_CODES[ExecuteInstruction.Result.CANCELLED]
+            raise KeyboardInterrupt
         if time.monotonic() > deadline:
             domain = os.environ.get('ROS_DOMAIN_ID', '0')
             console.print(
-                f'[red]No active policy node was found in ROS domain {domain} and namespace '
+                f'No active policy node was found in ROS domain {domain} and namespace '
                 f'{node.get_namespace()} within {wait_s:g} s; start one with `vla bringup`.'
-                f'{elsewhere(node)}')
+                f'{elsewhere(node)}', style='red')
             return 1
     fraction, seconds = modf(duration_s)
     goal = ExecuteInstruction.Goal(
         instruction=instruction,
         max_duration=Duration(sec=int(seconds), nanosec=round(fraction * 1e9)),
     )
-    with console.status(f"'{instruction}'") as status:
+    with console.status(escape(f"'{instruction}'")) as status:
         sent = client.send_goal_async(
             goal, lambda message: _show(status, instruction, message.feedback))
         handle = _await(client, executor, sent)
         if handle is not None and not handle.accepted:
-            console.print('[red]The policy node refused; its log says why.')
+            console.print('The policy node refused; its log says why.', style='red')
             return 1
 
         def cancel_if_interrupted():
@@ -91,7 +92,7 @@ def _follow(
         answer = handle and _await(
             client, executor, handle.get_result_async(), cancel_if_interrupted)
     if answer is None:
-        console.print('[red]The policy node went away.')
+        console.print('The policy node went away.', style='red')
         return 1
     result = answer.result
     console.print(f'{result.text} {result.steps} steps, {result.inferences} inferences.')
@@ -112,5 +113,5 @@ def _await(
 def _show(status: Status, instruction: str, feedback: ExecuteInstruction.Feedback) -> None:
     kept = f'{feedback.tokens_kept} of {feedback.tokens_total} tokens'
     holding = f', holding: {feedback.hold.text}' if feedback.hold.code else ''
-    status.update(
-        f"'{instruction}': step {feedback.step}, {feedback.inference_ms:.0f} ms, {kept}{holding}")
+    status.update(escape(
+        f"'{instruction}': step {feedback.step}, {feedback.inference_ms:.0f} ms, {kept}{holding}"))

@@ -21,6 +21,7 @@ def draft(path: Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)  # of a run that was killed; never written through a link
     try:
         yield partial
+        allow_umask(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -35,6 +36,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: object) -> None:
     """Write a document of plain values, sorted, so that the same values are the same bytes."""
     write_text(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + '\n')
+
+
+def allow_umask(path: Path) -> None:
+    """Give a file or folder the mode of ordinary ones: libraries make private ones for safety."""
+    mask = os.umask(0o077)  # there is no other way to read it; strict meanwhile
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def flush(file: Path) -> None:

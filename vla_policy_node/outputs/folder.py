@@ -38,7 +38,20 @@ def claim(
     whatever its name. Raises OutputError, and changes nothing, if there is something of one of the
     names that is not ours.
     """
+    try:
+        _claim(folder, names, by, outputs, anew)
+    except OSError as error:
+        raise OutputError(f"'{folder}' cannot be written ({error.strerror}); write elsewhere."
+                          ) from error
+
+
+def _claim(
+    folder: Path, names: Sequence[str], by: str, outputs: Sequence[str], anew: bool
+) -> None:
     made = not folder.exists()
+    for name in filter(is_inside, names):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(folder / draft_of(name))  # too long a name
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as listed:
         taken = [LIST] if Listing.is_foreign(folder) else []
@@ -83,6 +96,28 @@ def claim_file(path: Path, by: str) -> None:
     claim(path.parent, [path.name], by)
 
 
+@contextmanager
+def claimed(
+    folder: Path, names: Sequence[str], by: str, outputs: Sequence[str] = ()
+) -> Iterator[None]:
+    """Claim files; what is not there if it fails in here is not listed, and no list stays for it.
+
+    The files are still to be sealed where it succeeds.
+    """
+    claim(folder, names, by, outputs)
+    try:
+        yield
+    except BaseException:
+        seal(folder, by, names)
+        with locked(folder) as listed:
+            for known in (listed.outputs, listed.folders):
+                for name in [*known]:
+                    if name != HERE and not listed.is_folder(name):
+                        del known[name]
+            _write_or_vanish(listed)
+        raise
+
+
 def seal(folder: Path, by: str, names: Sequence[str] | None = None) -> None:
     """Note what the files of a command look like, now that it has finished.
 
@@ -97,7 +132,7 @@ def seal(folder: Path, by: str, names: Sequence[str] | None = None) -> None:
                     listed.files[name] = {'by': by, **look(folder / name)}
                 else:
                     del listed.files[name]
-        listed.write()
+        _write_or_vanish(listed)
 
 
 def clear(folder: Path, by: str, below: str = '') -> None:
@@ -109,13 +144,18 @@ def clear(folder: Path, by: str, below: str = '') -> None:
         return
     with locked(folder) as listed:
         _remove(listed, by, lambda name: not below or f'{name}/'.startswith(f'{below}/'))
-        if listed.files or listed.outputs or listed.folders.keys() - {HERE}:
-            listed.write()
-            return
-        (folder / LIST).unlink(missing_ok=True)
-        if HERE in listed.folders:
-            with suppress(OSError):  # not empty: the rest is not ours
-                folder.rmdir()
+        _write_or_vanish(listed)
+
+
+def _write_or_vanish(listed: Listing) -> None:
+    """Write the list; if nothing is on it, remove it, and the folder if we made it."""
+    if listed.files or listed.outputs or listed.folders.keys() - {HERE}:
+        listed.write()
+        return
+    (listed.folder / LIST).unlink(missing_ok=True)
+    if HERE in listed.folders:
+        with suppress(OSError):  # not empty: the rest is not ours
+            listed.folder.rmdir()
 
 
 def foreign(folder: Path, by: str) -> list[str]:

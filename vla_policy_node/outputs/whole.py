@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vla_policy_node.outputs.files import flush
+from vla_policy_node.outputs.files import allow_umask, flush
 from vla_policy_node.outputs.folder import OutputError, clear, foreign
 from vla_policy_node.outputs.listing import HERE, Listing, look
 
@@ -67,7 +67,8 @@ def whole_folder(target: Path, by: str, option: str = '--out') -> Iterator[Path]
             prefix=f'.{place.name}-', suffix=_PARTIAL, dir=place.parent))
         yield partial
         _list_all(partial, by)
-        partial.chmod(0o755)
+        for made in (partial, *partial.rglob('*')):
+            allow_umask(made)
         _put_in_place(partial, place, by, option)
     except OSError as error:
         if error.errno in _FULL:

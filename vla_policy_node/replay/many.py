@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vla_policy_node.common.worker_pool import worker_pool
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import check_place, check_target
 from vla_policy_node.replay.bag_files import bag_name
@@ -54,7 +54,7 @@ def replay_bags(
     write_merged(outcomes, out)
     for outcome in outcomes:
         _say(outcome, out / Path(outcome.folder).name / 'report.html', console)
-    console.print(f'All bags: {out / "report.html"}')
+    console.print(f'All bags: {out / "report.html"}', markup=False, soft_wrap=True)
     return all(outcome.passed for outcome in outcomes)
 
 
@@ -87,9 +87,8 @@ def _runner(settings: ReplaySettings, workers: int, ray_address: str) -> Runner:
 
 def _run_apart(jobs, settings: ReplaySettings, workers: int) -> Iterator[BagOutcome]:
     # Spawned, because a forked process would share torch's threads.
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(max(1, min(workers, len(jobs))), context) as pool:
-        futures = {pool.submit(run_one, *job, settings): job for job in jobs}
+    with worker_pool(max(1, min(workers, len(jobs))), 'spawn') as submit:
+        futures = {submit(run_one, *job, settings): job for job in jobs}
         for future in as_completed(futures):
             try:
                 yield future.result()
@@ -115,18 +114,19 @@ def _with_bar(bag: Path, settings: ReplaySettings, out: Path, console: Console) 
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(TextColumn('{task.description}'), BarColumn(30), TimeElapsedColumn(),
-                    console=console)
+    return Progress(TextColumn('{task.description}', markup=False), BarColumn(30),
+                    TimeElapsedColumn(), console=console)
 
 
 def _say(outcome: BagOutcome, page: Path, console: Console) -> None:
     if outcome.problem:
-        console.print(f'[red]{outcome.problem}[/]', soft_wrap=True)
+        console.print(outcome.problem, style='red', markup=False, soft_wrap=True)
         return
     for verdict in outcome.gate:
         colour, word = ('green', 'passed') if verdict['passed'] else ('red', 'failed')
-        console.print(f'[{colour}]{word}: {verdict["text"]}[/]', soft_wrap=True)
-    console.print(f'{Path(outcome.bag).name}: {page}', soft_wrap=True)
+        console.print(
+            f'{word}: {verdict["text"]}', style=colour, markup=False, soft_wrap=True)
+    console.print(f'{Path(outcome.bag).name}: {page}', markup=False, soft_wrap=True)
 
 
 def _names(bags: Sequence[Path]) -> list[str]:

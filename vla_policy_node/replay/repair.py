@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from vla_policy_node.common.plain_yaml import read_regular
+from vla_policy_node.outputs.files import allow_umask
 from vla_policy_node.replay.bag import BagError
 from vla_policy_node.replay.bag_files import METADATA, bag_name, form_of, recorded
 from vla_policy_node.replay.mcap_records import (
@@ -76,7 +77,7 @@ def repair_bag(path: Path) -> tuple[Path, int]:
         if not count:
             raise StorageError('it holds no whole message')
         _copy_parameters(place if place.is_dir() else place.parent, partial)
-        partial.chmod(0o755)
+        allow_umask(partial)
         partial.rename(target)
     except (OSError, ValueError, sqlite3.Error) as error:
         reason = getattr(error, 'strerror', None) or str(error)

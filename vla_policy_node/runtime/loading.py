@@ -64,7 +64,7 @@ def load_model(
     feature block, layers that a method removes) are not read. ValueError names what is missing or
     has the wrong shape.
     """
-    where = _device(device)
+    where = find_device(device)
     check_dtype(dtype)
     if dtype == 'float8':
         check_device(where)
@@ -191,7 +191,8 @@ def check_dtype(name: str) -> None:
         raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, not {name!r}.')
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device; ValueError with one sentence for one that this machine does not have."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vla_policy_node import families
 from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.families import PolicyNetwork
+from vla_policy_node.outputs.files import draft
 
 
 def save_model(directory: Path, model: PolicyNetwork, step: int = 0) -> None:
@@ -27,5 +28,5 @@ def save_model(directory: Path, model: PolicyNetwork, step: int = 0) -> None:
     for kind, tensors in files.items():
         name = MODEL if kind == MODEL else f'{kind}--{step}_checkpoint'
         path = directory / f'{name}.safetensors'
-        save_file(tensors, path.with_suffix('.part'))
-        path.with_suffix('.part').replace(path)
+        with draft(path) as partial:
+            save_file(tensors, partial)

@@ -131,10 +131,13 @@ class System:
         return any(self._processes[name].poll() == 0 for name in self._finite)
 
     def stop(self) -> None:
-        """Interrupt the nodes in reverse order, wait for them, and kill what will not end."""
+        """Tell the nodes to end, in reverse order, wait for them, and kill what will not end.
+
+        With SIGTERM, which ends a node that is still being loaded without a traceback.
+        """
         running = [p for p in reversed(self._processes.values()) if p.poll() is None]
         for process in running:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         for process in running:
             try:
                 process.wait(self._grace_s)
@@ -180,16 +183,21 @@ def command_line(node: NodeSpec) -> list[str]:
 
 
 def run(nodes: Sequence[NodeSpec]) -> int:
-    """Run a system until SIGINT, SIGTERM, SIGHUP or the death of a node; return the exit code."""
-    stop = threading.Event()
+    """Run a system until SIGINT, SIGTERM, SIGHUP or the death of a node; return the exit code.
+
+    SIGINT is KeyboardInterrupt, raised after everything has stopped.
+    """
+    stops: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stops.append(number))
     try:
         with System(nodes) as system:
-            system.wait(stop.is_set)
+            system.wait(lambda: bool(stops))
     except NodeDiedError as error:
         print(error, file=sys.stderr)
         return 1
+    if signal.SIGINT in stops:
+        raise KeyboardInterrupt
     return 0
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
+from vla_policy_node.common.plain_yaml import read_regular
 from vla_policy_node.training import stages
 from vla_policy_node.training.losses import STATE_LOSSES
+
+_LARGEST_BYTES = 1 << 20
+# Entry -> the smallest value with a meaning.
+_LEAST = {
+    'steps': 1, 'batch': 1, 'learning_rate': 0.0, 'warmup_steps': 0, 'weight_decay': 0.0,
+    'gradient_clip': 0.0, 'ema': 0.0, 'tokens_kept': 0, 'chunk_length': 0, 'scenes_share': 0.0,
+    'crop_shift': 0.0, 'colour_strength': 0.0, 'lora_rank': 0, 'repeated_diffusion_steps': 1,
+    'seed': 0, 'validate_every_steps': 1, 'validation_frames': 1, 'save_every_s': 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,13 @@ class TrainingConfig:
             if name not in stages.losses():
                 raise ValueError(
                     f'There is no loss {name!r}; choose from {", ".join(stages.losses())}.')
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f'{name} is {value}; it must be at least {least}, and finite.')
+        for name, value in self.losses.items():
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f'The loss {name!r} has the weight {value}; take 0 or more.')
         object.__setattr__(self, 'objective', stage.complete(self.objective))
         stage.check_config(self)
 
@@ -103,9 +121,13 @@ class TrainingConfig:
 def read_training_config(path: Path, changes: Mapping[str, object]) -> TrainingConfig:
     """Read YAML and apply `changes` on top; ValueError for an entry that is not known."""
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f'{path} cannot be read as YAML: {error}.') from error
+        document = yaml.safe_load(read_regular(path, _LARGEST_BYTES).decode())
+    except (ValueError, yaml.YAMLError) as error:
+        where = getattr(error, 'problem_mark', None)
+        place = f' in line {where.line + 1}' if where else ''
+        raise ValueError(f"'{path}' cannot be read as YAML{place}.") from error
+    if not isinstance(document or {}, dict):
+        raise ValueError(f"'{path}' is no list of entries like 'steps: 100'.")
     document = {**(document or {}), **changes}
     known = {entry.name: entry.type for entry in fields(TrainingConfig)}
     del known['objective']

@@ -19,6 +19,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from vla_policy_node.common.worker_pool import interrupts_blocked
+from vla_policy_node.outputs.files import allow_umask
 from vla_policy_node.training.batches import Batch, BatchMaker, questions_of
 from vla_policy_node.training.demonstrations import Demonstrations
 
@@ -108,13 +110,14 @@ def _decode_all(
             np.lib.format.open_memmap(unfinished / f'{name}.npy', 'w+', dtype, shape)
         # Processes, because half of the work is Python's; forked, because they never touch the
         # GPU.
-        with multiprocessing.get_context('fork').Pool(
-            initializer=_begin, initargs=(source, maker, unfinished)
-        ) as pool:
+        with interrupts_blocked():
+            workers = multiprocessing.get_context('fork').Pool(
+                initializer=_begin, initargs=(source, maker, unfinished))
+        with workers as pool:
             done = pool.imap_unordered(_decode_some, starts)
             for _ in track(done, f'decoding {folder.parent.name}', len(starts), transient=True):
                 pass
-        unfinished.chmod(0o755)
+        allow_umask(unfinished)
         if not folder.is_dir():  # else another run was faster
             unfinished.rename(folder)
     finally:

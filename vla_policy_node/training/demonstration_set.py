@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from vla_policy_node.common.scoped import environment
+from vla_policy_node.common.worker_pool import worker_pool
 from vla_policy_node.training.demonstrations import (
     FORMAT,
     SCATTERED,
@@ -26,7 +22,7 @@ from vla_policy_node.training.demonstrations import (
 )
 from vla_policy_node.training.recording import LABELS_STRIDE, RecordingRecipe, record
 from vla_policy_node.training.scenes import record_scenes
-from vla_policy_node.world.layouts import HELD_OUT_SEED
+from vla_policy_node.world.layouts import HELD_OUT_SEED, LAYOUTS
 from vla_policy_node.world.libero_world import CAMERAS, LiberoWorld, tasks
 
 SEEDS = 100_000  # layouts that belong to one --seed
@@ -63,7 +59,10 @@ def make(
     discarded = _read_discarded(directory)
     kept, tried = 0, iter(range(seed * SEEDS, (seed + 1) * SEEDS))
     running: set[Future] = set()
-    with _pool(workers, directory, recipe) as pool:
+    with environment(**_ONE_THREAD), worker_pool(
+        # Spawned: a forked renderer is a broken one.
+        min(workers, count), 'spawn', _start_worker, (directory, recipe)
+    ) as submit:
         while kept < count:
             while kept + len(running) < count and len(running) < workers:
                 number = next(tried)
@@ -73,7 +72,7 @@ def make(
                 elif number in discarded:
                     yield Attempt(number, kept=False, new=False)
                 else:
-                    running.add(pool.submit(_attempt, number))
+                    running.add(submit(_attempt, number))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for attempt in sorted(_results(done), key=lambda attempt: attempt.seed):
                 kept += attempt.kept
@@ -87,6 +86,9 @@ def _check(recipe: RecordingRecipe, seed: int) -> None:
         raise ValueError(
             f'seed is {seed}; take 0 to {HELD_OUT_SEED // SEEDS - 1}: layouts beyond are for '
             'evaluation.')
+    if recipe.layout not in (*LAYOUTS, SCATTERED):
+        raise ValueError(f'layout is {recipe.layout!r}; choose one of '
+                         f'{", ".join((*LAYOUTS, SCATTERED))}.')
     known = tasks(recipe.suite)
     for task in recipe.tasks:
         if not 0 <= task < len(known):
@@ -135,17 +137,6 @@ def _results(done: set[Future]) -> list[Attempt]:
             'fewer --workers.') from error
 
 
-@contextmanager
-def _pool(workers: int, directory: Path, recipe: RecordingRecipe) -> Iterator[ProcessPoolExecutor]:
-    with environment(**_ONE_THREAD), ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context('spawn'),  # a forked renderer is a broken one
-        initializer=_start_worker,
-        initargs=(directory, recipe),
-    ) as pool:
-        yield pool
-
-
 # In a worker process: where to write, what to make, and the worlds that are open, at most the
 # ten of a suite.
 _work: tuple[Path, RecordingRecipe] | None = None
@@ -155,15 +146,6 @@ _worlds: dict[int, LiberoWorld] = {}
 def _start_worker(directory: Path, recipe: RecordingRecipe) -> None:
     global _work
     _work = directory, recipe
-    # Ctrl-C goes to the whole group: the episode is finished, then the parent says stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that was killed says nothing.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _attempt(seed: int) -> Attempt:

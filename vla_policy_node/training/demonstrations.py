@@ -40,7 +40,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vla_policy_node.checkpoints.reading import read_json
-from vla_policy_node.outputs.files import draft_name, write_text
+from vla_policy_node.outputs.files import allow_umask, draft_name, write_text
 
 FORMAT = 1
 DOCUMENT = 'demonstrations.json'
@@ -145,6 +145,7 @@ def write_demonstration(directory: Path, demonstration: Demonstration) -> Path:
         save_file(tensors, unfinished, header)
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{directory} cannot be written to: {error}.') from error
+    allow_umask(unfinished)
     unfinished.replace(path)
     return path
 

@@ -24,12 +24,13 @@ from vla_policy_node.checkpoints.reading import foreign
 from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.common.scoped import environment, torch_threads
+from vla_policy_node.common.worker_pool import interrupts_blocked
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import LOCK, alone, claim, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
-from vla_policy_node.runtime.loading import load_model
+from vla_policy_node.runtime.loading import find_device, load_model
 from vla_policy_node.runtime.saving import save_model
 from vla_policy_node.training import stages
 from vla_policy_node.training.batches import BatchMaker
@@ -37,7 +38,7 @@ from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.curves import METRICS, PICTURE
 from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
-from vla_policy_node.training.demonstrations import Demonstrations
+from vla_policy_node.training.demonstrations import Demonstrations, read_document
 from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
@@ -58,6 +59,7 @@ CHECKPOINT = 'checkpoint'
 STATISTICS = 'dataset_statistics.json'
 # Next to the checkpoint directory: for the next stage, not for a policy.
 HEADS = 'grounding_heads.safetensors'
+_OF_ACTIONS = {'action', 'noise'}  # losses
 # Of a checkpoint, what describes it and is no weight.
 DOCUMENTS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', STATISTICS)
 
@@ -100,6 +102,7 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
+    _check_inputs(run)
     stages.named(run.config.stage).check_run(run, _sizes(run))
     rank = int(os.environ.get('RANK', 0))
     processes = int(os.environ.get('WORLD_SIZE', run.processes))
@@ -134,6 +137,23 @@ def _begin(run: Run, processes: int) -> None:
     write_record(run.out, record)
 
 
+def _check_inputs(run: Run) -> None:
+    """Raise ValueError with one sentence for a device or folders that no stage can use."""
+    find_device(run.device)
+    stage, learnt = run.config.stage, set(run.config.weighed)
+    if run.demonstrations is None and run.scenes is None:
+        raise ValueError(f'Stage {stage} learns from pictures; name a folder of `vla demos` with '
+                         '--demos or --scenes.')
+    if run.demonstrations is None and learnt & _OF_ACTIONS:
+        raise ValueError(f'Stage {stage} learns actions, of which still scenes have none; name a '
+                         'folder of `vla demos` with --demos.')
+    for folder in filter(None, (run.demonstrations, run.scenes)):
+        read_document(folder)
+    if not run.statistics.is_file():
+        raise ValueError(f'{run.statistics.parent} has no {STATISTICS}; run `vla demos` again, '
+                         'which writes it.')
+
+
 def _sizes(run: Run) -> PrismaticConfig:
     """Sizes of the checkpoint to start from, with the chunk that the run asks for."""
     config = families.read_model_config(run.start)
@@ -147,20 +167,22 @@ def _sizes(run: Run) -> PrismaticConfig:
 
 
 def _spawn(run: Run) -> None:
-    # Ctrl-C goes to the whole group, SIGTERM perhaps to this process alone; the children end
-    # together and save first.
-    with environment(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port())):
-        children = multiprocessing.spawn(
-            _spawned, (run.processes, run), nprocs=run.processes, join=False)
+    # SIGINT and SIGTERM, which may reach the whole group or us alone, are for the children: they
+    # save and end together.
+    children = None
 
     def pass_on(*_: object) -> None:
-        for child in children.processes:
+        for child in children.processes if children else ():
             if child.is_alive():
                 os.kill(child.pid, signal.SIGINT)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-              signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+    before = {number: signal.signal(number, pass_on)
+              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        with interrupts_blocked(), environment(
+                MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port())):
+            children = multiprocessing.spawn(
+                _spawned, (run.processes, run), nprocs=run.processes, join=False)
         while not children.join(grace_period=_GRACE_S):
             pass
     except multiprocessing.ProcessRaisedException as error:
@@ -175,9 +197,14 @@ def _spawn(run: Run) -> None:
 
 
 def _spawned(*task: object) -> None:
-    # The inherited handler would ignore Ctrl-C until the trainer handles it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _process(*task)
+
+
+def _interrupt_once(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _process(rank: int, processes: int, run: Run) -> None:

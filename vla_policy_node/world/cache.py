@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vla_policy_node.outputs.files import allow_umask
+
 
 def cache_root() -> Path:
     """Return `$VLA_CACHE` where it is set, else `~/.cache/vla_policy_node`."""
@@ -37,7 +39,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     draft = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
     try:
         build(draft)
-        draft.chmod(0o755)
+        allow_umask(draft)
         draft.rename(target)
     except OSError:
         if not target.is_dir():

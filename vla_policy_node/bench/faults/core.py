@@ -3,13 +3,13 @@
 import signal
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 from vla_policy_node.bench.faults.draw import RECOVERS_WITHIN_S, draw, kind_of
 from vla_policy_node.bench.faults.oracle import judge, stop_latencies
 from vla_policy_node.bench.faults.trial import Simulation
 from vla_policy_node.bench.faults.verdicts import CaseVerdict
+from vla_policy_node.common.worker_pool import WorkerEndedError, worker_pool
 
 CASES = 9_500
 # A trial takes milliseconds; one that takes so long (s) hangs.
@@ -29,7 +29,7 @@ def run_case(case: int, seed: int) -> CaseVerdict:
     except TimeoutError:
         trial.stuck.append(traceback.format_exc(limit=-4))
     except BaseException as error:  # SystemExit of a policy as well: it would end the worker
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, WorkerEndedError)):
             raise
         trial.ends.append(traceback.format_exc(limit=-4))
     findings = [] if trial.ends or trial.stuck else judge(trial)
@@ -47,9 +47,9 @@ def run_cases(cases: range, seed: int, workers: int) -> Iterator[CaseVerdict]:
         yield from (run_case(case, seed) for case in cases)
         return
     batches = [cases[i:i + _BATCH] for i in range(0, len(cases), _BATCH)]
-    with ProcessPoolExecutor(workers) as pool:
-        for verdicts in pool.map(_run_batch, batches, [seed] * len(batches)):
-            yield from verdicts
+    with worker_pool(min(workers, len(batches)), 'fork') as submit:
+        for future in [submit(_run_batch, batch, seed) for batch in batches]:
+            yield from future.result()
 
 
 def _run_batch(cases: range, seed: int) -> list[CaseVerdict]:

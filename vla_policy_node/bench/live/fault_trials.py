@@ -10,6 +10,7 @@ import rclpy
 from builtin_interfaces.msg import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
 from vla_policy_node.bench.faults.draw import draw_fault
 from vla_policy_node.bench.faults.kinds import KINDS, MISTIMED_M
@@ -88,7 +89,7 @@ class Live:
         """Start everything and wait until the node is active."""
         self._stack = ExitStack()
         with self._stack:
-            rclpy.init(args=[])
+            rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
             self._stack.callback(rclpy.try_shutdown)
             self.zero_s = time.monotonic()
             self.starvation = self._stack.enter_context(Starvation(self.zero_s))

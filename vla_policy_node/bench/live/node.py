@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -24,6 +24,8 @@ from std_srvs.srv import Trigger
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.common.machine import processor_name
+from vla_policy_node.common.terminal import fitted
+from vla_policy_node.common.worker_pool import interrupts_blocked
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.nodes import qos
@@ -75,7 +77,7 @@ def measure(
                      {'policy': {'max_tracking_error_m': 0.0}})
     with ((out / LOG).open('w') as log, private_domain(), _cameras(),
           System(nodes, output=log) as system):
-        rclpy.init(args=[])
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         listener = Listener()
         executor = SingleThreadedExecutor()
         executor.add_node(listener)
@@ -114,13 +116,14 @@ def measure(
 @contextmanager
 def _cameras() -> Iterator[None]:
     """Publish both cameras and the state from another process."""
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'vla_policy_node.bench.live.traffic', '--ros-args', '-p',
-         f'camera_rate_hz:={CAMERA_RATE_HZ}'])
+    with interrupts_blocked():
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'vla_policy_node.bench.live.traffic', '--ros-args', '-p',
+             f'camera_rate_hz:={CAMERA_RATE_HZ}'])
     try:
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(10.0)
 
 
@@ -216,6 +219,6 @@ def run(duration_s: float, arguments: dict[str, str | bool], out: Path, console:
     """Measure, print the table, write bench_node.json."""
     claim(out, [LOG, FIGURES], COMMAND)
     figures = measure(duration_s, arguments, out, console)
-    console.print(table(figures))
+    console.print(fitted(table(figures)))
     (out / FIGURES).write_text(json.dumps(figures, indent=2) + '\n')
     seal(out, COMMAND, [LOG, FIGURES])
