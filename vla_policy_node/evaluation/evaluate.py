@@ -23,6 +23,7 @@ from vla_policy_node.evaluation.summary import describe_policy, summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claimed, seal
+from vla_policy_node.runtime.loading import find_device
 from vla_policy_node.world.layouts import HELD_OUT_STATES
 from vla_policy_node.world.libero_world import tasks
 
@@ -50,6 +51,7 @@ def make_plan(
     if state_only is not None:
         contenders.append(state_only_contender(state_only))
     parameters, image_size = node_parameters(arguments or {}, **(changes or {}))
+    find_device(parameters.device)
     checkpoint = parameters.checkpoint
     directory = find_checkpoint(checkpoint)
     parameters = replace(parameters, checkpoint=str(directory))

@@ -104,17 +104,21 @@ def claimed(
 
     The files are still to be sealed where it succeeds.
     """
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     claim(folder, names, by, outputs)
     try:
         yield
     except BaseException:
-        seal(folder, by, names)
-        with locked(folder) as listed:
+        with suppress(OSError), locked(folder) as listed:
+            _settle(listed, by, names)
             for known in (listed.outputs, listed.folders):
                 for name in [*known]:
                     if name != HERE and not listed.is_folder(name):
                         del known[name]
             _write_or_vanish(listed)
+        for parent in missing:
+            with suppress(OSError):  # there is something in it
+                parent.rmdir()
         raise
 
 
@@ -125,14 +129,17 @@ def seal(folder: Path, by: str, names: Sequence[str] | None = None) -> None:
     that is changed from here on is somebody else's work.
     """
     with locked(folder) as listed:
-        for name, entry in [*listed.files.items()]:
-            if (entry['by'] == by and 'sha256' not in entry
-                    and (names is None or name in names)):
-                if listed.is_file(name):
-                    listed.files[name] = {'by': by, **look(folder / name)}
-                else:
-                    del listed.files[name]
+        _settle(listed, by, names)
         _write_or_vanish(listed)
+
+
+def _settle(listed: Listing, by: str, names: Sequence[str] | None) -> None:
+    for name, entry in [*listed.files.items()]:
+        if entry['by'] == by and 'sha256' not in entry and (names is None or name in names):
+            if listed.is_file(name):
+                listed.files[name] = {'by': by, **look(listed.folder / name)}
+            else:
+                del listed.files[name]
 
 
 def clear(folder: Path, by: str, below: str = '') -> None:
