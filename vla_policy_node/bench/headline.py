@@ -19,6 +19,7 @@ from rich.console import Console
 
 from vla_policy_node.bench.origins import origin_of
 from vla_policy_node.checkpoints.reading import read_json
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.evaluation.contenders import Contender, parse_contender
 from vla_policy_node.evaluation.evaluate import make_plan
 from vla_policy_node.evaluation.plan import Plan
@@ -95,12 +96,12 @@ def report(
         'seeds': _seeds(rows, plan, results),
     }
     for part in tables(document):
-        console.print(part)
+        console.print(fitted(part, 1 if part.columns[0].header == '' else 0))
     write_text(file, json.dumps(document, indent=1, allow_nan=False) + '\n')
     write_text(table, markdown(document))
     results.discard_side_file()
     seal(out, COMMAND, NAMES)
-    console.print(f'Wrote {file} and {table}.')
+    console.print(f'Wrote {file} and {table}.', markup=False, soft_wrap=True)
     return document
 
 
