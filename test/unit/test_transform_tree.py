@@ -116,6 +116,15 @@ def test_what_is_no_pose_is_a_sentence(links, sentence):
     assert str(caught.value).endswith('.')
 
 
+@pytest.mark.parametrize('name', ['a\nb', '\x1b[2J', 'x' * 1000])
+def test_a_name_of_anybody_is_one_line_of_a_sentence(name):
+    for links in ([link(name, 'hand'), link('base', 'hand')],
+                  [link('hand', name), link(name, 'hand')]):
+        with pytest.raises(TransformError) as caught:
+            tree(*links).look('base', 'hand')
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize('elsewhere', [
     link('map', 'base'), link('camera', 'camera'), link('odom', 'base'),
     link('base', 'lamp', at=(math.inf,) * 3), link('hand', 'finger', turn=(0.0,) * 4)])
@@ -210,6 +219,23 @@ def test_any_bytes_are_transforms_or_a_message_error(body, order):
         assert found is None  # the frames are not among those
 
 
+WHOLE = message(link('base', 'arm', at=(1.0, 2.0, 3.0)), link('arm', 'hand'))
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
+       st.booleans())
+def test_a_message_with_changed_bytes_is_a_pose_none_or_an_error(changes, static):
+    raw = bytearray(WHOLE)
+    for place, value in changes:
+        raw[place] = value
+    try:
+        found = poses().take(bytes(raw), static)
+    except (MessageError, TransformError) as error:
+        assert str(error).endswith('.') and '\n' not in str(error)
+    else:
+        assert found is None or read_pose_stamped(found)[1] == 'base'
+
+
 def test_a_message_is_read_as_it_was_written_and_can_be_stamped_anew():
     links = [link('base', 'arm', 12, (1.0, 2.0, 3.0), (0.0, 0.6, 0.0, 0.8)), link('arm', 'h', 99)]
     raw = message(*links)
@@ -218,6 +244,9 @@ def test_a_message_is_read_as_it_was_written_and_can_be_stamped_anew():
     assert newest_stamp(raw) == 99
     assert [one.stamp_ns for one in read_transforms(with_transform_stamps(raw, NOW_NS))] == [
         NOW_NS] * 2
+    for stamp_ns in (-1, 2**62):
+        with pytest.raises(MessageError, match='does not fit into a message'):
+            with_transform_stamps(raw, stamp_ns)
     with pytest.raises(MessageError, match='claims 4294967295 transforms'):
         read_transforms(raw[:4] + b'\xff' * 4 + raw[8:])
     for length in range(len(raw)):

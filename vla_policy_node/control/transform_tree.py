@@ -96,8 +96,8 @@ class TransformTree:
         stamps = [link.stamp_ns for link in (*ours, *theirs) if link.stamp_ns is not None]
         if not stamps:
             raise TransformError(
-                f"Nothing moves between the frames '{parent}' and '{child}': all transforms are "
-                'static; name the frames of an arm.')
+                f"Nothing moves between the frames '{shown(parent)}' and '{shown(child)}': all "
+                'transforms are static; name the frames of an arm.')
         position, rotation = _along(ours)
         if theirs:
             base, turned = _along(theirs)
@@ -119,15 +119,15 @@ class TransformTree:
             if len(links) > 1:
                 first, second = sorted(links)[:2]
                 return path, False, TransformError(
-                    f"The frame '{frame}' has two parents in the transforms, '{first}' and "
-                    f"'{second}'; stop one of their publishers.")
+                    f"The frame '{shown(frame)}' has two parents in the transforms, "
+                    f"'{shown(first)}' and '{shown(second)}'; stop one of their publishers.")
             (link,) = links.values()
             path.append(link)
             frame = link.parent
             if frame in seen:
                 return path, False, TransformError(
-                    f"The transforms lead in a loop through the frame '{frame}'; mend their "
-                    'publisher.')
+                    f"The transforms lead in a loop through the frame '{shown(frame)}'; mend "
+                    'their publisher.')
             seen.add(frame)
         return path, True, None
 
@@ -141,6 +141,11 @@ class TransformTree:
                 del self._links[child]
 
 
+def shown(frame: str) -> str:
+    """Return the name of a frame, which may come from anybody, as a sentence may hold it."""
+    return repr(frame[:60])[1:-1]
+
+
 def _along(path: list[FrameLink]) -> tuple[Vector, Quaternion]:
     """Return where the first child of a path is in the last parent."""
     position: Vector = (0.0, 0.0, 0.0)
@@ -149,8 +154,8 @@ def _along(path: list[FrameLink]) -> tuple[Vector, Quaternion]:
         length = math.hypot(*link.rotation)
         if not (abs(length - 1.0) < _UNIT and all(map(math.isfinite, link.translation))):
             raise TransformError(
-                f"The transform from '{link.parent}' to '{link.child}' is not finite or its "
-                'quaternion has not length 1; mend its publisher.')
+                f"The transform from '{shown(link.parent)}' to '{shown(link.child)}' is not "
+                'finite or its quaternion has not length 1; mend its publisher.')
         x, y, z, w = link.rotation
         turn = (x / length, y / length, z / length, w / length)
         turned = _turn(turn, position)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_policy_node.control.rotations import quaternion_to_axis_angle
+from vla_policy_node.control.transform_tree import shown
 from vla_policy_node.wire.build import to_ns
 
 TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
@@ -102,7 +103,7 @@ class ActionReader:
 
     def notes(self, topic: str) -> list[str]:
         """Return sentences about what was left out."""
-        notes = [f"{count} messages on {topic} are in the frame '{frame[:60]}' and not in "
+        notes = [f"{count} messages on {topic} are in the frame '{shown(frame)}' and not in "
                  f"'{self._frame_id}', so they were left out."
                  for frame, count in self._elsewhere.most_common(1)]
         if self._unusable:

@@ -150,7 +150,8 @@ class _Teller:
         if not goals:
             raise BagError(
                 f"The bag '{bag.path}' does not say what the robot was asked to do: no goal on "
-                f'{self._status}; say it with --instruction "...".')
+                f'{self._status}; say it with --instruction "..." (a player: with its '
+                'parameter instruction).')
         inference_ns = None
         if self._inference_ns and not on_stamps:
             inference_ns = max(0, round(float(np.median(self._inference_ns))))

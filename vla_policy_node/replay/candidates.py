@@ -8,7 +8,7 @@ from itertools import islice
 
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.parts import JOINT_STATE_TYPE, TRANSFORM_TYPE, StateSource
-from vla_policy_node.control.transform_tree import TransformError, TransformTree
+from vla_policy_node.control.transform_tree import TransformError, TransformTree, shown
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import frame_of
 from vla_policy_node.wire.cdr import MessageError, read_joint_fields, read_transforms
@@ -48,8 +48,8 @@ def _frames(bag: Bag, base: str) -> str:
     for root in [base] if base in frames else _likely(frames, _BASES):
         found = [frame for frame in ends if frame != root and _moves(tree, root, frame)]
         if found:
-            return (f'From {moving[0]} it could be {TRANSFORM_TYPE} with parent: {root}, child: '
-                    f'{" or ".join(found[:_SHOWN])}.')
+            return (f'From {moving[0]} it could be {TRANSFORM_TYPE} with parent: {shown(root)}, '
+                    f'child: {" or ".join(map(shown, found[:_SHOWN]))}.')
     return ''
 
 
@@ -65,7 +65,7 @@ def _joints(bag: Bag) -> str:
                 continue
             if names:
                 return (f'With `joint:` in the contract, {topic} has '
-                        f'{" and ".join(names[:_SHOWN])}.')
+                        f'{" and ".join(map(shown, names[:_SHOWN]))}.')
     return ''
 
 

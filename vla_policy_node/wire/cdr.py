@@ -80,11 +80,14 @@ def with_stamp(raw: Bytes, stamp_ns: int) -> bytes:
     """
     reader = _Reader(raw)
     start = reader.take(8, 4)
+    return b''.join((raw[:start], _packed_stamp(stamp_ns, reader.order), raw[start + 8:]))
+
+
+def _packed_stamp(stamp_ns: int, order: str) -> bytes:
     seconds, nanoseconds = divmod(stamp_ns, _NS)
     if not 0 <= seconds < 2**31:
         raise MessageError(f'A stamp of {seconds} s does not fit into a message.')
-    stamp = struct.pack(f'{reader.order}iI', seconds, nanoseconds)
-    return b''.join((raw[:start], stamp, raw[start + 8:]))
+    return struct.pack(f'{order}iI', seconds, nanoseconds)
 
 
 def read_image(raw: Bytes) -> SerialisedImage:
@@ -125,7 +128,7 @@ def write_pose_stamped(
 ) -> bytes:
     """Return a PoseStamped, which `read_pose_stamped` reads."""
     frame = frame_id.encode() + b'\0'
-    head = struct.pack('<iII', *divmod(stamp_ns, _NS), len(frame)) + frame
+    head = _packed_stamp(stamp_ns, '<') + struct.pack('<I', len(frame)) + frame
     numbers = struct.pack('<7d', *position, *quaternion)
     return b'\0\1\0\0' + head + b'\0' * (-len(head) % 8) + numbers
 
@@ -148,9 +151,12 @@ def read_transforms(raw: Bytes, static: bool = False) -> list[FrameLink]:
 
 
 def with_transform_stamps(raw: Bytes, stamp_ns: int) -> bytes:
-    """Return a tf2_msgs/TFMessage whose transforms all have another stamp [ns]."""
+    """Return a tf2_msgs/TFMessage whose transforms all have another stamp [ns].
+
+    Raises MessageError as `with_stamp`.
+    """
     reader, stamped = _Reader(raw), bytearray(raw)
-    stamp = struct.pack(f'{reader.order}iI', *divmod(stamp_ns, _NS))
+    stamp = _packed_stamp(stamp_ns, reader.order)
     for _ in range(_count_of_transforms(reader)):
         start = reader.take(8, 4)
         stamped[start:start + 8] = stamp

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from vla_policy_node.contract.parts import StateSource
-from vla_policy_node.control.transform_tree import Quaternion, TransformError, TransformTree
+from vla_policy_node.control.transform_tree import (
+    Quaternion,
+    TransformError,
+    TransformTree,
+    shown,
+)
 from vla_policy_node.wire.cdr import read_transforms, write_pose_stamped
 
 # Static transforms may come a little after the others.
@@ -55,7 +60,7 @@ class TransformPoses:
             more = ', ...' if len(frames) > _SHOWN else ''
             raise TransformError(
                 f"No transforms lead from the frame '{self._parent}' to '{self._child}'; there "
-                f'are {", ".join(frame[:40] for frame in frames[:_SHOWN])}{more}.')
+                f'are {", ".join(map(shown, frames[:_SHOWN]))}{more}.')
 
 
 def newest_stamp(raw: bytes) -> int:
