@@ -45,13 +45,13 @@ def declare(argument):
 
 def start(context):
     given = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
-    # Topics of a contract that is known only now; a launch file around this one may have others,
-    # and a namespace of its own.
+    # A launch file around this one may have a namespace of its own.
+    given['namespace'] = prefix_namespace(
+        context.launch_configurations.get('ros_namespace'), given['namespace']) or ''
+    # Topics of a contract that is known only now; the file around may have others.
     more = topic_arguments(given)
     given |= {name: value for name, value in context.launch_configurations.items()
               if name in more}
-    given['namespace'] = prefix_namespace(
-        context.launch_configurations.get('ros_namespace'), given['namespace']) or ''
     nodes = describe(given)
     if given['play']:  # nothing starts for a bag that cannot be played
         from vla_policy_node.replay.played import check_played

@@ -7,7 +7,7 @@ import yaml
 
 from vla_policy_node.common.ros_names import absolute, checked_namespace
 from vla_policy_node.contract import find_contract, to_plain
-from vla_policy_node.system.description import describe
+from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, share_directory
 from vla_policy_node.system.processes import command_line
 from vla_policy_node.system.view import is_on_sim_time, view_of
@@ -108,6 +108,16 @@ def test_only_what_moves_nothing_by_itself_starts_again():
 def test_what_is_played_from_its_beginning_does_not_start_again(other):
     with pytest.raises(SystemDescriptionError, match='Leave respawn out'):
         described(respawn=True, **other)
+
+
+def test_a_played_bag_s_own_robot_has_arguments_for_its_topics(tmp_path):
+    plain = copy.deepcopy(to_plain(find_contract('')))
+    plain['cameras'][1]['name'] = 'side'
+    (tmp_path / 'robot.yaml').write_text(yaml.safe_dump(plain))
+    assert 'side_topic' in topic_arguments({'play': str(tmp_path)})
+    nodes = described(play=str(tmp_path), trust_bag=True, side_topic='/s/compressed')
+    assert nodes['player'].remappings == nodes['policy'].remappings == {
+        'wrist/image_raw': '/s', 'wrist/image_raw/compressed': '/s/compressed'}
 
 
 def shown(view):

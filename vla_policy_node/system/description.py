@@ -147,19 +147,22 @@ def describe(
 
 
 def topic_arguments(arguments: Mapping[str, str | bool]) -> frozenset[str]:
-    """Return the arguments NAME_topic of the robot that these arguments choose.
+    """Return the arguments NAME_topic of the robot that these arguments choose, or a bag has.
 
     Raises SystemDescriptionError.
     """
     from vla_policy_node.contract import ContractError, find_contract
+    from vla_policy_node.system.robot import read_robot
 
     a: dict[str, Any] = resolve(arguments)
     policy = read_config(a['config'] or default_config(), a['namespace'])['policy']
     try:
         robot = find_contract(str(a['contract'] or policy.get('contract') or ''))
+        recorded = read_robot(Path(a['play'])) if a['play'] else None
     except ContractError as error:
         raise SystemDescriptionError(str(error)) from error
-    return frozenset(f'{stream}{TOPIC}' for stream in robot.topics)
+    streams = {*robot.topics, *(recorded.topics if recorded else ())}
+    return frozenset(f'{stream}{TOPIC}' for stream in streams)
 
 
 def _stream_remappings(a: Mapping[str, Any], contract: str) -> dict[str, str]:
