@@ -203,6 +203,15 @@ def test_one_layer_without_its_adapter_is_no_whole_file(base, tmp_path):
     assert f'none of {QUERY}.weight; the file is damaged' in refusal_of(directory)
 
 
+def test_an_adapter_whose_weight_is_gone_is_no_whole_file(base, tmp_path):
+    expected = trained(base, tmp_path / 'adapter')
+    directory = wrapped(base, tmp_path / 'wrapped', expected, tmp_path / 'adapter')
+    tensors = load_file(directory / MODEL)
+    del tensors[f'{QUERY}.base_layer.weight']
+    save_file(tensors, directory / MODEL)
+    assert f'around {QUERY}.weight that does not fit its weight' in refusal_of(directory)
+
+
 @pytest.mark.parametrize('prefix', [
     'module.', '_orig_mod.', 'module._orig_mod.', '_fsdp_wrapped_module.', 'base_model.model.'])
 def test_names_of_wrappers_make_no_difference(base, tmp_path, prefix):

@@ -52,8 +52,9 @@ class Source:
 
 @dataclass
 class Change:
-    """What LoRA left of one weight."""
+    """What LoRA left of one weight; path: a file with a piece of it."""
 
+    path: Path
     down: Source | None = None
     up: Source | None = None
     embedding: bool = False
@@ -86,7 +87,7 @@ class Tensors:
             if found := _PIECE.fullmatch(name):
                 module, embedding, letter, _ = found.groups()
                 change = self.changes.setdefault(
-                    f'{module}.weight', Change(embedding=bool(embedding)))
+                    f'{module}.weight', Change(path, embedding=bool(embedding)))
                 place = 'down' if letter == 'A' else 'up'
                 if getattr(change, place) is not None:
                     raise _refused(path, f'more than one adapter of {plain(module)}')
@@ -115,12 +116,15 @@ class Tensors:
                 f'{"does not have" if strange else "changes itself"}; it belongs to another one, '
                 'whose directory has to stand in adapter_config.json.')
         self.whole = [(target, trained.get(target, source)) for target, source in self.whole]
-        self.changes = adapter.changes
+        self.changes = {name: adapter.changes[name] for name in known & adapter.changes.keys()}
 
     def merged(self, scale: Scale) -> Iterator[tuple[str, Source, Callable[[], Tensor], bool]]:
         """Yield of each whole tensor its name, where it is, what reads it, whether it changes."""
+        for target in sorted(self.changes.keys() - {target for target, _ in self.whole}):
+            raise _unfit(self.changes[target].path, target)  # there is nothing to change
+        alone = self.wrapped - self.changes.keys() if self.changes else ()
         for target, source in self.whole:
-            if self.changes and target in self.wrapped - self.changes.keys():
+            if target in alone:
                 raise ValueError(
                     f'{source.path} has an adapter of other weights and none of {plain(target)}; '
                     'the file is damaged, download it again.')
@@ -137,10 +141,8 @@ def adding(
 
 
 def _add(base: Tensor, target: str, change: Change, scale: Scale) -> Tensor:
-    found = change.down or change.up
-    assert found is not None  # or there would be no change
     if change.down is None or change.up is None:
-        raise _unfit(found.path, target)
+        raise _unfit(change.path, target)
     down, up = change.down.read(), change.up.read()
     for source, tensor in ((change.down, down), (change.up, up)):
         check_dtype(source.path, source.name, tensor)
@@ -150,7 +152,7 @@ def _add(base: Tensor, target: str, change: Change, scale: Scale) -> Tensor:
     if not (rank and rows and down.ndim > 1 and up.ndim > 1) or (
         up.shape[0] != rows or up[0].numel() != rank or down[0].numel() != base[0].numel()
     ):
-        raise _unfit(found.path, target)
+        raise _unfit(change.path, target)
     product = (up.float().flatten(1) @ down.float().flatten(1)).view(base.shape)
     return base.float() + scale(target.rpartition('.')[0], rank) * product
 
