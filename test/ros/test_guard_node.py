@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 
 import pytest
 from geometry_msgs.msg import TwistStamped
@@ -71,8 +72,14 @@ class Driver(Node):
         self.twists = []
         self.create_subscription(
             TwistStamped, 'guarded_twist_command', self.twists.append, profile)
-        self.commands = self.create_publisher(
+
+    @cached_property
+    def commands(self):
+        """For tests without SENDER: where rclpy names no sender, an idle publisher is one."""
+        publisher = self.create_publisher(
             EndEffectorCommand, 'command', qos.command_output(PERIOD_S))
+        self.wait(publisher.get_subscription_count, 'the guard')
+        return publisher
 
     def _keep(self, message):
         self.told.append((time.monotonic(), message))
@@ -129,7 +136,7 @@ def guard(driver, start):
     process = start('-m', MODULE, '--ros-args', '-p', f'control_rate_hz:={1 / PERIOD_S}',
                     '-p', 'publish_twist:=true')
     driver.wait_for_hold(HoldReason.INPUT_MISSING)  # nobody has said anything yet
-    driver.wait(lambda: driver.commands.get_subscription_count(), 'the guard')
+    driver.wait(lambda: driver.count_subscribers('command'), 'the guard')
     return process
 
 

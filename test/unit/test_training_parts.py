@@ -30,7 +30,9 @@ def test_the_central_crop_is_the_one_of_run_time():
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
     corner = augmentation.draw_crop(0.0, np.random.default_rng(0))
     mine = augmentation.cut(image, corner, 224, labels=False).astype(int)
-    assert np.abs(mine - center_crop(image)).max() <= 3  # warpAffine's weights have 5 bits
+    error = np.abs(mine - center_crop(image))
+    # warpAffine's weights have 5 bits in OpenCV 4: a place is off by up to 1/64 px on each axis.
+    assert error.max() <= 2 * 255 / 64 and error.mean() < 1
 
 
 def test_labels_are_cut_where_the_image_is():

@@ -16,14 +16,17 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 
 from vla_policy_node.world import layouts
 from vla_policy_node.world.initial_states import load_initial_states
 from vla_policy_node.world.libero_setup import SUITES, libero_folder, prepare
 from vla_policy_node.world.words import GOALS, basket_instruction
+
+if TYPE_CHECKING:  # a ROS workspace without the world lacks it, and imports its node
+    import mujoco
 
 CAMERAS: Mapping[str, str] = {'third_person': 'agentview', 'wrist': 'robot0_eye_in_hand'}
 # Longest episodes (control steps) of the public evaluations on these suites.
@@ -193,6 +196,8 @@ class LiberoWorld:
 
         For still pictures: a hundredth of the time of `reset_layout`.
         """
+        import mujoco
+
         state = self._shuffled_state(seed)
         for name in self.objects:
             joint = self.data.joint(self._env.env.objects_dict[name].joints[0])
@@ -274,6 +279,8 @@ class LiberoWorld:
         positions and velocities, which is the first half of MuJoCo's step. Sensors, reward and
         observations, which nobody reads here, are left out.
         """
+        import mujoco
+
         environment = self._env.env
         simulation = environment.sim
         simulation.forward = _nothing  # shadows the method while the controller runs
@@ -338,6 +345,8 @@ class LiberoWorld:
 
     def _views(self) -> Iterator[tuple[str, mujoco.Renderer]]:
         """Point the renderer at one camera after the other."""
+        import mujoco
+
         if self._renderer is None:
             self._renderer = self._make_renderer()
         options = mujoco.MjvOption()
@@ -348,6 +357,8 @@ class LiberoWorld:
             yield name, self._renderer
 
     def _make_renderer(self) -> mujoco.Renderer:
+        import mujoco
+
         visual = self.model.vis
         visual.global_.offwidth = max(self._width, visual.global_.offwidth)
         visual.global_.offheight = max(self._height, visual.global_.offheight)

@@ -12,9 +12,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import fast_simplification
 import numpy as np
-import trimesh
 
 _KEPT_FRACTION = 0.12
 _FEWEST_FACES = 600  # no mesh is reduced below this: fingers would lose their shape
@@ -50,6 +48,9 @@ def visual_meshes(model: Path) -> list[Path]:
 
 
 def _decimate(source: Path, target: Path) -> None:
+    import fast_simplification
+    import trimesh
+
     mesh = trimesh.load(source, force='mesh', process=False)
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     count = max(_FEWEST_FACES, int(_KEPT_FRACTION * len(mesh.faces)))
