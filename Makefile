@@ -6,10 +6,13 @@
 # make docs   the documentation as a site; build/docs/index.html
 # make nightly  the fault campaign with a seed of its own, which it prints; half an hour
 # make clean  remove what the others made
+# DISTRIBUTION=jazzy   before any of these: ROS 2 Jazzy instead of Kilted
 PYTHON ?= python3
-READY := .venv/.ready
+DISTRIBUTION ?= kilted
+READY := .venv/.ready-$(DISTRIBUTION)
 DOCS ?= .venv/docs
 SOURCES := requirements/requirements.in requirements/lock.txt requirements/no-deps.txt \
+  requirements/$(DISTRIBUTION).txt \
   scripts/setup.sh scripts/relocate_ros_wheels.py \
   $(wildcard vla_msgs/* vla_msgs/*/* scripts/ros/*/* scripts/ros/*/*/*) setup.py setup.cfg pyproject.toml
 
@@ -23,7 +26,7 @@ endif
 setup: $(READY)
 
 $(READY): $(SOURCES)
-	@PYTHON=$(PYTHON) bash scripts/setup.sh
+	@PYTHON=$(PYTHON) DISTRIBUTION=$(DISTRIBUTION) bash scripts/setup.sh
 
 demo: setup
 	.venv/bin/vla demo --out out/demo

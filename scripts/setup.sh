@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv: every pinned package, the messages built with colcon, this package installed in place.
-# Run through `make setup`; safe to run again.
+# Run through `make setup`; safe to run again. DISTRIBUTION: of ROS 2, kilted or jazzy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-python3} DISTRIBUTION=${DISTRIBUTION:-kilted}
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 
 "$PYTHON" - <<'PY' || exit 1
@@ -13,6 +13,15 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 if sys.platform != 'linux' or platform.machine() != 'x86_64':
     sys.exit('The ROS 2 wheels exist for Linux on x86-64 only: elsewhere build in a sourced ROS 2, see README, "In a ROS 2 workspace".')
 PY
+
+[ -f "requirements/$DISTRIBUTION.txt" ] \
+  || { echo "DISTRIBUTION is $DISTRIBUTION: choose kilted or jazzy." >&2; exit 1; }
+for other in .venv/.ready-*; do
+  if [ -e "$other" ] && [ "$other" != ".venv/.ready-$DISTRIBUTION" ]; then
+    echo "The .venv here is for ${other##*-}: run \`make clean\` before you change to $DISTRIBUTION." >&2
+    exit 1
+  fi
+done
 
 # --- system packages ---
 include=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
@@ -49,7 +58,7 @@ fi
 say 'creating .venv and installing the pinned packages (a few minutes the first time)'
 [ -x .venv/bin/python ] || { "$PYTHON" -m venv .venv && touch .venv/.made_by_setup; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
-pip install -r requirements/requirements.in -c requirements/lock.txt
+pip install -r requirements/requirements.in -r "requirements/$DISTRIBUTION.txt" -c requirements/lock.txt
 pip install --no-deps -r requirements/no-deps.txt
 
 # --- messages ---
@@ -70,5 +79,5 @@ packages=(vla_msgs)
 
 # --- this package, in place ---
 pip install --no-deps --no-build-isolation -e . 2>.venv/log/install.log || { cat .venv/log/install.log >&2; exit 1; }
-touch .venv/.ready
+touch ".venv/.ready-$DISTRIBUTION"
 say 'ready: `make demo`, `make test`, or `.venv/bin/vla --help`'

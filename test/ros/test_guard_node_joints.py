@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 
 import pytest
 from rclpy.duration import Duration
@@ -61,8 +62,14 @@ class Controllers(Node):
             JointState, source.topic, qos_profile_sensor_data), source.joints)
             for source in ROBOT.state]
         self.create_timer(0.02, self._measure)
-        self.commands = self.create_publisher(
+
+    @cached_property
+    def commands(self):
+        """For tests without SENDER: where rclpy names no sender, an idle publisher is one."""
+        publisher = self.create_publisher(
             JointCommand, 'joint_command', qos.command_output(PERIOD_S))
+        self.wait(publisher.get_subscription_count, 'the guard')
+        return publisher
 
     def _measure(self):
         for publisher, joints in self.sources if self.speaks else ():
@@ -114,7 +121,7 @@ def start():
 def guard(controllers, start):
     process = start('-m', 'vla_policy_node.nodes.guard_node', '--ros-args', '-p',
                     f'control_rate_hz:={1 / PERIOD_S}', '-p', 'contract:=two_arms')
-    controllers.wait(lambda: controllers.commands.get_subscription_count()
+    controllers.wait(lambda: controllers.count_subscribers('joint_command')
                      and all(publisher.get_subscription_count()
                              for publisher, _ in controllers.sources), 'the guard')
     controllers.spin(0.3)

@@ -226,12 +226,19 @@ def test_a_destroyed_node_leaves_the_graph_though_somebody_still_knows_it():
     observer.destroy_node()
 
 
+def is_refused(transition):
+    try:
+        return transition() == TransitionCallbackReturn.ERROR
+    except RuntimeError as error:  # rclpy of Jazzy
+        return 'not registered' in str(error)
+
+
 def test_activation_is_repeatable_and_an_impossible_transition_changes_nothing(bench):
-    assert bench.node.trigger_activate() == TransitionCallbackReturn.ERROR
+    assert is_refused(bench.node.trigger_activate)
     assert bench.state == 'active'
     for _ in range(3):
         assert bench.node.trigger_deactivate() == SUCCESS
-        assert bench.node.trigger_deactivate() == TransitionCallbackReturn.ERROR
+        assert is_refused(bench.node.trigger_deactivate)
         assert bench.state == 'inactive'
         assert bench.node.trigger_activate() == SUCCESS
     bench.start()
