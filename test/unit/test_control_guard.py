@@ -1,6 +1,7 @@
 """What passes the guard, and when it says stop: laws over everything that may come."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -267,3 +268,10 @@ def test_no_action_passes_twice_and_none_after_a_later_one(order):
         if robot.take(action(step)) is GuardVerdict.FORWARD:
             passed.append(step)
     assert passed == sorted(set(passed))
+
+
+def test_a_hold_says_for_how_long_there_was_no_command():
+    robot = Robot().move()
+    robot.advance(robot.now_s + 1.0)
+    assert isinstance(robot.told[-1][1], Hold)
+    assert re.search(r'\(none for (0\.9|1)[0-9.]* s\)', robot.told[-1][1].text)

@@ -185,11 +185,8 @@ class ChunkExecutor(ABC):
         A chunk that was pushed to the former one since then is lost.
         """
         with former._lock, self._lock:
-            for mine, theirs in ((self._chunks, former._chunks),
-                                 (self._executed, former._executed),
-                                 (self._delays, former._delays)):
-                mine.clear()
-                mine.extend(theirs)
+            self._chunks = deque(former._chunks, self._chunks.maxlen)
+            self._executed, self._delays = former._executed.copy(), former._delays.copy()
             self._last_target_ns, self._epoch = former._last_target_ns, former._epoch
             self._bad_until_ns = former._bad_until_ns
             self._counts = former._counts.copy()

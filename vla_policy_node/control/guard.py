@@ -164,8 +164,9 @@ class Guard:
         self._sent_s, self._sent_hold = now_s, True
         if self._problem and now_s - self._problem_s < SILENCE_PERIODS * self._period_s:
             return self._problem
-        missing = HoldReason.INPUT_MISSING if self._good_s is None else HoldReason.INPUT_STALE
-        return Hold(missing, STREAM)
+        if self._good_s is None:
+            return Hold(HoldReason.INPUT_MISSING, STREAM)
+        return Hold(HoldReason.INPUT_STALE, STREAM, f'none for {now_s - self._good_s:.3g} s')
 
     def _meet(self, senders: frozenset, now_s: float) -> bool:
         """Note who sends; return whether there are several. A new sender starts from scratch."""
@@ -184,12 +185,15 @@ class Guard:
         period_ns = self._period_s * 1e9
         tolerance_ns = CLOCK_TOLERANCE_PERIODS * period_ns
         if command.stamp_ns > clock_ns + tolerance_ns:
-            return Hold(HoldReason.CLOCK_JUMP, STREAM)
+            return Hold(HoldReason.CLOCK_JUMP, STREAM, _ahead(command.stamp_ns - clock_ns))
         if not command.hold:
             if clock_ns > command.target_time_ns + tolerance_ns:
-                return Hold(HoldReason.INPUT_STALE, STREAM)
+                late_s = (clock_ns - command.target_time_ns) / 1e9
+                return Hold(HoldReason.INPUT_STALE, STREAM, (
+                    f'its target time was {late_s:.3g} s ago by the clock of this guard'))
             if command.target_time_ns > clock_ns + 2.0 * period_ns + tolerance_ns:
-                return Hold(HoldReason.CLOCK_JUMP, STREAM)
+                return Hold(HoldReason.CLOCK_JUMP, STREAM, (
+                    _ahead(command.target_time_ns - clock_ns)))
         return self._bounds.problem_of(command, now_s)
 
     def _is_next(self, command: Any, now_s: float) -> bool:
@@ -213,3 +217,7 @@ class Guard:
             return False
         self._sent_s, self._sent_hold = now_s, True
         return True
+
+
+def _ahead(by_ns: float) -> str:
+    return f'{by_ns / 1e9:.3g} s ahead of the clock of this guard; see use_sim_time of both'
