@@ -40,6 +40,7 @@ class RealTime:
         """Advance time to this; /clock announces it in small steps."""
         if self._now_ns is None:
             self._now_ns, self._due_s = time_ns, time.monotonic()
+            self._player.set_clock(time_ns)
         step_ns = round(CLOCK_PERIOD_S * 1e9)
         while self._now_ns < time_ns:
             ahead_ns = min(step_ns, time_ns - self._now_ns)

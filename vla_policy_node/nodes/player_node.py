@@ -41,6 +41,8 @@ from vla_policy_node.replay.played import find_played
 from vla_policy_node.replay.timeline import events
 from vla_policy_node.replay.topics import BagTopics
 
+_STEP_NS = 10_000_000  # of the clock before the bag begins
+_NEAR_NS = 1_000_000_000  # further from there is the time of another clock
 _A_YEAR_S = 365 * 86400  # a goal ends when the bag says so
 
 
@@ -101,6 +103,7 @@ class PlayerNode(Node):
         self._filed: dict[str, int] = {}
         self._commands = 0
         self._active = False
+        self._status_ns = 0  # time of the policy node
         self._cameras: tuple[str, ...] = ()  # that the policy needs
         try:
             self._create_endpoints()
@@ -150,7 +153,8 @@ class PlayerNode(Node):
     def _on_status(self, msg: PolicyStatus) -> None:
         with self._changed:
             # The status carries the node's time; 0 before it has received any.
-            self._active = msg.lifecycle_state == 'active' and to_ns(msg.header.stamp) > 0
+            self._status_ns = to_ns(msg.header.stamp)
+            self._active = msg.lifecycle_state == 'active'
             self._cameras = tuple(msg.camera_names)
             self._changed.notify_all()
 
@@ -236,18 +240,21 @@ class PlayerNode(Node):
 
     def _wait_for_policy(self, time_ns: int, needed: BagTopics) -> None:
         """Wait until the node is active, is subscribed and knows the time."""
-        before_ns = time_ns - 10_000_000_000
+        # In small steps, as everybody hears it: a jump would make old what comes before it.
+        last_ns = time_ns - _STEP_NS
+        before_ns = last_ns - 20 * _STEP_NS
 
         def ready() -> bool:
             nonlocal before_ns
-            before_ns = min(before_ns + 100_000_000, time_ns)
+            before_ns = min(before_ns + _STEP_NS, last_ns)
             self.set_clock(before_ns)
             heard = {stream for stream, output in self._outputs.items()
                      if output.get_subscription_count()}
-            return (self._active and self._start.service_is_ready()
+            knows_time = 0 <= self._status_ns - last_ns < _NEAR_NS
+            return (self._active and knows_time and self._start.service_is_ready()
                     and heard >= needed.streams.topics.keys() & self._outputs.keys())
 
-        self.wait(ready, 'the policy node to be active', 0.05)
+        self.wait(ready, 'the policy node to be active', _STEP_NS / 1e9)
 
     def publish(self, stream: str, raw: bytes) -> None:
         """Send one recorded sample as it was."""
