@@ -68,7 +68,7 @@ def find_checkpoint(checkpoint: Path | str) -> Path:
 
 def _id_of(address: str) -> str:
     """Return `owner/name` or `owner/name@revision` for an address of the hub."""
-    path = re.split('[?#]', address[_HUB.match(address).end():])[0].strip('/')
+    path = re.split('[?#]', _HUB.sub('', address, count=1))[0].strip('/')
     owner, name, page, revision, *rest = [*path.split('/'), *[''] * 4][:5]
     found = f'{owner}/{name.removesuffix(".git")}'
     if page and revision not in ('', 'main'):
