@@ -43,6 +43,7 @@ def describe(
     that say how the policy was loaded.
     """
     names = [method.name for method in methods]
+    least, most = statistics.proprio_seen.tolist()
     return PolicyDescription(
         spec=spec_with(config, methods),
         capabilities=(NORMALISED_ACTIONS, TOKEN_SELECTIONS),
@@ -62,7 +63,7 @@ def describe(
         methods=tuple(names),
         action_range=(
             tuple(statistics.action_low.tolist()), tuple(statistics.action_high.tolist())),
-        state_range=tuple(tuple(end) for end in statistics.proprio_seen.tolist()),
+        state_range=(tuple(least), tuple(most)),
         **chosen,  # type: ignore[arg-type]
     )
 

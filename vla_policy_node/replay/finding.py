@@ -64,6 +64,7 @@ def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContra
     """Return why the first message of a topic cannot be this input; '' if it can."""
     if isinstance(part, Camera) and any(word in topic.lower() for word in _NO_COLOURS):
         return 'It has no colours.'
+    raw: bytes | None
     try:
         if isinstance(part, StateSource) and part.parent:
             raw = _first_pose(bag, topic, part)
