@@ -23,7 +23,7 @@ from vla_msgs.msg import ActionChunk, EndEffectorCommand, JointCommand, PolicySt
 from vla_msgs.srv import StartInstruction
 from vla_policy_node.contract import find_contract
 from vla_policy_node.contract.joints import is_moved_by_joints
-from vla_policy_node.contract.parts import POSE_TYPE
+from vla_policy_node.contract.state import POSE_TYPE
 from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.image_messages import to_image_message
 from vla_policy_node.nodes.message_classes import message_class

@@ -27,15 +27,17 @@ from vla_policy_node.contract import (
 from vla_policy_node.contract.fit import check_fits, spec_of, state_places
 from vla_policy_node.contract.parts import (
     CAMERA_TRANSFORMS,
-    JOINT_FIELDS,
-    JOINT_STATE_TYPE,
-    POSE_FIELDS,
-    POSE_TYPE,
     Camera,
     EndEffectorGroup,
     GripperGroup,
     Joint,
     JointGroup,
+)
+from vla_policy_node.contract.state import (
+    JOINT_FIELDS,
+    JOINT_STATE_TYPE,
+    POSE_FIELDS,
+    POSE_TYPE,
     StateSource,
     StateValue,
 )
@@ -80,7 +82,9 @@ def words(path):
     return re.sub(r'\.\[', '[', '.'.join(f'[{k}]' if isinstance(k, int) else k for k in path))
 
 
-EVERYWHERE = [(name, path) for name in SHIPPED for path in places(CONTRACTS[name])]
+# The Franka has the parts of the default robot, and two frames.
+EVERYWHERE = [(name, path) for name in SHIPPED for path in places(CONTRACTS[name])
+              if name != 'franka_libero' or path[-1] in ('parent', 'child')]
 
 
 # --- what is shipped ---

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from sensor_bytes import transforms
 
-from vla_policy_node.contract.parts import TRANSFORM_TYPE, StateSource
+from vla_policy_node.contract.state import TRANSFORM_TYPE, StateSource
 from vla_policy_node.control import transform_tree
 from vla_policy_node.control.transform_tree import FrameLink, TransformError, TransformTree
 from vla_policy_node.wire.cdr import (
@@ -67,6 +67,7 @@ def trees(draw):
     return links, poses
 
 
+@settings(max_examples=30)
 @given(trees(), st.randoms(use_true_random=False))
 def test_any_two_frames_of_a_tree_are_as_the_matrices_say_and_as_old_as_the_oldest_link(
         made, random):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from vla_policy_node.contract.parts import (
-    JOINT_STATE_TYPE,
-    GripperGroup,
-    Joint,
-    JointGroup,
-)
+from vla_policy_node.contract.parts import GripperGroup, Joint, JointGroup
 from vla_policy_node.contract.robot import RobotContract
+from vla_policy_node.contract.state import JOINT_STATE_TYPE
 from vla_policy_node.control.joint_spec import JointGripper, JointSpec, MovedJoint
 
 

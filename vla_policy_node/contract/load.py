@@ -21,11 +21,10 @@ from vla_policy_node.contract.parts import (
     GripperGroup,
     Joint,
     JointGroup,
-    StateSource,
-    StateValue,
     check_choice,
 )
 from vla_policy_node.contract.robot import RobotContract
+from vla_policy_node.contract.state import StateSource, StateValue
 from vla_policy_node.control.limits import Limits
 
 FORMAT = 1

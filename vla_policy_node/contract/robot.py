@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vla_policy_node.contract.parts import (
-    JOINT_STATE_TYPE,
-    POSE_TYPE,
-    TRANSFORM_TYPE,
     ActionGroup,
     Camera,
     ContractError,
     EndEffectorGroup,
     GripperGroup,
     JointGroup,
-    StateSource,
     check_name,
     check_unique,
 )
+from vla_policy_node.contract.state import JOINT_STATE_TYPE, POSE_TYPE, TRANSFORM_TYPE, StateSource
 
 MOST_CAMERAS = 4
 # What has a name beside the streams, in messages and options, and what that name means there.

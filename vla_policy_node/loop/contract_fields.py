@@ -14,11 +14,7 @@ from typing import Any
 
 from vla_policy_node.contract import ContractError, RobotContract
 from vla_policy_node.contract.joints import is_moved_by_joints
-from vla_policy_node.contract.parts import (
-    CAMERA_TRANSFORMS,
-    EndEffectorGroup,
-    GripperGroup,
-)
+from vla_policy_node.contract.parts import CAMERA_TRANSFORMS, EndEffectorGroup, GripperGroup
 from vla_policy_node.control.limits import Limits
 from vla_policy_node.loop.parameter_fields import check_values, parameter
 

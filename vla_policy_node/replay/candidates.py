@@ -7,7 +7,7 @@ from contextlib import closing
 from itertools import islice
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.parts import JOINT_STATE_TYPE, TRANSFORM_TYPE, StateSource
+from vla_policy_node.contract.state import JOINT_STATE_TYPE, TRANSFORM_TYPE, StateSource
 from vla_policy_node.control.transform_tree import TransformError, TransformTree, shown
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import frame_of

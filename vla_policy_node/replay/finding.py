@@ -7,7 +7,8 @@ from contextlib import closing
 from itertools import islice
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.parts import Camera, EndEffectorGroup, StateSource
+from vla_policy_node.contract.parts import Camera, EndEffectorGroup
+from vla_policy_node.contract.state import StateSource
 from vla_policy_node.control.hold import HoldError
 from vla_policy_node.control.transform_tree import TransformError
 from vla_policy_node.replay.bag import Bag, BagError

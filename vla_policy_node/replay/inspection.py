@@ -10,7 +10,8 @@ from itertools import islice
 import numpy as np
 
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.parts import TRANSFORM_TYPE, Camera, StateSource
+from vla_policy_node.contract.parts import Camera
+from vla_policy_node.contract.state import TRANSFORM_TYPE, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES
 from vla_policy_node.replay.bag import Bag

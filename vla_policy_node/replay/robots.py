@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from vla_policy_node.common.ros_names import checked_namespace
 from vla_policy_node.contract import RobotContract
-from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.contract.parts import Camera
+from vla_policy_node.contract.state import StateSource
 from vla_policy_node.replay.actions import ACTION_TYPES
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.finding import find_picture, find_topic, parts_of

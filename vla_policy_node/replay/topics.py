@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from vla_policy_node.contract import RobotContract, find_contract
 from vla_policy_node.contract.fit import pose_of
-from vla_policy_node.contract.parts import Camera, StateSource
+from vla_policy_node.contract.parts import Camera
+from vla_policy_node.contract.state import StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.replay.actions import ACTION_TYPES, NO_ACTIONS
 from vla_policy_node.replay.bag import Bag, BagError

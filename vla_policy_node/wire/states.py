@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from vla_policy_node.contract.parts import POSE_FIELDS, StateSource
+from vla_policy_node.contract.state import POSE_FIELDS, StateSource
 from vla_policy_node.control.hold import Hold, HoldError, HoldReason
 from vla_policy_node.control.robot_state import POSE, MeasuredPose
 from vla_policy_node.control.rotations import (

@@ -11,7 +11,7 @@ import numpy as np
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import pose_of
 from vla_policy_node.contract.joints import is_moved_by_joints, joint_spec, joint_streams
-from vla_policy_node.contract.parts import TRANSFORM_TYPE, StateSource
+from vla_policy_node.contract.state import TRANSFORM_TYPE, StateSource
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.wire.cdr import stamp_of
 from vla_policy_node.wire.transforms import newest_stamp

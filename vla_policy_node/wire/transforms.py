@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_policy_node.contract.parts import StateSource
+from vla_policy_node.contract.state import StateSource
 from vla_policy_node.control.transform_tree import (
     Quaternion,
     TransformError,
