@@ -20,6 +20,7 @@ from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.control.guard import Ceilings, GuardVerdict
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.nodes import qos
+from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.guard_outlets import EndEffectorOutlet, JointOutlet
 from vla_policy_node.nodes.parameters import ParameterError, ParameterStore, parameter
 from vla_policy_node.nodes.running import run
@@ -151,6 +152,7 @@ def main(args=None):
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     run(GuardNode, args)
+    leave()
 
 
 if __name__ == '__main__':
