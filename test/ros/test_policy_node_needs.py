@@ -48,8 +48,10 @@ def look(bench):
     bench.robot.wait(lambda: len(bench.robot.chunks) > before, 'a chunk')
 
 
-def test_one_camera_and_a_pose_move_the_arm_and_nothing_else_is_listened_to(make_bench, cogact):
+def test_one_camera_and_a_pose_move_the_arm_and_nothing_else_is_listened_to(
+        make_bench, cogact, capfd):
     bench = make_bench(**cogact).activate()
+    assert 'Inputs that are needed: third_person, ee_pose.' in capfd.readouterr().err
     assert not any(bench.robot.inputs[stream].get_subscription_count()
                    for stream in ('wrist', 'gripper_state'))
     bench.start()

@@ -237,6 +237,8 @@ EDITS = [
     ('end_effector', {'actions': []}, 'actions is empty'),
     ('end_effector', {'actions.0.kind': 'base'}, "actions[0].kind is 'base'; use one of"),
     ('end_effector', {'actions.0.pose': 'gripper_state'}, 'without the measured pose nothing'),
+    ('end_effector', {'state': []}, "is 'ee_pose'; name a source of the state with the type"),
+    ('end_effector', {'state': []}, "for recordings without poses write ''"),
     ('end_effector', {'actions.0.frame': ''}, 'actions[0].frame'),
     ('end_effector', {'actions.0.rotation_form': 'quaternion'}, 'actions[0].rotation_form'),
     ('end_effector', {'actions.0.rotation_scale_rad': -1.0}, 'actions[0].rotation_scale_rad is'),
@@ -433,6 +435,17 @@ def test_check_shows_what_would_be_taken_from_a_contract():
         assert word in result.output
     result = CliRunner().invoke(cli.app, ['contract', 'check', 'end_effector'])
     assert result.exit_code == 0 and 'moves this robot' in result.output
+
+
+def test_a_contract_for_recordings_without_poses_is_whole_and_moves_nothing(tmp_path):
+    plain = copy.deepcopy(CONTRACTS['end_effector'])
+    plain['state'], plain['actions'][0]['pose'] = [], ''
+    file = tmp_path / 'recorded.yaml'
+    file.write_text(text_of(plain))
+    assert load_contract(file).state_names == ()
+    result = CliRunner().invoke(cli.app, ['contract', 'check', str(file)])
+    assert result.exit_code == 0
+    assert 'will not move this robot: actions.arm.pose is empty' in result.output
 
 
 def test_check_refuses_with_the_sentence(tmp_path):

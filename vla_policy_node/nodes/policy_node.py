@@ -305,6 +305,7 @@ class PolicyNode(LifecycleNode):
         self._filed_publisher = self.create_publisher(Header, 'filed', qos.event_output())
 
     def _create_subscriptions(self) -> None:
+        self.get_logger().info(f'Inputs that are needed: {", ".join(self._streams.topics)}.')
         for stream, (kind, topic) in self._streams.topics.items():
             events = SubscriptionEventCallbacks(
                 incompatible_qos=partial(self._on_incompatible_qos, topic))
