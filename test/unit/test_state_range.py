@@ -54,7 +54,7 @@ def test_a_sign_that_is_turned_is_said_for_a_joint_but_not_for_a_part_of_a_rotat
         'right_finger is 0.04 m, outside of what the policy was trained with (-0.04 to -0.001 m); '
         'with the other sign it would fit: `scale: -1.0` turns it.')
     (turned,) = outside(GOOD * [-1, 1, 1], SPEC.state, LOW, HIGH)
-    assert 'rx is -3.1 rad' in turned.text and 'sign' not in turned.text
+    assert 'rx is -3.1 rad' in turned.text and 'sign of the quaternion' in turned.text
 
 
 def test_each_number_is_said_once_per_goal_and_counted_every_time():

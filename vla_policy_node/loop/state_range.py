@@ -34,10 +34,12 @@ class Outside:
         unit = f' {self.quantity.unit}' if self.quantity.unit else ''
         text = (f'{self.quantity.name} is {self.value:.4g}{unit}, outside of what the policy was '
                 f'trained with ({self.low:.4g} to {self.high:.4g}{unit})')
-        if self.quantity.name not in _ROTATION and _distance(-self.value, self.low, self.high) <= (
-                _slack(self.low, self.high)):
+        if self.quantity.name in _ROTATION:
+            return (f'{text}; compare the frame, and the sign of the quaternion, with those of '
+                    'the training data.')
+        if _distance(-self.value, self.low, self.high) <= _slack(self.low, self.high):
             return f'{text}; with the other sign it would fit: `scale: -1.0` turns it.'
-        return f'{text}; compare frames, units and offsets with those of the training data.'
+        return f'{text}; compare frame, unit and offset with those of the training data.'
 
 
 def outside(
