@@ -90,7 +90,7 @@ def speaks_vicuna(directory: Path) -> bool:
     By what config.json says, or by the public name, which is all that the public code looks at.
     """
     path = place(directory, 'config.json')
-    entries = Entries(reading.read_json(path), str(path))
+    entries = Entries(reading.read_json(path) if path.exists() else {}, str(path))
     named = [str(entries.value(key, '')) for key in ('llm_backbone_id', 'hf_llm_id')]
     parts = {*directory.absolute().parts, *path.absolute().parts}
     return any('vicuna' in name.lower() for name in named) or any(
