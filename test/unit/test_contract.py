@@ -270,7 +270,8 @@ EDITS = [
     ('joint_arm', {'actions.1.joint.name': 'panda_joint1'}, 'joints of all action groups'),
     ('two_arms', {'actions.2.topic': 'follower_left/arm_controller/joint_trajectory'},
      'topics of commands'),
-    ('two_arms', {'state.1.topic': 'follower_left/joint_states'}, 'topics that are listened to'),
+    ('two_arms', {'state.1.topic': '/follower_left/joint_states'},
+     'put all values of one topic into one source'),
 ]
 
 

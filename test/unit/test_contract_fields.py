@@ -206,6 +206,8 @@ def test_without_a_contract_nothing_is_replaced():
 def test_a_contract_that_cannot_be_used_starts_nothing(tmp_path):
     with pytest.raises(SystemDescriptionError, match='only go with one end effector'):
         describe({**SAID, 'contract': 'two_arms', 'world': True})
+    with pytest.raises(SystemDescriptionError, match='publishes poses and no transforms'):
+        describe({**SAID, 'contract': 'franka_libero', 'world': True})
     with pytest.raises(SystemDescriptionError, match='cannot be read'):
         describe({**SAID, 'contract': str(tmp_path / 'none.yaml')})
 

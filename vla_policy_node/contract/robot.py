@@ -48,10 +48,11 @@ class RobotContract:
         self._check_actions()
         for group in self.actions:
             self._check_group(group)
-        check_unique('topics that are listened to', [
-            topic.lstrip('/') for topic in (
-                *(camera.topic for camera in self.cameras),
-                *(source.topic for source in self.state))])
+        heard = [topic.lstrip('/') for topic in self.topics.values()]
+        if twice := next((topic for topic in heard if heard.count(topic) > 1), ''):
+            raise ContractError(
+                f"topics that are listened to has '{twice}' twice; name each topic once, and put "
+                'all values of one topic into one source.')
         check_unique('topics of commands', [
             group.topic.lstrip('/') for group in self.actions if group.topic])
 

@@ -224,6 +224,10 @@ def _of_policy(a: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str,
             raise ValueError(
                 f'The contract of {robot.name} moves joints; the world and a bag that is played '
                 'only go with one end effector.')
+        if a['world'] and any(source.parent for source in find_contract(contract).state):
+            raise ValueError(
+                'The world publishes poses and no transforms; name a contract whose pose is of '
+                'the type geometry_msgs/msg/PoseStamped.')
         parameters = with_contract(configured, contract, bool(a['config']))
         if bag is None or recorded is None:
             return parameters
