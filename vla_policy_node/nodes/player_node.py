@@ -90,6 +90,8 @@ class PlayerNode(Node):
         self._settings: PlayerParameters = ParameterStore(
             self, PlayerParameters, lambda: True).checked()
         self._on_end = on_end
+        if not self._settings.bag:
+            raise ParameterError('bag is empty; name the folder of a recording.')
         try:
             self._bag = self._stack.enter_context(Bag(self._settings.bag))
             played = find_played(

@@ -41,10 +41,10 @@ def _of_time(
     hold: Hold, trace: Trace, topics: BagTopics, parameters: PolicyParameters
 ) -> str:
     """Return what a hold says, with how far apart the stamps are and what is allowed."""
-    sentence = f'{_place(hold.stream, topics)}: {hold.text.rstrip(".")}'
+    place = _place(hold.stream, topics)
     first = topics.streams.cameras[0]
     if hold.code not in _TIMES or not {hold.stream, first} <= trace.ages_ns.keys():
-        return sentence
+        return f'{place}: {hold.text.rstrip(".")}'
     apart_s = (trace.ages_ns[hold.stream] - trace.ages_ns[first]) / 1e9
     measured = (f'its last stamp is {abs(apart_s):.3g} s {"before" if apart_s > 0 else "after"} '
                 f'that of {first}' if hold.stream != first else
@@ -54,7 +54,8 @@ def _of_time(
     if hold.code is HoldReason.INPUT_STALE and hold.stream not in topics.streams.cameras:
         limits['state_tolerance_s'] = parameters.state_tolerance_s
     allowed = ' and '.join(f'{name} of {value:g}' for name, value in limits.items())
-    return f'{sentence} ({measured}; --config has a {allowed})'
+    sentence = Hold(hold.code, hold.stream).text.rstrip('.')  # figures of the whole bag follow
+    return f'{place}: {sentence} ({measured}; --config has a {allowed})'
 
 
 def _place(stream: str, topics: BagTopics) -> str:

@@ -27,7 +27,10 @@ _NUMBERS = {
 }
 
 
-class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+_SAFE_LOADER: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+
+
+class _Loader(_SAFE_LOADER):
     pass
 
 
@@ -72,7 +75,7 @@ def is_for(section: str, node: str, namespace: str = '') -> bool:
 
 def flattened(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Return the values of nested parameters under their names, with dots."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             result |= flattened(value, f'{prefix}{name}.')
