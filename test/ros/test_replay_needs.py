@@ -13,7 +13,7 @@ from replay_bag import make_bag
 import vla_policy_node
 from vla_policy_node.contract import find_contract, to_plain
 from vla_policy_node.replay.bag import BagError
-from vla_policy_node.replay.evaluate import replay_bag
+from vla_policy_node.replay.evaluate import evaluate_bag, replay_bag
 from vla_policy_node.replay.settings import ReplaySettings
 
 PACKAGE = Path(vla_policy_node.__file__).parent
@@ -149,6 +149,22 @@ def test_two_policies_need_what_both_need_together(bag, config):
         assert "no messages on '/wrist/image_raw'" in sentence
         assert "large (dense) of the checkpoint oft looks at the camera 'wrist'" in sentence
         assert '--wrist-topic TOPIC' in sentence and '\n' not in sentence
+
+
+def taller(index, message):
+    message.height, message.data = 2 * message.height, [*message.data, *message.data]
+    return message
+
+
+def test_a_report_shows_what_only_one_of_two_policies_looks_at(config, tmp_path):
+    """The wrist's pictures are larger, and the second policy does not see them."""
+    bag = make_bag(tmp_path / 'bag', seconds=0.6, alter={'/wrist/image_raw': taller})
+    settings = ReplaySettings(config('large', 'oft'), config('small', 'openvla'), video=False)
+    report = evaluate_bag(bag, settings, tmp_path / 'out').report
+    assert list(report['a']['tokens_kept_by_camera']) == ['third_person', 'wrist']
+    assert list(report['difference']['paired']['tokens_kept_by_camera']) == ['third_person']
+    assert 'wrist' in (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
+    assert (tmp_path / 'out' / 'different_01.jpg').exists()
 
 
 @pytest.mark.parametrize('state', ['ee_pose', 'gripper_state'])

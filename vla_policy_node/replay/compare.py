@@ -104,7 +104,7 @@ def _paired(
             [p.second.tokens_kept - p.first.tokens_kept for p in pairs]),
         'tokens_kept_by_camera': {
             camera: spread_of([_count(p.second, camera) - _count(p.first, camera)
-                               for p in pairs]) for camera in a.grids},
+                               for p in pairs]) for camera in a.grids if camera in b.grids},
         'gflops': spread_of([(p.second.flops - p.first.flops) / 1e9 for p in pairs]),
         'observation_age_s': spread_of(
             [(p.second.age_ns - p.first.age_ns) / 1e9 for p in pairs]),

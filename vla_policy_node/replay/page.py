@@ -275,7 +275,7 @@ def _cost_rows(runs: Sequence[Mapping], difference: Mapping | None) -> list[list
         row('ensemble disagreement, action units: mean / p95', 'ensemble_disagreement', 1, 4,
             'mean p95'),
     ]
-    for camera in runs[0]['tokens_kept_by_camera']:
+    for camera in dict.fromkeys(name for run in runs for name in run['tokens_kept_by_camera']):
         rows.append([f'tokens kept of {camera}, mean', *(
             number(run['tokens_kept_by_camera'].get(camera, {}).get('mean'), 1, 1)
             for run in runs), *([number(

@@ -68,7 +68,7 @@ def draw_moment(
     images: Images, traces: Sequence[Trace], inferences: Sequence[TracedInference], remark: str
 ) -> np.ndarray:
     """Return the cameras side by side, one row per policy, with the tokens that it kept."""
-    rows = []
+    drawn = []
     for trace, inference in zip(traces, inferences, strict=True):
         pictures = []
         for camera, selection in trace.selections(inference).items():
@@ -76,8 +76,10 @@ def draw_moment(
             lines = [f'{trace.label}: {int(kept.sum())} of {kept.size} tokens of {camera}', remark]
             pictures.append(draw_overlay(
                 images[camera], kept, selection.crop, selection.camera_transform, lines))
-        height = max(p.shape[0] for p in pictures)
-        rows.append(np.hstack([_padded(p, height) for p in pictures]))
+        drawn.append(pictures)
+    # All of one height, though one policy may look at a larger camera than the other.
+    height = max(p.shape[0] for pictures in drawn for p in pictures)
+    rows = [np.hstack([_padded(p, height) for p in pictures]) for pictures in drawn]
     width = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
