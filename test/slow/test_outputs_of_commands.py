@@ -56,7 +56,7 @@ def run_bench_policy(out):
 def run_bench_selection(out):
     from vla_policy_node.bench.selection import Question, answer
 
-    answer(Question(out, out, out, None, out, 1, (), 1), QUIET)
+    answer(Question(out, out, None, out, 1, (), 1), QUIET)
 
 
 def run_train_blind(out):

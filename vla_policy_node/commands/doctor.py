@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from vla_policy_node.common.gl import gl_problem
 from vla_policy_node.common.terminal import fitted, make_console
 
 SETUP = 'run `make setup`'
@@ -177,14 +178,16 @@ def check_rendering() -> Diagnosis:
         [sys.executable, '-c', _RENDER], capture_output=True, text=True, check=False)
     found = f'MuJoCo {_version("mujoco")} renders with {done.stdout.strip()}'
     return Diagnosis('simulated cameras', '' if done.returncode else found,
-                     'install libosmesa6, or set MUJOCO_GL to egl or osmesa; needed for the '
-                     'simulated world only', needed=False)
+                     gl_problem(os.environ) or 'install libosmesa6, or set MUJOCO_GL to egl or '
+                     'osmesa; needed for the simulated world only', needed=False)
 
 
 def check_world() -> Diagnosis:
     """Return where the generated assets of the simulated world are."""
-    from vla_policy_node.world.cache import cache_root
-
+    try:
+        from vla_policy_node.world.cache import cache_root
+    except ValueError as error:  # MUJOCO_GL
+        return Diagnosis('world assets', '', str(error), needed=False)
     folders = sorted(cache_root().glob('world-*'))
     return Diagnosis('world assets', str(folders[-1]) if folders else '',
                      'made at the first start of the world', needed=False)

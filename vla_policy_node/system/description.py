@@ -7,11 +7,13 @@ same thing. Nothing here needs ROS.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.common.gl import gl_problem
 from vla_policy_node.common.ros_names import absolute
 from vla_policy_node.system.arguments import OF_COMMANDS, TOPIC, resolve
 from vla_policy_node.system.files import (
@@ -120,6 +122,8 @@ def describe(
     a checkpoint that nobody else did.
     """
     a: dict[str, Any] = resolve(arguments or {})
+    if a['world'] and (problem := gl_problem(os.environ)):
+        raise SystemDescriptionError(problem)
     parameters = read_config(a['config'] or default_config(), a['namespace'], fitting=True)
     if a['world'] and not a['config']:
         for name, values in read_config(default_config().with_name('libero_world.yaml')).items():

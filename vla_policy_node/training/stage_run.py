@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from vla_policy_node.common.worker_pool import interrupts_blocked
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.outputs.folder import LOCK, alone, claim, seal
+from vla_policy_node.outputs.folder import LOCK, alone, claim, claimed, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.runtime.loading import find_device, load_model
 from vla_policy_node.runtime.saving import save_model
@@ -102,8 +102,12 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
-    _check_inputs(run)
-    stages.named(run.config.stage).check_run(run, _sizes(run))
+    files = [LOCK, RECORD, STATE, METRICS, PICTURE, HEADS]
+    with (claimed(run.out, files, COMMAND, [CHECKPOINT]) if 'RANK' not in os.environ
+          else nullcontext()):
+        check_target(run.out / CHECKPOINT, COMMAND)
+        _check_inputs(run)
+        stages.named(run.config.stage).check_run(run, _sizes(run))
     rank = int(os.environ.get('RANK', 0))
     processes = int(os.environ.get('WORLD_SIZE', run.processes))
     if run.config.batch < processes:
@@ -111,7 +115,7 @@ def train(run: Run) -> Path:
                          f'{processes} processes; make it larger, or take fewer processes.')
     with ExitStack() as held:
         if rank == 0:
-            claim(run.out, [LOCK, RECORD, STATE, METRICS, PICTURE, HEADS], COMMAND, [CHECKPOINT])
+            claim(run.out, files, COMMAND, [CHECKPOINT])
             check_target(run.out / CHECKPOINT, COMMAND)
             held.enter_context(alone(run.out))
             _begin(run, processes)

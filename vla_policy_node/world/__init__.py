@@ -1,20 +1,19 @@
 """The LIBERO world on MuJoCo, with generated assets.
 
 MuJoCo reads `MUJOCO_GL` when it is first imported, so the choice is made here, before any module
-of this package imports it: what the environment says, else OSMesa where it is installed and there
-is no GPU, else EGL.
+of this package imports it, see `common.gl`.
 """
 
 import contextlib
 import os
-from ctypes.util import find_library
-from pathlib import Path
 
-_GPU_NODES = ('/dev/nvidia0', '/dev/dri/renderD128')
+from vla_policy_node.common.gl import default_gl, is_known_gl
 
 if not os.environ.get('MUJOCO_GL'):
-    has_gpu = any(Path(node).exists() for node in _GPU_NODES)
-    os.environ['MUJOCO_GL'] = 'osmesa' if find_library('OSMesa') and not has_gpu else 'egl'
+    os.environ['MUJOCO_GL'] = default_gl(os.environ)
+if not is_known_gl(os.environ['MUJOCO_GL']):
+    raise ValueError(f"MUJOCO_GL is '{os.environ['MUJOCO_GL']}', which is no back end of MuJoCo; "
+                     'unset it, or take egl or osmesa.')
 
 # torch's CUDA build brings triton. Imported after OSMesa it crashes the process (both bring LLVM);
 # imported before, it does not.

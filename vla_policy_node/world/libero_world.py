@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_policy_node.common.gl import gl_problem
 from vla_policy_node.world import layouts
 from vla_policy_node.world.initial_states import load_initial_states
 from vla_policy_node.world.libero_setup import SUITES, libero_folder, prepare
@@ -366,7 +368,15 @@ class LiberoWorld:
         visual.quality.numquads = 1
         visual.quality.numslices = 20
         visual.quality.numstacks = 8
-        renderer = mujoco.Renderer(self.model, self._height, self._width)
+        if problem := gl_problem(os.environ):
+            raise ValueError(problem)
+        try:
+            renderer = mujoco.Renderer(self.model, self._height, self._width)
+        except Exception as error:  # whatever a driver, a library or its wrapper raises
+            raise ValueError(
+                f"The simulated cameras cannot be drawn with {os.environ['MUJOCO_GL']} "
+                f'({str(error).rstrip(".") or type(error).__name__}); set MUJOCO_GL to egl or '
+                'osmesa, and see what vla doctor says.') from error
         # No light of the scenes casts a shadow, but the pass for it takes a tenth of the time.
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         return renderer
