@@ -246,7 +246,10 @@ def transforms(directory, chosen=None, **options):
 @pytest.mark.parametrize(('name', 'transform'), [
     (PUBLIC, 'mirror_horizontal'), ('LightVLA-libero-goal', 'mirror_horizontal'),
     ('models--moojink--openvla-7b-oft-finetuned-libero-goal', 'mirror_horizontal'),
-    ('my-robot', 'none')])
+    ('models--moojink--openvla-7b-oft-finetuned-libero-goal/snapshots/ab12', 'mirror_horizontal'),
+    ('openvla-7b-oft-finetuned-libero-spatial-object-goal-10', 'mirror_horizontal'),
+    ('my-robot', 'none'), (f'{PUBLIC}/my-robot', 'none'), (f'{PUBLIC}/snapshots/my-robot', 'none'),
+    (f'{PUBLIC}+my_robot+b8+lr-0.0005+lora-r32--image_aug--10000_chkpt', 'none')])
 def test_public_names_turn_pictures_unless_something_else_is_asked(copy, name, transform):
     directory = copy('l1', name)
     assert {*transforms(directory).values()} == {transform}
@@ -289,6 +292,19 @@ def test_public_data_turn_pictures(copy):
 
     np.testing.assert_array_equal(act(turned, images), act(plain, mirrored))
     assert not np.array_equal(act(turned, images), act(plain, images))
+
+
+@pytest.mark.parametrize(('head', 'name', 'data', 'transform'), [
+    ('autoregressive', 'openvla-7b', 'libero_goal_no_noops', 'mirror_horizontal'),
+    ('autoregressive', 'openvla-7b', 'my_robot', 'none'), ('l1', PUBLIC, 'my_robot', 'none')])
+def test_a_run_called_after_what_it_began_with_is_known_by_its_data(
+    copy, head, name, data, transform
+):
+    directory = copy(head, name)
+    path = directory / 'dataset_statistics.json'
+    (statistics,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps({data: statistics}))
+    assert {*transforms(directory).values()} == {transform}
 
 
 # --- the log ---

@@ -180,6 +180,7 @@ def test_a_vicuna_is_known_by_the_public_name(made, tmp_path):
     assert prompt_of(directory).endswith('ASSISTANT:')
     ids = LocalPolicy.load(directory, methods=()).inputs.encode_prompt('pick up the bowl')
     assert ids[0] == 1 and ids[-1] == 3  # BOS and the empty token, as behind any other prompt
+    assert prompt_of(variants.copy(made, directory / 'mine')).startswith('In: ')
 
 
 def test_one_vision_encoder_is_refused_by_name(copied):

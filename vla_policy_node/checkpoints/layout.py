@@ -16,6 +16,7 @@ from pathlib import Path
 from vla_policy_node.checkpoints import cogact_release, reading
 from vla_policy_node.checkpoints.adapter import base_of, place
 from vla_policy_node.checkpoints.entries import Entries
+from vla_policy_node.checkpoints.published import names_of
 from vla_policy_node.checkpoints.reading import listed
 from vla_policy_node.checkpoints.statistics import key_of_suite
 
@@ -92,9 +93,9 @@ def speaks_vicuna(directory: Path) -> bool:
     path = place(directory, 'config.json')
     entries = Entries(reading.read_json(path) if path.exists() else {}, str(path))
     named = [str(entries.value(key, '')) for key in ('llm_backbone_id', 'hf_llm_id')]
-    parts = {*directory.absolute().parts, *path.absolute().parts}
+    called = names_of(directory) | names_of(path.parent)
     return any('vicuna' in name.lower() for name in named) or any(
-        'openvla-v01' in part.lower() for part in parts)
+        'openvla-v01' in name.lower() for name in called)
 
 
 def model_files(directory: Path) -> list[Path]:

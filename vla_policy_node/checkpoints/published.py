@@ -10,16 +10,20 @@ from pathlib import Path
 # names it; its pictures are turned as those of their checkpoints.
 _LIBERO_DATA = re.compile(r'libero_(spatial|object|goal|10|90)_no_noops')
 LIBERO_TRANSFORM = 'mirror_horizontal'
+# Before the name of a checkpoint: its owner. Behind it: the suites that it was fine-tuned on, and
+# what tells a copy. Runs of OpenVLA's code are `BASE+DATA+...`, and not what they began with.
+_BEFORE, _BEHIND = r'(.*[-_.])?', r'(-(spatial|object|goal|10|90)[^+]*)?'
+_CACHED = re.compile(r'models--.+?--')  # what the hub's cache puts before a name
 
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
     """How the authors of a checkpoint run it.
 
-    name: what of a path tells. head: a family of policies. action_rows: those that the head read
-    when the published numbers were measured, '' if there is no choice. transform: what turns an
-    upright picture into what training saw; LIBERO's simulator gives pictures upside down, and
-    training turned these by half: a mirror image of the upright picture.
+    name: without the suites of LIBERO. head: a family of policies. action_rows: those that the
+    head read when the published numbers were measured, '' if there is no choice. transform: what
+    turns an upright picture into what training saw; LIBERO's simulator gives pictures upside
+    down, and training turned these by half: a mirror image of the upright picture.
     """
 
     name: str
@@ -29,27 +33,35 @@ class PublicCheckpoint:
     action_rows: str = ''
     transform: str = 'none'
 
-    @property
-    def label(self) -> str:
-        """What of the name was recognised, for people."""
-        return self.name.removesuffix('$').replace('(v01-)?', '')
 
-
-# The first that fits; `$` is the end of a directory's name.
 _PUBLISHED = (
-    PublicCheckpoint(r'openvla-7b-oft-finetuned-libero', 'l1', 2, 8, 'oft', LIBERO_TRANSFORM),
-    PublicCheckpoint(r'lightvla-libero', 'l1', 2, 8, 'last56', LIBERO_TRANSFORM),
-    PublicCheckpoint(r'openvla-7b-finetuned-libero', 'autoregressive', 1, 1, '', LIBERO_TRANSFORM),
-    PublicCheckpoint(r'openvla-(v01-)?7b$', 'autoregressive', 1, 1),
+    PublicCheckpoint('openvla-7b-oft-finetuned-libero', 'l1', 2, 8, 'oft', LIBERO_TRANSFORM),
+    PublicCheckpoint('LightVLA-libero', 'l1', 2, 8, 'last56', LIBERO_TRANSFORM),
+    PublicCheckpoint('openvla-7b-finetuned-libero', 'autoregressive', 1, 1, '', LIBERO_TRANSFORM),
+    PublicCheckpoint('openvla-v01-7b', 'autoregressive', 1, 1),
+    PublicCheckpoint('openvla-7b', 'autoregressive', 1, 1),
 )
 
 
+def names_of(directory: Path) -> set[str]:
+    """Return what a checkpoint is called: its directory, or its repository in the hub's cache.
+
+    Directories that it lies in may be called after anything, as a run after the model that it
+    began with.
+    """
+    names = set()
+    for path in (directory.absolute(), directory.resolve()):
+        cached = path.parent.name == 'snapshots' and _CACHED.match(path.parent.parent.name)
+        names.add(_CACHED.sub('', (path.parent.parent if cached else path).name, count=1))
+    return names
+
+
 def published(directory: Path) -> PublicCheckpoint | None:
-    """Return what is known of a checkpoint by the name of its directory, or one it lies in."""
-    for part in reversed(directory.absolute().parts):
-        for known in _PUBLISHED:
-            if re.search(known.name, part, re.IGNORECASE):
-                return known
+    """Return what is known of a checkpoint by its name."""
+    for known in _PUBLISHED:
+        if any(re.fullmatch(_BEFORE + known.name + _BEHIND, name, re.IGNORECASE)
+               for name in names_of(directory)):
+            return known
     return None
 
 
@@ -60,10 +72,14 @@ def published_action_rows(directory: Path) -> str:
 
 
 def published_transform(directory: Path, statistics_key: str) -> tuple[str, str]:
-    """Return what training did with upright pictures, and which public name tells; or '', ''."""
-    known = published(directory)
-    if known:
-        return known.transform, known.label
+    """Return what training did with upright pictures, and which public name tells; or '', ''.
+
+    statistics_key: of the data set in use, '' if it is not chosen yet. Whatever a directory is
+    called, pictures of other data than LIBERO's are not turned as LIBERO's.
+    """
     if _LIBERO_DATA.fullmatch(statistics_key):
         return LIBERO_TRANSFORM, statistics_key
-    return '', ''
+    known = published(directory)
+    of_libero = not statistics_key or statistics_key.startswith('libero')
+    return (known.transform, known.name) if known and (
+        of_libero or known.transform == 'none') else ('', '')

@@ -35,7 +35,7 @@ def check_assumptions(directory: Path, config: ModelConfig, found: list[Assumed]
     if known and against:
         return Finding(
             'assumptions', WARN,
-            f'{listed(against)}: not as in the public checkpoint {known.label}; if this is one, '
+            f'{listed(against)}: not as in the public checkpoint {known.name}; if this is one, '
             'its download is incomplete or its config.json was changed')
     return Finding('assumptions', PASS, 'no public name says something else')
 

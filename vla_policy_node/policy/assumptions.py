@@ -129,7 +129,7 @@ class _Sources:
         if part in PARTS and (files := part_files(self.directory, part)):
             return Assumed(name, value, f'{files[0].name}; names: default')
         if self.public:
-            return Assumed(name, value, f'public name {self.public.label}')
+            return Assumed(name, value, f'public name {self.public.name}')
         if self.ours:
             return Assumed(name, value, 'default of training here')
         if name in _BY_DEFAULT:
@@ -145,7 +145,7 @@ class _Sources:
             (name == 'cameras' and public.cameras != config.cameras)
             or (name == 'chunk' and public.chunk_length != config.chunk_length)
             or (name == 'action rows' and public.action_rows != config.action_rows))
-        return f', against public name {public.label}' if public and differs else ''
+        return f', against public name {public.name}' if public and differs else ''
 
     def decoding(self) -> Assumed:
         """Tell how hidden states become actions."""
