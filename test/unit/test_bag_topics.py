@@ -186,3 +186,9 @@ def test_transforms_that_do_not_lead_to_the_pose_are_no_poses(bag):
     assert found.needed_by({'mine': PolicySpec(ROLES[:1], ())}).streams.pose == ''
     with pytest.raises(BagError, match=r"do not lead from 'panda_link0' to .*, and The policy is"):
         found.needed_by(ALL)
+
+
+def test_a_suggestion_that_is_another_input_already_is_called_so(bag):
+    topics = {'/third_person/image_raw': CAMERAS['/third_person/image_raw'], **STATE}
+    with pytest.raises(BagError, match=r'TOPIC: /third_person/image_raw \(another input already'):
+        find_topics(bag(topics), {}).needed_by(ALL)

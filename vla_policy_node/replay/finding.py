@@ -46,6 +46,14 @@ def find_topic(types: Mapping[str, str], name: str) -> str | None:
     return next((topic for topic in _spelled(name) if topic in types), None)
 
 
+def topic_of(types: Mapping[str, str], part: Camera | StateSource) -> str:
+    """Return the topic of an input by its name in the contract, '' for none."""
+    name = f'/{part.topic.lstrip("/")}'
+    if isinstance(part, Camera):
+        return (find_picture(types, name) or ('', False))[0]
+    return find_topic(types, name) or ''
+
+
 def _spelled(name: str) -> tuple[str, ...]:
     bare = name.strip().lstrip('/')
     return name, f'/{bare}', bare

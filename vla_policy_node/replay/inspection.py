@@ -19,10 +19,10 @@ from vla_policy_node.replay.candidates import candidates
 from vla_policy_node.replay.finding import (
     COMPRESSED,
     RAW,
-    find_picture,
     find_topic,
     fitting,
     parts_of,
+    topic_of,
     why_not,
 )
 from vla_policy_node.replay.robots import commands_in, records_in
@@ -130,7 +130,7 @@ def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
                 newest_stamp(raw) if facts.kind == TRANSFORM_TYPE else stamp_of(raw))
         except MessageError:
             continue
-    found = {part.name: _found(bag, part) for part in parts_of(robot)}
+    found = {part.name: topic_of(bag.types, part) for part in parts_of(robot)}
     first = topics.get(found[robot.cameras[0].name])
     inputs = tuple(
         InputFacts(part.name, found[part.name], _advice(bag, part, robot, found, topics),
@@ -138,14 +138,6 @@ def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
         for part in parts_of(robot))
     return Inspection(bag.duration_s, tuple(topics.values()), inputs,
                       (*_other_remarks(bag, namespace, found.values()), *bag.remarks()))
-
-
-def _found(bag: Bag, part: Camera | StateSource) -> str:
-    """Return the topic of an input by its name in the contract, '' for none."""
-    name = f'/{part.topic.lstrip("/")}'
-    if isinstance(part, Camera):
-        return (find_picture(bag.types, name) or ('', False))[0]
-    return find_topic(bag.types, name) or ''
 
 
 def _advice(

@@ -23,6 +23,7 @@ from vla_policy_node.replay.finding import (
     find_topic,
     fitting,
     parts_of,
+    topic_of,
     why_not,
 )
 from vla_policy_node.wire.definitions import MessageDefinitions
@@ -195,7 +196,9 @@ def _missing(
             f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
             f'known here: {kinds[0]} is needed', f'name another topic with {option}')
     others = [*islice(fitting(bag, part, robot), _SHOWN)]
-    cure = f'name one with {option}: {", ".join(others)}' if others else _advice(
+    taken = {topic_of(bag.types, other) for other in parts_of(robot) if other is not part}
+    already = ' (another input already)' if taken.issuperset(others) else ''
+    cure = f'name one with {option}: {", ".join(others)}{already}' if others else _advice(
         bag, part, robot) or (
         f'no topic has usable messages of the type {" or ".join(kinds)} to name with {option}; '
         'record the inputs of the policy with `vla record`')
