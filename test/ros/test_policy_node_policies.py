@@ -17,7 +17,7 @@ from vla_policy_node.runtime.small import create_small_checkpoint
 @pytest.mark.parametrize('kind', KINDS)
 def test_any_policy_moves_the_robot(kind, make_bench, checkpoint, monkeypatch):
     policy = KINDS[kind](checkpoint)
-    monkeypatch.setattr(PolicyParameters, 'load_policy', lambda self, threads: policy)
+    monkeypatch.setattr(PolicyParameters, 'load_policy', lambda self, threads, **_: policy)
     bench = make_bench().activate()
     bench.run_a_little()
 
