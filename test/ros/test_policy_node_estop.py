@@ -2,11 +2,14 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported by name
 
+from types import SimpleNamespace
+
 import pytest
 from node_bench import bench, checkpoint, make_active, make_bench, script
 from ros_testing import ros
 
 from vla_msgs.msg import HoldReason
+from vla_policy_node.nodes import policy_node
 
 
 @pytest.fixture
@@ -38,6 +41,17 @@ def test_a_restarted_node_is_latched_says_how_to_release_it_and_then_stays_free(
     assert bench.robot.call('reset_estop').success
     bench.run_a_little()
     restart().run_a_little()
+
+
+def test_commands_of_a_restarted_node_are_newer_than_all_before(restart, monkeypatch):
+    epochs = []
+    for now_s in (1_000.5, 1_010.5):
+        monkeypatch.setattr(policy_node, 'time', SimpleNamespace(time=lambda s=now_s: s))
+        bench = restart()
+        bench.run_a_little()
+        bench.robot.call('cancel')
+        epochs.append([bench.wait_command(lambda c: not c.hold).epoch, bench.advance().epoch])
+    assert epochs == [[1_001, 1_002], [1_011, 1_012]]
 
 
 def test_another_robot_is_not_latched(restart):

@@ -23,6 +23,13 @@ def session():
     return made
 
 
+def test_epochs_go_on_above_those_of_an_earlier_process():
+    former, later = Session(100), Session(200)
+    for session in (former, later):
+        session.activate()
+    assert 100 < begin(former).epoch < 200 < begin(later).epoch
+
+
 def begin(session, instruction='pick up the bowl'):
     return session.begin(instruction, SECOND)
 

@@ -54,8 +54,10 @@ def test_what_is_no_file_means_latched_and_says_that_it_cannot_be_removed(tmp_pa
     assert 'latched' in other.found()
     other.latch()
     assert not target.exists()
-    os.mkfifo(make_record(tmp_path, 2).path)  # nobody writes: must not wait
-    assert 'latched' in make_record(tmp_path, 2).found()
+    pipe = make_record(tmp_path, 2)
+    os.mkfifo(pipe.path)  # nobody reads or writes: must not wait
+    assert 'latched' in pipe.found()
+    pipe.latch()
 
 
 def test_a_record_that_cannot_be_looked_at_means_latched(tmp_path, monkeypatch):

@@ -54,13 +54,16 @@ class Session:
     is checked, and released after, as only one can be checked at a time. The first outcome of a
     goal stays; whoever comes second changes nothing. `epoch` grows with every begin and every end,
     so that a result computed for anything else can be told apart.
+
+    epoch: the one to begin with. Receivers of commands ignore what is older than they know of, so
+    it must lie above those of an earlier process.
     """
 
-    def __init__(self):
+    def __init__(self, epoch: int = 0):
         self._lock = threading.Lock()
         self._goal: Goal | None = None
         self._outcomes: dict[int, Outcome] = {}
-        self._epoch = 0
+        self._epoch = epoch
         self._active = False
         self._estopped = False
         self._reserved = False
@@ -147,7 +150,7 @@ class Session:
 
     @property
     def epoch(self) -> int:
-        """Number of begins and ends so far."""
+        """The one it began with, and one more for each begin and end so far."""
         with self._lock:
             return self._epoch
 

@@ -100,7 +100,8 @@ class EstopRecord:
         if self.path is None:
             raise OSError(0, self._homeless)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = (os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+                 | os.O_CLOEXEC)
         try:
             file = os.open(self.path, flags, 0o644)
         except OSError:

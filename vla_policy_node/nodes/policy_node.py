@@ -9,6 +9,7 @@ results. `control.commander` decides what to send; this file only connects it to
 from __future__ import annotations
 
 import gc
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -75,7 +76,8 @@ class PolicyNode(LifecycleNode):
             self, cls, lambda: self._configured, self._apply_parameters,
             self._refuse_parameters, {'contract': problem} if problem else {})
         self._by_joints = is_moved_by_joints(cls.robot)
-        self._session = Session()
+        # In seconds of the clock: above those of an earlier process, if goals last a little.
+        self._session = Session(int(time.time()) % 2**32)
         self._counts: Counter[str] = Counter()
         self._input_subscriptions = []
         self._report_timers = []
