@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vla_policy_node.acceleration.base import Capability, Effect
 from vla_policy_node.acceleration.lightvla import count_votes, find_winners, norm
 from vla_policy_node.acceleration.selection import Selection
-from vla_policy_node.checkpoints.tensor_files import check_dtype, open_safetensors
+from vla_policy_node.checkpoints.tensor_files import PLAIN_DTYPES, check_dtype, open_safetensors
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import Choice
 from vla_policy_node.nn.sequence import TokenSequence
@@ -78,7 +78,7 @@ class LearnedQueries(nn.Module):
         with open_safetensors(path) as (_, get, texts):
             queries, layer = get('queries'), texts.get('layer', '')
         if queries.is_floating_point():
-            check_dtype(path, 'queries', queries)
+            check_dtype(path, 'queries', queries, PLAIN_DTYPES)
         if queries.ndim != 2 or 0 in queries.shape or not queries.is_floating_point() or (
             not queries.isfinite().all() or layer not in map(str, range(LAST_LAYER + 1))
         ):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.reading import plain
-from vla_policy_node.checkpoints.tensor_files import check_dtype, open_safetensors
+from vla_policy_node.checkpoints.tensor_files import PLAIN_DTYPES, check_dtype, open_safetensors
 from vla_policy_node.nn.config import ModelConfig
 
 
@@ -29,7 +29,7 @@ def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
         tensors = {name: get(name) for name in names}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():  # others count something
-            check_dtype(path, name, tensor)
+            check_dtype(path, name, tensor, PLAIN_DTYPES)
         if not tensor.isfinite().all():
             raise ValueError(f'{path} has NaN or infinity in {plain(name)}; learn it again.')
     return tensors

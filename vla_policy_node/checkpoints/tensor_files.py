@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +30,8 @@ OLDER_PICKLE_BYTES = MB  # which are looked through one operation at a time
 DIRECTORY_BYTES = 4 * MB  # of a zip archive
 # Kinds of numbers that weights are stored in. Integers would need scales that nobody reads; 8-bit
 # floats mean themselves where no scales lie beside them (`checkpoints.quantised`).
-WEIGHT_DTYPES = (
-    torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn,
-    torch.float8_e5m2)
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WEIGHT_DTYPES = (*PLAIN_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2)
 
 # What wrappers put into names: of distributed training, of torch.compile and of peft.
 _WRAPPERS = re.compile(
@@ -126,12 +125,14 @@ def check_weights(path: Path, name: str, tensor: object) -> None:
         )
 
 
-def check_dtype(path: Path, name: str, tensor: Tensor) -> None:
+def check_dtype(
+    path: Path, name: str, tensor: Tensor, known: Collection[torch.dtype] = WEIGHT_DTYPES
+) -> None:
     """Raise ValueError for weights in a kind of number that cannot be used as it is."""
-    if tensor.dtype not in WEIGHT_DTYPES:
+    if tensor.dtype not in known:
         kinds, kind = (
             ', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
-            for dtypes in (WEIGHT_DTYPES, [tensor.dtype])
+            for dtypes in (known, [tensor.dtype])
         )
         raise ValueError(
             f'{path} stores {plain(name)} as {kind}, and weights are read in {kinds} only; '
