@@ -227,3 +227,9 @@ def test_a_packed_recording_that_was_cut_off_gives_what_can_be_unpacked(tmp_path
     assert target.name == 'a-repaired'
     assert 10 < count <= 20
     assert read(target) == [('/a', n, noise) for n in range(count)]
+
+
+def test_a_link_in_a_circle_is_no_bag(tmp_path):
+    (tmp_path / 'a.mcap').symlink_to(tmp_path / 'a.mcap')
+    with pytest.raises(BagError, match='There is no bag'):
+        repair_bag(tmp_path / 'a.mcap')

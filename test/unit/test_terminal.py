@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from vla_policy_node.common.terminal import fitted, make_console, printable
+from vla_policy_node.common.printable import printable
+from vla_policy_node.common.terminal import fitted, make_console
 
 
 def rendered(table, width):
@@ -40,7 +41,7 @@ def test_text_of_other_people_is_no_markup():
     console.print('[red]a[/][/]')
     assert {'[bold]topic', '[/]', '/a[/]', '[red]a[/][/]'} <= {
         part.strip(' ┃│') for part in stream.getvalue().splitlines()}
-    assert printable('a\x1b[2Jb\n') == 'a?[2Jb?'
+    assert printable('a\x1b[2Jb\n\udcff') == 'a?[2Jb\n?'
 
 
 def test_lines_in_a_pipe_are_whole(monkeypatch):

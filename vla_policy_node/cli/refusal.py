@@ -3,6 +3,7 @@
 import typer
 
 from vla_policy_node.cli import interrupts
+from vla_policy_node.common.printable import printable
 
 REFUSED = 2  # exit code
 
@@ -12,5 +13,5 @@ def refusal(reason: object) -> typer.Exit:
     if interrupts.came():  # a library made an error of it
         interrupts.say()
         return typer.Exit(interrupts.INTERRUPTED)
-    typer.secho(str(reason), fg='red', err=True)
+    typer.secho(printable(f'{reason}'), fg='red', err=True)
     return typer.Exit(REFUSED)

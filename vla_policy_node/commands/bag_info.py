@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vla_policy_node.common.terminal import fitted, printable
+from vla_policy_node.common.printable import printable
+from vla_policy_node.common.terminal import fitted
 from vla_policy_node.contract import RobotContract
 from vla_policy_node.contract.fit import check_fits, kinds_of_policies
 from vla_policy_node.contract.joints import is_moved_by_joints

@@ -30,8 +30,3 @@ def fitted(table: Table, names: int = 0) -> Table:
     longest = max((len(str(cell)) for cell in (column.header, *column.cells)), default=0)
     column.min_width = min(longest, _NAME_COLUMNS)
     return table
-
-
-def printable(text: str) -> str:
-    """Return somebody else's text without what would move the cursor."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in text)

@@ -30,7 +30,8 @@ def draft(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a file that has its name only when it is whole."""
     with draft(path) as partial:
-        partial.write_text(text, encoding='utf-8')
+        # Names of files may be no UTF-8.
+        partial.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: Path, document: object) -> None:

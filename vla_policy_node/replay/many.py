@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vla_policy_node.common.printable import printable
 from vla_policy_node.common.worker_pool import worker_pool
 from vla_policy_node.outputs.folder import OutputError
 from vla_policy_node.outputs.whole import check_place, check_target
@@ -120,13 +121,13 @@ def _bar(console: Console) -> Progress:
 
 def _say(outcome: BagOutcome, page: Path, console: Console) -> None:
     if outcome.problem:
-        console.print(outcome.problem, style='red', markup=False, soft_wrap=True)
+        console.print(printable(outcome.problem), style='red', markup=False, soft_wrap=True)
         return
     for verdict in outcome.gate:
         colour, word = ('green', 'passed') if verdict['passed'] else ('red', 'failed')
         console.print(
             f'{word}: {verdict["text"]}', style=colour, markup=False, soft_wrap=True)
-    console.print(f'{Path(outcome.bag).name}: {page}', markup=False, soft_wrap=True)
+    console.print(printable(f'{Path(outcome.bag).name}: {page}'), markup=False, soft_wrap=True)
 
 
 def _names(bags: Sequence[Path]) -> list[str]:

@@ -60,9 +60,9 @@ def repair_bag(path: Path) -> tuple[Path, int]:
     """
     if path.name == METADATA:
         path = path.parent
-    place = path.resolve()
-    if not place.exists():
+    if not path.exists():  # also a link in a circle
         raise BagError(f"There is no bag '{path}'.")
+    place = path.resolve()
     target = place.with_name(f'{bag_name(place)}-repaired')
     if os.path.lexists(target):
         raise BagError(f"'{target}' exists already; move it away.")

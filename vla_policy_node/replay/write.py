@@ -24,7 +24,8 @@ def write_report(
                         evaluation.report, folder)
     stills = _write_moments(evaluation, settings, folder, on_progress)
     page = render(evaluation, plots, stills, folder)
-    (folder / 'report.html').write_text(page, encoding='utf-8')
+    # Names of files may be no UTF-8.
+    (folder / 'report.html').write_text(page, encoding='utf-8', errors='backslashreplace')
 
 
 def _write_moments(
