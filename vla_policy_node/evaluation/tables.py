@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,8 +11,10 @@ from vla_policy_node.evaluation.grounding import PARTS
 
 
 def tables(document: Mapping) -> list[Table]:
-    """Return tables: success and cost per method, success per task, failures, token positions."""
+    """Return tables: success and cost, differences, success per task, failures, kept tokens."""
     made = [_totals(document), _by_task(document), _failures(document)]
+    if document['paired']:
+        made.insert(1, _differences(document['paired']))
     if any('grounding' in total for total in document['totals']):
         made.append(_grounding(document))
     return made
@@ -27,11 +29,8 @@ def _totals(document: Mapping) -> Table:
         f'{document["checkpoint"]["name"]}{untrained}, {tokens} visual tokens; '
         f'{document["episodes"]} episodes each')
     table.add_column('method')
-    first, *others = (total['method'] for total in document['totals'])
-    for name in ('success', '95 %', 'tokens', 'GFLOP', 'ms', 'ms p95',
-                 *([f'vs {first}'] if others else [])):
+    for name in ('success', '95 %', 'tokens', 'GFLOP', 'ms', 'ms p95'):
         table.add_column(name, justify='right')
-    against = {pair['second']: pair for pair in document['paired']}
     for total in document['totals']:
         latency = total['latency_ms'].get('total', {})
         table.add_row(
@@ -42,9 +41,26 @@ def _totals(document: Mapping) -> Table:
             _number(total['flops'], 1e-9, '.2f'),
             _number(latency.get('p50'), 1, '.0f'),
             _number(latency.get('p95'), 1, '.0f'),
-            *([_comparison(against.get(total['method']))] if others else []),
         )
     return table
+
+
+def _differences(pairs: Sequence[Mapping]) -> Table:
+    """Points that each method gains or loses; docs/evaluating_in_the_world.md has the columns."""
+    table = _table(f'Minus {pairs[0]["first"]}, points of success')
+    table.add_column('method')
+    for name in ('+', '-', 'difference', '95 %', 'other tasks', 'verdict', 'p, Holm'):
+        table.add_column(name, justify='right')
+    for pair in pairs:
+        table.add_row(
+            pair['second'], str(pair['only_second']), str(pair['only_first']),
+            _number(pair['difference'], 100, '+.1f'), _range(pair['interval']),
+            _range(pair['interval_of_tasks']), pair['verdict'], f'{pair["p_holm"]:.2g}')
+    return table
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f'{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}'
 
 
 def _by_task(document: Mapping) -> Table:
@@ -89,12 +105,6 @@ def _grounding(document: Mapping) -> Table:
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify='left', box=SIMPLE_HEAD, pad_edge=False)
-
-
-def _comparison(pair: Mapping | None) -> str:
-    if pair is None:
-        return ''
-    return f'+{pair["only_second"]} -{pair["only_first"]}, p = {pair["p_value"]:.2g}'
 
 
 def _number(value: float | None, factor: float, form: str) -> str:
