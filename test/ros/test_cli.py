@@ -1,6 +1,7 @@
 """The command line: it starts quickly, refuses with a sentence, and says how things went."""
 
 import _thread
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from replay_bag import make_bag
 from ros_testing import domain  # noqa: F401
 from typer.testing import CliRunner
 
+from scripts.reference.commands import commands
 from vla_msgs.action import ExecuteInstruction
 from vla_msgs.msg import HoldReason
 from vla_policy_node import cli
@@ -39,8 +41,25 @@ def test_help_names_every_command_and_an_example(vla):
 
 def test_the_command_line_loads_nothing_heavy():
     code = ('import sys, vla_policy_node.cli; '
+            "assert vla_policy_node.cli.app; "
             "assert not {'rclpy', 'torch', 'mujoco', 'numpy'} & set(sys.modules)")
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_every_command_teaches_by_an_example():
+    assert [name for name, command in commands() if f'`{name}' not in command.help] == []
+
+
+def test_the_version_names_what_the_package_stands_on(vla):
+    result = vla('--version')
+    assert result.exit_code == 0
+    assert re.fullmatch(
+        r'vla_policy_node \d\S+, torch \S+, rclpy \S+, ROS 2 .+\n', result.output)
+
+
+def test_completion_knows_the_commands(vla):
+    assert '_VLA_COMPLETE' in vla('--show-completion', 'bash').output or (
+        '--show-completion' in vla('--help').output)
 
 
 class TestBringup:

@@ -130,3 +130,17 @@ def test_workers_never_see_it():
     with worker_pool(1, 'fork') as submit:
         assert submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result() == {signal.SIGINT}
         assert submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
+def test_a_first_process_never_sees_it_either():
+    code = ('import multiprocessing, signal\n'
+            'from vla_policy_node.common.worker_pool import interrupts_blocked\n'
+            'if __name__ == "__main__":\n'
+            '    with interrupts_blocked():\n'
+            '        process = multiprocessing.get_context("spawn").Process(target=print)\n'
+            '        process.start()\n'
+            '        blocked = open(f"/proc/{process.pid}/status").read()\n'
+            '    process.join()\n'
+            '    mask = int(blocked.split("SigBlk:")[1].split()[0], 16)\n'
+            '    assert mask >> signal.SIGINT - 1 & 1\n')
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=60)

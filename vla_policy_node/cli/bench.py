@@ -286,6 +286,8 @@ def soak(
     """Work and be disturbed for an hour: memory, threads and descriptors must not grow.
 
     docs/reliability.md has figures.
+
+    `vla bench soak --minutes 60 --out out/soak`
     """
     from vla_policy_node.bench.soak import run
     from vla_policy_node.common.terminal import make_console

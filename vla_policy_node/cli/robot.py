@@ -19,6 +19,7 @@ def _option(argument: Argument) -> inspect.Parameter:
     option = typer.Option(
         argument.default, help=argument.description + choices,
         show_default=argument.default != '',
+        rich_help_panel='Topics' if argument.name.endswith('_topic') else None,
     )
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(
@@ -177,6 +178,8 @@ def doctor(
     """Say what is installed, what is missing, and how to get it; measure the image transport.
 
     Exit code 1 if something that is needed is missing.
+
+    `vla doctor`
     """
     from vla_policy_node.commands.doctor import report
 

@@ -58,7 +58,8 @@ def with_topic_options(command: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     parameters += [
         inspect.Parameter(f'{name}_topic', inspect.Parameter.KEYWORD_ONLY, annotation=str,
-                          default=typer.Option('', help=text, show_default=False))
+                          default=typer.Option('', help=text, show_default=False,
+                                               rich_help_panel='Topics'))
         for name, text in default_streams().items()]
     changed: Any = command
     changed.__signature__ = signature.replace(parameters=parameters)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -72,6 +73,8 @@ def interrupts_blocked() -> Iterator[None]:
 
 @contextmanager
 def _blocked() -> Iterator[None]:
+    # Starting this one unblocks the signal, in the midst of starting the first other process.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
