@@ -231,7 +231,7 @@ def test_without_a_tokenizer_a_checkpoint_fails(copy):
     (directory / 'tokenizer.json').unlink()
     code, _, text = check(directory)
     assert code == 1
-    assert 'has no tokenizer.json' in text
+    assert 'has no tokenizer.json; is it a complete checkpoint? ' in text
     assert 'tokenizer missing' in text
 
 

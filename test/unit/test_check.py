@@ -241,6 +241,13 @@ def test_weights_that_are_no_numbers_are_found(made):
     assert finding.text == 'projector.fc1.bias holds NaN or infinity'
 
 
+def test_behind_weights_that_are_no_numbers_nothing_is_tried(l1):
+    for path in l1.glob('model*.safetensors'):
+        rewrite(path, lambda tensors: [tensor.fill_(torch.nan) for tensor in tensors.values()])
+    *_, last = check_checkpoint(l1)
+    assert (last.name, last.verdict) == ('dtype', FAIL)
+
+
 # --- behaviour ---
 
 

@@ -160,8 +160,25 @@ def test_an_l1_policy_that_lost_its_head_does_not_act_as_a_discrete_one(l1):
     words[512 - 64 : 512] = 0
     save_file({**tensors, 'language_model.lm_head.weight': words}, l1 / 'model.safetensors')
     policy = LocalPolicy.load(l1, methods=())
+    assert str(policy.taken[0]).startswith('Guessed decoding: OpenVLA-OFT, discrete head (')
+    assert 'whose action_head--* is missing has the same files' in str(policy.taken[0])
     with pytest.raises(ValueError, match=r'words instead of action tokens.*action_head'):
         policy.infer(request())
+
+
+@pytest.mark.parametrize('name', ['action_head.pt', 'action_head--latest.pt'])
+def test_a_part_under_another_name_is_not_taken_for_missing(l1, name):
+    variants.to_pt(l1, 'action_head').rename(l1 / name)
+    with pytest.raises(ValueError, match=f'has {name}, and this part .* rename it'):
+        read_model_config(l1)
+
+
+def test_names_of_files_cannot_write_to_a_terminal(l1):
+    for part in ('action_head', 'proprio_projector'):
+        (l1 / f'{part}--\x1b[31m_checkpoint.pt').touch()
+    with pytest.raises(ValueError) as caught:
+        LocalPolicy.load(l1, methods=())
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(('entries', 'sentence'), [

@@ -143,13 +143,14 @@ def test_floats_of_8_bits_are_numbers_where_nothing_scales_them(directory):
     assert torch.equal(loaded, small.float())
 
 
-def test_floats_of_8_bits_with_anything_like_a_scale_are_refused(directory):
+@pytest.mark.parametrize('scale', ['out_scale', 'weight_amax', 'weight_quantizer._amax', 'zp'])
+def test_floats_of_8_bits_with_anything_that_may_be_a_scale_are_refused(directory, scale):
     def change(tensors):
         tensors[f'{LAYER}.weight'] = tensors[f'{LAYER}.weight'].to(torch.float8_e4m3fn)
-        tensors[f'{LAYER}.out_scale'] = torch.ones(48)
+        tensors[f'{LAYER}.{scale}'] = torch.ones(48)
 
     rewrite(directory, change)
-    with pytest.raises(ValueError, match=f'{LAYER}.out_scale beside it seems to be their scale'):
+    with pytest.raises(ValueError, match=f'{LAYER}.{scale} beside it may be their scale'):
         variants.load(directory)
 
 

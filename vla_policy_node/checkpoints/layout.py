@@ -22,6 +22,7 @@ from vla_policy_node.checkpoints.statistics import key_of_suite
 
 PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
 
+_OF_TENSORS = ('.pt', '.pth', '.bin', '.safetensors')
 MOST_FILES = 256  # of one model; the public ones have four
 # Weights in other formats, and what to do with them.
 _NOT_READ = {
@@ -129,14 +130,20 @@ def part_files(directory: Path, part: str) -> list[Path]:
     if not any(directory.glob('*--*checkpoint*')) and (base := base_of(directory)):
         return part_files(base, part)
     patterns = (f'{part}--*checkpoint*.safetensors', f'{part}--*checkpoint*.pt')
-    return sorted(path for pattern in patterns for path in directory.glob(pattern))
+    files = sorted(path for pattern in patterns for path in directory.glob(pattern))
+    if not files and (others := sorted(path.name for path in directory.glob(f'{part}*.*')
+                                       if path.suffix in _OF_TENSORS)):
+        raise ValueError(
+            f'{directory} has {listed(others)}, and this part is looked for as '
+            f'{part}--*checkpoint.pt (or .safetensors); rename it.')
+    return files
 
 
 def part_file(directory: Path, part: str) -> Path:
     """Return the one file of a part that the policy needs; ValueError for none or several."""
     files = part_files(directory, part)
     if len(files) != 1:
-        found = ', '.join(path.name for path in files) or 'none'
+        found = listed(path.name for path in files) or 'none'
         raise ValueError(
             f'{directory} must hold one file {part}--*checkpoint.pt (or .safetensors), '
             f'found {found}.'

@@ -8,7 +8,10 @@ way of its own. Read as numbers they load, and the policy acts wrongly. Those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
@@ -104,19 +107,20 @@ def _method(chosen: Mapping) -> str:
     return f'{plain(named)}{size}'
 
 
-def check_float8(path: Path, name: str, tensor: Tensor, names: Collection[str]) -> None:
+def check_float8(path: Path, name: str, tensor: Tensor, names: Sequence[str]) -> None:
     """Raise ValueError for 8-bit floats with something beside them that may be a scale.
 
-    Alone they are numbers like others.
+    Alone, or with a bias and adapters, they are numbers like others. names: of the file, in order.
     """
     if tensor.itemsize != 1 or not tensor.is_floating_point():
         return
     stem = name.removesuffix('weight')
-    for other in sorted(names):
-        if other.startswith(stem) and 'scale' in other[len(stem):] and other != name:
+    for other in takewhile(lambda other: other.startswith(stem),
+                           islice(names, bisect_left(names, stem), None)):
+        if other != name and not re.match('bias$|lora_', other[len(stem):]):
             raise ValueError(
-                f'{path} stores {plain(name)} as 8-bit floats, and {plain(other)} beside it seems '
-                f'to be their scale, which is not read; {ADVICE}.')
+                f'{path} stores {plain(name)} as 8-bit floats, and {plain(other)} beside it may '
+                f'be their scale, which is not read; {ADVICE}.')
 
 
 def is_scale(name: str) -> bool:

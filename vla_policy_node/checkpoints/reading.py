@@ -83,6 +83,8 @@ def regular_file(path: Path, largest_bytes: int | None = None) -> int:
     Opening a pipe would wait for ever, and a device has no end: ValueError for whatever is no
     file, cannot be looked at, is larger than such a file ever is, or stands for another one.
     """
+    if not str(path).isprintable():
+        raise ValueError(f'{plain(path)} has a name that cannot be printed; rename it.')
     try:
         found = path.stat()
     except (OSError, RuntimeError) as error:  # also a link to itself

@@ -6,7 +6,7 @@ Nothing here runs code from a file: safetensors hold tensors only, and `.pt` fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -88,16 +88,16 @@ def _open(
         available, get = stack.enter_context(open_tensors(path))
         codes = int8_weights(path, available, get)
         tensors.add(path, available, partial(_read_one, codes, get))
-        views[path] = partial(_view, path, available, codes, get)
+        views[path] = partial(_view, path, sorted(available), codes, get)
     return tensors
 
 
 def _view(
-    path: Path, available: set[str], codes: Mapping[str, object], get: Callable[[str], Tensor],
+    path: Path, names: Sequence[str], codes: Mapping[str, object], get: Callable[[str], Tensor],
     name: str,
 ) -> Tensor:
     view = get(name)
-    check_float8(path, name, view, available)
+    check_float8(path, name, view, names)
     return view.to('meta', torch.float16) if name in codes else view
 
 

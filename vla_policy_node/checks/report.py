@@ -44,7 +44,10 @@ def check_checkpoint(
         yield files.check_normalisation(directory, config)
         yield files.check_prompt_ids(directory, config, recorded)
         model = load_model(directory, config, device, dtype, progress)
-        yield files.check_dtypes(directory, model, dtype)
+        kinds = files.check_dtypes(directory, model, dtype)
+        yield kinds
+        if kinds.verdict == FAIL:  # of weights that are not finite, nothing else can be said
+            return
         if isinstance(model, PrismaticVla):
             yield decoding.check_decoding(PrismaticRun.prepare(directory, model), found[0])
         yield from behaviour.check_behaviour(directory, model)

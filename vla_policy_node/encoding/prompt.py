@@ -52,7 +52,7 @@ def _instead(directory: Path) -> str:
         return (', only tokenizer.model, which is not read; copy the tokenizer.json of '
                 'openvla/openvla-7b if it is that of Llama-2, else convert it: '
                 'AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY) of the '
-                'transformers library')
+                'transformers library.')
     return '; is it a complete checkpoint?'
 
 
@@ -83,7 +83,7 @@ class PromptEncoder:
         last: what is appended if the prompt does not end with it.
         """
         if not os.path.lexists(path):
-            raise ValueError(f'{path.parent} has no {path.name}{_instead(path.parent)}.')
+            raise ValueError(f'{path.parent} has no {path.name}{_instead(path.parent)}')
         encoder = cls(read_tokenizer(path), vocabulary, path, last, text)
         if first is not None and encoder.encode('start')[0] != first:
             raise ValueError(

@@ -123,6 +123,8 @@ class DiscreteOft(VocabularyAnswers, _OftFamily):
         'discrete', 'OpenVLA-OFT', 'discrete head',
         HOOKED | {Capability.EARLY_ANSWERS, Capability.FUSED, Capability.FIXED_SHAPES})
     network = DiscreteVla
+    taken_for = ('a policy whose action_head--* is missing has the same files; if this one has '
+                 'none, write "head": "discrete" into its config.json')
 
     def recognises_parts(self, directory: Path, parts: Collection[str]) -> bool:
         """By proprio without an action head."""

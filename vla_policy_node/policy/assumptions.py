@@ -14,7 +14,7 @@ from vla_policy_node import families
 from vla_policy_node.checkpoints import cogact_release
 from vla_policy_node.checkpoints.layout import PARTS, part_files, read_json
 from vla_policy_node.checkpoints.published import published, published_transform
-from vla_policy_node.checkpoints.reading import listed
+from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.nn.config import ModelConfig
 
 CONFIG = 'config.json'
@@ -127,7 +127,7 @@ class _Sources:
         if self.release:
             return Assumed(name, value, 'release of CogACT')
         if part in PARTS and (files := part_files(self.directory, part)):
-            return Assumed(name, value, f'{files[0].name}; names: default')
+            return Assumed(name, value, f'{plain(files[0].name)}; names: default')
         if self.public:
             return Assumed(name, value, f'public name {self.public.name}')
         if self.ours:
@@ -155,12 +155,13 @@ class _Sources:
         if self.release:
             return self.of('decoding', value)
         if parts and self.document.get('head') is None:
-            return Assumed('decoding', value, parts[0].name)
-        if self.public or self.document.get('head') is not None:
+            source = plain(parts[0].name)
+        elif self.public or self.document.get('head') is not None:
             return self.of('decoding', value)
+        else:
+            source = 'going by the files alone'
         taken_for = self.family.taken_for
-        return Assumed(
-            'decoding', value, 'going by the files alone', guessed=bool(taken_for), cure=taken_for)
+        return Assumed('decoding', value, source, guessed=bool(taken_for), cure=taken_for)
 
     def rows(self) -> str:
         """Name the rows that the head reads."""
