@@ -3,7 +3,6 @@
 import array
 
 import numpy as np
-from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -35,6 +34,8 @@ def unpacked(raw: bytes) -> bytes | None:
 
     It has the pixels that whoever reads the compressed one sees.
     """
+    from rclpy.serialization import serialize_message  # the rest needs no rclpy
+
     try:
         packed = read_compressed_image(raw)
         header = to_header(MessageHeader(packed.stamp_ns, packed.frame_id))
