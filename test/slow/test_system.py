@@ -332,6 +332,7 @@ def scripts(monkeypatch):
 
 STAYS = 'print("up"); import time; time.sleep(60)'
 STUBBORN = ('import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); '
+            'signal.signal(signal.SIGTERM, signal.SIG_IGN); '
             'print("up"); import time; time.sleep(60)')
 
 
@@ -379,7 +380,7 @@ class TestProcesses:
             assert running._processes['fine'].poll() is None
         assert "'ill' ended by itself (exit code 3); it is started again." in output.getvalue()
 
-    def test_nodes_are_interrupted_and_the_stubborn_killed(self):
+    def test_nodes_are_told_to_end_and_the_stubborn_killed(self):
         output = Output()
         nodes = [Script('fine', STAYS), Script('stubborn', STUBBORN)]
         with System(nodes, output=output, grace_s=1.0) as running:
