@@ -152,6 +152,23 @@ def test_a_base_of_the_hub_is_looked_up_there(base, tmp_path, monkeypatch):
     assert asked == [('openvla/openvla-7b', 'abc')]  # once
 
 
+def test_an_adapter_of_the_hub_is_downloaded_where_there_is_no_model(base, tmp_path, monkeypatch):
+    """In repositories with a model, `lora_adapter/` is merged and hundreds of MB for nobody."""
+    run, asked = tmp_path / 'run', []
+    trained(base, run / 'lora_adapter')
+
+    def snapshot_download(repository, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(run)
+
+    monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
+    assert find_checkpoint('owner/run') == run
+    assert ['lora_adapter/*.safetensors' in patterns for patterns in asked] == [False, True]
+    shutil.copyfile(base / MODEL, run / MODEL)
+    find_checkpoint('owner/run')
+    assert len(asked) == 3
+
+
 # --- inside of the files ---
 
 
@@ -311,6 +328,11 @@ def test_an_adapter_of_an_adapter_is_refused(adapter, tmp_path):
     assert f'{other} is an adapter itself' in refusal_of(adapter)
 
 
+def test_a_file_without_an_adapter_is_not_taken_for_one(adapter):
+    save_file({}, adapter / ADAPTER)
+    assert 'holds no adapter; download it again' in refusal_of(adapter)
+
+
 @pytest.mark.parametrize('name', [CONFIG, ADAPTER])
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(adapter, name):
     (adapter / name).unlink()
@@ -327,6 +349,9 @@ def test_a_whole_model_with_an_adapter_beside_it_has_to_say_which_is_meant(base,
     for name in (MODEL, 'config.json'):
         shutil.copyfile(base / name, adapter / name)
     assert 'nothing says whether it is merged already' in refusal_of(adapter)
+    (adapter / CONFIG).rename(adapter / 'without')
+    assert 'nothing says whether it is merged already' in refusal_of(adapter)
+    (adapter / 'without').rename(adapter / CONFIG)
     (adapter / 'lora_adapter').mkdir()
     for name in (CONFIG, ADAPTER):
         (adapter / name).rename(adapter / 'lora_adapter' / name)

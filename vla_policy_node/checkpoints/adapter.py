@@ -68,8 +68,8 @@ def place(directory: Path, name: str) -> Path:
 
 def refuse_both(directory: Path) -> None:
     """Raise ValueError for a whole model with an adapter beside it that it may contain or not."""
-    beside = [name for name in (*_FILES, ADAPTER_CONFIG) if (directory / name).is_file()]
-    if len(beside) > 1 and adapter_in(directory) is None:
+    beside = [name for name in (*_FILES, ADAPTER_CONFIG) if os.path.lexists(directory / name)]
+    if {*beside} & {*_FILES} and any(directory.glob('model*.safetensors')):
         raise ValueError(
             f'{directory} holds a whole model and a LoRA adapter, {beside[0]}, and nothing says '
             f'whether it is merged already; if it is, move {" and ".join(beside)} into a folder '

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from vla_policy_node.checkpoints.inside import checkpoint_in
+from vla_policy_node.checkpoints.inside import ADAPTER_FOLDER, checkpoint_in
 from vla_policy_node.checkpoints.reading import shown
 
 # Weights, sizes, statistics and the tokenizer; neither code nor adapters that are merged.
@@ -94,10 +95,12 @@ def _download(name: str) -> Path:
             'package huggingface_hub is needed: pip install huggingface_hub.'
         ) from error
     repository, _, revision = name.partition('@')
+    download = partial(snapshot_download, repository, revision=revision or None)
     try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=[*FILES])
-        )
+        found = Path(download(allow_patterns=[*FILES]))
+        if not any(found.glob('model*.safetensors')) and (found / ADAPTER_FOLDER).is_dir():
+            download(allow_patterns=[*FILES, f'{ADAPTER_FOLDER}/*.safetensors'])  # not merged
+        return found
     except LocalEntryNotFoundError as error:
         reason = (
             'is not in its cache, and HF_HUB_OFFLINE forbids to download it'

@@ -105,6 +105,8 @@ class Tensors:
         beside: how names begin of what is merged elsewhere, '' for nothing. ValueError for changes
         of anything that is not here.
         """
+        if not adapter.whole and not adapter.changes:
+            raise ValueError(f'{path} holds no adapter; download it again.')
         known = {target for target, _ in self.whole}
         trained = dict(adapter.whole)
         strange = sorted(name for name in (trained.keys() | adapter.changes.keys()) - known
