@@ -196,7 +196,7 @@ def test_a_message_type_that_is_not_known_is_named(settings, tmp_path):
             writer.write(connections[topic], time_ns, raw)
     sentence = refused(foreign, settings, tmp_path / 'out')
     assert "'/ee_pose'" in sentence
-    assert 'std_msgs/msg/String, which is not known here' in sentence
+    assert 'std_msgs/msg/String, and geometry_msgs/msg/PoseStamped is needed' in sentence
 
 
 def test_bytes_of_another_version_of_a_message_are_refused(settings, tmp_path):
@@ -307,10 +307,16 @@ def test_one_source_without_stamps_is_named_alone(settings, tmp_path):
     assert 'no stamps on /gripper_state: all' in refused(bag, settings, tmp_path / 'out')
 
 
-def test_a_first_picture_without_stamp_does_not_stretch_the_goal(settings, tmp_path):
-    bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/policy_status',), alter={
-        '/third_person/image_raw': lambda index, message: (
-            message if index else unstamped(index, message))})
+@pytest.mark.parametrize(('seconds', 'delay_ns'), [(0, 0), (5, 0), (10**9, 0), (None, 10**18)])
+def test_no_stamp_of_another_clock_stretches_the_goal(settings, tmp_path, seconds, delay_ns):
+    """Neither that of the first picture alone, nor those of a simulation."""
+    def alter(index, message):
+        if index == 0 and seconds is not None:
+            message.header.stamp = to_time(seconds * 10**9)
+        return message
+
+    bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/policy_status',), arrival_delay_ns=delay_ns,
+                   alter={'/third_person/image_raw': alter})
     (goal,) = replay(bag, replace(settings, instruction='go')).report['bag']['goals']
     assert goal['duration_s'] < 1.0
 

@@ -40,6 +40,14 @@ def fixed(t):
     return transforms([('flange', 'tool', 0, (0.0, 0.0, 0.125), STILL)])
 
 
+def fixed_once(t):
+    return transforms([('flange', 'tool', t - 5 * 10**9, (0.0,) * 3, STILL)])
+
+
+def half(t):
+    return transforms([('base_link', 'elbow', t, (0.0,) * 3, STILL)])
+
+
 def write(path, tf=moving, static=fixed, of_its_own=True):
     """Half a second of pictures and joints, and the same pose twice: as such and as transforms."""
     times = [START_NS + i * STEP_NS for i in range(12)]
@@ -92,6 +100,9 @@ def test_both_tell_the_policy_the_same(made, tmp_path):
                            ('tool', 'a', t, (0.0,) * 3, STILL)]), None, 'lead in a loop'),
     (lambda t: transforms([('base_link', 'tool', START_NS - 10**10, (0.0,) * 3, STILL)]), None,
      'ee_pose'),
+    # One was sent once, long before: what it leads to is old, and only at first was it missing.
+    (lambda t: (fixed_once if t == START_NS else half if t == START_NS + STEP_NS else moving)(t),
+     None, r'The newest usable sample of ee_pose is too old \(its last stamp is 5'),
     (lambda t: transforms([('base_link', 'flange', 0, (0.0,) * 3, STILL)]), fixed,
      'has no stamps on /tf: all are zero')])
 def test_transforms_that_lead_to_no_pose_end_in_a_sentence(made, tmp_path, tf, static, why):

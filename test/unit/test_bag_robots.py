@@ -43,6 +43,9 @@ def test_of_two_robots_one_has_to_be_chosen(bag, told):  # noqa: F811
         assert set(topics.inputs) == set(of('/r2', INPUTS))
     with pytest.raises(BagError, match="no topics in the namespace '/r3'"):
         topics_of_robot(opened, ROBOT, {}, wanted='r3')
+    with pytest.raises(BagError, match='robots are in /r1 and /r2.' if told else
+                                       'its topics begin with /r1, /r2.'):
+        find_namespace(opened, 'r3')
     with pytest.raises(BagError, match='is no namespace'):
         topics_of_robot(opened, ROBOT, {}, wanted='r-3')
 

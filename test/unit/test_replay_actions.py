@@ -79,6 +79,27 @@ def test_targets_of_an_even_motion_are_the_same_step_at_any_rate_and_in_any_orde
     assert np.isnan(actions.gripper).all()
 
 
+def test_messages_without_stamps_are_left_out_aloud_or_count_from_their_recording():
+    by_stamp, by_log = reader(TWIST_STAMPED), reader(TWIST_STAMPED, by_log=True)
+    for found in (by_stamp, by_log):
+        found.hear(stamped_twist(0), T)
+    assert not len(by_stamp.actions().target_ns)
+    assert by_stamp.notes('/go') == [
+        '1 messages on /go have a stamp of zero and were left out; `--stamps log` takes the times '
+        'of recording.']
+    assert by_log.actions().target_ns.tolist() == [T + PERIOD_NS] and not by_log.notes('/go')
+
+
+def test_commands_count_from_their_recording_where_the_pictures_do():
+    command = SimpleNamespace(
+        header=header(5), target_time=header(5 + PERIOD_NS).stamp, hold=False, gripper=1.0,
+        translation=vector((0.1, 0, 0)), rotation=vector((0, 0, 0)))
+    for by_log, start_ns in ((False, 5), (True, T)):
+        found = reader(ACTION_TYPES[0], by_log=by_log)
+        found.hear(command, T)
+        assert found.actions().target_ns.tolist() == [start_ns + PERIOD_NS]
+
+
 def test_targets_that_rest_for_long_or_are_none_are_no_motion():
     found = reader(TARGETS)
     for seconds, position in ((0.0, 0.0), (0.05, 0.01), (5.0, 1.0), (5.05, math.nan), (5.1, 1.01)):

@@ -65,20 +65,28 @@ class ActionReader:
         self._frame_id, self._by_log = frame_id, by_log
         self._rows: list[tuple[int, np.ndarray, float]] = []
         self._targets: list[tuple[int, np.ndarray, np.ndarray]] = []  # stamp, position, x y z w
-        self._unusable = 0
+        self._unusable = self._unstamped = 0
         self._elsewhere: Counter[str] = Counter()  # frames
 
     def hear(self, message: Any, time_ns: int) -> None:
         """Take a message and the time at which it was recorded."""
-        if self._kind == ACTION_TYPES[0]:
-            if not message.hold:
-                self._add(to_ns(message.target_time), _six(message.translation, message.rotation),
-                          message.gripper)
+        is_command = self._kind == ACTION_TYPES[0]
+        if is_command and message.hold:
             return
-        if self._kind == TWIST:  # has no stamp
-            twist, sent_ns = message, time_ns
+        if self._kind == TWIST or self._by_log:
+            sent_ns = time_ns
+        elif stamp_ns := to_ns(message.target_time if is_command else message.header.stamp):
+            sent_ns = stamp_ns - self._period_ns if is_command else stamp_ns
         else:
-            sent_ns = time_ns if self._by_log else to_ns(message.header.stamp)
+            self._unstamped += 1
+            return
+        if is_command:
+            self._add(sent_ns + self._period_ns, _six(message.translation, message.rotation),
+                      message.gripper)
+            return
+        if self._kind == TWIST:
+            twist = message
+        else:
             frame = message.header.frame_id.lstrip('/')
             if frame and self._frame_id and frame != self._frame_id:
                 self._elsewhere[frame] += 1
@@ -106,6 +114,9 @@ class ActionReader:
         notes = [f"{count} messages on {topic} are in the frame '{shown(frame)}' and not in "
                  f"'{self._frame_id}', so they were left out."
                  for frame, count in self._elsewhere.most_common(1)]
+        if self._unstamped:
+            notes.append(f'{self._unstamped} messages on {topic} have a stamp of zero and were '
+                         'left out; `--stamps log` takes the times of recording.')
         if self._unusable:
             notes.append(f'{self._unusable} messages on {topic} hold no usable numbers and were '
                          'left out.')

@@ -77,9 +77,8 @@ class _Teller:
         self._info: Any | None = None
         self._goals: list[RecordedGoal] = []
         self._running: tuple[int, str, int] | None = None  # epoch, instruction, since
-        self._delays_ns: list[int] = []  # recording time minus stamp
+        self._pictures: list[tuple[int, int]] = []  # recording time, stamp
         self._inference_ns: list[int] = []
-        self._first_ns = self._last_ns = 0
 
     def hear(self, topic: str, time_ns: int, raw: bytes, is_camera: bool) -> None:
         if is_camera:
@@ -89,9 +88,7 @@ class _Teller:
                 return  # the replay counts it
             if not stamp_ns and time_ns > _OTHER_CLOCK_S * 1e9:
                 return  # says nothing of when the bag begins
-            self._delays_ns.append(time_ns - stamp_ns)
-            self._first_ns = self._first_ns or min(time_ns, stamp_ns)
-            self._last_ns = max(self._last_ns, time_ns, stamp_ns)
+            self._pictures.append((time_ns, stamp_ns))
             return
         is_action = topic == self._topics.actions
         record = self._topics.records.get(topic, '')
@@ -126,9 +123,19 @@ class _Teller:
         age_ns = round(chunk.observation_age_ms * 1e6)
         self._inference_ns.append(time_ns - to_ns(chunk.header.stamp) - age_ns)
 
+    def _span(self, on_stamps: bool) -> tuple[int, int]:
+        """Return when the pictures begin and end, on the clock of the replay (ns)."""
+        if on_stamps:
+            spans = [(stamp_ns, stamp_ns) for _, stamp_ns in self._pictures]
+        else:  # a stamp far from its time says nothing of when the bag begins or ends
+            spans = [(min(pair), max(pair)) for pair in self._pictures
+                     if max(pair) - min(pair) <= _OTHER_CLOCK_S * 1e9]
+        return (spans[0][0], max(end_ns for _, end_ns in spans)) if spans else (0, 0)
+
     def tell(self, bag: Bag, instruction: str) -> BagSummary:
         notes = []
-        delay_s = np.median(self._delays_ns) / 1e9 if self._delays_ns else 0.0
+        delay_s = np.median([time_ns - stamp_ns for time_ns, stamp_ns in self._pictures]
+                            ) / 1e9 if self._pictures else 0.0
         if self._topics.by_log:
             notes.append('Messages count by the times of their recording (--stamps log), not by '
                          'their stamps: ages and spreads are those of the recorder.')
@@ -136,11 +143,12 @@ class _Teller:
         if on_stamps:
             notes.append('Recording times and stamps are of different clocks, so messages are '
                          'taken to have come at their stamps; ages mean little.')
+        first_ns, last_ns = self._span(on_stamps)
         if self._running:
-            self._end_goal(self._last_ns)
+            self._end_goal(last_ns)
         goals = self._goals
         if instruction:
-            goals = [RecordedGoal(instruction, self._first_ns, self._last_ns)]
+            goals = [RecordedGoal(instruction, first_ns, last_ns)]
         actions = self._actions.actions(round(delay_s * 1e9) if on_stamps else 0)
         notes += self._actions.notes(self._topics.actions)
         longest = max((len(goal.instruction.encode()) for goal in goals), default=0)

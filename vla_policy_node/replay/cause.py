@@ -27,8 +27,9 @@ def why_unused(trace: Trace, topics: BagTopics, parameters: PolicyParameters) ->
     holds = Counter(command.hold for _, command in trace.commands
                     if command.hold.code not in _NO_CAUSE)
     hold = max(holds, key=holds.__getitem__, default=trace.held)
-    refusals = {key: count for key, count in trace.refusals.items()
-                if hold is None or key[0] == hold.stream}
+    # What was refused now and then does not make usable samples late.
+    refusals = {key: count for key, count in trace.refusals.items() if hold is None or (
+        key[0] == hold.stream and hold.code not in _TIMES)}
     if refusals:
         stream, sentence = max(refusals, key=refusals.__getitem__)
         return f'{_place(stream, topics)}: {sentence.rstrip(".")}'

@@ -238,6 +238,9 @@ def _evaluation(path, topics, summary, traces, settings: ReplaySettings, head: d
     latency = {'a': metrics.latency(traces[0]), 'b': None, 'difference': None,
                'processor': processor_name(), 'threads': settings.threads,
                'device': traces[0].description.device}
+    if len(summary.actions.target_ns) and report['a']['actions'] is None:
+        report['notes'].append(f'The actions on {topics.actions} are of other times than those of '
+                               'the policy, so nothing is compared with them; check their stamps.')
     pairs = []
     if len(traces) > 1:
         pairs = compare.pair_inferences(*traces)

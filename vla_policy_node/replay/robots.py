@@ -22,6 +22,7 @@ from vla_policy_node.replay.topics import (
 
 OPTION = '--bag-namespace (bag_namespace:= of a launch file)'
 _COMPRESSED = '/compressed'
+_SHOWN = 8  # in a sentence
 
 
 def find_namespace(
@@ -144,10 +145,15 @@ def _chosen(bag: Bag, wanted: str, found: tuple[str, ...]) -> str:
         raise BagError(str(error)) from None
     if namespace not in found and not any(
             topic.startswith(f'{namespace}/') for topic in bag.types):
-        robots = f' its robots are in {_listed(found)}.' if found else ' it has no namespaces.'
+        robots = f'its robots are in {_listed(found)}' if found else 'its topics begin with ' + (
+            ', '.join(_first_parts(bag)[:_SHOWN]) or 'nothing')
         raise BagError(
-            f"The bag '{bag.path}' has no topics in the namespace '{namespace}':{robots}")
+            f"The bag '{bag.path}' has no topics in the namespace '{namespace}': {robots}.")
     return namespace
+
+
+def _first_parts(bag: Bag) -> list[str]:
+    return sorted({f'/{topic.split("/")[1]}' for topic in bag.types if topic.count('/') > 1})
 
 
 def _listed(namespaces: tuple[str, ...]) -> str:

@@ -193,8 +193,8 @@ def _missing(
         return None
     if found is not None:
         return Missing(
-            f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, which is not "
-            f'known here: {kinds[0]} is needed', f'name another topic with {option}')
+            f"The topic '{topic}' of the bag '{bag.path}' has the type {found}, and "
+            f'{kinds[0]} is needed', f'name another topic with {option}')
     others = [*islice(fitting(bag, part, robot), _SHOWN)]
     taken = {topic_of(bag.types, other) for other in parts_of(robot) if other is not part}
     already = ' (another input already)' if taken.issuperset(others) else ''
