@@ -11,6 +11,7 @@ A test module imports the fixtures by name, with those that they need.
 
 import copy
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from vla_policy_node.contract.joints import is_moved_by_joints
 from vla_policy_node.nodes.lifecycle import shut_down, state_label
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.nodes.policy_node import PolicyNode
+from vla_policy_node.nodes.subscriptions import Subscriptions
 from vla_policy_node.policy.interface import ActionChunk
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import CONFIG, create_small_checkpoint
@@ -85,6 +87,18 @@ class Script:
         assert self._started.acquire(timeout=TIMEOUT_S), 'no inference started'
 
 
+class CountingSubscriptions(Subscriptions):
+    """Tells when a sample was filed."""
+
+    def __init__(self, count, *arguments):
+        self._count = count
+        super().__init__(*arguments)
+
+    def file(self, stream, raw):
+        super().file(stream, raw)
+        self._count()
+
+
 class CountingPolicyNode(PolicyNode):
     """Tells when a sample was filed: its callback has no other visible effect."""
 
@@ -92,9 +106,8 @@ class CountingPolicyNode(PolicyNode):
         self._filed = filed
         super().__init__(**kwargs)
 
-    def _file(self, stream, raw):
-        super()._file(stream, raw)
-        self._filed()
+    def _subscribe(self, filed):
+        return super()._subscribe(filed, partial(CountingSubscriptions, self._filed))
 
 
 # Tests of chunks and their times look at actions as they are: a fast arm, which never moves.
@@ -161,7 +174,7 @@ class Bench:
         self.set_clock(self.now_ns)
         assert self.node.trigger_configure() == rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
         outputs = (
-            self.node._command_publisher,
+            self.node._outputs.commands,
             self.node._reports.status,
             self.node._reports.chunks,
             self.node._reports.diagnostics,

@@ -121,7 +121,7 @@ def test_a_recording_of_one_robot_holds_nothing_of_the_other_and_is_replayed_and
     thread.start()
     first.robot.wait(
         lambda: all(p.get_subscription_count() == 2 for p in first.robot.inputs.values())
-        and first.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+        and first.node._outputs.commands.get_subscription_count() == 2, 'the recorder')
     first.start()
     for _ in range(5):
         first.infer()

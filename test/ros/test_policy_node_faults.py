@@ -243,7 +243,7 @@ def test_d9_deactivation_ends_with_a_hold_even_with_an_inference_in_flight(bench
     bench.set_clock(bench.now_ns + 10 * PERIOD_NS)
     # A sentinel on the same topic: whatever the node had sent before would have come before it.
     sentinel = EndEffectorCommand(epoch=4_000_000_000)
-    bench.node._command_publisher.publish(sentinel)
+    bench.node._outputs.commands.publish(sentinel)
     bench.wait_command(lambda c: c.epoch == sentinel.epoch)
     commands = bench.robot.commands
     after = commands[commands.index(first) : -1]

@@ -54,13 +54,13 @@ class WallBench(Bench):
 
     def configure(self):
         super().configure()
-        publish = self.node._command_publisher.publish
+        publish = self.node._outputs.commands.publish
 
         def record(message):
             publish(message)
             self.sent.append((time.monotonic(), message))
 
-        self.node._command_publisher.publish = record
+        self.node._outputs.commands.publish = record
         return self
 
     def set_clock(self, now_ns):
@@ -396,11 +396,11 @@ def test_after_the_time_for_bad_inputs_a_stopped_clock_ends_the_goal(make_active
 
 def test_another_rate_is_promised_from_the_next_configure_on(make_bench, script):
     bench = make_bench()
-    before = bench.node._command_publisher.qos_profile.deadline
+    before = bench.node._outputs.commands.qos_profile.deadline
     (result,) = bench.node.set_parameters([Parameter('control_rate_hz', value=5.0)])
     assert result.successful
     bench.configure()
-    assert bench.node._command_publisher.qos_profile.deadline.nanoseconds == pytest.approx(
+    assert bench.node._outputs.commands.qos_profile.deadline.nanoseconds == pytest.approx(
         4 * before.nanoseconds, rel=1e-6)
 
 

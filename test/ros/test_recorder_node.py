@@ -101,7 +101,7 @@ def test_a_recorded_run_is_replayed_with_its_own_parameters(recorder, make_bench
     bench = make_bench(max_age_s=0.7).activate()
     bench.robot.wait(
         lambda: all(p.get_subscription_count() == 2 for p in bench.robot.inputs.values())
-        and bench.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+        and bench.node._outputs.commands.get_subscription_count() == 2, 'the recorder')
     bench.start()
     for _ in range(6):
         bench.infer()
@@ -159,7 +159,7 @@ def test_a_robot_with_other_cameras_is_recorded_and_replayed_by_its_contract(
     bench = make_bench(contract=str(contract), checkpoint=str(checkpoint)).activate()
     bench.robot.wait(
         lambda: all(p.get_subscription_count() == 2 for p in bench.robot.inputs.values())
-        and bench.node._command_publisher.get_subscription_count() == 2, 'the recorder')
+        and bench.node._outputs.commands.get_subscription_count() == 2, 'the recorder')
     selections = []
     bench.robot.create_subscription(
         TokenSelection, 'token_selection', selections.append, qos.event_output())

@@ -29,7 +29,7 @@ from {MODULE} import PolicyNode, main
 
 def explode(node):
     # Not before there is a robot to hold: on a busy machine it may be found later than this runs.
-    if node._active and node._command_publisher.get_subscription_count():
+    if node._active and node._outputs.commands.get_subscription_count():
         raise {{error}}('diagnostics are broken')
 
 PolicyNode._publish_diagnostics = explode

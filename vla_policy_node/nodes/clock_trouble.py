@@ -18,6 +18,7 @@ class ClockTrouble:
     """Watches the simulated time of a node, from configure to cleanup."""
 
     def __init__(self, node: Node, parameters: PolicyParameters):
+        self._node = node
         self._clock = node.get_clock()
         self._logger = node.get_logger()
         self._told: set[str] = set()
@@ -41,6 +42,13 @@ class ClockTrouble:
             self._told.add(kind)
             self._logger.warning(f'{text[0].upper()}{text[1:]}.')
         return text
+
+    def watch_graph(self) -> None:
+        """Warn of several nodes that publish it (executor thread)."""
+        if self._node.count_publishers('/clock') > 1:
+            self._logger.warning(
+                'Several nodes publish /clock, and the time is whatever came last; give each '
+                'simulation a ROS_DOMAIN_ID of its own.', throttle_duration_sec=30.0)
 
     def destroy(self) -> None:
         """Stop watching."""

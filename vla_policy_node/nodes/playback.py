@@ -14,7 +14,7 @@ from vla_policy_node.control.hold import Hold
 from vla_policy_node.control.session import Session
 from vla_policy_node.loop.inputs import RefusedError, SensorInputs
 from vla_policy_node.loop.parameters import PolicyParameters
-from vla_policy_node.nodes.policy_node import CLOCK_FILED
+from vla_policy_node.nodes.subscriptions import CLOCK_FILED
 from vla_policy_node.wire.cdr import MessageError
 from vla_policy_node.wire.streams import InputStreams
 

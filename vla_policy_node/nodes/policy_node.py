@@ -11,48 +11,41 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
-from geometry_msgs.msg import TwistStamped
-from rclpy.clock import Clock, ClockType, JumpHandle, JumpThreshold
+from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
+from rclpy.publisher import Publisher
 from std_msgs.msg import Header
 
-from vla_msgs.msg import EndEffectorCommand, JointCommand, PolicyStatus
+from vla_msgs.msg import PolicyStatus
 from vla_policy_node.contract.joints import is_moved_by_joints
-from vla_policy_node.contract.robot import CLOCK
 from vla_policy_node.control.hold import Hold, HoldReason
 from vla_policy_node.control.session import GoalRefusedError, Session
 from vla_policy_node.loop.contract_fields import check_moved
 from vla_policy_node.loop.control_loop import ControlLoop
-from vla_policy_node.loop.inputs import RefusedError, SensorInputs
+from vla_policy_node.loop.inputs import SensorInputs
 from vla_policy_node.loop.loading import load_ready
 from vla_policy_node.loop.parameters import PolicyParameters
 from vla_policy_node.loop.shadowed import ShadowedPolicy
 from vla_policy_node.loop.worker import PolicyWorker
-from vla_policy_node.nodes import messages, qos
+from vla_policy_node.nodes import qos
 from vla_policy_node.nodes.clock_trouble import ClockTrouble
+from vla_policy_node.nodes.command_outputs import CommandOutputs
 from vla_policy_node.nodes.commands import Commands
 from vla_policy_node.nodes.ending import leave
 from vla_policy_node.nodes.estop_record import EstopRecord
 from vla_policy_node.nodes.goals import GoalServer, Work
 from vla_policy_node.nodes.lifecycle import release_state_machine, state_label, transition
 from vla_policy_node.nodes.limit_changes import refused_change
-from vla_policy_node.nodes.message_classes import input_class
 from vla_policy_node.nodes.parameters import ParameterStore, given
 from vla_policy_node.nodes.reporting import PolicyReports, fill_feedback, make_status
 from vla_policy_node.nodes.running import run
+from vla_policy_node.nodes.subscriptions import Subscriptions
 from vla_policy_node.policy.interface import Policy
 from vla_policy_node.system.files import shipped_checkpoint
-from vla_policy_node.wire.cdr import MessageError
-from vla_policy_node.wire.streams import source_of
 
-# In `filed`, besides the names of streams: the clock has reached the stamp.
-CLOCK_FILED = CLOCK
 GRAPH_PERIOD_S = 0.5
 
 
@@ -79,21 +72,19 @@ class PolicyNode(LifecycleNode):
         # In seconds of the clock: above those of an earlier process, if goals last a little.
         self._session = Session(int(time.time()) % 2**32)
         self._counts: Counter[str] = Counter()
-        self._input_subscriptions = []
+        self._input_subscriptions: Subscriptions | None = None
         self._report_timers = []
         self._commands: Commands | None = None
-        self._clock_watch: JumpHandle | None = None
         self._policy: Policy | None = None
         self._goals: GoalServer | None = None
         self._worker: PolicyWorker | None = None
         self._shadow: ShadowedPolicy | None = None
-        self._promised_s: float | None = -1.0
-        self._command_publisher = self._twist_publisher = None
         self._clock_trouble: ClockTrouble | None = None
         # For /diagnostics: why the last configure was refused; what is wrong, by entry.
         self._refused, self._troubles = '', {}
-        # Not created at configure: the last hold must stay deliverable after cleanup.
-        self._create_publishers()
+        self._outputs = CommandOutputs(self, self._by_joints)
+        self._reports = PolicyReports(self)
+        self._filed_publisher = self.create_publisher(Header, 'filed', qos.event_output())
         # Steady, like all reports: it must also be said that simulated time stands still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
@@ -125,15 +116,15 @@ class PolicyNode(LifecycleNode):
         self._references = parameters.read_references()
         self._load(parameters)
         self._streams = replace(parameters.streams, spec=self._policy.description.spec)
-        self._create_command_publishers()
+        self._outputs.renew()
         parts = parameters.make_parts(self._references, self._streams)
         if self.get_parameter('use_sim_time').value:
             self._clock_trouble = ClockTrouble(self, parameters)
         loop = ControlLoop(self._policy, parts, parameters.period_ns, self._session)
         self._commander = loop.commander
         self._commands = Commands(
-            self, self._commander, parameters, self._now_ns, self._command_publisher,
-            self._twist_publisher if parameters.publish_twist else None, self._publish_status,
+            self, self._commander, parameters, self._now_ns, self._outputs.commands,
+            self._outputs.twists if parameters.publish_twist else None, self._publish_status,
             self._clock_text)
         self._worker = PolicyWorker(
             loop, self._streams, self._now_ns, lambda result: self._reports.publish_result(
@@ -141,13 +132,7 @@ class PolicyNode(LifecycleNode):
             self._commands.send_for_pair if lock_step else lambda pair: None,
             parameters.latency_window, self.get_logger(), parameters.inference_timeout_s,
         )
-        self._inputs = SensorInputs(self._commander, self._streams)
-        if lock_step:
-            self._clock_watch = self.get_clock().create_jump_callback(
-                JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=None,
-                              on_clock_change=False),
-                post_callback=lambda _: self._tell_filed(CLOCK_FILED, self._now_ns()))
-        self._create_subscriptions()
+        self._input_subscriptions = self._subscribe(self._filed_publisher if lock_step else None)
         self._goals = self._goals or GoalServer(self, self._session)
         self._goals.take_up(self._work(), self._restore_estop(parameters))
         self._publish_info()
@@ -230,7 +215,7 @@ class PolicyNode(LifecycleNode):
             self._commands.stop()
         self._commands.send()
         self._goals.settle()
-        self._command_publisher.wait_for_all_acked(Duration(seconds=qos.HOLD_DELIVERY_S))
+        self._outputs.commands.wait_for_all_acked(Duration(seconds=qos.HOLD_DELIVERY_S))
         self._publish_status()
 
     def _release(self) -> None:
@@ -240,12 +225,9 @@ class PolicyNode(LifecycleNode):
         for timer in self._report_timers:
             self.destroy_timer(timer)
         self._report_timers = []
-        for subscription in self._input_subscriptions:
-            self.destroy_subscription(subscription)
-        self._input_subscriptions = []
-        if self._clock_watch is not None:
-            self._clock_watch.unregister()
-            self._clock_watch = None
+        if self._input_subscriptions is not None:
+            self._input_subscriptions.destroy()
+            self._input_subscriptions = None
         if self._clock_trouble is not None:
             self._clock_trouble.destroy()
             self._clock_trouble = None
@@ -281,66 +263,9 @@ class PolicyNode(LifecycleNode):
                 f"'{shipped_checkpoint()}', or make one with `vla new-checkpoint DIR`.")
         self._policy, self._shadow = load_ready(parameters, self.get_logger())
 
-    def _create_command_publishers(self) -> None:
-        """Create the command publishers, again if they promise another period."""
-        # In lock-step a command follows each inference.
-        lock_step = self.get_parameter('pacing').value == 'observation'
-        period_s = None if lock_step else 1.0 / self.get_parameter('control_rate_hz').value
-        if self._promised_s == period_s:
-            return
-        self._promised_s = period_s
-        for publisher in (self._command_publisher, self._twist_publisher):
-            if publisher is not None:
-                self.destroy_publisher(publisher)
-        profile = qos.command_output(period_s)
-        if self._by_joints:
-            self._command_publisher = self.create_publisher(
-                JointCommand, 'joint_command', profile)
-            return
-        self._command_publisher = self.create_publisher(EndEffectorCommand, 'command', profile)
-        self._twist_publisher = self.create_publisher(TwistStamped, 'twist_command', profile)
-
-    def _create_publishers(self) -> None:
-        self._create_command_publishers()
-        self._reports = PolicyReports(self)
-        # In lock-step, for whoever must not run ahead of this node: `player_node`.
-        self._filed_publisher = self.create_publisher(Header, 'filed', qos.event_output())
-
-    def _create_subscriptions(self) -> None:
-        self.get_logger().info(f'Inputs that are needed: {", ".join(self._streams.topics)}.')
-        for stream, (kind, topic) in self._streams.topics.items():
-            events = SubscriptionEventCallbacks(
-                incompatible_qos=partial(self._on_incompatible_qos, topic))
-            self._input_subscriptions.append(self.create_subscription(
-                input_class(kind), topic, partial(self._file, stream),
-                qos.input_of(self._streams, stream), event_callbacks=events, raw=True,
-            ))
-
-    # --- inputs: executor thread ---
-
-    def _file(self, stream: str, raw: bytes) -> None:
-        """File the bytes by stamp, if they are good."""
-        try:
-            self._inputs.file(stream, raw)
-        except RefusedError as error:
-            self._count_and_warn(f'{stream}.{error.why}', str(error))
-        if self._clock_watch is not None:
-            with suppress(MessageError):
-                self._tell_filed(stream, self._streams.stamp_of(stream, raw))
-
-    def _tell_filed(self, what: str, stamp_ns: int) -> None:
-        if self._filed_publisher.get_subscription_count():
-            self._filed_publisher.publish(Header(stamp=messages.to_time(stamp_ns), frame_id=what))
-
-    def _on_incompatible_qos(self, topic: str, event) -> None:
-        self._count_and_warn(
-            f'{topic}.incompatible_qos',
-            f"A publisher on '{topic}' offers quality of service that this node cannot use.")
-
-    def _count_and_warn(self, name: str, text: str) -> None:
-        if not self._counts[name]:
-            self.get_logger().warning(text)
-        self._counts[name] += 1
+    def _subscribe(self, filed: Publisher | None, kind=Subscriptions) -> Subscriptions:
+        inputs = SensorInputs(self._commander, self._streams)
+        return kind(self, self._streams, inputs, self._counts, filed)
 
     # --- reports: executor thread ---
 
@@ -380,23 +305,16 @@ class PolicyNode(LifecycleNode):
 
     def _watch_graph(self) -> None:
         """Hold while two publishers write one input, or command one robot."""
-        if not self._commands:  # this timer fired while the node was cleaned up
+        if not (self._commands and self._input_subscriptions):  # while it is cleaned up
             return
-        # Transforms have a publisher for each part of the tree.
-        topics = [subscription.topic_name for subscription, stream in zip(
-            self._input_subscriptions, self._streams.topics, strict=True)
-            if source_of(stream) not in self._streams.transforms]
-        topics += [publisher.topic_name for publisher in (
-            self._command_publisher, self._twist_publisher) if publisher is not None]
+        topics = [*self._input_subscriptions.unshared_topics, *self._outputs.topics]
         if self._by_joints:  # the controllers have the guard, and nobody else
             topics += [self.resolve_topic_name(group.topic)
                        for group in self._settings.robot.actions]
         doubled = next((topic for topic in topics if self.count_publishers(topic) > 1), None)
         self._commands.conflict = doubled and Hold(HoldReason.SOURCE_CONFLICT, doubled)
-        if self.get_parameter('use_sim_time').value and self.count_publishers('/clock') > 1:
-            self.get_logger().warning(
-                'Several nodes publish /clock, and the time is whatever came last; give each '
-                'simulation a ROS_DOMAIN_ID of its own.', throttle_duration_sec=30.0)
+        if self._clock_trouble is not None:
+            self._clock_trouble.watch_graph()
 
     def _refuse_goal(self) -> None:
         """Raise GoalRefusedError if no goal can begin, whatever it is (goals thread)."""
