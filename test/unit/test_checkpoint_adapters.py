@@ -125,6 +125,17 @@ def test_what_openvla_oft_leaves_without_merging_runs(base, tmp_path):
     assert find_checkpoint(run / 'lora_adapter') == run
 
 
+def test_whose_statistics_an_adapter_uses_is_said(base, made, tmp_path):
+    def said(directory):
+        return [str(one) for one in LocalPolicy.load(directory).taken if one.name == 'data']
+
+    adapter = variants.copy(made, tmp_path / 'adapter')
+    (sentence,) = said(adapter)
+    assert sentence.startswith(f'Guessed data: that of the base model, {base} (')
+    shutil.copyfile(base / 'dataset_statistics.json', adapter / 'dataset_statistics.json')
+    assert not said(adapter)
+
+
 def test_an_adapter_in_the_older_format_is_read(base, tmp_path):
     expected = trained(base, tmp_path / 'adapter')
     path = tmp_path / 'adapter' / ADAPTER
@@ -230,7 +241,8 @@ def test_an_adapter_whose_weight_is_gone_is_no_whole_file(base, tmp_path):
 
 
 @pytest.mark.parametrize('prefix', [
-    'module.', '_orig_mod.', 'module._orig_mod.', '_fsdp_wrapped_module.', 'base_model.model.'])
+    'module.', '_orig_mod.', 'module._orig_mod.', '_fsdp_wrapped_module.', '_forward_module.',
+    'base_model.model.'])
 def test_names_of_wrappers_make_no_difference(base, tmp_path, prefix):
     directory = variants.copy(base, tmp_path / 'wrapped')
     for part in (MODEL, 'action_head--7_checkpoint.safetensors'):
@@ -238,6 +250,14 @@ def test_names_of_wrappers_make_no_difference(base, tmp_path, prefix):
         save_file({prefix + name: tensor for name, tensor in tensors.items()}, directory / part)
     ours, plain = (variants.load(d).state_dict() for d in (directory, base))
     assert all(torch.equal(tensor, plain[name]) for name, tensor in ours.items())
+
+
+def test_what_an_unknown_wrapper_made_of_names_is_said(base, tmp_path):
+    directory = variants.copy(base, tmp_path / 'wrapped')
+    tensors = load_file(directory / MODEL)
+    save_file({f'policy.{name}': tensor for name, tensor in tensors.items()}, directory / MODEL)
+    assert re.search(r'first (\S+); model.safetensors calls it policy\.\S+, as something round',
+                     refusal_of(directory))
 
 
 @pytest.mark.parametrize(('name', 'sentence'), [

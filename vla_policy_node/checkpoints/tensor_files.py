@@ -35,7 +35,7 @@ WEIGHT_DTYPES = (*PLAIN_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2)
 
 # What wrappers put into names: of distributed training, of torch.compile and of peft.
 _WRAPPERS = re.compile(
-    r'(?:(?<=\.)|^)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+    r'(?:(?<=\.)|^)(?:module|_orig_mod|_forward_module|_(?:fsdp|checkpoint)_wrapped_module)\.')
 _PEFT = 'base_model.model.'
 
 _COULD_RUN_CODE = 'holds something else than tensors, which could run code; it was not read'

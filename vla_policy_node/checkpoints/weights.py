@@ -138,7 +138,8 @@ def check_stored(
     if missing:
         raise ValueError(
             f'{directory} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}'
-            f'{_shard_of(directory, missing[0], locate)}; the download may be incomplete.'
+            f'{_shard_of(directory, missing[0], locate)}; '
+            f'{_called(directory, missing[0], locate) or "the download may be incomplete"}.'
         )
     return copied
 
@@ -216,6 +217,18 @@ def _scale_of(directory: Path, kind: str) -> Scale:
 
         return refuse
     return lambda module, rank: min(rank, 16) / rank
+
+
+def _called(directory: Path, name: str, locate: Locate) -> str:
+    """Say what the files call a tensor, if something that is not known wrapped it."""
+    kind, file_name = locate(name)
+    for path in model_files(directory) if kind == MODEL else ():
+        with open_tensors(path) as (names, _):
+            for other in sorted(names):
+                if other.endswith(f'.{file_name}'):
+                    return (f'{path.name} calls it {plain(other)}, as something round the model '
+                            'does; save what is inside of that')
+    return ''
 
 
 def _shard_of(directory: Path, name: str, locate: Locate) -> str:

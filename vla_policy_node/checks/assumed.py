@@ -13,7 +13,7 @@ from vla_policy_node.checkpoints.statistics import STATISTICS, key_of_suite
 from vla_policy_node.checkpoints.weights import stored_size
 from vla_policy_node.checks.findings import FAIL, PASS, WARN, Finding
 from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.policy.assumptions import Assumed, assumptions
+from vla_policy_node.policy.assumptions import Assumed, assumptions, borrowed_data
 
 AGAINST = 'against public name'
 
@@ -23,7 +23,8 @@ def all_assumptions(directory: Path, suite: str = '', key: str = '') -> list[Ass
     config = families.read_model_config(directory)
     statistics = _statistics(directory, suite, key)
     used = statistics.value if not statistics.guessed else ''
-    return [*assumptions(directory, config, used), statistics, *_words(directory, config)]
+    return [*assumptions(directory, config, used), statistics, *borrowed_data(directory),
+            *_words(directory, config)]
 
 
 def check_assumptions(directory: Path, config: ModelConfig, found: list[Assumed]) -> Finding:

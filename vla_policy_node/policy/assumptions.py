@@ -12,9 +12,11 @@ from pathlib import Path
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints import cogact_release
+from vla_policy_node.checkpoints.adapter import adapter_in, base_of
 from vla_policy_node.checkpoints.layout import PARTS, part_files, read_json
 from vla_policy_node.checkpoints.published import published, published_transform
 from vla_policy_node.checkpoints.reading import listed, plain
+from vla_policy_node.checkpoints.statistics import STATISTICS
 from vla_policy_node.nn.config import ModelConfig
 
 CONFIG = 'config.json'
@@ -88,6 +90,15 @@ def implied_transforms(
     return dict.fromkeys(config.spec.cameras, transform), f'public name {name}'
 
 
+def borrowed_data(directory: Path) -> list[Assumed]:
+    """Say whose ranges are used if an adapter comes without those of its own data."""
+    if adapter_in(directory) is None or (directory / STATISTICS).exists():
+        return []
+    return [Assumed(
+        'data', f'that of the base model, {base_of(directory)}', f'the adapter has no {STATISTICS}',
+        guessed=True, cure=f'if its data was other, put the {STATISTICS} of its training there')]
+
+
 def worth_saying(
     directory: Path, config: ModelConfig, statistics_key: str,
     transforms: Mapping[str, str], chunk_was_asked: bool,
@@ -97,7 +108,7 @@ def worth_saying(
     transforms: camera -> as asked, 'auto' for what the checkpoint implies.
     """
     chosen = {camera: turn for camera, turn in transforms.items() if turn != 'auto'}
-    found = assumptions(directory, config, statistics_key, chosen)
+    found = [*assumptions(directory, config, statistics_key, chosen), *borrowed_data(directory)]
     return [one for one in found
             if (one.guessed and not (one.name == 'chunk' and chunk_was_asked))
             or (one.name == 'transforms' and 'public name' in one.source
