@@ -95,8 +95,9 @@ def borrowed_data(directory: Path) -> list[Assumed]:
     if adapter_in(directory) is None or (directory / STATISTICS).exists():
         return []
     return [Assumed(
-        'data', f'that of the base model, {base_of(directory)}', f'the adapter has no {STATISTICS}',
-        guessed=True, cure=f'if its data was other, put the {STATISTICS} of its training there')]
+        'data', f'that of the base model, {base_of(directory)}',
+        f'the adapter has no {STATISTICS}', guessed=True,
+        cure=f'if its data was other, put the {STATISTICS} of its training there')]
 
 
 def worth_saying(
