@@ -22,12 +22,12 @@ from launch.actions import (
 from launch.conditions import IfCondition
 from launch.event_handlers import OnShutdown
 from launch.events.process import SignalProcess
-from launch.logging import launch_config
+from launch.logging import get_logger, launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.utilities import prefix_namespace
 
-from vla_policy_node.system.arguments import ARGUMENTS
+from vla_policy_node.system.arguments import ARGUMENTS, misspelt
 from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.processes import RESPAWN_S, leash, middleware_environment
 from vla_policy_node.system.view import is_on_sim_time, write_view
@@ -52,6 +52,9 @@ def start(context):
     more = topic_arguments(given)
     given |= {name: value for name, value in context.launch_configurations.items()
               if name in more}
+    names = context.launch_configurations.keys() - {'ros_namespace'}
+    for sentence in misspelt(names, {*more, 'rviz'}):
+        get_logger('bringup').warning(sentence)
     nodes = describe(given)
     if given['play']:  # nothing starts for a bag that cannot be played
         from vla_policy_node.replay.played import check_played

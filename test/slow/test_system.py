@@ -23,7 +23,7 @@ from vla_policy_node.nodes.recorder_node import RecorderParameters
 from vla_policy_node.nodes.visualizer_node import VisualizerParameters
 from vla_policy_node.nodes.world_node import WorldParameters
 from vla_policy_node.system import description, processes
-from vla_policy_node.system.arguments import ARGUMENTS, OF_COMMANDS, resolve
+from vla_policy_node.system.arguments import ARGUMENTS, OF_COMMANDS, misspelt, resolve
 from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
@@ -391,6 +391,13 @@ class TestProcesses:
 
 
 # --- launch files ---
+
+
+def test_a_misspelt_argument_of_a_launch_file_is_named_and_those_of_others_are_not():
+    (sentence,) = misspelt(
+        ['world', 'third_persn_topic', 'use_rviz_plugin', 'log_dir'], {'third_person_topic'})
+    assert 'third_persn_topic' in sentence
+    assert 'did you mean third_person_topic?' in sentence
 
 
 @pytest.mark.parametrize(('file', 'executables'), [

@@ -53,5 +53,10 @@ def test_a_clock_that_stops_is_said_and_a_step_back_starts_anew():
     assert said((0.1, 0.1), (-50.0, 0.1)) == ('', '')
 
 
+@pytest.mark.parametrize('went_s', [0.01, 4.0], ids=['paused', 'went on unheard'])
+def test_a_clock_that_comes_again_after_a_pause_is_judged_by_what_comes_then(went_s):
+    assert said((went_s, 4.0), *[(0.01, 0.01)] * 10, count=2) == ('', '')
+
+
 def test_in_lock_step_any_rate_is_right():
     assert said((0.5, 3.0), after_s=9.0, rate=ClockRate(None, None, None)) == ('', '')

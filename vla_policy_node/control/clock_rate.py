@@ -24,8 +24,11 @@ class ClockRate:
 
     def arrived(self, now_ns: int, steady_ns: int) -> None:
         """Take a time that the clock was set to, and the real time when it was."""
-        if self._arrivals and now_ns < self._arrivals[-1][0]:
-            self._arrivals.clear()
+        if self._arrivals:
+            last_ns, heard_ns = self._arrivals[-1]
+            paused = self._stopped_ns and steady_ns - heard_ns > self._stopped_ns
+            if now_ns < last_ns or paused:  # neither says anything of the rate from now on
+                self._arrivals.clear()
         self._arrivals.append((now_ns, steady_ns))
 
     def trouble(self, now_ns: int, steady_ns: int) -> tuple[str, str]:

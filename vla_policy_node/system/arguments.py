@@ -3,13 +3,14 @@
 Nothing here needs ROS.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_node.common.contract_files import default_streams
 from vla_policy_node.common.ros_names import absolute, checked_namespace
-from vla_policy_node.system.files import SystemDescriptionError
+from vla_policy_node.system.files import CLOSE, SystemDescriptionError
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ def resolve(given: Mapping[str, str | bool]) -> dict[str, str | bool]:
         values['use_sim_time'] or values['lock_step'] or values['play'])
     values['guard'] = _is_guarded(values)
     return {**values, **topics}
+
+
+def misspelt(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a sentence for each name that is nearly one of our arguments.
+
+    names: of arguments that may be anybody's. known: what ours are called besides ARGUMENTS.
+    """
+    ours = {*(argument.name for argument in ARGUMENTS), *known}
+    close = {name: difflib.get_close_matches(name, sorted(ours), 1, CLOSE)
+             for name in sorted(set(names) - ours)}
+    return [f"The argument {name} is not one of these nodes' and is ignored; did you mean "
+            f'{found[0]}?' for name, found in close.items() if found]
 
 
 def _is_guarded(a: Mapping[str, Any]) -> bool:
