@@ -50,8 +50,11 @@ def write_mcap(path, data, summary=b''):
     return path
 
 
-def indexed(path, chunks, statistics=True):
-    """A file whose index says of each chunk what the triple (bytes, first, last) says."""
+def indexed(path, chunks, statistics=True, counts=None):
+    """A file whose index says of each chunk what the triple (bytes, first, last) says.
+
+    counts: of messages by channel as the statistics have them; None: 9, all that they say.
+    """
     at = len(mcap_records.MAGIC) + len(record(1, text(b'ros2') + text(b'')))
     index = SCHEMA + channel(1)
     for raw, first, last in chunks:
@@ -61,7 +64,7 @@ def indexed(path, chunks, statistics=True):
         at += len(raw)
     if statistics:
         index += record(11, struct.pack('<QHIIIIQQ', 9, 1, 1, 0, 0, len(chunks), 0, 2**40)
-                        + text(struct.pack('<HQ', 1, 9)))
+                        + text(struct.pack('<HQ', 1, 9) if counts is None else counts))
     return write_mcap(path, b''.join(raw for raw, _, _ in chunks), index)
 
 

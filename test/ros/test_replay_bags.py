@@ -104,12 +104,10 @@ def test_a_missing_topic_is_named(settings, tmp_path, topic):
     assert f"no messages on '{topic}'" in sentence
 
 
-def test_a_topic_of_another_name_is_suggested_and_no_topic_is_two_inputs(settings, tmp_path):
+def test_a_topic_of_another_name_is_suggested(settings, tmp_path):
     bag = make_bag(tmp_path / 'bag', **SHORT, omit=('/third_person/image_raw',))
     sentence = refused(bag, settings, tmp_path / 'out')
     assert '--third-person-topic TOPIC: /wrist/image_raw' in sentence
-    with Bag(bag) as opened, pytest.raises(BagError, match='third_person and wrist at once'):
-        find_topics(opened, {'third_person': '/wrist/image_raw'})
 
 
 def test_a_bag_that_does_not_say_what_was_asked_needs_the_option(settings, tmp_path):

@@ -113,6 +113,15 @@ def test_poses_that_were_recorded_bound_the_commands_and_fingers_are_not_read(ba
     assert 'limit.workspace' not in free.traces[0].counts
 
 
+def test_the_only_camera_may_be_called_as_another_one_is(bag, config):
+    others = tuple(topic for topic in OTHERS if 'wrist' not in topic)
+    found = replay_bag(bag('/third_person/image_raw', *others), ReplaySettings(
+        config('a', 'openvla'), topics={'third_person': '/wrist/image_raw'}, video=False),
+        lambda what, share: None)
+    assert found.topics.inputs == {'/wrist/image_raw': 'third_person'}
+    assert len(found.traces[0].inferences) > 3
+
+
 def move_elsewhere(index, message):
     message.header.frame_id = 'world'
     return message
@@ -123,7 +132,13 @@ def forget_stamp(index, message):
     return message
 
 
+def by_another_clock(index, message):
+    message.header.stamp.sec += 10**6
+    return message
+
+
 @pytest.mark.parametrize(('alter', 'why'), [
+    (by_another_clock, 'of another clock than those of third_person'),
     (move_elsewhere, "in frame 'world'"), (forget_stamp, 'all stamps are zero')])
 def test_poses_that_cannot_be_used_are_in_nobodys_way_who_is_not_told_them(
         config, tmp_path, alter, why):

@@ -1,6 +1,7 @@
 """Recordings in every form that people have: read whole, or refused with the true cause."""
 
 import sqlite3
+import struct
 
 import pytest
 import zstandard
@@ -89,6 +90,14 @@ def test_a_summary_that_lacks_a_channel_does_not_hide_its_topic(tmp_path):
     path.write_bytes(data.replace(text(b'\1\0' + (9).to_bytes(8, 'little')),
                                   text(b'\2\0' + (9).to_bytes(8, 'little'))))
     assert data != path.read_bytes()
+    assert read(path) == [('/a', 1, b'x'), ('/b', 2, b'x')]
+
+
+@pytest.mark.parametrize('counts', [b'', struct.pack('<HQ', 1, 1)])
+def test_a_summary_that_does_not_count_by_channel_hides_no_topic(tmp_path, counts):
+    """The format allows statistics without these counts."""
+    body = SCHEMA + channel(1) + channel(2, b'/b') + message(1, 1) + message(2, 2)
+    path = indexed(tmp_path / 'a.mcap', [(chunk(body, first=1, last=2), 1, 2)], counts=counts)
     assert read(path) == [('/a', 1, b'x'), ('/b', 2, b'x')]
 
 

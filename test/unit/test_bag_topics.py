@@ -95,13 +95,15 @@ def test_without_a_usable_topic_none_is_suggested(bag):
         find_topics(bag({**STATE, '/cam/depth': (IMAGE, image(T))}), {}).needed_by(ALL)
 
 
-@pytest.mark.parametrize('chosen', [
-    {'third_person': '/wrist/image_raw'}, {'wrist': 'third_person/image_raw'},
-    {'third_person': '/a', 'wrist': 'a/compressed'}])
-def test_one_topic_for_two_inputs_is_a_sentence(bag, chosen):
+@pytest.mark.parametrize(('chosen', 'why'), [
+    ({'third_person': '/wrist/image_raw'}, 'is third_person already, and .* --wrist-topic TOPIC'),
+    ({'wrist': 'third_person/image_raw'}, 'is wrist already, and .* --third-person-topic TOPIC'),
+    ({'third_person': '/a', 'wrist': 'a/compressed'},
+     'is to be third_person and wrist at once; name another')])
+def test_one_topic_for_two_inputs_that_are_needed_is_a_sentence(bag, chosen, why):
     topics = {**CAMERAS, **STATE, '/a': (IMAGE, image(T))}
-    with pytest.raises(BagError, match=r'is to be third_person and wrist at once; name another'):
-        find_topics(bag(topics), chosen)
+    with pytest.raises(BagError, match=why):
+        find_topics(bag(topics), chosen).needed_by(ALL)
 
 
 def test_states_in_another_frame_are_suggested(bag):

@@ -10,13 +10,10 @@ import numpy as np
 from vla_policy_node.policy.interface import MAX_INSTRUCTION_BYTES
 from vla_policy_node.replay.actions import ActionReader, Actions
 from vla_policy_node.replay.bag import Bag, BagError
-from vla_policy_node.replay.stamps import require_stamps
+from vla_policy_node.replay.stamps import OTHER_CLOCK_S, require_stamps
 from vla_policy_node.replay.topics import CHUNK, INFO, RECORDS, STATUS, BagTopics, decode
 from vla_policy_node.wire.build import to_ns
 from vla_policy_node.wire.cdr import MessageError, stamp_of
-
-# If recording times and stamps are this far apart (median), they come from different clocks.
-_OTHER_CLOCK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class _Teller:
                 stamp_ns = time_ns if self._topics.by_log else stamp_of(raw)
             except MessageError:
                 return  # the replay counts it
-            if not stamp_ns and time_ns > _OTHER_CLOCK_S * 1e9:
+            if not stamp_ns and time_ns > OTHER_CLOCK_S * 1e9:
                 return  # says nothing of when the bag begins
             self._pictures.append((time_ns, stamp_ns))
             return
@@ -129,7 +126,7 @@ class _Teller:
             spans = [(stamp_ns, stamp_ns) for _, stamp_ns in self._pictures]
         else:  # a stamp far from its time says nothing of when the bag begins or ends
             spans = [(min(pair), max(pair)) for pair in self._pictures
-                     if max(pair) - min(pair) <= _OTHER_CLOCK_S * 1e9]
+                     if max(pair) - min(pair) <= OTHER_CLOCK_S * 1e9]
         return (spans[0][0], max(end_ns for _, end_ns in spans)) if spans else (0, 0)
 
     def tell(self, bag: Bag, instruction: str) -> BagSummary:
@@ -139,7 +136,7 @@ class _Teller:
         if self._topics.by_log:
             notes.append('Messages count by the times of their recording (--stamps log), not by '
                          'their stamps: ages and spreads are those of the recorder.')
-        on_stamps = abs(delay_s) > _OTHER_CLOCK_S
+        on_stamps = abs(delay_s) > OTHER_CLOCK_S
         if on_stamps:
             notes.append('Recording times and stamps are of different clocks, so messages are '
                          'taken to have come at their stamps; ages mean little.')

@@ -96,25 +96,29 @@ class McapFile:
                 topic.also(self._definitions.kind(channel))
 
     def _read_summary(self, start: int) -> dict[int, int] | None:
-        """Return the number of messages of each channel; None if the summary lacks it."""
+        """Return the number of messages of each channel; None if the summary lacks it.
+
+        The counts by channel are optional: they are none if they do not add up to all messages.
+        """
         if not len(MAGIC) <= start <= self._end:
             raise StorageError('its summary lies outside of it')
         if self._end - start > _MOST_SUMMARY_BYTES:
             raise BoundsError(f'its summary has {self._end - start} bytes')
-        counts, chunks_said = None, 0
+        counts: dict[int, int] = {}
+        total = chunks_said = 0
         for opcode, body in records(self._stream, start, self._end):
             self._definitions.learn(opcode, body)
             if opcode == CHUNK_INDEX:
                 self._chunks.append(_chunk_of(body))
             elif opcode == STATISTICS:
                 fields = Fields(body)
-                _, _, _, _, _, chunks_said, self.start_ns, self.end_ns = fields.numbers(
+                total, _, _, _, _, chunks_said, self.start_ns, self.end_ns = fields.numbers(
                     struct.Struct('<QHIIIIQQ'))
                 counts = dict(struct.iter_unpack('<HQ', fields.sized()))
         unpacked = sum(chunk.unpacked_bytes for chunk in self._chunks)
         if unpacked > most_unpacked(self._size):
             raise BoundsError(f'its {self._size} bytes claim to be {unpacked} unpacked')
-        if counts is None or not chunks_said == len(self._chunks) > 0:
+        if not (chunks_said == len(self._chunks) > 0 and 0 < total == sum(counts.values())):
             return None
         return counts if counts.keys() <= self._definitions.channels.keys() else None
 

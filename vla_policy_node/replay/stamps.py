@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from itertools import islice
+from statistics import median
 
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.cdr import MessageError, with_stamp, with_transform_stamps
 from vla_policy_node.wire.streams import is_static, source_of
 
+# Recording times and stamps that are this far apart come from different clocks.
+OTHER_CLOCK_S = 10.0
+_FIRST = 9  # messages that say how late a topic was recorded
 HEADER, LOG = STAMPS = ('header', 'log')
 
 
@@ -52,3 +57,13 @@ def is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
             except MessageError:
                 continue  # the replay counts it
     return found
+
+
+def delay_s(bag: Bag, topics: BagTopics, topic: str) -> float:
+    """Return how long after their stamps the first messages were recorded, 0.0 if unknown."""
+    found = []
+    with closing(bag.messages([topic])) as messages:
+        for _, time_ns, raw in islice(messages, _FIRST):
+            with suppress(MessageError):  # the replay counts it
+                found.append(time_ns - topics.streams.stamp_of(topics.inputs[topic], raw))
+    return median(found) / 1e9 if found else 0.0

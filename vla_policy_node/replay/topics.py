@@ -128,7 +128,10 @@ def find_topics(
         found[stream] = topic
         if is_compressed:
             compressed.add(stream)
-    _refuse_twice(bag, found)
+    for stream, lack in _taken(bag, found, chosen).items():
+        missing[stream] = lack
+        del found[stream]
+        compressed.discard(stream)
     streams = InputStreams(robot, frozenset(compressed))
     inputs = {topic: stream for stream, topic in found.items()}
     for source in streams.transforms.values():
@@ -164,16 +167,30 @@ def decode(raw: bytes, kind: str, topic: str) -> Any:
             'with the version of the messages that it was recorded with.') from error
 
 
-def _refuse_twice(bag: Bag, found: Mapping[str, str]) -> None:
-    """Raise BagError if two streams have one topic: nothing would tell their messages apart."""
+def _taken(
+    bag: Bag, found: Mapping[str, str], chosen: Mapping[str, str]
+) -> dict[str, Missing]:
+    """Return the streams that lost their topic to the one for which the user chose it.
+
+    Raises BagError if two streams have one topic otherwise: nothing would tell their messages
+    apart.
+    """
     streams: dict[str, list[str]] = {}
     for stream, topic in found.items():
         streams.setdefault(topic, []).append(stream)
+    lost = {}
     for topic, names in streams.items():
-        if len(names) > 1:
+        if len(names) == 1:
+            continue
+        kept = [name for name in names if chosen.get(name)]
+        if len(kept) != 1:
             raise BagError(
                 f"The topic '{topic}' of the bag '{bag.path}' is to be {' and '.join(names)} at "
                 f'once; name another one with {option_of(names[-1])} TOPIC.')
+        lost |= {name: Missing(
+            f"The topic '{topic}' of the bag '{bag.path}' is {kept[0]} already",
+            f'name another one with {option_of(name)} TOPIC') for name in names if name != kept[0]}
+    return lost
 
 
 def _missing(

@@ -16,9 +16,10 @@ from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.hold import HoldError
 from vla_policy_node.control.limits import Box
 from vla_policy_node.replay.bag import Bag
-from vla_policy_node.replay.stamps import is_unstamped
+from vla_policy_node.replay.stamps import OTHER_CLOCK_S, delay_s, is_unstamped
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.states import decode_pose
+from vla_policy_node.wire.streams import source_of
 
 # So far away that no command is clipped by it.
 _EVERYWHERE = Box(np.full(3, -1e3), np.full(3, 1e3))
@@ -50,16 +51,22 @@ def with_usable_poses(
     if not pose:
         return topics, 'the bag has none'
     topic = next(topic for topic, stream in topics.inputs.items() if stream == pose)
-    why = '' if pose in topics.streams.transforms else _why_useless(bag, topics, topic, frame_ids)
-    if not why:
+    if not (why := _why_useless(bag, topics, topic, frame_ids)):
         return topics, ''
-    inputs = {name: stream for name, stream in topics.inputs.items() if name != topic}
+    inputs = {name: stream for name, stream in topics.inputs.items() if source_of(stream) != pose}
     return replace(topics, inputs=inputs, streams=streams), f'those on {topic} are not used: {why}'
 
 
 def _why_useless(bag: Bag, topics: BagTopics, topic: str, frame_ids: Iterable[str]) -> str:
     if not topics.by_log and is_unstamped(bag, topics, topic):
         return 'all stamps are zero'
+    first = topics.streams.cameras[0]
+    camera = next(name for name, stream in topics.inputs.items() if stream == first)
+    if not topics.by_log and abs(
+            delay_s(bag, topics, topic) - delay_s(bag, topics, camera)) > OTHER_CLOCK_S:
+        return f'their stamps are of another clock than those of {first}'
+    if topics.streams.pose in topics.streams.transforms:
+        return ''  # which was made in the frame of the commands
     with closing(bag.messages([topic])) as messages:
         raw = next((raw for _, _, raw in messages), b'')
     try:
