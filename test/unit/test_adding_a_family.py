@@ -199,8 +199,9 @@ def test_every_method_runs_on_it_or_says_in_a_sentence_why_not(checkpoint, metho
     assert np.isfinite(chunk.actions).all()
 
 
-def test_files_of_an_unknown_kind_are_refused_with_a_sentence(tmp_path):
-    (tmp_path / 'config.json').write_text('{"model_type": "penguin"}')
+@pytest.mark.parametrize('key', ['model_type', 'type'])
+def test_files_of_an_unknown_kind_are_refused_with_a_sentence(tmp_path, key):
+    (tmp_path / 'config.json').write_text(f'{{"{key}": "penguin"}}')
     with pytest.raises(ValueError, match=r"'penguin', which no family here knows; .*\.$"):
         families.read_model_config(tmp_path)
 

@@ -244,6 +244,13 @@ def test_statistics_that_no_policy_can_use_are_refused(directory, place, value):
     assert 'statistics' in text or 'data sets' in text
 
 
+def test_a_data_set_cannot_write_to_a_terminal(directory):
+    path = directory / 'dataset_statistics.json'
+    (statistics,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps({'a\x1b[31m': statistics}))
+    assert 'which cannot be printed' in refusal_of(directory)
+
+
 @pytest.mark.parametrize('value', [
     None, [], 5, [{}], [{}, {}], [1, 2], 'mean',
     *[[{'mean': [0.5] * 3, 'std': std}] * 2
@@ -471,7 +478,7 @@ def with_pickle(content, **how):
 
 
 TORCH = {
-    'nothing': (lambda: b'', 'could run code'),
+    'nothing': (lambda: b'', 'cannot be read; the download may be incomplete'),
     'text': (lambda: b'hello', 'could run code'),
     'a cut archive': (lambda: saved(tiny())[:300], 'cannot be read'),
     'a cut older file': (lambda: older(tiny())[:150], 'cannot be read'),

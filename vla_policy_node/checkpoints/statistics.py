@@ -91,6 +91,9 @@ def read_statistics(
     if key not in names:
         raise ValueError(
             f'The checkpoint has no statistics {key!r}; choose one of {listed(names)}.')
+    if not key.isprintable():
+        raise ValueError(
+            f'{STATISTICS} has a data set {plain(key)}, which cannot be printed; rename it there.')
     data_set = entries.inside(key)
     action, name = data_set.inside('action'), plain(key)
     state = data_set.inside('proprio') if states else None

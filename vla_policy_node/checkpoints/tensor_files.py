@@ -163,7 +163,7 @@ def _archive_problem(stream: BinaryIO) -> str:
 def _pickle_problem(stream: BinaryIO) -> str:
     """What is wrong with a file that should be of torch's older format, else ''."""
     start = stream.read(len(_OLDER_FORMAT))
-    if start.startswith(b'PK'):
+    if not start or start.startswith(b'PK'):
         return 'cannot be read; the download may be incomplete'
     if start != _OLDER_FORMAT:
         return _COULD_RUN_CODE

@@ -8,7 +8,7 @@ from vla_policy_node import families
 from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import part_files, read_statistics_document
 from vla_policy_node.checkpoints.published import published
-from vla_policy_node.checkpoints.reading import listed
+from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import STATISTICS, key_of_suite
 from vla_policy_node.checkpoints.weights import stored_size
 from vla_policy_node.checks.findings import FAIL, PASS, WARN, Finding
@@ -66,7 +66,7 @@ def _statistics(directory: Path, suite: str, key: str) -> Assumed:
     if suite and (key := key_of_suite(document, suite)):
         return Assumed('statistics', key, f'{file}, by the suite')
     if len(document) == 1:
-        return Assumed('statistics', next(iter(document)), f'the only one in {file}')
+        return Assumed('statistics', plain(next(iter(document))), f'the only one in {file}')
     return Assumed(
         'statistics', f'one of {len(document)}', f'{file}; not chosen', guessed=True)
 

@@ -20,7 +20,7 @@ from vla_policy_node.checkpoints.layout import (
 from vla_policy_node.checkpoints.quantised import check_config
 from vla_policy_node.checkpoints.reading import shown
 from vla_policy_node.checkpoints.weights import Locate
-from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
+from vla_policy_node.families.base import PolicyFamily, PolicyNetwork, kind_of
 from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.flops import LayerRows
 
@@ -88,7 +88,7 @@ def _recognise(directory: Path, document: Mapping, parts: Collection[str]) -> Po
     for family in _FAMILIES.values():
         if family.recognises(directory, document, parts):
             return family
-    kind = document.get('model_type')
+    kind = kind_of(document)
     raise ValueError(
         f'{directory} holds a policy of the kind {shown(kind)}, which no family here knows; there '
         f'are {", ".join(_FAMILIES)}, and config.json may name one of them under "head".')

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 Config = TypeVar('Config', bound=ModelConfig)
 
 
+def kind_of(document: Mapping) -> object:
+    """Return what a parsed config.json calls its policy, as transformers or LeRobot write it."""
+    return document.get('model_type', document.get('type'))
+
+
 class PolicyNetwork(nn.Module, ABC):
     """The network of one policy.
 

@@ -29,7 +29,7 @@ from vla_policy_node.checkpoints.weights import MODEL, stored_size
 from vla_policy_node.encoding.encoder import InputEncoder
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder, prompt_text, vicuna_text
-from vla_policy_node.families.base import PolicyFamily, PolicyNetwork
+from vla_policy_node.families.base import PolicyFamily, PolicyNetwork, kind_of
 from vla_policy_node.families.prismatic_config import PrismaticConfig, check_room, read_sizes
 from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
 from vla_policy_node.nn.forward_pass import ForwardPass
@@ -69,7 +69,7 @@ class PrismaticFamily(PolicyFamily[PrismaticConfig]):
         self, directory: Path, document: Mapping, parts: Collection[str]
     ) -> bool:
         """By the files beside the language model, if nobody else may have made them."""
-        ours = document.get('model_type') in ('openvla', None) or {
+        ours = kind_of(document) in ('openvla', None) or {
             'vision_backbone_id', 'vision_tiny'} & document.keys()
         return bool(ours) and self.recognises_parts(directory, parts)
 
