@@ -1,6 +1,7 @@
 """Quantised weights become the numbers they mean, or are refused by the name of a library."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import checkpoint_variants as variants
@@ -157,8 +158,20 @@ def test_floats_of_8_bits_with_anything_that_may_be_a_scale_are_refused(director
 def test_eight_bits_of_bitsandbytes_are_the_numbers_that_it_makes_of_them():
     tensors = load_file(LIBRARY)
     stored = {f'x.{name}': tensor for name, tensor in tensors.items()}
-    (read,) = int8_weights(LIBRARY, stored, stored.__getitem__).values()
+    scales = {name: partial(stored.get, name) for name in stored}
+    (read,) = int8_weights(LIBRARY, stored, stored.__getitem__, scales).values()
     assert torch.equal(read(), tensors['numbers'])
+
+
+def test_codes_and_their_scales_may_be_in_different_shards(made, directory):
+    rewrite(directory, lambda tensors: add_int8(tensors, [LAYER]))
+    whole = variants.load(directory).get_parameter(NAME)
+    tensors = load_file(directory / 'model.safetensors')
+    scales = {f'{LAYER}.SCB': tensors.pop(f'{LAYER}.SCB')}
+    save_file(tensors, directory / 'model-00001-of-00002.safetensors')
+    save_file(scales, directory / 'model-00002-of-00002.safetensors')
+    (directory / 'model.safetensors').unlink()
+    assert torch.equal(variants.load(directory).get_parameter(NAME), whole)
 
 
 def test_a_checkpoint_of_8_bits_acts_as_with_the_numbers_they_mean(made, directory):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -129,27 +129,29 @@ def is_scale(name: str) -> bool:
 
 
 def int8_weights(
-    path: Path, names: Collection[str], get: Callable[[str], Tensor]
+    path: Path, names: Iterable[str], get: Callable[[str], Tensor],
+    scales: Mapping[str, Callable[[], Tensor]],
 ) -> dict[str, Callable[[], Tensor]]:
     """Find the weights that bitsandbytes keeps in 8 bits; name -> what reads it in float32.
 
     LLM.int8(): W = CB * SCB / 127, with CB as [out, in] int8, the largest of each row 127, and SCB
     as [out]. That library computes with inputs of 8 bits, too; here these stay as they are.
-    ValueError for codes that cannot be understood.
+    scales: of all files of the model, name -> what reads it. ValueError for codes that cannot be
+    understood.
     """
     found: dict[str, Callable[[], Tensor]] = {}
     for name in names:
         stem = name.removesuffix('.weight')
-        scales = stem + _INT8_SCALES
-        if stem == name or scales not in names:
+        beside, layout = stem + _INT8_SCALES, scales.get(stem + _INT8_LAYOUT)
+        if stem == name or beside not in scales:
             continue
-        codes, rows = get(name), get(scales)
-        layout = get(stem + _INT8_LAYOUT) if stem + _INT8_LAYOUT in names else torch.zeros(1)
+        codes, rows = get(name), scales[beside]()
+        order = layout() if layout else torch.zeros(1)
         if codes.dtype is not torch.int8 or codes.ndim != 2 or not rows.is_floating_point() or (
-            rows.shape != codes.shape[:1] or layout.numel() != 1 or layout.item()
+            rows.shape != codes.shape[:1] or order.numel() != 1 or order.item()
         ):
             raise ValueError(
-                f'{path} holds {plain(scales)}, as bitsandbytes writes it, and {plain(name)} is '
+                f'{path} holds {plain(beside)}, as bitsandbytes writes it, and {plain(name)} is '
                 f'no int8 matrix with a scale for each row; {ADVICE}.')
 
         def read(codes: Tensor = codes, rows: Tensor = rows) -> Tensor:

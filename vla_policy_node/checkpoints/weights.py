@@ -21,7 +21,7 @@ from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.inside import ADAPTER_FOLDER
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_file, part_files
 from vla_policy_node.checkpoints.lora import ADAPTER_CONFIG, Scale, Tensors, read_scale
-from vla_policy_node.checkpoints.quantised import check_float8, check_names, int8_weights
+from vla_policy_node.checkpoints.quantised import check_float8, check_names, int8_weights, is_scale
 from vla_policy_node.checkpoints.reading import plain, read_json, regular_file
 from vla_policy_node.checkpoints.tensor_files import (
     check_dtype,
@@ -84,9 +84,11 @@ def _open(
 ) -> Tensors:
     """Open files until the stack closes them; views: gets what returns a view of each tensor."""
     tensors = Tensors()
-    for path in files:
-        available, get = stack.enter_context(open_tensors(path))
-        codes = int8_weights(path, available, get)
+    opened = [(path, *stack.enter_context(open_tensors(path))) for path in files]
+    scales = {name: partial(get, name) for _, available, get in opened
+              for name in filter(is_scale, available)}  # which may be in the next shard
+    for path, available, get in opened:
+        codes = int8_weights(path, available, get, scales)
         tensors.add(path, available, partial(_read_one, codes, get))
         views[path] = partial(_view, path, sorted(available), codes, get)
     return tensors
