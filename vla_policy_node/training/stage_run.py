@@ -106,8 +106,9 @@ def train(run: Run) -> Path:
     with (claimed(run.out, files, COMMAND, [CHECKPOINT]) if 'RANK' not in os.environ
           else nullcontext()):
         check_target(run.out / CHECKPOINT, COMMAND)
+        sizes = _sizes(run)
         _check_inputs(run)
-        stages.named(run.config.stage).check_run(run, _sizes(run))
+        stages.named(run.config.stage).check_run(run, sizes)
     rank = int(os.environ.get('RANK', 0))
     processes = int(os.environ.get('WORLD_SIZE', run.processes))
     if run.config.batch < processes:
