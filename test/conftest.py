@@ -92,10 +92,21 @@ def pytest_itemcollected(item):
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     item.add_marker('slow' if item.get_closest_marker('slow') else part)
+    if marks.is_live(item.path):
+        item.add_marker('alone')
+    if item.config.pluginmanager.hasplugin('xdist'):  # one process runs a group, in order
+        alone = item.get_closest_marker('alone')
+        item.add_marker(pytest.mark.xdist_group('alone' if alone else str(item.path)))
 
 
 @pytest.hookimpl(trylast=True)  # behind the shuffling
-def pytest_collection_modifyitems(items):
-    """Run the parts one after the other."""
-    items.sort(key=lambda item: next(
-        index for index, part in enumerate(marks.PARTS) if item.get_closest_marker(part)))
+def pytest_collection_modifyitems(config, items):
+    """Run the parts one after the other; side by side, what must be alone comes last."""
+    side_by_side = config.getoption('dist', 'no') != 'no'
+
+    def place(item):
+        part = next(
+            index for index, part in enumerate(marks.PARTS) if item.get_closest_marker(part))
+        return side_by_side and item.get_closest_marker('alone') is not None, part
+
+    items.sort(key=place)

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -9,6 +10,8 @@ TESTS = Path(__file__).parents[1]
 PARTS = ('unit', 'ros', 'sim', 'gpu', 'slow')
 # What the tests of the part `unit` do without, and with them whoever has neither.
 NOT_IN_UNIT = ('rclpy', 'mujoco')
+# Whoever imports it talks over DDS, where what is late is lost.
+_LIVE = 'ros_testing'
 
 
 def part_of(path: Path) -> str:
@@ -21,6 +24,12 @@ def part_of(path: Path) -> str:
     if part not in PARTS:
         raise ValueError(f'{path.name} is in none of the folders {", ".join(PARTS)} of {TESTS}.')
     return part
+
+
+@cache
+def is_live(path: Path) -> bool:
+    """Whether a test file runs nodes, which have deadlines of a real clock."""
+    return _LIVE in imports_of(path)
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.slow
 def test_the_node_benchmark_fills_its_table(tmp_path):

@@ -12,6 +12,8 @@ import pytest
 
 from vla_policy_node.bench.soak import ResourceSample, judge, plot, sample
 
+pytestmark = pytest.mark.alone
+
 LEAKING = '''
 import sys, threading, time, os
 kept, kind = [], sys.argv[1]

@@ -15,6 +15,8 @@ from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.demo import report
 from vla_policy_node.demo.recorder import RecordedEpisode
 
+pytestmark = pytest.mark.alone
+
 PERIOD_NS = 50_000_000
 
 

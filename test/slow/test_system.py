@@ -34,6 +34,8 @@ from vla_policy_node.system.processes import (
     middleware_environment,
 )
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 DECLARED = {
     'policy': PolicyParameters, 'visualizer': VisualizerParameters, 'world': WorldParameters,
