@@ -84,7 +84,8 @@ def test_a_gripper_state_is_two_numbers():
 
 
 @pytest.mark.parametrize(('decode', 'raw'), [
-    (lambda raw: decode_pose(raw, FRAME), make_pose()), (decode_gripper, make_gripper())])
+    (lambda raw: decode_pose(raw, FRAME), make_pose()), (decode_gripper, make_gripper())],
+    ids=['pose', 'gripper'])
 def test_a_message_cut_anywhere_is_a_hold(decode, raw):
     needed = len(raw) if decode is not decode_gripper else raw.rindex(struct.pack('<d', -0.02)) + 8
     for length in range(needed):
