@@ -23,6 +23,7 @@ from vla_msgs.msg import HoldReason
 from vla_policy_node import cli
 from vla_policy_node.commands import doctor
 from vla_policy_node.commands.doctor import Diagnosis
+from vla_policy_node.nodes import instruct
 from vla_policy_node.system.arguments import ARGUMENTS
 
 
@@ -189,9 +190,9 @@ class TestDoctor:
 class PolicyDouble:
     """An action server that does as told, in a context and threads of its own."""
 
-    def __init__(self, code=0, accept=True, until_cancelled=False):
+    def __init__(self, code=0, accept=True, until_cancelled=False, forgets=False):
         self.requests = []
-        self._code, self._until_cancelled = code, until_cancelled
+        self._code, self._until_cancelled, self._forgets = code, until_cancelled, forgets
         self._cancelled = threading.Event()
         self._context = Context()
         rclpy.init(args=[], context=self._context)
@@ -214,7 +215,14 @@ class PolicyDouble:
         self.requests.append(handle.request)
         handle.publish_feedback(ExecuteInstruction.Feedback(
             step=5, hold=HoldReason(code=HoldReason.INPUT_STALE, text='Too old.')))
-        if self._until_cancelled:
+        if self._forgets:  # as one that died and was started again
+            goal = bytes(handle.goal_id.uuid)
+            while not (self._server._result_futures[goal]._callbacks  # the client awaits it
+                       or self._cancelled.wait(0.01)):
+                pass
+            del self._server._goal_handles[goal]
+            self._cancelled.wait(10.0)
+        elif self._until_cancelled:
             _thread.interrupt_main()  # what Ctrl-C does
             assert self._cancelled.wait(10.0)
             handle.canceled()
@@ -223,6 +231,7 @@ class PolicyDouble:
         return ExecuteInstruction.Result(code=self._code, text='It ended.', steps=9, inferences=4)
 
     def close(self):
+        self._cancelled.set()
         self._executor.shutdown()
         self._server.destroy()
         self._node.destroy_node()
@@ -262,6 +271,13 @@ class TestInstruct:
         result = vla('instruct', 'open the drawer')
         assert result.exit_code == 130
         assert 'It ended.' in result.output
+
+    def test_a_node_that_was_started_again_does_not_know_the_goal(self, vla, policy, monkeypatch):
+        monkeypatch.setattr(instruct, 'SILENT_S', 0.3)
+        policy(forgets=True)
+        result = vla('instruct', 'open the drawer')
+        assert result.exit_code == 1
+        assert 'went away' in result.output
 
     def test_a_refusal_is_said(self, vla, policy):
         policy(accept=False)

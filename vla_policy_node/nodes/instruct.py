@@ -9,8 +9,10 @@ from math import modf
 from typing import Any
 
 import rclpy
+from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
+from rclpy.action.client import ClientGoalHandle
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -24,6 +26,9 @@ from vla_policy_node.nodes.resolving import elsewhere
 
 # How often to look for Ctrl-C, and whether the policy node is still there.
 LOOK_PERIOD_S = 0.1
+# A node that serves a goal reports ten times a second. After this silence it is asked whether it
+# still knows the goal: one that died and was started again does not.
+SILENT_S = 3.0
 EXIT_CODES = {
     ExecuteInstruction.Result.SUCCEEDED_DURATION: 0,
     ExecuteInstruction.Result.CANCELLED: 130,
@@ -75,9 +80,14 @@ def _follow(
         instruction=instruction,
         max_duration=Duration(sec=int(seconds), nanosec=round(fraction * 1e9)),
     )
+    heard_s = [time.monotonic()]
     with console.status(escape(f"'{instruction}'")) as status:
-        sent = client.send_goal_async(
-            goal, lambda message: _show(status, instruction, message.feedback))
+
+        def show(message):
+            heard_s[:] = [time.monotonic()]
+            _show(status, instruction, message.feedback)
+
+        sent = client.send_goal_async(goal, show)
         handle = _await(client, executor, sent)
         if handle is not None and not handle.accepted:
             console.print('The policy node refused; its log says why.', style='red')
@@ -89,9 +99,9 @@ def _follow(
                 status.update('Cancelling ...')
                 handle.cancel_goal_async()
 
-        answer = handle and _await(
-            client, executor, handle.get_result_async(), cancel_if_interrupted)
-    if answer is None:
+        answer = handle and _await_result(
+            client, executor, handle, heard_s, cancel_if_interrupted)
+    if answer is None or answer.status == GoalStatus.STATUS_UNKNOWN:
         console.print('The policy node went away.', style='red')
         return 1
     result = answer.result
@@ -108,6 +118,30 @@ def _await(
         look()
         executor.spin_until_future_complete(future, LOOK_PERIOD_S)
     return future.result() if future.done() else None
+
+
+def _await_result(
+    client: ActionClient, executor: Executor, handle: ClientGoalHandle, heard_s: list[float],
+    look: Callable[[], None],
+) -> Any:
+    """Return the result of a goal, as `_await`; also the answer of a node that does not know it.
+
+    heard_s: when the node was last heard of, in place.
+    """
+    first = Future()
+
+    def ask() -> None:
+        heard_s[:] = [time.monotonic()]
+        handle.get_result_async().add_done_callback(
+            lambda answered: first.done() or first.set_result(answered.result()))
+
+    def look_and_ask() -> None:
+        look()
+        if time.monotonic() - heard_s[0] > SILENT_S:
+            ask()
+
+    ask()
+    return _await(client, executor, first, look_and_ask)
 
 
 def _show(status: Status, instruction: str, feedback: ExecuteInstruction.Feedback) -> None:
