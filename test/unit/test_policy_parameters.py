@@ -51,6 +51,13 @@ def test_settings_are_values_of_yaml():
         'a': {'x': True, 'y': [1, 2.5]}, 'b': {'z': None, 'w': 'word'}}
 
 
+def test_the_record_of_a_stop_has_a_place_that_does_not_depend_on_where_the_node_is_started():
+    with pytest.raises(ValueError, match="begin it with '/' or '~'"):
+        PolicyParameters(state_directory='state')
+    for place in ('', '/var/lib/robot', '~/robot'):
+        PolicyParameters(state_directory=place)
+
+
 def test_the_reference_picture_is_read_when_asked_and_never_to_check_parameters(tmp_path):
     view = tmp_path / 'view.png'
     parameters = PolicyParameters(third_person_reference=str(view))

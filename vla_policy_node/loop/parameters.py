@@ -237,6 +237,10 @@ class PolicyParameters:
             raise ValueError(
                 f"contract is '{self.contract}', but the node was started with "
                 f"'{self.contract_name}'; start it again with the other one.")
+        if self.state_directory[:1] not in ('', '/', '~'):
+            raise ValueError(
+                f"state_directory is '{self.state_directory[:200]}'; begin it with '/' or '~', or "
+                'the record of a stop would be sought where the node happens to be started.')
         if self.contract_name:
             check_agreement(self.robot, self)
         self.make_parts(references={})
