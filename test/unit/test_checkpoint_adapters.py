@@ -180,6 +180,18 @@ def test_an_adapter_of_the_hub_is_downloaded_where_there_is_no_model(base, tmp_p
     assert len(asked) == 3
 
 
+def test_a_fingerprint_is_the_same_wherever_the_base_lies(base, made, tmp_path, monkeypatch):
+    prints = set()
+    for name in 'az':  # paths that are sorted before and behind the adapter's
+        cached = variants.copy(base, tmp_path / name)
+        monkeypatch.setattr(
+            'huggingface_hub.snapshot_download', lambda *_, cached=cached, **__: str(cached))
+        adapter = variants.copy(made, tmp_path / f'm{name}')
+        edit(adapter, base_model_name_or_path='openvla/openvla-7b')
+        prints.add(fingerprint(adapter))
+    assert len(prints) == 1
+
+
 # --- inside of the files ---
 
 

@@ -102,6 +102,15 @@ def test_rows_known_by_the_name_of_a_public_checkpoint_are_written_down(tmp_path
     assert LocalPolicy.load(tmp_path / 'small', methods=()).description.action_rows == 'last56'
 
 
+def test_pictures_of_data_of_its_own_are_not_turned_by_the_name_of_a_folder(tmp_path):
+    large = variants.make(tmp_path / 'LightVLA-libero-10')
+    path = large / 'dataset_statistics.json'
+    (statistics,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps({'my_robot': statistics}))
+    compress(str(large), tmp_path / 'small', CompressionRecipe(mlp_share=0.5))
+    assert 'camera_transforms' not in json.loads((tmp_path / 'small/config.json').read_text())
+
+
 @pytest.mark.parametrize(('head', 'recipe', 'sentence'), [
     ('diffusion', CompressionRecipe(mlp_share=0.5), 'has a diffusion head; only'),
     ('autoregressive', CompressionRecipe(mlp_share=0.5), 'has an autoregressive head; only'),

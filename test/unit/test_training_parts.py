@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import checkpoint_variants as variants
 import numpy as np
 import pytest
 import torch
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 from training_data import OBJECTS, PX, SEGMENTS, episode, small_config
 
+from vla_policy_node.commands.train import stage_config
 from vla_policy_node.encoding.preprocess import center_crop
 from vla_policy_node.families import config_of, create_network
+from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.grounding import attend_loss, similarity
 from vla_policy_node.training.lora import add_lora, merge_lora
+from vla_policy_node.training.stage_run import Run, export
 from vla_policy_node.training.token_sampling import sample_tokens
 
 
@@ -146,3 +150,15 @@ def test_the_made_up_scenes_name_what_they_show():
     assert made.objects == OBJECTS
     assert made.segments == SEGMENTS
     assert set(np.unique(made.labels['wrist'][0])) == {0, 1, 2, 3}
+
+
+# --- what comes out ---
+
+
+def test_a_policy_is_shown_pictures_as_it_saw_them_in_training(tmp_path):
+    start = variants.make(tmp_path / 'start', camera_transforms={'wrist': 'rotate_180'})
+    (tmp_path / 'made').mkdir()
+    run = Run(stage_config('clone', None, {}), start, None, None, tmp_path)
+    export(run, variants.load(start), tmp_path / 'made', {})
+    turned = LocalPolicy.load(tmp_path / 'made').description.camera_transforms
+    assert {*turned.values()} == {'none'}

@@ -21,7 +21,8 @@ def fingerprint(directory: Path) -> str:
     paths |= {path for part in PARTS for path in part_files(directory, part)}
     paths |= {*directory.glob('method--*.safetensors')}  # what acceleration methods have learnt
     digest = hashlib.sha256()
-    for path in sorted(paths):
+    # Wherever the base of an adapter lies, its files come behind those of the adapter.
+    for path in sorted(paths, key=lambda path: (not path.is_relative_to(directory), path)):
         if path.is_file():  # OpenVLA before OFT keeps its statistics in config.json
             digest.update(f'{path.name} {_sha256(path)}\n'.encode())
     return digest.hexdigest()

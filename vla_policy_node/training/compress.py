@@ -228,12 +228,14 @@ def _write(directory: Path, out: Path, model: PrismaticVla, provenance: dict) ->
         document['action_rows'] = rows
     if speaks_vicuna(directory):
         document['hf_llm_id'] = 'lmsys/vicuna-7b-v1.5'
-    if turned := implied_transforms(directory, model.config, '')[0]:
+    statistics = read_statistics_document(directory)
+    key = next(iter(statistics)) if len(statistics) == 1 else ''
+    if turned := implied_transforms(directory, model.config, key)[0]:
         document['camera_transforms'] = turned
     for name, content in (
         ('config.json', document),
         ('preprocessor_config.json', read_normalisation(directory)),
-        ('dataset_statistics.json', read_statistics_document(directory)),
+        ('dataset_statistics.json', statistics),
     ):
         (out / name).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     shutil.copyfile(place(directory, 'tokenizer.json'), out / 'tokenizer.json')

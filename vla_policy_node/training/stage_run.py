@@ -298,6 +298,7 @@ def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
     shutil.copyfile(run.statistics, target / STATISTICS)
     document = read_json(target, 'config.json') | {'trained': True}
     document |= model.family.entries(model.config)
+    document.pop('camera_transforms', None)  # pictures of demonstrations are upright, and stay so
     if method_settings:
         document['method_settings'] = method_settings
     (target / 'config.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
