@@ -50,13 +50,14 @@ def write_mcap(path, data, summary=b''):
     return path
 
 
-def indexed(path, chunks, statistics=True, counts=None):
+def indexed(path, chunks, statistics=True, counts=None, definitions=None):
     """A file whose index says of each chunk what the triple (bytes, first, last) says.
 
     counts: of messages by channel as the statistics have them; None: 9, all that they say.
+    definitions: that the summary repeats; None: those of channel 1.
     """
     at = len(mcap_records.MAGIC) + len(record(1, text(b'ros2') + text(b'')))
-    index = SCHEMA + channel(1)
+    index = SCHEMA + channel(1) if definitions is None else definitions
     for raw, first, last in chunks:
         size = struct.unpack_from('<Q', raw, 9 + 16)[0]
         index += record(8, struct.pack('<QQQQ', first, last, at, len(raw)) + text(b'')

@@ -140,7 +140,7 @@ HOSTILE = {
         b'', b'zstd', 60_000_031, zstandard.compress(message(1, 5, bytes(60_000_000))))),
     'records of no kind': lambda bomb: chunk(
         b'', b'zstd', 200_000_000, zeros(200_000_000)),
-    'tiny messages': lambda bomb: SCHEMA + channel(1) + 4 * chunk(
+    'tiny messages': lambda bomb: SCHEMA + channel(1) + 2 * chunk(
         b'', b'zstd', 6_200_000, zstandard.compress(2 * 10**5 * message(1, 5, b''))),
     'an lz4 chunk': lambda bomb: SCHEMA + channel(1) + chunk(
         b'', b'lz4', 5, lz4.frame.compress(bytes(300_000_000))),

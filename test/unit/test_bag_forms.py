@@ -101,6 +101,16 @@ def test_a_summary_that_does_not_count_by_channel_hides_no_topic(tmp_path, count
     assert read(path) == [('/a', 1, b'x'), ('/b', 2, b'x')]
 
 
+@pytest.mark.parametrize('definitions', [b'', SCHEMA, channel(1)])
+def test_a_summary_that_repeats_no_definitions_hides_no_type(tmp_path, definitions):
+    """As with the writer's options noRepeatedSchemas and noRepeatedChannels."""
+    path = indexed(tmp_path / 'a.mcap', [(chunk(SCHEMA + channel(1) + 9 * message(1, 1), first=1,
+                                                last=1), 1, 1)], definitions=definitions)
+    with Bag(path) as bag:
+        assert bag.types == {'/a': 'std_msgs/msg/Header'}
+        assert len([*bag.messages(['/a'])]) == bag.counts['/a'] == 9
+
+
 @pytest.mark.parametrize('ending', ['', '.zstd', '.zst'])
 @pytest.mark.parametrize('form', ['mcap', 'db3'])
 def test_a_file_alone_is_a_bag_also_packed(tmp_path, form, ending):

@@ -120,7 +120,7 @@ class McapFile:
             raise BoundsError(f'its {self._size} bytes claim to be {unpacked} unpacked')
         if not (chunks_said == len(self._chunks) > 0 and 0 < total == sum(counts.values())):
             return None
-        return counts if counts.keys() <= self._definitions.channels.keys() else None
+        return counts if self._definitions.tell_of(counts) else None
 
     def _count(self) -> dict[int, int]:
         """Go through all messages, for what the summary lacks."""

@@ -112,6 +112,11 @@ class Definitions:
         if max(len(self.schemas), len(self.channels)) > MOST_TOPICS:
             raise BoundsError(f'it has more than {MOST_TOPICS} topics')
 
+    def tell_of(self, channels: Collection[int]) -> bool:
+        """Return whether these channels are known, and the types of all that are."""
+        return self.channels.keys() >= {*channels} and self.schemas.keys() >= {
+            channel.schema for channel in self.channels.values() if channel.schema}
+
     def kind(self, channel: Channel) -> str:
         """Return the message type of a channel, with its encoding if that is not CDR."""
         schema = self.schemas.get(channel.schema)

@@ -42,7 +42,8 @@ def require_stamps(bag: Bag, topics: BagTopics) -> None:
     if unstamped:
         raise BagError(
             f"The bag '{bag.path}' has no stamps on {', '.join(unstamped)}: all are zero; let the "
-            f'publisher stamp them, or take the times of recording with `--stamps {LOG}`.')
+            'publisher stamp them, or take the times of recording with '
+            f'`vla replay --stamps {LOG}`.')
 
 
 def is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
