@@ -25,6 +25,7 @@ from vla_policy_node.wire.transforms import TransformPoses, newest_stamp
 SECOND_NS = 10**9
 NOW_NS = 1000 * SECOND_NS
 STILL = (0.0, 0.0, 0.0, 1.0)
+TURNED = (0.0, 0.0, 1.0, 0.0)
 
 
 def message(*links):
@@ -110,7 +111,11 @@ def test_frames_that_nothing_connects_have_no_pose():
     ([link('base', 'hand', at=(math.nan, 0.0, 0.0))], "from 'base' to 'hand' is not finite"),
     ([link('base', 'hand', turn=(0.0,) * 4)], 'quaternion has not length 1'),
     ([link('base', 'hand', turn=(math.nan, 0.0, 0.0, 1.0))], 'not finite'),
-    ([link('base', 'hand', None)], 'all transforms are static')])
+    ([link('base', 'hand', None)], 'all transforms are static'),
+    ([link('base', 'arm'), link('arm', 'hand', None), link('arm', 'hand', None, at=(0.0,) * 3)],
+     "from 'arm' to 'hand' came with two values"),
+    ([link('base', 'arm'), link('arm', 'hand', None), link('arm', 'hand', None, turn=TURNED)],
+     'came with two values')])
 def test_what_is_no_pose_is_a_sentence(links, sentence):
     with pytest.raises(TransformError, match=sentence) as caught:
         tree(*links).look('base', 'hand')
@@ -142,6 +147,19 @@ def test_an_overtaken_transform_is_dropped_and_a_clock_that_went_back_forgets_wh
     filled.put(link('arm', 'hand', NOW_NS - SECOND_NS))
     assert filled.look('base', 'hand')[0] == NOW_NS - SECOND_NS
     assert filled.look('base', 'finger') is None
+
+
+def test_a_static_transform_that_comes_again_or_rounded_is_the_same():
+    filled = tree(link('base', 'arm'), *(link('arm', 'hand', None, at=(0.0, 0.0, z), turn=turn)
+                                         for z in (0.1, 0.1, 0.1004)
+                                         for turn in (STILL, (-0.0, 0.0, 1e-4, -1.0))))
+    assert filled.look('base', 'hand')[1] == pytest.approx((0.0, 0.0, 0.2004))
+
+
+def test_a_static_transform_that_is_found_to_move_is_not_doubted():
+    filled = tree(link('base', 'hand', None), link('base', 'hand', None, at=(9.0,) * 3),
+                  link('base', 'hand'))
+    assert filled.look('base', 'hand') == (NOW_NS, (0.0, 0.0, 0.1), STILL)
 
 
 def test_what_moves_is_not_static_whatever_somebody_says():

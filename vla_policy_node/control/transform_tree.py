@@ -16,6 +16,8 @@ MOST_LINKS = 1000
 # A moving link to another parent, of nobody who still says so, is forgotten after this long.
 _FORGOTTEN_NS = 10_000_000_000
 _UNIT = 0.01  # how far from 1 the length of a quaternion may be
+# Static transforms that differ by less were rounded by somebody: m, and 1 - cos of half an angle.
+_ROUNDED_M, _ROUNDED_TURN = 1e-3, 5e-7
 
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]  # x, y, z, w
@@ -42,6 +44,7 @@ class TransformTree:
     def __init__(self) -> None:
         self._links: dict[str, dict[str, FrameLink]] = {}
         self._count = 0
+        self._contradicted: set[tuple[str, str]] = set()  # static links with two values
 
     @property
     def frames(self) -> list[str]:
@@ -63,6 +66,10 @@ class TransformTree:
                 self._forget(lambda other: other.stamp_ns is not None)
             elif link.stamp_ns < known.stamp_ns:
                 return
+        elif known is not None and link.stamp_ns is None and _are_apart(known, link):
+            self._contradicted.add((link.parent, link.child))
+        elif link.stamp_ns is not None:
+            self._contradicted.discard((link.parent, link.child))  # it moves
         if link.parent not in self._links.get(link.child, {}):
             if self._count >= MOST_LINKS:
                 raise TransformError(
@@ -79,8 +86,8 @@ class TransformTree:
         """Return stamp [ns], position [m] and rotation of the child as the parent sees it.
 
         None if nothing connects the two. The stamp is that of the oldest moving link. Raises
-        TransformError for frames in a loop, a frame with two parents and a transform that is none,
-        if they lie between the two; and if nothing between them moves.
+        TransformError for frames in a loop, a frame with two parents, a static transform with two
+        values and one that is none, if they lie between the two; and if nothing there moves.
         """
         ours, reached, trouble = self._up(child, {parent})
         if not reached:
@@ -93,6 +100,11 @@ class TransformTree:
             ours = ours[:next((i + 1 for i, link in enumerate(ours) if link.parent == top), 0)]
         else:
             theirs = []
+        for link in (*ours, *theirs):
+            if (link.parent, link.child) in self._contradicted:
+                raise TransformError(
+                    f"The static transform from '{shown(link.parent)}' to '{shown(link.child)}' "
+                    'came with two values; stop one of its publishers, and configure anew.')
         stamps = [link.stamp_ns for link in (*ours, *theirs) if link.stamp_ns is not None]
         if not stamps:
             raise TransformError(
@@ -144,6 +156,13 @@ class TransformTree:
 def shown(frame: str) -> str:
     """Return the name of a frame, which may come from anybody, as a sentence may hold it."""
     return repr(frame[:60])[1:-1]
+
+
+def _are_apart(a: FrameLink, b: FrameLink) -> bool:
+    """Return whether two transforms differ; false comparisons are those with NaN."""
+    alike = abs(sum(x * y for x, y in zip(a.rotation, b.rotation, strict=True)))
+    return not (math.dist(a.translation, b.translation) <= _ROUNDED_M
+                and alike >= 1.0 - _ROUNDED_TURN)
 
 
 def _along(path: list[FrameLink]) -> tuple[Vector, Quaternion]:
