@@ -54,6 +54,13 @@ def test_what_it_wants_is_what_the_robot_with_two_arms_has(policy):
     assert policy.description.chunk_length == 25
 
 
+def test_a_robot_with_one_arm_is_told_what_the_policy_looks_at(checkpoint):
+    parameters = PolicyParameters(checkpoint=str(checkpoint), methods=())
+    for told in (parameters.read_spec, lambda: parameters.load_policy(1)):
+        with pytest.raises(ValueError, match="looks at the camera 'high', which the contract of"):
+            told()
+
+
 def test_the_parameters_of_that_robot_load_it_and_warm_it_up(checkpoint):
     robot = PolicyParameters.of('two_arms')
     parameters = robot(contract='two_arms', checkpoint=str(checkpoint), warmup_inferences=1)

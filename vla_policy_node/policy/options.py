@@ -77,11 +77,11 @@ def complete_transforms(
 ) -> dict[str, str]:
     """One of every camera that the policy looks at: what was chosen, else implied, else 'none'.
 
-    implied: camera -> what the checkpoint needs, if anything says so. Robots may have more
-    cameras: where all of the policy's are named, others are passed over.
+    implied: camera -> what the checkpoint needs, if anything says so. Robots may have other
+    cameras, which are passed over where all of the policy's are named, or nothing is asked.
     """
     for camera, transform in chosen.items():
-        if camera not in cameras and not chosen.keys() >= {*cameras}:
+        if transform != AUTO and camera not in cameras and not chosen.keys() >= {*cameras}:
             raise ValueError(f'There is no camera {camera!r}; choose from {", ".join(cameras)}.')
         if transform not in (*TRANSFORMS, AUTO):
             raise ValueError(
