@@ -47,6 +47,12 @@ def target(stamp_ns, position, turn, frame='base_link'):
         position=vector(position), orientation=vector(turn)))
 
 
+def command(stamp_ns, frame='base_link'):
+    return SimpleNamespace(
+        header=header(stamp_ns, frame), target_time=header(stamp_ns + PERIOD_NS).stamp, hold=False,
+        gripper=1.0, translation=vector((0.1, 0, 0)), rotation=vector((0, 0, 0)))
+
+
 def reader(kind, **said):
     return ActionReader(kind, PERIOD_NS, 'base_link', **said)
 
@@ -91,12 +97,9 @@ def test_messages_without_stamps_are_left_out_aloud_or_count_from_their_recordin
 
 
 def test_commands_count_from_their_recording_where_the_pictures_do():
-    command = SimpleNamespace(
-        header=header(5), target_time=header(5 + PERIOD_NS).stamp, hold=False, gripper=1.0,
-        translation=vector((0.1, 0, 0)), rotation=vector((0, 0, 0)))
     for by_log, start_ns in ((False, 5), (True, T)):
         found = reader(ACTION_TYPES[0], by_log=by_log)
-        found.hear(command, T)
+        found.hear(command(5), T)
         assert found.actions().target_ns.tolist() == [start_ns + PERIOD_NS]
 
 
@@ -120,7 +123,7 @@ def test_a_twist_is_what_it_moves_in_a_period_with_or_without_a_stamp():
 
 
 @pytest.mark.parametrize(('kind', 'message'), [
-    (TWIST_STAMPED, stamped_twist(T, 'tool0')),
+    (TWIST_STAMPED, stamped_twist(T, 'tool0')), (ACTION_TYPES[0], command(T, 'tool0')),
     (TARGETS, target(T, (0, 0, 0), (0, 0, 0, 1), 'map'))])
 def test_what_is_in_another_frame_is_not_compared(kind, message):
     found = reader(kind)

@@ -80,23 +80,24 @@ class ActionReader:
         else:
             self._unstamped += 1
             return
+        if self._kind != TWIST and self._is_elsewhere(message.header.frame_id.lstrip('/')):
+            return
         if is_command:
             self._add(sent_ns + self._period_ns, _six(message.translation, message.rotation),
                       message.gripper)
-            return
-        if self._kind == TWIST:
-            twist = message
-        else:
-            frame = message.header.frame_id.lstrip('/')
-            if frame and self._frame_id and frame != self._frame_id:
-                self._elsewhere[frame] += 1
-                return
-            twist = getattr(message, 'twist', None)
-        if twist is None:
+        elif self._kind == TARGETS:
             self._add_target(sent_ns, message.pose)
         else:  # over the control period that begins now
+            twist = message if self._kind == TWIST else message.twist
             self._add(sent_ns + self._period_ns,
                       _six(twist.linear, twist.angular) * (self._period_ns / 1e9))
+
+    def _is_elsewhere(self, frame: str) -> bool:
+        """Return, and count, whether a message is in another frame than the policy's actions."""
+        found = bool(frame and self._frame_id) and frame != self._frame_id
+        if found:
+            self._elsewhere[frame] += 1
+        return found
 
     def actions(self, ahead_ns: int = 0) -> Actions:
         """Return all actions. ahead_ns: how far the recorder's clock is ahead of the stamps."""
