@@ -142,6 +142,21 @@ def test_a_folder_whose_files_are_whole_needs_no_metadata(folder):
     assert 'vla record --repair' in refused(folder)
 
 
+@pytest.mark.parametrize('listed', [
+    ['bag_10.mcap', 'bag_9.mcap'], ['bag_9.mcap', 'bag_10.mcap', 'bag_9.mcap'], []])
+def test_files_are_read_once_and_in_order_however_metadata_lists_them(folder, listed):
+    for number in (9, 10):
+        write_mcap(folder / f'bag_{number}.mcap', SCHEMA + channel(1) + message(1, number))
+    metadata(folder, relative_file_paths=listed)
+    assert [time_ns for _, time_ns, _ in read(folder)] == [9, 10]
+
+
+def test_metadata_without_a_list_of_files_says_so(folder):
+    write_mcap(folder / 'a.mcap', ONE)
+    assert 'does not say what its files are' in refused(
+        metadata(folder, relative_file_paths='a.mcap'))
+
+
 def test_messages_packed_one_by_one_are_unpacked_without_metadata(folder):
     database(folder / 'a.db3', *TOPICS, MESSAGES)
     with sqlite3.connect(folder / 'a.db3') as connection:

@@ -44,13 +44,12 @@ _NOT_READ = {
 class BagFiles:
     """The files of one recording.
 
-    files: in order, as they lie on the disk. in_order: whether that is the order of recording.
-    packed_messages: whether each message is packed with zstd, None if only its bytes can say.
-    counted: messages by topic as metadata counts them. notes: sentences for the report.
+    files: as they lie on the disk, each once, in any order. packed_messages: whether each message
+    is packed with zstd, None if only its bytes can say. counted: messages by topic as metadata
+    counts them. notes: sentences for the report.
     """
 
     files: Sequence[Path]
-    in_order: bool = True
     packed_messages: bool | None = None
     counted: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -106,7 +105,7 @@ def _as_told(folder: Path) -> BagFiles:
         about = document['rosbag2_bagfile_information']
         int(about['version'])
         storage = str(about.get('storage_identifier') or '')
-        names = [str(name) for name in about['relative_file_paths']]
+        names = [str(name) for name in _listed(about['relative_file_paths'])]
         mode = str(about.get('compression_mode') or '').lower()
         form = str(about.get('compression_format') or '')
     except (TypeError, KeyError, AttributeError, ValueError):
@@ -120,10 +119,19 @@ def _as_told(folder: Path) -> BagFiles:
         raise OtherFormError(f'its compression {form[:20]!r} by {mode[:20]!r} is not known')
     if len(names) > _MOST_FILES:
         raise BoundsError(f'it has {len(names)} files')
-    files = [_inside(folder, name) for name in names]
+    if not names:
+        return _without_metadata(folder)
+    files = [*dict.fromkeys(_inside(folder, name) for name in names)]
     forgotten = sorted(file.name for file in recorded(folder) if file not in files)
     notes = [f'{METADATA} does not name {_some(forgotten)}, which was not read.'] * bool(forgotten)
-    return BagFiles(files, True, mode == 'message' or None, _counted(about), notes)
+    return BagFiles(files, mode == 'message' or None, _counted(about), notes)
+
+
+def _listed(value: object) -> list:
+    """Return what is a list; a text would be read letter by letter. Raises TypeError."""
+    if not isinstance(value, list):
+        raise TypeError
+    return value
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -173,7 +181,7 @@ def _without_metadata(folder: Path) -> BagFiles:
     # A recording that was split is numbered: name_0.mcap, name_1.mcap.
     names = sorted({re.sub(r'_\d+$', '', bag_name(file)) for file in files})
     if len(names) == 1:
-        return BagFiles(files, in_order=False)
+        return BagFiles(files)
     if not files:
         inner = sorted(below.name for below in folder.iterdir() if below.is_dir()
                        and ((below / METADATA).is_file() or recorded(below)))
