@@ -307,6 +307,17 @@ def test_a_run_called_after_what_it_began_with_is_known_by_its_data(
     assert {*transforms(directory).values()} == {transform}
 
 
+def test_of_several_data_sets_that_turn_pictures_alike_none_need_be_chosen(copy):
+    directory = copy('l1')
+    path = directory / 'dataset_statistics.json'
+    (statistics,) = json.loads(path.read_text()).values()
+    suites = dict.fromkeys(('libero_goal_no_noops', 'libero_10_no_noops'), statistics)
+    path.write_text(json.dumps(suites))
+    assert listed(directory)['transforms'].value == 'mirror_horizontal'
+    path.write_text(json.dumps(suites | {'mine': statistics}))
+    assert listed(directory)['transforms'].guessed
+
+
 # --- the log ---
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from vla_policy_node import families
 from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import part_files, read_statistics_document
-from vla_policy_node.checkpoints.published import published
+from vla_policy_node.checkpoints.published import published, published_transform
 from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import STATISTICS, key_of_suite
 from vla_policy_node.checkpoints.weights import stored_size
@@ -22,7 +22,11 @@ def all_assumptions(directory: Path, suite: str = '', key: str = '') -> list[Ass
     """List them for people; ValueError for a checkpoint that cannot be read."""
     config = families.read_model_config(directory)
     statistics = _statistics(directory, suite, key)
-    used = statistics.value if not statistics.guessed else ''
+    used = statistics.value
+    if statistics.guessed:  # data sets that turn their pictures alike need not be told apart
+        keys = [*read_statistics_document(directory)]
+        turned = {published_transform(directory, name)[0] for name in keys}
+        used = keys[0] if len(turned) == 1 else ''
     return [*assumptions(directory, config, used), statistics, *borrowed_data(directory),
             *_words(directory, config)]
 
