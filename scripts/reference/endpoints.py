@@ -24,14 +24,16 @@ MADE_BY = {
     'create_service': 'serves', '_TellingServer': 'serves',  # of the action
 }
 # Files of nodes/ that create endpoints of another one's node.
-PARTS = {'goals': 'policy', 'reporting': 'policy', 'guard_outlets': 'guard'}
+PARTS = {
+    'goals': 'policy', 'reporting': 'policy', 'subscriptions': 'policy',
+    'command_outputs': 'policy', 'guard_outlets': 'guard'}
 # What the policy sees by the default contract; the player publishes it from a bag.
 INPUTS = (
     ('Image', 'CAMERA/image_raw'), ('CompressedImage', 'CAMERA/image_raw/compressed'),
     ('PoseStamped', 'ee_pose'), ('JointState', 'gripper_state'))
 # Where the name is an expression: file and expression -> type and names that it can be.
 COMPUTED = {
-    ('policy_node', 'topic'): INPUTS,
+    ('subscriptions', 'topic'): INPUTS,
     ('player_node', 'topic'): INPUTS,
     ('recorder_node', 'topic'): (('any', 'what is recorded'),),
     ('world_node', 'topic'): (('Image', 'CAMERA/image_raw'),),

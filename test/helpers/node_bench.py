@@ -212,7 +212,11 @@ class Bench:
         return response.epoch
 
     def observe(self, offset_ns=0, streams=None):
-        """Send an observation stamped now (plus the offset) and wait until it was filed."""
+        """Send an observation stamped now (plus the offset) and wait until it was filed.
+
+        streams: those that the node listens to by default.
+        """
+        streams = [*self.node._streams.topics] if streams is None else streams
         target = self.robot.filed + self.robot.observe(self.now_ns + offset_ns, streams)
         self.robot.wait(lambda: self.robot.filed >= target, 'the inputs')
 

@@ -46,11 +46,10 @@ class CommandOutputs:
     def _make(self, period_s: float | None) -> None:
         self._promised_s = period_s
         profile = qos.command_output(period_s)
-        create = self._node.create_publisher
         self.commands: Publisher
         self.twists: Publisher | None = None
         if self._by_joints:
-            self.commands = create(JointCommand, 'joint_command', profile)
+            self.commands = self._node.create_publisher(JointCommand, 'joint_command', profile)
             return
-        self.commands = create(EndEffectorCommand, 'command', profile)
-        self.twists = create(TwistStamped, 'twist_command', profile)
+        self.commands = self._node.create_publisher(EndEffectorCommand, 'command', profile)
+        self.twists = self._node.create_publisher(TwistStamped, 'twist_command', profile)
