@@ -41,6 +41,11 @@ def test_other_limits_cost_one_period_and_neither_plan_nor_counts(bench):
     assert counts['input.pairs'] == 1
 
 
+def test_a_value_that_cannot_be_used_is_said_before_anybody_configures(make_bench, capfd):
+    make_bench(autostart='maybe')
+    assert 'configure will be refused: autostart is' in capfd.readouterr().err
+
+
 def test_a_node_takes_its_own_dump_while_it_moves(bench):
     """As `ros2 param dump` and `ros2 param load` do it: one parameter after the other."""
     bench.run_a_little()

@@ -83,10 +83,15 @@ class ParameterStore:
         node.add_on_set_parameters_callback(self._validate)
         node.add_post_set_parameters_callback(self._on_changed)
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with what the node was given at the start, '' for nothing."""
+        return ' '.join(self._problems.values())
+
     def checked(self) -> Any:
         """Return the parameters as their dataclass. Raises ParameterError."""
-        if self._problems:
-            raise ParameterError(' '.join(self._problems.values()))
+        if self.problem:
+            raise ParameterError(self.problem)
         return self._build({})
 
     def _build(self, changes: dict[str, Any]) -> Any:

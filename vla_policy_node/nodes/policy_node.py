@@ -68,6 +68,8 @@ class PolicyNode(LifecycleNode):
         self._store = ParameterStore(
             self, cls, lambda: self._configured, self._apply_parameters,
             self._refuse_parameters, {'contract': problem} if problem else {})
+        if self._store.problem and not self.get_parameter('autostart').value:
+            self.get_logger().warning(f'configure will be refused: {self._store.problem}')
         self._by_joints = is_moved_by_joints(cls.robot)
         # In seconds of the clock: above those of an earlier process, if goals last a little.
         self._session = Session(int(time.time()) % 2**32)
