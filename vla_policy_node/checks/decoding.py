@@ -105,5 +105,6 @@ def _as(trial: PrismaticRun, decoding: str) -> PrismaticRun:
     config = replace(trial.config, family=family.traits, chunk_length=CHUNK)
     with torch.device('meta'):
         network = family.create_network(config)
+    assert isinstance(network, PrismaticVla)
     network.load_state_dict(trial.model.state_dict(), assign=True)
     return replace(trial, model=network.eval().requires_grad_(False))

@@ -42,6 +42,8 @@ def check(
     ValueError for a checkpoint or pack that is not there.
     """
     directory = find_checkpoint(checkpoint)
+    failed: list[str]
+    warned: list[str]
     console.print(f'Checkpoint {directory}')
     if packs and (kind := decoders_only(directory)):
         console.print(
@@ -74,8 +76,8 @@ def _print_assumptions(directory, suite, statistics_key, console) -> list[str]:
         return []
     table = _table('taken for granted', 'value', 'who says so', mark=False)
     for one in found:
-        table.add_row(one.name, one.value, Text.assemble(
-            *[('guessed', 'bold yellow'), ': '] * one.guessed, one.source))
+        source = Text.assemble(('guessed', 'bold yellow'), ': ') if one.guessed else Text()
+        table.add_row(one.name, one.value, source.append(one.source))
     console.print(fitted(table), width=min(console.width, ASSUMPTIONS_WIDTH))
     return [one.name for one in found if one.guessed]
 

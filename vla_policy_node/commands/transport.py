@@ -65,11 +65,16 @@ def measure(
         receiver = _start('receive', {**apart, **middleware_environment()}, errors)
         sender = _start('send', {**apart, **driver}, errors, f'{duration_s}')
         both = (sender, receiver)
-        timer = threading.Timer(duration_s + SPARE_S, lambda: [end.kill() for end in both])
+
+        def give_up() -> None:
+            for end in both:
+                end.kill()
+
+        timer = threading.Timer(duration_s + SPARE_S, give_up)
         timer.start()
         try:
             times = []
-            for _ in sender.stdout:
+            for _ in sender.stdout or ():
                 times.append(time.monotonic())
                 on_sent(len(times))
             if sender.wait() or len(times) < 2:

@@ -60,7 +60,12 @@ def receive() -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     while not ended.is_set():
         executor.spin_once(timeout_sec=0.1)
     print(len(stamps[0] & stamps[1]), flush=True)

@@ -210,8 +210,9 @@ def _record(
     Raises TooSlowError if real time is out of reach.
     """
     with console.status('building the world and the policy (once per machine) ...'):
-        overrides = {'visualizer': {'max_rate_hz': float(report.OVERLAY_RATE_HZ)}}
-        overrides['policy'] = _statistics(arguments, scenes[0].suite)
+        overrides: dict[str, dict[str, object]] = {
+            'visualizer': {'max_rate_hz': float(report.OVERLAY_RATE_HZ)}}
+        overrides['policy'] = {**_statistics(arguments, scenes[0].suite)}
         if lock_step:
             # Time stands still during an inference, so each chunk is played to its end.
             overrides['policy'] |= {'execution_mode': 'sync'}

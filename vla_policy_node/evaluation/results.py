@@ -68,7 +68,7 @@ class Results:
             seal(self._side.parent, self._by, [self._side.name])
 
     def _complete_lines(self) -> list[str]:
-        if not self._side.is_file():
+        if self._side is None or not self._side.is_file():
             return []
         return self._side.read_text(encoding='utf-8').split('\n')[:-1]
 

@@ -100,7 +100,7 @@ class Paired:
         """Phi of the four counts, with Newcombe's correction for continuity; 0 if undefined."""
         both, b, c, neither = self.both, self.only_first, self.only_second, self.neither
         product = (both + b) * (c + neither) * (both + c) * (b + neither)
-        together = both * neither - b * c
+        together: float = both * neither - b * c
         if together > 0:
             together = max(together - self.episodes / 2, 0)
         return together / math.sqrt(product) if product else 0.0
