@@ -319,6 +319,20 @@ def test_no_stamp_of_another_clock_stretches_the_goal(settings, tmp_path, second
     assert goal['duration_s'] < 1.0
 
 
+@pytest.mark.parametrize(('topic', 'named'), [
+    ('/wrist/image_raw', '/wrist/image_raw'),
+    ('/third_person/image_raw', '/wrist/image_raw, /ee_pose, /gripper_state')])
+def test_inputs_by_different_clocks_are_said_by_topic(settings, tmp_path, topic, named):
+    def alter(index, message):
+        message.header.stamp.sec += 10**9
+        return message
+
+    bag = make_bag(tmp_path / 'bag', **SHORT, alter={topic: alter})
+    sentence = refused(bag, settings, tmp_path / 'out')
+    assert f'the stamps of {named} are more than 10 s from those of third_person' in sentence
+    assert replay(bag, replace(settings, stamps='log')).traces[0].inferences
+
+
 def test_recording_times_of_another_clock_are_noticed(settings, tmp_path):
     """A bag recorded without simulated time: stamps are the simulation's, times are not."""
     bag = make_bag(tmp_path / 'bag', **SHORT, arrival_delay_ns=10**18)

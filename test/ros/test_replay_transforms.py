@@ -99,7 +99,7 @@ def test_both_tell_the_policy_the_same(made, tmp_path):
     (lambda t: transforms([('a', 'tool', t, (0.0,) * 3, STILL),
                            ('tool', 'a', t, (0.0,) * 3, STILL)]), None, 'lead in a loop'),
     (lambda t: transforms([('base_link', 'tool', START_NS - 10**10, (0.0,) * 3, STILL)]), None,
-     'ee_pose'),
+     'stamps of /tf are more than 10 s from those of third_person'),
     # One was sent once, long before: what it leads to is old, and only at first was it missing.
     (lambda t: (fixed_once if t == START_NS else half if t == START_NS + STEP_NS else moving)(t),
      None, r'The newest usable sample of ee_pose is too old \(its last stamp is 5'),

@@ -28,10 +28,11 @@ from vla_policy_node.replay.settings import (
     parameters_of,
     read_info,
 )
-from vla_policy_node.replay.stamps import LOG
+from vla_policy_node.replay.stamps import LOG, OTHER_CLOCK_S, is_of_other_clock
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.replay.trace import Trace
 from vla_policy_node.replay.unmeasured import with_usable_poses
+from vla_policy_node.wire.streams import is_static
 
 # Called with what is being done, and its progress (0 to 1).
 Progress = Callable[[str, float], None]
@@ -141,9 +142,20 @@ def _run(
     finally:
         policy.close()
     if not trace.inferences:
+        why = '' if trace.problems else _other_clocks(bag, topics)
         raise BagError(f"No observation of the bag '{bag.path}' could be used by {label}: "
-                       f'{why_unused(trace, topics, parameters)}.')
+                       f'{why or why_unused(trace, topics, parameters)}.')
     return trace
+
+
+def _other_clocks(bag: Bag, topics: BagTopics) -> str:
+    """Return whose stamps are of another clock than the pictures, '' for nobody's."""
+    others = [topic for topic, stream in topics.inputs.items()
+              if not is_static(stream) and is_of_other_clock(bag, topics, topic)]
+    return '' if not others else (
+        f'the stamps of {", ".join(others)} are more than {OTHER_CLOCK_S:.0f} s from those of '
+        f'{topics.streams.cameras[0]} that were recorded with them; check the clocks of the '
+        f'publishers, or take the times of recording with `--stamps {LOG}`')
 
 
 def _needs(

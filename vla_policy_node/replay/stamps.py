@@ -60,7 +60,16 @@ def is_unstamped(bag: Bag, topics: BagTopics, topic: str) -> bool:
     return found
 
 
-def delay_s(bag: Bag, topics: BagTopics, topic: str) -> float:
+def is_of_other_clock(bag: Bag, topics: BagTopics, topic: str) -> bool:
+    """Return whether the stamps of an input are of another clock than the first camera's."""
+    if topics.by_log:
+        return False
+    first = topics.streams.cameras[0]
+    camera = next(name for name, stream in topics.inputs.items() if stream == first)
+    return abs(_delay_s(bag, topics, topic) - _delay_s(bag, topics, camera)) > OTHER_CLOCK_S
+
+
+def _delay_s(bag: Bag, topics: BagTopics, topic: str) -> float:
     """Return how long after their stamps the first messages were recorded, 0.0 if unknown."""
     found = []
     with closing(bag.messages([topic])) as messages:

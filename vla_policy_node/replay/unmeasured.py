@@ -16,7 +16,7 @@ from vla_policy_node.control.end_effector import EndEffectorMover
 from vla_policy_node.control.hold import HoldError
 from vla_policy_node.control.limits import Box
 from vla_policy_node.replay.bag import Bag
-from vla_policy_node.replay.stamps import OTHER_CLOCK_S, delay_s, is_unstamped
+from vla_policy_node.replay.stamps import is_of_other_clock, is_unstamped
 from vla_policy_node.replay.topics import BagTopics
 from vla_policy_node.wire.states import decode_pose
 from vla_policy_node.wire.streams import source_of
@@ -60,11 +60,8 @@ def with_usable_poses(
 def _why_useless(bag: Bag, topics: BagTopics, topic: str, frame_ids: Iterable[str]) -> str:
     if not topics.by_log and is_unstamped(bag, topics, topic):
         return 'all stamps are zero'
-    first = topics.streams.cameras[0]
-    camera = next(name for name, stream in topics.inputs.items() if stream == first)
-    if not topics.by_log and abs(
-            delay_s(bag, topics, topic) - delay_s(bag, topics, camera)) > OTHER_CLOCK_S:
-        return f'their stamps are of another clock than those of {first}'
+    if is_of_other_clock(bag, topics, topic):
+        return f'their stamps are of another clock than those of {topics.streams.cameras[0]}'
     if topics.streams.pose in topics.streams.transforms:
         return ''  # which was made in the frame of the commands
     with closing(bag.messages([topic])) as messages:
