@@ -30,6 +30,7 @@ class CheckedCommand(TyperCommand):
         """Refuse empty names of files, and numbers that nothing can be counted with."""
         self._check_given(ctx, args)
         left = super().parse_args(ctx, args)
+        param: Any
         for param in self.params:
             given = ctx.params.get(param.name)
             for value in given if isinstance(given, (list, tuple)) else [given]:
@@ -41,9 +42,11 @@ class CheckedCommand(TyperCommand):
 
     def _check_given(self, ctx: Any, args: Sequence[str]) -> None:
         """An unset shell variable gives ''; as a path that would be the working directory."""
+        assert self.callback is not None  # or there is nothing to run
         types = {name: str(parameter.annotation) for name, parameter in
                  inspect.signature(self.callback, eval_str=True).parameters.items()}
-        options = {option: param for param in self.params for option in param.opts}
+        options: dict[str, Any] = {
+            option: param for param in self.params for option in param.opts}
         for before, arg in zip(['', *args], args, strict=False):
             name, equals, value = arg.partition('=')
             if value or not (equals or not arg):
@@ -56,8 +59,9 @@ class CheckedCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it does not refuse itself becomes a sentence here."""
+        stdout: Any = sys.stdout
         with suppress(AttributeError, OSError):
-            sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be no UTF-8
+            stdout.reconfigure(errors='backslashreplace')  # names of files may be no UTF-8
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:

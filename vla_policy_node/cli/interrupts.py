@@ -89,7 +89,7 @@ def _end_now(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _unless_it_came(hook: Callable[[Any], None], error: Any) -> None:
+def _unless_it_came(hook: Callable[[Any], object], error: Any) -> None:
     """Say what destructors and threads raise, but not what they do because of Ctrl-C."""
     if not came():
         hook(error)

@@ -2,7 +2,7 @@
 
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vla_policy_node.bench.faults.draw import RECOVERS_WITHIN_S, draw, kind_of
@@ -41,7 +41,7 @@ def run_case(case: int, seed: int) -> CaseVerdict:
         sum(not sent.hold for sent in trial.sent))
 
 
-def run_cases(cases: range, seed: int, workers: int) -> Iterator[CaseVerdict]:
+def run_cases(cases: Sequence[int], seed: int, workers: int) -> Iterator[CaseVerdict]:
     """Yield the verdicts of many core cases in order."""
     if workers == 1:
         yield from (run_case(case, seed) for case in cases)
@@ -52,7 +52,7 @@ def run_cases(cases: range, seed: int, workers: int) -> Iterator[CaseVerdict]:
             yield from future.result()
 
 
-def _run_batch(cases: range, seed: int) -> list[CaseVerdict]:
+def _run_batch(cases: Sequence[int], seed: int) -> list[CaseVerdict]:
     return [run_case(case, seed) for case in cases]
 
 

@@ -103,7 +103,8 @@ class Live:
                 self._stack.callback(node.destroy_node)
             thread = threading.Thread(target=_spin, args=(executor,), daemon=True)
             thread.start()
-            self._stack.callback(lambda: (executor.shutdown(), thread.join()))
+            self._stack.callback(thread.join)
+            self._stack.callback(executor.shutdown)  # before that
             self.feeder.start()
             self._stack.callback(self.feeder.stop)
             checkpoint = self.folder / 'checkpoint'
