@@ -121,6 +121,7 @@ def test_transforms_that_lead_nowhere_are_no_advice(look, tf):
     ({'/ee_pose': image}, {'/ee_pose': IMAGE}, 'ee_pose',
      'It is sensor_msgs/msg/Image; geometry_msgs/msg/PoseStamped is needed.'),
     ({'/gripper_state': lambda t: joints(0)}, {}, 'gripper_state', '--stamps log'),
+    ({'/ee_pose': lambda t: pose(t + 10**12)}, {}, 'ee_pose', 'more than 10 s from those of the'),
     ({'/third_person/image_raw': lambda t: image(t, '32FC1', 4)}, {}, 'third_person',
      "'32FC1' is not supported"),
     ({'/ee_pose': lambda t: b'\0\1'}, {}, 'ee_pose', 'does not begin'),

@@ -26,6 +26,7 @@ from vla_policy_node.replay.finding import (
     why_not,
 )
 from vla_policy_node.replay.robots import commands_in, records_in
+from vla_policy_node.replay.stamps import OTHER_CLOCK_S
 from vla_policy_node.replay.topics import RECORDS, STATUS, action_topics, option_of
 from vla_policy_node.wire.cdr import (
     MessageError,
@@ -132,11 +133,12 @@ def inspect(bag: Bag, robot: RobotContract, namespace: str = '') -> Inspection:
             continue
     found = {part.name: topic_of(bag.types, part) for part in parts_of(robot)}
     first = topics.get(found[robot.cameras[0].name])
-    inputs = tuple(
-        InputFacts(part.name, found[part.name], _advice(bag, part, robot, found, topics),
-                   _apart_ms(first, topics.get(found[part.name])))
-        for part in parts_of(robot))
-    return Inspection(bag.duration_s, tuple(topics.values()), inputs,
+    inputs = []
+    for part in parts_of(robot):
+        apart_ms = _apart_ms(first, topics.get(found[part.name]))
+        problem = _advice(bag, part, robot, found, topics) or _far(apart_ms)
+        inputs.append(InputFacts(part.name, found[part.name], problem, apart_ms))
+    return Inspection(bag.duration_s, tuple(topics.values()), tuple(inputs),
                       (*_other_remarks(bag, namespace, found.values()), *bag.remarks()))
 
 
@@ -171,6 +173,14 @@ def _problem(
     if topics[topic].is_unstamped:
         return 'All stamps are zero; take the times of recording with --stamps log.'
     return why_not(bag, topic, part, robot)
+
+
+def _far(apart_ms: tuple[float, float] | None) -> str:
+    """Return the sentence about stamps that cannot be of the clock of the pictures."""
+    if apart_ms is None or apart_ms[0] <= OTHER_CLOCK_S * 1e3:
+        return ''
+    return (f'Most stamps are more than {OTHER_CLOCK_S:.0f} s from those of the pictures; take '
+            'the times of recording with --stamps log.')
 
 
 def _apart_ms(first: TopicFacts | None, other: TopicFacts | None) -> tuple[float, float] | None:
