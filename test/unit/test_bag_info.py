@@ -109,6 +109,13 @@ def test_transforms_that_lead_nowhere_are_no_advice(look, tf):
     assert of(found, 'ee_pose').problem == 'No other topic has geometry_msgs/msg/PoseStamped.'
 
 
+def test_joints_of_several_nodes_on_one_topic_are_found(look):
+    """Every other message is of the arm."""
+    found = look({'/gripper_state': lambda t: joints(t, (0.1,) * (2 if t // STEP_NS % 2 else 7))},
+                 {})
+    assert of(found, 'gripper_state').problem == ''
+
+
 @pytest.mark.parametrize(('changes', 'kinds', 'stream', 'problem'), [
     ({'/wrist/image_raw/compressed': None}, {'/cam/color': IMAGE, '/cam/depth': IMAGE}, 'wrist',
      'Name one: --wrist-topic /cam/color.'),

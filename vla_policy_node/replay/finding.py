@@ -20,6 +20,7 @@ from vla_policy_node.wire.transforms import TransformPoses
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _ENDING = '/compressed'
 _NO_COLOURS = ('depth', 'disparity')
+_FIRST = 20  # messages of joints that are looked at
 _MOST_TRANSFORMS = 100_000  # messages that are read to find a pose
 
 
@@ -70,24 +71,30 @@ def fitting(bag: Bag, part: Camera | StateSource, robot: RobotContract) -> Itera
 
 
 def why_not(bag: Bag, topic: str, part: Camera | StateSource, robot: RobotContract) -> str:
-    """Return why the first message of a topic cannot be this input; '' if it can."""
+    """Return why the first messages of a topic cannot be this input; '' if one can.
+
+    Of joints, several nodes may publish theirs on one topic.
+    """
     if isinstance(part, Camera) and any(word in topic.lower() for word in _NO_COLOURS):
         return 'It has no colours.'
-    raw: bytes | None
+    many = not isinstance(part, Camera) and not part.is_pose
     try:
         if isinstance(part, StateSource) and part.parent:
-            raw = _first_pose(bag, topic, part)
+            first = [_first_pose(bag, topic, part)]
         else:
             with closing(bag.messages([topic])) as messages:
-                raw = next((raw for _, _, raw in messages), None)
+                first = [raw for _, _, raw in islice(messages, _FIRST if many else 1)]
     except (BagError, MessageError, TransformError) as error:
         return str(error)
-    if raw is None:
-        return 'It has no message.'
+    reasons = [_why_not_one(raw, bag.types[topic], part, robot) for raw in first]
+    return '' if '' in reasons else (reasons or ['It has no message.'])[0]
+
+
+def _why_not_one(raw: bytes, kind: str, part: Camera | StateSource, robot: RobotContract) -> str:
     try:
         if not isinstance(part, Camera):
             decode_state(raw, part, frame_of(robot))
-        elif bag.types[topic] == COMPRESSED:
+        elif kind == COMPRESSED:
             sample_compressed(read_compressed_image(raw))
         else:
             sample_image(read_image(raw))
