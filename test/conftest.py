@@ -102,7 +102,7 @@ def pytest_itemcollected(item):
 @pytest.hookimpl(trylast=True)  # behind the shuffling
 def pytest_collection_modifyitems(config, items):
     """Run the parts one after the other; side by side, what must be alone comes last."""
-    side_by_side = config.getoption('dist', 'no') != 'no'
+    side_by_side = hasattr(config, 'workerinput')  # one of the processes of xdist
 
     def place(item):
         part = next(

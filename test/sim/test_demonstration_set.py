@@ -1,6 +1,7 @@
 """A set of demonstrations: goes on where it stopped, and is the same however it was made."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -29,13 +30,15 @@ def attempted(monkeypatch):
         episode_path(directory_in_use[0], seed).touch()
         return Attempt(seed, kept=True, steps=100)
 
-    def pool(workers, directory, recipe):
-        directory_in_use[:] = [directory]
-        return ThreadPoolExecutor(workers)
+    @contextmanager
+    def pool(workers, method, initializer, initargs):
+        directory_in_use[:] = [initargs[0]]
+        with ThreadPoolExecutor(workers) as threads:
+            yield threads.submit
 
     directory_in_use = []
     monkeypatch.setattr(demonstration_set, '_attempt', attempt)
-    monkeypatch.setattr(demonstration_set, '_pool', pool)
+    monkeypatch.setattr(demonstration_set, 'worker_pool', pool)
     return seeds
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.runtime import loading
 
-MODULES = [path for path in sorted(marks.TESTS.rglob('*.py')) if path.name != 'conftest.py']
+MODULES = [path for path in sorted(marks.TESTS.rglob('*.py'))
+           if path.name != 'conftest.py' and marks.TESTS / 'data' not in path.parents]
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: path.stem)

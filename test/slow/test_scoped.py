@@ -33,7 +33,7 @@ SETTERS = {
 # Where they may be: put back by the same function, or in a process that the function begins.
 PUT_BACK = {
     ('common/scoped.py', 'torch_threads'), ('common/scoped.py', '_leave'),
-    ('training/trainer.py', '_attention'),
+    ('training/trainer.py', '_attention'), ('outputs/files.py', 'allow_umask'),
 }
 OWN_PROCESS = {('evaluation/worker.py', 'start_worker'), ('training/decoded.py', '_begin')}
 
@@ -191,6 +191,7 @@ def test_training_in_this_process_leaves_threads_and_random_numbers(three, monke
         (torch.get_num_threads(), torch.initial_seed())))
     monkeypatch.setattr(stage_run.os, 'sched_getaffinity', lambda _: range(2))
     config = stage_run.TrainingConfig(stage='clone', steps=1, seed=41)
+    monkeypatch.setattr(stage_run, '_check_inputs', lambda run: None)
     start = tiny_checkpoint(tmp_path / 'start')
     before = torch.get_rng_state()
     stage_run.train(stage_run.Run(config, start, None, None, tmp_path / 'out'))
@@ -205,7 +206,7 @@ def test_what_is_counted_at_full_size_leaves_the_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_environment_is_put_back(monkeypatch, tmp_path):
+def test_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv('VLA_TEST_SET', 'old')
     monkeypatch.delenv('VLA_TEST_UNSET', raising=False)
     with pytest.raises(KeyError), environment(VLA_TEST_SET='new', VLA_TEST_UNSET='new'):
@@ -214,7 +215,7 @@ def test_the_environment_is_put_back(monkeypatch, tmp_path):
     assert os.environ['VLA_TEST_SET'] == 'old'
     assert 'VLA_TEST_UNSET' not in os.environ
     monkeypatch.setenv('OMP_NUM_THREADS', '3')
-    with demonstration_set._pool(1, tmp_path, None):
+    with environment(**demonstration_set._ONE_THREAD):
         assert os.environ['OMP_NUM_THREADS'] == '1'
     assert os.environ['OMP_NUM_THREADS'] == '3'
 
