@@ -78,6 +78,7 @@ def own_process_state(pinned_threads):
     if torch is None:
         yield
         return
+    torch.set_num_threads(TORCH_THREADS)  # the test before may have been the first to import it
     torch.manual_seed(0)
     yield
     left, _ = torch.get_num_threads(), torch.set_num_threads(TORCH_THREADS)

@@ -30,12 +30,12 @@ def test_a_stop_beyond_its_bound_or_without_one_fails_the_gate(verdict, slow):
     assert bool(slow_stops([GOOD, verdict], BOUNDS_S)) == slow
 
 
-@pytest.mark.parametrize(('rules', 'silent'), [
-    ((), False), (('gap',), True), (('gap', 'gap'), True), (('gap', 'workspace'), False),
-    (('stopped',), False)])
-def test_only_a_verdict_of_nothing_but_silence_may_be_the_machine_s(rules, silent):
+@pytest.mark.parametrize(('rules', 'late'), [
+    ((), False), (('gap',), True), (('gap', 'late_answer'), True), (('gap', 'workspace'), False),
+    (('no_answer',), False), (('stopped',), False)])
+def test_only_a_verdict_of_nothing_but_lateness_may_be_the_machine_s(rules, late):
     findings = tuple(BrokenPromise(UNSAFE, rule, 1.0, 'broken') for rule in rules)
-    assert CaseVerdict('dds', 3, 7, 'lost_stream', findings).only_silent == silent
+    assert CaseVerdict('dds', 3, 7, 'lost_stream', findings).only_late == late
 
 
 def test_a_failure_names_the_command_that_runs_it_again():
