@@ -77,7 +77,8 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(
             self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
-        self._stop = False
+        self._asked_to_stop = False
+        self._stop = False  # all processes agree on it, or the others would wait for this one
         if (out / STATE).exists():
             self._load()
         self._curves = Curves(out, self.step) if rank == 0 else None
@@ -108,7 +109,7 @@ class Trainer:
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
         def stop(*_: object) -> None:
-            self._stop = True
+            self._asked_to_stop = True
 
         before = {number: signal.signal(number, stop)
                   for number in (signal.SIGINT, signal.SIGTERM)}
@@ -206,11 +207,12 @@ class Trainer:
 
     def _average_gradients(self) -> None:
         if self._processes == 1:
+            self._stop = self._asked_to_stop
             return
         for parameter in self._trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        stop = torch.tensor([float(self._stop)], device=self._device)
+        stop = torch.tensor([float(self._asked_to_stop)], device=self._device)
         flat = torch.cat([p.grad.flatten() for p in self._trained.values()] + [stop])
         distributed.all_reduce(flat)
         self._stop = bool(flat[-1])
