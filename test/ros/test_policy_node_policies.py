@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from node_bench import Bench, checkpoint, make_active, make_bench, script
+from node_bench import PERIOD_NS, Bench, checkpoint, make_active, make_bench, script
 from policies import KINDS
 from rclpy.parameter import Parameter
 from ros_testing import ros
@@ -48,6 +48,7 @@ def test_a_request_tells_what_was_executed_and_what_is_left(make_active, script)
     np.testing.assert_array_equal(second.committed, np.full((1, 7), 0.1))
     assert second.delay == 1
     assert bench.robot.call('cancel').success
+    bench.set_clock(bench.now_ns + PERIOD_NS)  # an observation of its own, with a chunk of its own
     bench.start('another instruction')
     bench.infer()
     assert not len(script.executions[-1].executed), 'another goal is a fresh start'
