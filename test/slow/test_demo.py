@@ -116,9 +116,7 @@ def test_the_demo_runs_its_processes_and_leaves_figures_and_pictures(demo):
 def test_the_bag_of_the_demo_is_replayed_dense_against_lightvla_in_under_a_minute(demo, tmp_path):
     """The demo ran LightVLA, so the replay must find its commands again in every digit.
 
-    In most periods: on a busy machine one inference may have looked at a picture that came at the
-    very moment when the node chose, and then its chunk differs in the replay. With as many
-    threads: on some processors another number of them is another last digit.
+    With as many threads: on some processors another number of them is another last digit.
     """
     threads = max(1, len(os.sched_getaffinity(0)) - 1)  # those of the node
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -136,7 +134,7 @@ def test_the_bag_of_the_demo_is_replayed_dense_against_lightvla_in_under_a_minut
     assert report['a']['inferences'] >= 12
     dense, lightvla = report['a']['actions'], report['b']['actions']
     assert lightvla['periods'] >= 90
-    assert max(row['p50'] for row in lightvla['sent_error']) == 0.0
-    assert max(row['p50'] for row in dense['sent_error']) > 0.0
+    assert max(row['max'] for row in lightvla['sent_error']) == 0.0
+    assert max(row['max'] for row in dense['sent_error']) > 0.0
     assert report['b']['gflops']['mean'] < report['a']['gflops']['mean']
     assert len(list((tmp_path / 'out').glob('different_*.jpg'))) == 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from vla_policy_node.control.commander import Command, Commander
 from vla_policy_node.control.pairing import Pair
@@ -23,6 +23,7 @@ FOR_EVER_NS = 10**18
 # After so long without a message every input is older than any max_age_s allows.
 SILENCE_NS = 11_000_000_000
 _MOST_REFUSALS = 100  # different sentences that are kept
+_MOST_TOGETHER = 16  # pictures of one time that wait for its states
 
 
 class Timeline:
@@ -124,6 +125,7 @@ class PacedPolicy(PolicyWrapper):
         return chunk
 
 
+Message = tuple[int, str, bytes]  # time ns, stream, serialised
 Event = tuple[int, str | RecordedGoal | None, bytes]  # time ns, stream or goal or its end, message
 
 
@@ -131,15 +133,37 @@ def events(bag: Bag, topics: BagTopics, summary: BagSummary) -> Iterator[Event]:
     """Yield everything in order of time; a goal begins and ends after the messages of its time."""
     goals = [turn for goal in summary.goals
              for turn in ((goal.start_ns, goal, b''), (goal.end_ns, None, b''))]
-    for topic, recorded_ns, raw in samples(bag, topics):
-        stream, time_ns = topics.inputs[topic], recorded_ns
-        if summary.on_stamps:
-            try:
-                time_ns = 0 if is_static(stream) else topics.streams.stamp_of(stream, raw)
-            except MessageError:
-                time_ns = 0
-            time_ns = time_ns or (goals[0][0] if goals else 0)  # else nobody says when it was
+    def timed() -> Iterator[Message]:
+        for topic, recorded_ns, raw in samples(bag, topics):
+            stream, time_ns = topics.inputs[topic], recorded_ns
+            if summary.on_stamps:
+                try:
+                    time_ns = 0 if is_static(stream) else topics.streams.stamp_of(stream, raw)
+                except MessageError:
+                    time_ns = 0
+                time_ns = time_ns or (goals[0][0] if goals else 0)  # else nobody says when it was
+            yield time_ns, stream, raw
+
+    for time_ns, stream, raw in states_first(timed(), topics.streams.cameras):
         while goals and goals[0][0] < time_ns:
             yield goals.pop(0)
         yield time_ns, stream, raw
     yield from goals
+
+
+def states_first(messages: Iterable[Message], cameras: Collection[str]) -> Iterator[Message]:
+    """Yield states before the pictures of the same time, which is as fine as a clock of steps.
+
+    On simulated time a recorder writes what arrives within a step in any order of topics. A
+    picture before its own state would be paired with that of the step before.
+    """
+    pictures: list[Message] = []
+    for message in messages:
+        if pictures and (message[0] != pictures[0][0] or len(pictures) == _MOST_TOGETHER):
+            yield from pictures
+            pictures.clear()
+        if message[1] in cameras:
+            pictures.append(message)
+        else:
+            yield message
+    yield from pictures
