@@ -13,13 +13,14 @@ import pytest
 import torch
 from training_data import make_demonstrations, small_config
 
-from vla_policy_node.outputs.folder import LOCK, alone
+from vla_policy_node.outputs.folder import LOCK, alone, claim
+from vla_policy_node.outputs.listing import LIST
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.runtime.small import create_small_checkpoint
 from vla_policy_node.training import run_record
 from vla_policy_node.training.config import TrainingConfig
 from vla_policy_node.training.run_record import RECORD
-from vla_policy_node.training.stage_run import CHECKPOINT, HEADS, Run, train
+from vla_policy_node.training.stage_run import CHECKPOINT, COMMAND, HEADS, Run, train
 from vla_policy_node.training.trainer import STATE
 
 CONFIG = TrainingConfig(
@@ -138,10 +139,21 @@ def test_a_damaged_record_is_refused_with_a_sentence(text, made, tmp_path):
         run_record.go_on(tmp_path, now, 2)
 
 
-def test_two_runs_do_not_write_into_one_folder(run):
-    with alone(run.out), pytest.raises(ValueError, match='Another process writes into'):
-        train(run)
+def test_two_runs_do_not_write_into_one_folder(run, tmp_path):
+    """Nor is the list of the one in progress touched by what is refused for another reason."""
+    claim(run.out, [STATE], COMMAND)  # as a run in progress has it
+    before = (run.out / LIST).read_bytes()
+    for other in (run, replace(run, demonstrations=tmp_path / 'nowhere')):
+        with alone(run.out), pytest.raises(ValueError, match='Another process writes into'):
+            train(other)
     assert (run.out / LOCK).read_bytes() == b''
+    assert (run.out / LIST).read_bytes() == before
+
+
+def test_a_refused_run_leaves_no_folder(run, tmp_path):
+    with pytest.raises(ValueError, match='is no folder of demonstrations'):
+        train(replace(run, out=tmp_path / 'fresh', demonstrations=tmp_path / 'nowhere'))
+    assert not (tmp_path / 'fresh').exists()
 
 
 def test_sigterm_saves_and_the_same_run_goes_on(run, monkeypatch):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from vla_policy_node.common.worker_pool import interrupts_blocked
 from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.outputs.files import draft
-from vla_policy_node.outputs.folder import LOCK, alone, claim, claimed, seal
+from vla_policy_node.outputs.folder import LOCK, alone, claimed, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
 from vla_policy_node.runtime.loading import find_device, load_model
 from vla_policy_node.runtime.saving import save_model
@@ -102,24 +102,13 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
-    files = [LOCK, RECORD, STATE, METRICS, PICTURE, HEADS]
-    with (claimed(run.out, files, COMMAND, [CHECKPOINT]) if 'RANK' not in os.environ
-          else nullcontext()):
-        check_target(run.out / CHECKPOINT, COMMAND)
-        sizes = _sizes(run)
-        _check_inputs(run)
-        stages.named(run.config.stage).check_run(run, sizes)
     rank = int(os.environ.get('RANK', 0))
     processes = int(os.environ.get('WORLD_SIZE', run.processes))
-    if run.config.batch < processes:
-        raise ValueError(f'batch={run.config.batch} is less than one sample for each of '
-                         f'{processes} processes; make it larger, or take fewer processes.')
     with ExitStack() as held:
         if rank == 0:
-            claim(run.out, files, COMMAND, [CHECKPOINT])
-            check_target(run.out / CHECKPOINT, COMMAND)
-            held.enter_context(alone(run.out))
-            _begin(run, processes)
+            _claim(run, processes, held)
+        else:
+            _check(run, processes)
         if 'RANK' in os.environ:
             run.out.mkdir(parents=True, exist_ok=True)
             _process(rank, processes, run)
@@ -132,6 +121,20 @@ def train(run: Run) -> Path:
     return run.out / CHECKPOINT
 
 
+def _claim(run: Run, processes: int, held: ExitStack) -> None:
+    """Make sure that the run may write into its folder and can begin; held: keeps others out."""
+    goes_on = (run.out / LOCK).is_file()
+    if goes_on:  # before anything: what is refused must not touch the list of a run in progress
+        held.enter_context(alone(run.out))
+    files = [LOCK, RECORD, STATE, METRICS, PICTURE, HEADS]
+    with claimed(run.out, files, COMMAND, [CHECKPOINT]):
+        check_target(run.out / CHECKPOINT, COMMAND)
+        _check(run, processes)
+        if not goes_on:
+            held.enter_context(alone(run.out))
+        _begin(run, processes)
+
+
 def _begin(run: Run, processes: int) -> None:
     """Write down what the run is made from, or make sure that it still is."""
     record = describe_run(
@@ -140,6 +143,16 @@ def _begin(run: Run, processes: int) -> None:
     if (run.out / STATE).exists():
         record = go_on(run.out, record, read_state(run.out)['step'], run.despite)
     write_record(run.out, record)
+
+
+def _check(run: Run, processes: int) -> None:
+    """Raise ValueError with one sentence for what the run cannot be made from."""
+    sizes = _sizes(run)
+    _check_inputs(run)
+    stages.named(run.config.stage).check_run(run, sizes)
+    if run.config.batch < processes:
+        raise ValueError(f'batch={run.config.batch} is less than one sample for each of '
+                         f'{processes} processes; make it larger, or take fewer processes.')
 
 
 def _check_inputs(run: Run) -> None:
