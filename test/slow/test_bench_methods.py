@@ -22,7 +22,7 @@ from vla_policy_node.bench.methods_rows import contenders, share_out, split_usab
 from vla_policy_node.evaluation import run_plan
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.families import count_flops
-from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.denoising import DiffusionStep
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.outputs.listing import LIST
 from vla_policy_node.runtime.small import create_small_checkpoint
@@ -177,11 +177,11 @@ def test_the_stopwatch_stands_still_while_a_method_runs_the_head(monkeypatch):
             now[0] += 0.25
             return noise
 
-    monkeypatch.setattr(DenoisingStep, 'run', head(10, ('noise', None)))
-    monkeypatch.setattr(DenoisingStep, 'reuse', head(100, 'again'))
+    monkeypatch.setattr(DiffusionStep, 'run', head(10, ('noise', None)))
+    monkeypatch.setattr(DiffusionStep, 'reuse', head(100, 'again'))
     slow = Slow()
     watch = Stopwatch([slow], 'cpu')
-    states = [DenoisingStep(None, index, None, 0, None, 1.0) for index in (0, 1)]
+    states = [DiffusionStep(None, index, None, 0, None, 1.0) for index in (0, 1)]
     assert [slow.denoise(state) for state in states] == ['noise', 'again']
     assert watch.ms == pytest.approx(1500)
     states[0].run()  # by the policy, after all methods have passed

@@ -16,7 +16,7 @@ from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.families.cogact import CogAct
 from vla_policy_node.nn.config import DitConfig
 from vla_policy_node.nn.ddim import Ddim
-from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.denoising import DiffusionStep
 from vla_policy_node.nn.dit import DiffusionTransformer, step_waves
 
 DATA = Path(__file__).parents[1] / 'data' / 'cogact_head'
@@ -62,7 +62,7 @@ def test_guidance_is_the_references(index):
     conditions = load_head().z_embedder(torch.cat([EPS['z'], none]))
     scale = float(EPS['cfg_scales'][index])
     for step, expected in zip(EPS['t'], EPS['eps_cfg'][index], strict=True):
-        state = DenoisingStep(load_head(), 0, EPS['x'], int(step), conditions, scale)
+        state = DiffusionStep(load_head(), 0, EPS['x'], int(step), conditions, scale)
         close(state.run()[0], expected)
 
 
@@ -93,7 +93,7 @@ def test_every_denoising_step_is_the_references(steps, guidance):
     actions = torch.from_numpy(DDIM[f'{name}_noise'])
     schedule = Ddim(SIZES['diffusion_steps'], steps, clip=False)
     for index, step in enumerate(schedule.steps):
-        state = DenoisingStep(load_head(), index, actions, step, conditions, guidance)
+        state = DiffusionStep(load_head(), index, actions, step, conditions, guidance)
         actions = schedule.step(state.run()[0], step, actions)
         close(actions[0], DDIM[f'{name}_trace'][index])
     close(actions[0], DDIM[f'{name}_sample'])

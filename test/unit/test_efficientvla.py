@@ -25,7 +25,7 @@ from vla_policy_node.compression.layer_removal import (
     remove_layers,
 )
 from vla_policy_node.families import config_of, count_flops, create_network, sequence_rows
-from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.denoising import DiffusionStep
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.vision import VisionEncoder
 
@@ -251,7 +251,7 @@ def states_of(steps, actions=None):
     conditions = embedder(torch.cat([COGNITION, none]))
     generator = torch.Generator().manual_seed(6)
     return [
-        DenoisingStep(cogact_model().action_head, index, torch.randn(1, 16, 7, generator=generator)
+        DiffusionStep(cogact_model().action_head, index, torch.randn(1, 16, 7, generator=generator)
                       if actions is None else actions, step, conditions, 1.5)
         for index, step in enumerate(steps)
     ]

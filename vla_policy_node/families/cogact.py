@@ -23,7 +23,7 @@ from vla_policy_node.nn.config import (
     FamilyTraits,
 )
 from vla_policy_node.nn.ddim import Ddim, initial_noise
-from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.denoising import DiffusionStep
 from vla_policy_node.nn.dit import DiffusionTransformer
 from vla_policy_node.nn.flops import block_flops, chain_flops
 from vla_policy_node.nn.forward_pass import ForwardPass
@@ -69,7 +69,7 @@ class CogAct(PrismaticVla):
         actions = initial_noise(cognition.float(), shape)
         schedule = Ddim(config.training_steps, config.denoising_steps, clip=False)
         for index, step in enumerate(schedule.steps):
-            state = DenoisingStep(
+            state = DiffusionStep(
                 self.action_head, index, actions, step, conditions, config.guidance)
             actions = schedule.step(forward_pass.denoise(state), step, actions)
         return actions

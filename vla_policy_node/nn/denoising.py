@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,12 +11,29 @@ from torch import Tensor
 from vla_policy_node.nn.dit import DiffusionTransformer
 
 
-@dataclass(frozen=True)
-class DenoisingStep:
-    """What an acceleration method may do in one denoising step.
+class DenoisingStep(Protocol):
+    """What an acceleration method may do in one step.
 
-    index: 0, 1, ... in the order they run. actions: [B, K, A], noisy. step: the diffusion step.
-    conditions: [B, 1, width] embedded, with guidance [2 B, 1, width], the second half of it none.
+    index: 0, 1, ... in the order they run.
+    """
+
+    @property
+    def index(self) -> int:
+        """Number of the step."""
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Run the whole head: its prediction, and what its layers added to embedded actions."""
+
+    def reuse(self, added: Tensor) -> Tensor:
+        """Return the prediction as if the layers added what they did in another step."""
+
+
+@dataclass(frozen=True)
+class DiffusionStep:
+    """A step of CogACT's head, which predicts noise.
+
+    actions: [B, K, A], noisy. step: the diffusion step. conditions: [B, 1, width] embedded, with
+    guidance [2 B, 1, width], the second half of it none.
     """
 
     head: DiffusionTransformer

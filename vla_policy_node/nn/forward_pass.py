@@ -60,7 +60,7 @@ class ForwardPass:
         return HookChain((*self.methods, _RowRecorder(self.layer_rows)), head, head_flops)
 
     def denoise(self, state: DenoisingStep) -> Tensor:
-        """Predict the noise of one step, by the first method that does or else by the head."""
+        """Predict one step, by the first method that does or else by the head."""
         for method in self.methods:
             noise = method.denoise(state)
             if noise is not None:

@@ -172,7 +172,7 @@ class DenoisingHooks:
     """Inside an action head that denoises."""
 
     def denoise(self, state: DenoisingStep) -> Tensor | None:
-        """Predict the noise of one step of a CogACT head, [B, K, A]; None: run the whole head.
+        """Predict the noise or velocity of one step, [B, K, A]; None: run the whole head.
 
         The first result that is not None is used. Steps come in order, from index 0.
         """

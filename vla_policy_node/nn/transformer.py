@@ -314,7 +314,22 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Return the hidden states of `rows` after the final norm, [B, rows, width].
 
-        rows: counted from the end if rows may be dropped on the way.
+        Arguments are those of `run_layers`.
+        """
+        return self.finish(self.run_layers(sequence, rows, hooks, cache, condition), condition)
+
+    def run_layers(
+        self,
+        sequence: TokenSequence,
+        rows: slice = ALL_ROWS,
+        hooks: LayerHooks = NO_HOOKS,
+        cache: KvCache | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Return the hidden states of `rows` behind the last layer that runs, [B, rows, width].
+
+        rows: counted from the end if rows may be dropped on the way; none where only the cache is
+            of use, and of the last layer then keys and values alone are computed.
         cache: keeps keys and values. Where it holds rows already, those come before these, the
             same layers run as did for them, and the hooks, which had their turn then, have none.
         condition: [B, condition width], where the norms are adaptive.
@@ -328,7 +343,7 @@ class Decoder(nn.Module):
         for index in layers:
             states = sequence.states
             if index and hooks.should_exit(
-                    index, lambda x=states: self._finish(x[:, rows], condition)):
+                    index, lambda x=states: self.finish(x[:, rows], condition)):
                 break
             changed = hooks.before_layer(index, sequence) if index else sequence
             if changed is not sequence:
@@ -342,9 +357,10 @@ class Decoder(nn.Module):
             states = self.layers[index](states, rope, mask, asking, place, condition)
             sequence = replace(sequence, states=states)
         states = sequence.states
-        return self._finish(states if asking == rows else states[:, rows], condition)
+        return states if asking == rows else states[:, rows]
 
-    def _finish(self, states: Tensor, condition: Tensor | None) -> Tensor:
+    def finish(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Apply the final norm."""
         return apply_norm(self.norm, states, condition)[0]
 
     def _rope(self, sequence: TokenSequence) -> Rope:
