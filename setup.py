@@ -26,7 +26,10 @@ setup(
           for folder in sorted(str(path) for path in Path('checkpoints').glob('*'))),
     ],
     install_requires=['setuptools'],
-    extras_require={'ray': ['ray']},  # `vla replay --ray`
+    extras_require={
+        'ray': ['ray'],  # `vla replay --ray`
+        'dataset': ['pyarrow', 'av'],  # `vla dataset`
+    },
     zip_safe=True,
     maintainer='vla_policy_node maintainers',
     maintainer_email='maintainers@vla-policy-node.invalid',

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vla_policy_node.cli import bag, contract, learning, robot
+from vla_policy_node.cli import bag, contract, dataset, learning, robot
 from vla_policy_node.cli import bench as benches
 from vla_policy_node.cli.checked import CheckedCommand
 from vla_policy_node.cli.compress import compress
@@ -62,3 +62,7 @@ for _command in (contract.check, contract.new):
 _bag = typer.Typer(no_args_is_help=True, help='Recordings.')
 app.add_typer(_bag, name='bag')
 _bag.command(cls=CheckedCommand)(bag.info)
+
+_dataset = typer.Typer(no_args_is_help=True, help='LeRobot datasets v3: brought in and written.')
+app.add_typer(_dataset, name='dataset')
+_dataset.command(cls=CheckedCommand)(dataset.info)

@@ -1,0 +1,1 @@
+"""The LeRobot dataset v3, read and written without LeRobot."""
