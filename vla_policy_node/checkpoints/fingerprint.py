@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from vla_policy_node.checkpoints import value_files
 from vla_policy_node.checkpoints.adapter import adapter_files, place
 from vla_policy_node.checkpoints.layout import PARTS, model_files, part_files
 
@@ -19,6 +20,7 @@ def fingerprint(directory: Path) -> str:
     paths = {place(directory, name) for name in ('config.json', 'dataset_statistics.json')}
     paths |= {*model_files(directory), *adapter_files(directory)}
     paths |= {path for part in PARTS for path in part_files(directory, part)}
+    paths |= {*value_files.files(directory)}
     paths |= {*directory.glob('method--*.safetensors')}  # what acceleration methods have learnt
     digest = hashlib.sha256()
     # Wherever the base of an adapter lies, its files come behind those of the adapter.

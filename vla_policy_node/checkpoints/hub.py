@@ -13,7 +13,8 @@ from vla_policy_node.checkpoints.reading import shown
 # Weights, sizes, statistics and the tokenizer; neither code nor adapters that are merged.
 FILES = (
     '*.json',
-    'tokenizer.model',
+    '*tokenizer.model',
+    'policy_*.safetensors',  # statistics of LeRobot's processors
     'model*.safetensors',
     'adapter_model*',
     'checkpoints/*.pt',

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from vla_policy_node.checkpoints import cogact_release, reading
+from vla_policy_node.checkpoints import cogact_release, reading, value_files
 from vla_policy_node.checkpoints.adapter import base_of, place
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.published import names_of
@@ -55,11 +55,19 @@ def read_document(directory: Path) -> Mapping:
 
 
 def read_statistics_document(directory: Path) -> Mapping:
-    """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`."""
+    """Parse `dataset_statistics.json`, or the `norm_stats` of a pre-trained `config.json`.
+
+    What openpi and LeRobot have instead (`checkpoints.value_files`) is put into the same form.
+    """
     if not os.path.lexists(place(directory, 'dataset_statistics.json')):
         document = read_json(directory, 'config.json')
         if Entries(document, 'config.json').inside('norm_stats', {}).names():
             return document['norm_stats']
+        if value_files.are_there(directory, document):
+            return {
+                name: {kind: {key: numbers.tolist() for key, numbers in part.items()}
+                       for kind, part in zip(('proprio', 'action'), pair, strict=True)}
+                for name, pair in value_files.read_values(directory).sets.items()}
     return read_json(directory, 'dataset_statistics.json')
 
 

@@ -44,13 +44,21 @@ class Statistics:
         span = self.proprio_high - self.proprio_low + RANGE_EPS
         return np.clip(2 * (proprio - self.proprio_low) / span - 1, -1, 1)
 
-    def normalise_actions(self, actions: np.ndarray) -> np.ndarray:
+    def normalise_actions(
+        self, actions: np.ndarray, proprio: np.ndarray | None = None
+    ) -> np.ndarray:
         """[..., A] in dataset units -> [..., A] float64; the inverse of the next function."""
         span = self.action_high - self.action_low + RANGE_EPS
         return np.where(self.action_mask, 2 * (actions - self.action_low) / span - 1, actions)
 
-    def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
-        """[..., A] -> [..., A] float64 in dataset units; nothing is clipped."""
+    def unnormalise_actions(
+        self, actions: np.ndarray, proprio: np.ndarray | None = None
+    ) -> np.ndarray:
+        """[..., A] -> [..., A] float64 in dataset units; nothing is clipped.
+
+        proprio: [P] in dataset units as the chunk began, for actions that count from there
+        (`checkpoints.scaled_statistics`); these do not.
+        """
         span = self.action_high - self.action_low + RANGE_EPS
         return np.where(self.action_mask, 0.5 * (actions + 1) * span + self.action_low, actions)
 

@@ -14,7 +14,6 @@ from vla_policy_node import families
 from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
 from vla_policy_node.checkpoints.published import published_action_rows
-from vla_policy_node.checkpoints.statistics import read_statistics
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
@@ -50,10 +49,10 @@ class SampleRun:
     def prepare(cls, directory: Path, model: PolicyNetwork) -> SampleRun:
         """Take pictures and words as the family does."""
         config = model.config
-        document = read_statistics_document(directory)
-        statistics = read_statistics(
-            document, next(iter(document), ''), config.spec, config.ranges)
-        inputs = families.of(config).load_encoder(
+        family = families.of(config)
+        key = next(iter(read_statistics_document(directory)), '')
+        statistics = family.load_statistics(directory, config, key)
+        inputs = family.load_encoder(
             directory, config, statistics, dict.fromkeys(config.spec.cameras, 'none'))
         prompt = torch.tensor([inputs.encode_prompt(INSTRUCTION)])
         return cls(model, inputs.preprocessor, prompt.to(next(model.parameters()).device))

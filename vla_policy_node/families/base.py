@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.adapter import place
+from vla_policy_node.checkpoints.layout import read_statistics_document
+from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.prompt import PromptEncoder
@@ -33,7 +35,6 @@ from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.nn.transformer import Decoder
 
 if TYPE_CHECKING:
-    from vla_policy_node.checkpoints.statistics import Statistics
     from vla_policy_node.encoding.encoder import InputEncoder
     from vla_policy_node.nn.flops import LayerRows
 
@@ -166,6 +167,15 @@ class PolicyFamily(ABC, Generic[Config]):
         The kind is MODEL or one of `checkpoints.layout.PARTS`.
         """
         return MODEL, name
+
+    def load_statistics(self, directory: Path, config: Config, key: str = '') -> Statistics:
+        """What numbers of states and actions mean; ValueError if the files do not say it.
+
+        key: of the data set, may be '' if there is one. Families whose files are openpi's or
+        LeRobot's read them by `checkpoints.value_files.load_statistics`.
+        """
+        return read_statistics(
+            read_statistics_document(directory), key, config.spec, config.ranges)
 
     def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
         """What turns an instruction into ids; ValueError if its file cannot be used."""

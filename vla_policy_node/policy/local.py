@@ -15,9 +15,8 @@ from torch import Tensor
 from vla_policy_node import acceleration, families
 from vla_policy_node.acceleration import Effect, Method, Step
 from vla_policy_node.checkpoints.hub import find_checkpoint
-from vla_policy_node.checkpoints.layout import read_statistics_document
 from vla_policy_node.checkpoints.published import published_action_rows
-from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
+from vla_policy_node.checkpoints.statistics import Statistics
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.encoding.encoder import InputEncoder, Inputs
 from vla_policy_node.encoding.preprocess import Normaliser
@@ -141,8 +140,7 @@ class LocalPolicy:
                 'methods; choose none (dense).'
             )
         check_optimisation(optimisation, config, device, dtype)
-        statistics = read_statistics(
-            read_statistics_document(directory), statistics_key, config.spec, config.ranges)
+        statistics = family.load_statistics(directory, config, statistics_key)
         settings = complete_settings(methods, method_settings or {}, config.method_settings)
         chosen = [acceleration.create(name, **settings[name]) for name in methods]
         acceleration.check_together(chosen)
@@ -203,7 +201,7 @@ class LocalPolicy:
         self._pass = ForwardPass(self._methods, self._action_rows, clock.mark)
         predicted = (self._static or self._model)(inputs, self._pass)
         normalised = predicted[0].cpu().double().numpy()
-        actions = self._statistics.unnormalise_actions(normalised)
+        actions = self._statistics.unnormalise_actions(normalised, observation.proprio)
         clock.mark('head')
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(

@@ -1,0 +1,240 @@
+"""Where a checkpoint of openpi or LeRobot keeps its statistics, and how it normalises by them.
+
+The first of these that is there counts:
+
+| files | of | data sets |
+|---|---|---|
+| `policy_{pre,post}processor.json` and their tensors | LeRobot since 0.4 | one, 'lerobot' |
+| `normalize_inputs.*`, `unnormalize_outputs.*` in the weights | LeRobot before | the same |
+| `meta/stats.json` or `stats.json` | a data set of LeRobot | the same |
+| `assets/<id>/norm_stats.json` or `norm_stats.json` | openpi | one for each robot |
+
+The mode is what `norm_map` or `normalization_mapping` says; of openpi it is that of the kind of
+policy, since its files do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from vla_policy_node.checkpoints.adapter import place
+from vla_policy_node.checkpoints.conventions import (
+    Aloha,
+    Convention,
+    mask_of,
+    mask_without,
+)
+from vla_policy_node.checkpoints.entries import Entries, is_number
+from vla_policy_node.checkpoints.processors import (
+    ACTION,
+    MOST_NUMBERS,
+    PREPROCESSOR,
+    STATE,
+    Processors,
+    read_processors,
+    words,
+)
+from vla_policy_node.checkpoints.reading import listed, plain, read_json
+from vla_policy_node.checkpoints.scaled_statistics import Numbers, ScaledStatistics
+from vla_policy_node.checkpoints.scaling import MODES, Rule
+from vla_policy_node.checkpoints.tensor_files import open_safetensors, unwrapped
+
+LEROBOT = 'lerobot'  # what the one data set of a checkpoint is called that names none
+ASSETS, NORM_STATS = 'assets', 'norm_stats.json'
+_OF_DATA = ('meta/stats.json', 'stats.json')
+_WEIGHTS = 'model.safetensors'
+_MOST_SETS = 64
+_BUFFERS = (
+    (STATE, ('normalize_inputs.buffer_observation_state.', 'normalize_inputs.observation_state.')),
+    (ACTION, ('unnormalize_outputs.buffer_action.', 'unnormalize_outputs.action.',
+              'normalize_targets.buffer_action.')))
+
+
+@dataclass(frozen=True)
+class ValueFiles:
+    """Statistics of all data sets that a checkpoint knows.
+
+    source: the file that has them. sets: data set -> statistics of the state and of actions.
+    older: whether LeRobot normalised by them inside the network. processors: None for none.
+    """
+
+    source: str
+    sets: Mapping[str, tuple[Numbers, Numbers]]
+    older: bool = False
+    processors: Processors | None = None
+
+    @property
+    def openpi(self) -> bool:
+        """Whether they are in the layout of openpi."""
+        return self.source.endswith(NORM_STATS)
+
+
+def are_there(directory: Path, document: Mapping) -> bool:
+    """Whether to look for such files at all; document: the parsed config.json."""
+    return 'type' in document or any(
+        (directory / name).exists() for name in (PREPROCESSOR, ASSETS, NORM_STATS, *_OF_DATA))
+
+
+def files(directory: Path) -> list[Path]:
+    """The files that `read_values` may read, but for the weights."""
+    patterns = ('policy_*processor*', *_OF_DATA, NORM_STATS, f'{ASSETS}/**/{NORM_STATS}')
+    return [path for pattern in patterns for path in islice(directory.glob(pattern), _MOST_SETS)]
+
+
+def read_values(directory: Path) -> ValueFiles:
+    """Find and read the statistics; no `sets` if the checkpoint has none.
+
+    ValueError with one sentence for files that are damaged.
+    """
+    processors = read_processors(directory)
+    if processors and any(processors.numbers.values()):
+        numbers = processors.numbers[STATE], processors.numbers[ACTION]
+        return ValueFiles(PREPROCESSOR, {LEROBOT: numbers}, processors=processors)
+    if place(directory, _WEIGHTS).is_file() and (found := _in_weights(place(directory, _WEIGHTS))):
+        return ValueFiles(_WEIGHTS, {LEROBOT: found}, older=True, processors=processors)
+    for name in _OF_DATA:
+        if place(directory, name).is_file():
+            document = Entries(read_json(place(directory, name)), name)
+            # LeRobot computes with them in this precision, also whether a range is empty.
+            pair = tuple(
+                {key: value.astype(np.float32).astype(np.float64)
+                 for key, value in _listed_numbers(document, feature).items()}
+                for feature in (STATE, ACTION))
+            return ValueFiles(name, {LEROBOT: pair}, processors=processors)
+    assets = directory / ASSETS
+    paths = sorted(islice(assets.glob(f'**/{NORM_STATS}'), _MOST_SETS)) if assets.is_dir() else []
+    names = {path.parent.relative_to(assets).as_posix(): path for path in paths}
+    if not names and (directory / NORM_STATS).is_file():
+        names = {'norm_stats': directory / NORM_STATS}
+    sets = {name: _of_openpi(path) for name, path in names.items()}
+    return ValueFiles(next(iter(map(str, names.values())), ''), sets, processors=processors)
+
+
+def load_statistics(
+    directory: Path, key: str, sizes: tuple[int, int], mode: str, aloha: Aloha,
+) -> ScaledStatistics:
+    """Read the statistics of one data set as a policy uses them: `load_statistics` of families.
+
+    key: of the data set, may be '' if there is one. sizes: numbers of the state and of an action.
+    mode: of this kind of policy where no file says it. aloha: how this kind of policy takes
+    ALOHA's joints, if config.json says that it does. ValueError with one sentence.
+    """
+    values = read_values(directory)
+    document = Entries(read_json(place(directory, 'config.json')), 'config.json')
+    if not values.sets:
+        raise ValueError(
+            f"{directory} has no statistics of states and actions: neither LeRobot's processors "
+            f'nor {ASSETS}/<robot>/{NORM_STATS}; a base checkpoint has to be fine-tuned first, or '
+            'put the meta/stats.json of the data into it.')
+    if not key and len(values.sets) == 1:
+        key = next(iter(values.sets))
+    if key not in values.sets:
+        problem = f'has no statistics {key!r}' if key else 'knows several robots'
+        raise ValueError(
+            f'The checkpoint {problem}; choose one of {listed(values.sets)} as statistics_key '
+            '(--statistics-key).')
+    state, action = values.sets[key]
+    rules = (_rule(values, document, 'STATE', mode, state),
+             _rule(values, document, 'ACTION', mode, action))
+    convention = read_convention(document, values.processors, sizes[1], aloha)
+    return ScaledStatistics.of(key, (rules[0], state), (rules[1], action), sizes, convention)
+
+
+def sizes_of(directory: Path) -> tuple[int, int]:
+    """How many numbers the state and an action have, going by the statistics; 0 for unknown."""
+    sets = [*read_values(directory).sets.values()]
+    lengths = {tuple(max(map(len, numbers.values()), default=0) for numbers in
+                     ({k: v for k, v in part.items() if k != 'count'} for part in pair))
+               for pair in sets}
+    return lengths.pop() if len(lengths) == 1 else (0, 0)
+
+
+def read_convention(
+    document: Entries, processors: Processors | None, actions: int, aloha: Aloha
+) -> Convention:
+    """Read what actions count from, and whether the robot is an ALOHA, out of the files."""
+    if document.flag('use_delta_joint_actions_aloha', False):
+        raise ValueError(
+            'config.json asks for use_delta_joint_actions_aloha, which LeRobot does not have '
+            'either; write "delta_action_mask": [6, -1, 6, -1] instead.')
+    if 'delta_action_mask' in document:
+        relative = mask_of(_signs(document))
+    elif processors is not None and processors.relative_known:
+        relative = mask_without(processors.names, processors.excluded if processors.names else (),
+                                actions) if processors.relative else ()
+    else:
+        relative = mask_without(
+            words(document, 'action_feature_names'),
+            words(document, 'relative_exclude_joints') or (),
+            actions) if document.flag('use_relative_actions', False) else ()
+    adapted = any(document.flag(key, False) for key in ('adapt_to_pi', 'adapt_to_pi_aloha'))
+    late = adapted and processors is not None and document.flag('adapt_to_pi_aloha', False)
+    return Convention(relative, aloha if adapted else None, late)
+
+
+def _rule(
+    values: ValueFiles, document: Entries, kind: str, mode: str, numbers: Numbers
+) -> Rule:
+    """How one kind of number is normalised; LeRobot leaves alone what has no statistics."""
+    said = document.inside('normalization_mapping', {})
+    if values.processors is not None:
+        rule = values.processors.rule(kind)
+    elif kind in said or not values.openpi:
+        chosen = said.word(kind, tuple(MODES), mode)
+        rule = Rule.older_lerobot(chosen) if values.older else Rule(chosen)
+    else:
+        return Rule.openpi(mode)
+    return rule if numbers else Rule('IDENTITY')
+
+
+def _signs(document: Entries) -> Sequence[int]:
+    values = document.value('delta_action_mask')
+    if not isinstance(values, list) or len(values) > 64 or not all(
+        type(value) is int and 0 < abs(value) <= 64 for value in values
+    ):
+        raise document.error(
+            'delta_action_mask', 'a list of whole numbers, as 6, -1 for six that count from the '
+            'state and one that does not', values)
+    return values
+
+
+def _in_weights(path: Path) -> tuple[Numbers, Numbers] | None:
+    """Statistics that are part of the weights; None if there are none."""
+    found: dict[str, dict[str, np.ndarray]] = {STATE: {}, ACTION: {}}
+    with open_safetensors(path) as (names, get, _):
+        for name in names:
+            for feature, starts in _BUFFERS:
+                start = next((s for s in starts if unwrapped(name).startswith(s)), '')
+                if not start:
+                    continue
+                tensor, statistic = get(name), unwrapped(name).removeprefix(start)
+                if not tensor.is_floating_point() or tensor.numel() > MOST_NUMBERS:
+                    raise ValueError(
+                        f'{path} has {plain(name)}, which is no statistic of a robot; download '
+                        'it again.')
+                found[feature].setdefault(statistic, tensor.double().flatten().numpy())
+    return (found[STATE], found[ACTION]) if found[ACTION] else None
+
+
+def _of_openpi(path: Path) -> tuple[Numbers, Numbers]:
+    name = f'{path.parent.name}/{path.name}'
+    document = Entries(read_json(path), name).inside('norm_stats')
+    return _listed_numbers(document, 'state'), _listed_numbers(document, 'actions')
+
+
+def _listed_numbers(document: Entries, feature: str) -> Numbers:
+    """Lists of numbers of one feature, whatever they are called; all else is left."""
+    if feature not in document:
+        return {}
+    entries, found = document.inside(feature), {}
+    for name, values in entries.items().items():
+        if isinstance(values, list) and len(values) <= MOST_NUMBERS and all(
+            is_number(value) for value in values
+        ):
+            found[name] = np.array(values, np.float64)
+    return found
