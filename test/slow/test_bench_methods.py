@@ -1,20 +1,31 @@
 """`vla bench methods`: finds every method, counts published sizes, reports what it is given."""
 
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
 import json
-import time
+import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from made_up_episodes import made_up
 from rich.console import Console
 from training_data import small_config
 from typer.testing import CliRunner
 
 from vla_policy_node import acceleration, cli
 from vla_policy_node.bench import methods as bench
-from vla_policy_node.bench.methods_costs import TIMED, Costs, Stopwatch, summarise_costs
+from vla_policy_node.bench.methods_costs import (
+    TIMED,
+    Costs,
+    Stopwatch,
+    clock_of,
+    load_of,
+    summarise_costs,
+)
 from vla_policy_node.bench.methods_plot import group_of
 from vla_policy_node.bench.methods_published import MODELS, published_rows
 from vla_policy_node.bench.methods_report import markdown, write_report
@@ -162,7 +173,6 @@ def test_the_stopwatch_counts_what_a_method_takes_and_nothing_else():
 
 def test_the_stopwatch_stands_still_while_a_method_runs_the_head(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
 
     def head(seconds, result):
         def run(*_):
@@ -180,7 +190,7 @@ def test_the_stopwatch_stands_still_while_a_method_runs_the_head(monkeypatch):
     monkeypatch.setattr(DiffusionStep, 'run', head(10, ('noise', None)))
     monkeypatch.setattr(DiffusionStep, 'reuse', head(100, 'again'))
     slow = Slow()
-    watch = Stopwatch([slow], 'cpu')
+    watch = Stopwatch([slow], 'cpu', lambda: now[0])
     states = [DiffusionStep(None, index, None, 0, None, 1.0) for index in (0, 1)]
     assert [slow.denoise(state) for state in states] == ['noise', 'again']
     assert watch.ms == pytest.approx(1500)
@@ -193,14 +203,15 @@ def costs(scale=1.0):
         'method': 'dense', 'task_id': 0, 'episode': 0, 'tokens': [512, 512], 'tokens_total': 512,
         'layers': [6, 6], 'layers_total': 6, 'reused': [False, True], 'flops': [10, 30],
         'stage_ms': {'vision': [1.0, 3.0], 'head': [1.0, 1.0]}, 'overhead_ms': [0.0, 0.0],
-        'change_mean': [0.1 * scale, 0.3 * scale], 'change_max': [0.2, 0.9],
-        'gripper_flips': [0, 2],
+        'wall_ms': [4.0, 6.0], 'change_mean': [0.1 * scale, 0.3 * scale],
+        'change_max': [0.2, 0.9], 'gripper_flips': [0, 2], 'clock': 'processor', 'load': 1.5,
     }]
 
 
 def test_costs_are_put_together():
     summary = summarise_costs(costs())
     assert summary['latency_ms'] == 3.0
+    assert (summary['wall_ms'], summary['clock']) == (5.0, 'processor')
     assert summary['flops'] == 20
     assert summary['reused'] == 0.5
     assert summary['action_change_mean'] == pytest.approx(0.2)
@@ -217,19 +228,27 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
             if judged:
                 row |= {
                     'success_rate': 0.5, 'episodes': 10, 'wilson_low': 0.24, 'wilson_high': 0.76,
-                    'against_dense': None if label == 'dense' else
-                    {'only_second': 2, 'only_first': 1, 'p_value': 1.0}}
+                    'failures': {'wrong object': 1 + index, 'dropped': 4 - index},
+                    'successes_by_task': {'0': 5 - index, '3': index},
+                    'episodes_by_task': {'0': 5, '3': 5},
+                    'against_dense': None if label == 'dense' else {
+                        'only_second': 2, 'only_first': 1, 'p_value': 1.0, 'p_holm': 1.0,
+                        'difference': 0.1, 'interval': [-0.22, 0.4], 'verdict': 'undecided',
+                        'interval_of_tasks': [-0.2, 0.3]}}
             rows.append(row)
         return {
             'checkpoint': {'name': name, 'sha256': 'ab' * 32, 'trained': name != 'small',
                            'architecture': 'tiny'},
             'refused': {'mole': f'{name} has no weights.'},
+            'load': {'mean': 1.52, 'highest': 2.48, 'cores': 2},
+            'layouts_sha256': 'cd' * 32 if judged else None,
             'rows': rows,
         }
 
     document = {
         'command': 'vla bench methods --checkpoint small --checkpoint other',
-        'suite': 'libero_object', 'layout': 'shuffled', 'tasks': [0], 'seed': 0,
+        'suite': 'libero_object', 'layout': 'shuffled', 'split': 'test', 'clock': 'processor',
+        'tasks': [0], 'seed': 1,
         'machine': {'processor': 'one', 'threads_per_worker': 1, 'versions': {'torch': '2'}},
         'models': [model('small'), model('other')],
         'published': published_rows([parse_contender('dense')]),
@@ -250,7 +269,16 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
     assert text == markdown(document)
     assert f'`{document["command"]}`' in text
     assert text.count('**This checkpoint is untrained.**') == 1
-    assert ('+2 -1, 1' in text) == judged
+    assert ('| `fastv` | 50 % (24-76) | +2 -1 | +10 (-22 to +40) | -20 to +30 | undecided | 1 |'
+            in text) == judged
+    assert ('| method | wrong object | dropped |' in text) == judged
+    assert ('| method | 0 (of 5) | 3 (of 5) |' in text) == judged
+    assert ('10 episodes a row, layouts `cdcdcdcdcdcd`. With fewer' in text) == judged
+    assert 'test layouts, on which nothing was chosen' in text
+    assert 'processor time of one thread' in text
+    assert 'Load of the machine meanwhile 1.5, at most 2.5, on 2 cores' in text
+    assert contexts['small']['split'] == 'test'
+    assert contexts['small']['load']['mean'] == 1.52
     assert 'other has no weights.' in text
     assert text.count('**flips**') == 1
     assert picture.stat().st_size > 10_000
@@ -315,6 +343,45 @@ def test_both_kinds_of_models_in_one_report_and_what_was_done_is_not_done_again(
     cached = found['cogact', 'efficientvla_cache']
     assert cached['flops'] < found['cogact', 'dense']['flops']
     assert cached['overhead_ms'] > 0
+
+
+def test_constants_are_chosen_on_development_layouts_and_reported_on_others(
+        checkpoints, made_up, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, '_measure_costs', lambda plan, *_: {
+        contender.label: costs() for contender in plan.contenders})
+
+    def go(out, **options):
+        return bench.bench_methods(
+            tmp_path / out, Console(width=100), [str(checkpoints[0])], task_ids=(0, 1),
+            episodes=3, changes={'execution_mode': 'sync'}, **options)
+
+    with pytest.raises(ValueError, match='sweep on --split development'):
+        go('sweep', sweep=True, split='test')
+    assert not (tmp_path / 'sweep').exists()
+    with pytest.raises(ValueError, match='choose one of development, test'):
+        go('sweep', split='held-out')
+    development, test = (
+        go(split, methods=['random_tokens:count=5'], split=split)
+        for split in ('development', 'test'))
+    assert {seed // 10_000 for _, seed in made_up} == {100, 201}  # headline has 200 for itself
+    digests = {document['models'][0]['layouts_sha256'] for document in (development, test)}
+    assert len(digests) == 2
+    _, row = test['models'][0]['rows']
+    assert row['successes_by_task'].keys() == row['episodes_by_task'].keys() == {'0', '1'}
+    assert row['against_dense']['verdict'] == 'undecided'
+    assert row['against_dense']['p_holm'] == row['against_dense']['p_value']
+    assert 'test layouts' in (tmp_path / 'test' / 'methods.md').read_text()
+
+
+def test_other_work_on_the_machine_is_not_charged_to_a_method():
+    def inferences(device, threads):
+        parameters = SimpleNamespace(device=device)
+        return clock_of(SimpleNamespace(parameters=parameters, threads=threads))
+
+    assert inferences('cpu', 1) == 'processor'
+    assert inferences('cpu', 2) == inferences('cuda', 1) == 'wall'
+    assert load_of([{'load': 1.0}, {'load': 2.0}]) == {
+        'mean': 1.5, 'highest': 2.0, 'cores': os.cpu_count()}
 
 
 def test_checkpoints_of_one_name_are_called_by_their_directories_too():

@@ -7,7 +7,6 @@ says how far the results lie apart.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.evaluation.results import Results
 from vla_policy_node.evaluation.run_plan import run_plan
 from vla_policy_node.evaluation.statistics import clustered_interval
-from vla_policy_node.evaluation.summary import summarise
+from vla_policy_node.evaluation.summary import layouts_digest, summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claim, seal
@@ -90,7 +89,7 @@ def report(
     episodes_of = results.rows(plan.keys)
     document = {
         'release': release,
-        'layouts_sha256': _layouts_digest(episodes_of),
+        'layouts_sha256': layouts_digest(episodes_of),
         **summarise(plan, episodes_of, workers),
         'checkpoints': origins,
         'seeds': _seeds(rows, plan, results),
@@ -114,12 +113,6 @@ def _refuse_a_second_look(file: Path, release: str, origins: Sequence[Mapping]) 
         raise ValueError(
             f"'{file}' has the test results of release {release}, with other checkpoints; choose "
             'among checkpoints with `vla eval`, and report them in the next release.')
-
-
-def _layouts_digest(rows: Sequence[Mapping]) -> str:
-    """sha256 over all layouts, in order: other digits, other layouts."""
-    layouts = {(row['task_id'], row['episode']): row['layout'] for row in rows}
-    return hashlib.sha256('\n'.join(layouts[key] for key in sorted(layouts)).encode()).hexdigest()
 
 
 def _seeds(rows: Sequence[HeadlineRow], plan: Plan, results: Results) -> list[dict]:

@@ -3,10 +3,15 @@
 The frames come from episodes of the plain model. Every method then answers each of them, open
 loop: actions are compared with the plain model's on the same picture, and caches and gates see
 frames in the order of a robot's run.
+
+On one thread of a CPU, times are processor time, which other work on the machine makes little
+longer; wall time is kept beside it. Elsewhere they are wall time: several threads use more
+processor time than a robot waits, and a GPU uses none.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +27,7 @@ from vla_policy_node.evaluation.episodes import run_episode
 from vla_policy_node.evaluation.plan import Plan
 from vla_policy_node.nn.denoising import DenoisingStep
 from vla_policy_node.nn.hooks import PassHooks, hooks_of
+from vla_policy_node.policy.answering import AnsweringPolicy
 from vla_policy_node.policy.interface import ActionChunk, InferenceRequest, Observation, Policy
 from vla_policy_node.policy.local import LocalPolicy
 from vla_policy_node.policy.recorded import RecordingPolicy
@@ -34,17 +40,33 @@ from vla_policy_node.world.libero_world import LiberoWorld, tasks
 TIMED = frozenset(hooks_of(StepHooks, PassHooks)) - {'select_static', 'record_selection'}
 
 
+PROCESSOR, WALL = 'processor', 'wall'
+_CLOCKS: Mapping[str, Callable[[], float]] = {
+    PROCESSOR: time.thread_time, WALL: time.perf_counter}
+
+
+def clock_of(plan: Plan) -> str:
+    """Name the clock that inferences are measured with: PROCESSOR or WALL."""
+    return PROCESSOR if plan.parameters.device == 'cpu' and plan.threads == 1 else WALL
+
+
 class Stopwatch:
     """Counts the time spent inside of methods, ms; with a device it waits for at every call.
+
+    read_s: the clock.
 
     Whatever a method requests beyond the network's own pass counts: attention maps, and answers of
     the head at early exits. Blocks of a CogACT head that run or are reused in `denoise` do not
     count: they exist without a method, too.
     """
 
-    def __init__(self, methods: Sequence[Method], device: str):
+    def __init__(
+        self, methods: Sequence[Method], device: str,
+        read_s: Callable[[], float] = time.perf_counter,
+    ):
         self.ms = 0.0
         self._device = device
+        self._read_s = read_s
         for method in methods:
             for stage in TIMED:
                 if getattr(type(method), stage) is not getattr(Method, stage):
@@ -57,10 +79,10 @@ class Stopwatch:
     def _counted(self, call: Callable, sign: int = 1) -> Callable:
         def counted(*arguments):
             self._wait()
-            started = time.perf_counter()
+            started_s = self._read_s()
             result = call(*arguments)
             self._wait()
-            self.ms += sign * (time.perf_counter() - started) * 1e3
+            self.ms += sign * (self._read_s() - started_s) * 1e3
             return result
 
         return counted
@@ -98,6 +120,7 @@ class Costs:
         self._plan = plan
         self._policies: dict[str, tuple[Policy, Stopwatch]] = {}
         self._world: LiberoWorld | None = None
+        self._clock = clock_of(plan)
         self._dense = self._load(Contender('dense'))[0]
 
     def measure(self, task: int, episode: int, labels: Sequence[str]) -> list[dict]:
@@ -119,9 +142,12 @@ class Costs:
             for label, (policy, stopwatch) in loaded.items():
                 before = stopwatch.ms
                 last = answers[label][-1].chunk if answers[label] else None
+                started_s = time.perf_counter()
                 chunk = policy.infer(InferenceRequest.after(frame, last))
-                answers[label].append(_Answer(chunk, wanted, stopwatch.ms - before))
-        where = {'task_id': task, 'episode': episode}
+                wall_ms = (time.perf_counter() - started_s) * 1e3
+                answers[label].append(_Answer(chunk, wanted, stopwatch.ms - before, wall_ms))
+        where = {'task_id': task, 'episode': episode, 'clock': self._clock,
+                 'load': round(os.getloadavg()[0], 2)}
         return [{'method': label, **where, **_describe(given)} for label, given in answers.items()]
 
     def close(self) -> None:
@@ -136,18 +162,26 @@ class Costs:
             warm_up(policy)
             local = innermost(policy)
             assert isinstance(local, LocalPolicy)
-            stopwatch = Stopwatch(local.methods, self._plan.parameters.device)
+            read_s = _CLOCKS[self._clock]
+            local.read_s = read_s
+            if isinstance(policy, AnsweringPolicy):
+                policy.read_s = read_s
+            stopwatch = Stopwatch(local.methods, self._plan.parameters.device, read_s)
             self._policies[contender.label] = policy, stopwatch
         return self._policies[contender.label]
 
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """A method's answer to a frame, the plain model's actions [K, D], and the method's time."""
+    """A method's answer to a frame, the plain model's actions [K, D], and the method's time.
+
+    wall_ms: of the whole inference.
+    """
 
     chunk: ActionChunk
     wanted: np.ndarray
     overhead_ms: float
+    wall_ms: float
 
     @property
     def change(self) -> np.ndarray:
@@ -174,6 +208,7 @@ def _describe(answers: Sequence[_Answer]) -> dict:
             for stage in stages
         },
         'overhead_ms': [round(answer.overhead_ms, 3) for answer in answers],
+        'wall_ms': [round(answer.wall_ms, 3) for answer in answers],
         'change_mean': [float(answer.change.mean()) for answer in answers],
         'change_max': [float(answer.change.max()) for answer in answers],
         'gripper_flips': [answer.flips for answer in answers],
@@ -181,7 +216,10 @@ def _describe(answers: Sequence[_Answer]) -> dict:
 
 
 def summarise_costs(rows: Sequence[Mapping]) -> dict:
-    """Combine the rows of one method: means, and percentiles over all frames."""
+    """Combine the rows of one method: means, and percentiles over all frames.
+
+    latency_ms and the like are read from the clock that `clock` names.
+    """
     def joined(name: str) -> list:
         return [value for row in rows for value in row[name]]
 
@@ -197,6 +235,7 @@ def summarise_costs(rows: Sequence[Mapping]) -> dict:
         'layers_total': rows[0]['layers_total'],
         'reused': float(np.mean(joined('reused'))),
         'flops': float(np.mean(joined('flops'))),
+        'clock': rows[0]['clock'],
         'latency_ms': _percentile(totals, 'p50'),
         'latency_p95_ms': _percentile(totals, 'p95'),
         'latency_by_stage_ms': {
@@ -204,10 +243,19 @@ def summarise_costs(rows: Sequence[Mapping]) -> dict:
             for stage, ms in by_stage.items()
         },
         'overhead_ms': _percentile(joined('overhead_ms'), 'p50'),
+        'wall_ms': _percentile(joined('wall_ms'), 'p50'),
+        'wall_p95_ms': _percentile(joined('wall_ms'), 'p95'),
         'action_change_mean': float(np.mean(joined('change_mean'))),
         'action_change_max': float(np.max(joined('change_max'))),
         'gripper_flips': int(np.sum(joined('gripper_flips'))),
     }
+
+
+def load_of(rows: Sequence[Mapping]) -> dict:
+    """Return how busy the machine was: load averages of a minute, ours among it, and its cores."""
+    loads = [row['load'] for row in rows]
+    return {'mean': round(float(np.mean(loads)), 2), 'highest': max(loads),
+            'cores': os.cpu_count()}
 
 
 def _percentile(values: Sequence[float], name: str) -> float:

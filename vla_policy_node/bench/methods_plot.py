@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration.declarations import DROPS, Effect
-from vla_policy_node.evaluation.statistics import holm
 
 DPI = 150
 _SIGNIFICANT = 0.05
@@ -31,7 +30,7 @@ _GROUPS: tuple[tuple[str, frozenset[Effect], str], ...] = (
 )
 _COLOURS = {'dense': '#000000', **{name: colour for name, _, colour in _GROUPS},
             _OTHER: '#000000', 'several at once': '#666666'}
-_LINE_IN, _HEAD_IN = 0.2, 0.9  # heights in the picture
+_LINE_IN, _HEAD_IN = 0.2, 1.1  # heights in the picture
 
 
 def draw_methods(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -79,10 +78,8 @@ def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     A heading has a `heading` and no method. With success, it is what methods save; without, as for
     a sweep of constants, the method whose settings follow.
     """
-    compared = [row for row in rows if row.get('against_dense')]
-    differs = {
-        row['method']: p_value < _SIGNIFICANT for row, p_value in zip(
-            compared, holm([row['against_dense']['p_value'] for row in compared]), strict=True)}
+    differs = {row['method']: row['against_dense']['p_holm'] < _SIGNIFICANT
+               for row in rows if row.get('against_dense')}
     by_group = _is_judged(rows)
     lines: list[dict[str, Any]] = []
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
@@ -105,7 +102,10 @@ def _title(model: str, lines: Sequence[Mapping[str, Any]]) -> str:
     if context is None:
         return model
     untrained = '' if context['checkpoint']['trained'] else ', UNTRAINED'
-    return f'{model}{untrained}: {context["suite"]}, {context["checkpoint"]["architecture"]}'
+    load = context['load']
+    return (f'{model}{untrained}: {context["suite"]}, {context["split"]} layouts, '
+            f'{context["checkpoint"]["architecture"]}\n'
+            f'load of the machine {load["mean"]:.1f} on {load["cores"]} cores')
 
 
 def _measured(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any], str]]:
@@ -120,7 +120,8 @@ def _draw_time(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
                   linewidth=1.2, alpha=0.5)
         axes.plot(row['latency_ms'], place, 'o', color=colour, markersize=5)
     axes.set_xlim(left=0)
-    axes.set_xlabel('one inference, ms: median to 95th percentile', fontsize=9)
+    clock = next(row['clock'] for row in lines if 'method' in row)
+    axes.set_xlabel(f'one inference, ms of {clock} time: median to 95th percentile', fontsize=9)
     _guide(axes, next(row['latency_ms'] for row in lines if row.get('group') == 'dense'))
 
 

@@ -117,7 +117,10 @@ def methods(
         'Repeat.')] = None,
     sweep: Annotated[bool, typer.Option(
         '--sweep', help='Compare each method with itself: one by one, other values of the '
-        'constants that its paper leaves open.')] = False,
+        'constants that its paper leaves open, on development layouts.')] = False,
+    split: Annotated[str, typer.Option(
+        help='development: layouts to choose a method or its constants on; test: others, for a '
+        'table to publish, with at least 50 episodes a row.')] = 'development',
     success: Annotated[bool, typer.Option(
         help='Also run closed loop; without, cost columns alone.')] = True,
     checkpoint: Annotated[list[str] | None, typer.Option(
@@ -143,12 +146,13 @@ def methods(
 
     After an interruption the same command resumes.
 
-    * `vla bench methods`: every method, on all tasks
+    * `vla bench methods --episodes 2`: every method, on all tasks
 
     * `vla bench methods --also deer@runs/deer/checkpoint --also mole@runs/mole/checkpoint`
 
     * `vla bench methods --checkpoint checkpoints/libero_object_dense --checkpoint
-      checkpoints/libero_object_cogact --out docs`: the table of the docs
+      checkpoints/libero_object_cogact --split test --episodes 5 --workers 2 --out docs`: the table
+      of the docs
 
     * `vla bench methods --no-success --tasks 0`: costs alone, minutes
 
@@ -163,8 +167,8 @@ def methods(
     try:
         bench_methods(
             out, make_console(), checkpoints=checkpoint or (), methods=method or (),
-            also=also or (), sweep=sweep, success=success, frames_episodes=frames_episodes,
-            workers=workers,
+            also=also or (), sweep=sweep, split=split, success=success,
+            frames_episodes=frames_episodes, workers=workers,
             command=_command(), arguments={'config': config, 'device': device}, suite=suite,
             task_ids=parse_numbers(tasks) if tasks else (), episodes=episodes,
             changes={'execution_mode': 'sync'}, horizon=horizon, threads=threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -151,6 +152,12 @@ def _pairs(labels: Sequence[str], by_method: Mapping[str, Sequence[Mapping]]) ->
             'p_holm': p_holm,
         }
         for label, paired, p_holm in zip(others, compared, adjusted, strict=True)]
+
+
+def layouts_digest(rows: Sequence[Mapping]) -> str:
+    """sha256 over all layouts of some episodes, in order: other digits, other layouts."""
+    layouts = {(row['task_id'], row['episode']): row['layout'] for row in rows}
+    return hashlib.sha256('\n'.join(layouts[key] for key in sorted(layouts)).encode()).hexdigest()
 
 
 def describe_policy(plan: Plan) -> dict:

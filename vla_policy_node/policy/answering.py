@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,11 @@ class AnsweringPolicy(PolicyWrapper):
     """Asks each of `answers` first, and runs the inner policy only if none of them answers.
 
     All of them see every step; the first answer counts. The stage 'reuse' is their time.
+
+    read_s: what that is measured with.
     """
+
+    read_s: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(self, inside: Policy, answers: Sequence[StepAnswers]):
         super().__init__(inside)
@@ -32,11 +36,11 @@ class AnsweringPolicy(PolicyWrapper):
 
     def infer(self, request: InferenceRequest) -> ActionChunk:
         """Return the first answer, or the chunk of the policy inside."""
-        started = time.perf_counter()
+        started_s = self.read_s()
         given = [(answers.answer(request, self.description), answers.name)
                  for answers in self._answers]
         actions, name = next(((a, name) for a, name in given if a is not None), (None, ''))
-        reuse_ms = (time.perf_counter() - started) * 1e3
+        reuse_ms = (self.read_s() - started_s) * 1e3
         self._unseen.append(request.execution.executed)
         if actions is None or self._last is None:
             chunk = self._ask(request, reuse_ms)
