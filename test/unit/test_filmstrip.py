@@ -123,6 +123,13 @@ def test_every_moment_adds_the_same_width():
     assert widths[1] - widths[0] == widths[2] - widths[1] > 2 * 64
 
 
+def test_further_moments_go_into_another_row_of_the_same_width():
+    rows = [filmstrip([moment('grasp')] * n, tile_px=64, most_beside=2) for n in (2, 3, 4)]
+    assert len({row.shape[1] for row in rows}) == 1
+    assert 2 * rows[0].shape[0] == rows[1].shape[0] == rows[2].shape[0]
+    np.testing.assert_array_equal(rows[1][:rows[0].shape[0]], rows[0])
+
+
 def test_the_raw_pictures_are_unchanged_and_only_a_camera_with_a_selection_is_dimmed():
     one = moment('lift')
     strip = filmstrip([one], tile_px=64)

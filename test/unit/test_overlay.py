@@ -147,6 +147,18 @@ def test_a_small_image_is_enlarged_and_the_caption_goes_below(shape, width):
     np.testing.assert_array_equal(image, before)
 
 
+def test_the_legend_is_below_the_picture_and_speaks_of_dots_only_where_there_are_some():
+    image = np.full((480, 640, 3), 100, np.uint8)
+    kept, scores = np.eye(16, dtype=bool), np.ones(GRID, np.float32)
+    plain, dotted = (draw_overlay(image, kept, WHOLE, 'none', ['one'], s) for s in (None, scores))
+    np.testing.assert_array_equal(dotted[:480], highlight(image, kept, WHOLE, 'none', scores))
+    np.testing.assert_array_equal(plain[:480], highlight(image, kept, WHOLE, 'none'))
+    assert plain.shape == dotted.shape
+    signs = [(np.diff((row == (64, 232, 190)).all(axis=-1).any(axis=0).astype(int)) == 1).sum()
+             for row in (plain[-40:], dotted[-40:])]  # runs of columns in the colour of kept
+    assert signs[1] > signs[0] > 0
+
+
 def test_a_view_with_reversed_axes_can_be_drawn():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     kept = np.eye(16, dtype=bool)

@@ -159,7 +159,7 @@ def _filmstrip(episode: RecordedEpisode) -> np.ndarray:
     trace[-1]['success'] = episode.success
     moments = [Moment(label, episode.frames[index].images, episode.frames[index].selections)
                for label, index in pick_moments(trace)]
-    return filmstrip(moments, title=episode.instruction)
+    return filmstrip(moments, title=episode.instruction, most_beside=2)
 
 
 def _still(frame: RecordedFrame, camera: str) -> np.ndarray:

@@ -67,21 +67,29 @@ def pick_moments(trace: Sequence[ObservedStep]) -> list[tuple[str, int]]:
     return list(zip(labels, (lowest, held, highest, opened), strict=True))
 
 
-def filmstrip(moments: Sequence[Moment], tile_px: int = 200, title: str = '') -> np.ndarray:
+def filmstrip(
+    moments: Sequence[Moment], tile_px: int = 200, title: str = '', most_beside: int | None = None
+) -> np.ndarray:
     """Return the moments side by side, [H, W, 3] uint8 RGB on white.
 
     Each moment has its cameras as columns; above the pictures as taken, below the same pictures
-    with the kept tokens lit and counted. `tile_px` is the height of one picture.
+    with the kept tokens lit and counted. `tile_px` is the height of one picture. `most_beside`:
+    after so many moments there is another row, so that a page need not shrink the strip; None for
+    one row.
     """
     if not moments:
         raise ValueError('A filmstrip needs at least one moment.')
-    text_px = max(9, tile_px // 16)
+    text_px = max(9, tile_px // 14)
     blocks = [_moment_block(moment, tile_px, text_px) for moment in moments]
+    labels = _row_labels(tile_px, text_px, blocks[0].shape[0])
     margin = _blank(blocks[0].shape[0], 2 * text_px)
-    strip = np.hstack(
-        [_row_labels(tile_px, text_px, blocks[0].shape[0])]
-        + [part for block in blocks for part in (block, margin)]
-    )
+    beside = most_beside or len(blocks)
+    rows = [np.hstack([labels, *(part for block in blocks[i:i + beside]
+                                 for part in (block, margin))])
+            for i in range(0, len(blocks), beside)]
+    width = max(row.shape[1] for row in rows)
+    strip = np.vstack([np.hstack([row, _blank(row.shape[0], width - row.shape[1])])
+                       for row in rows])
     if not title:
         return strip
     band = _blank(3 * text_px, strip.shape[1])

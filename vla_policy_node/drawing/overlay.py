@@ -19,7 +19,7 @@ _FLIPS = {
     'rotate_180': (True, True),
     'mirror_horizontal': (True, False),
 }
-_MIN_SIDE_PX = 480  # smaller images are enlarged, so that outlines and text stay readable
+_MIN_SIDE_PX = 480
 _KEPT = (64, 232, 190)
 _FRAME = (168, 176, 190)
 _PAPER = (20, 23, 29)
@@ -105,15 +105,23 @@ def draw_overlay(
 ) -> np.ndarray:
     """Return `highlight` of the image over a bar with the share of kept tokens and a caption.
 
-    A small image is enlarged by a whole factor. The caption is under the image, never on it.
+    The caption ends with a legend. All of it is under the image, never on it.
     """
-    factor = -(-_MIN_SIDE_PX // min(image.shape[:2]))
-    if factor > 1:
-        size = (image.shape[1] * factor, image.shape[0] * factor)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    image = enlarged(image)
     picture = highlight(image, kept, crop, transform, scores)
-    bar = _share_bar(image.shape[1], float(kept.mean()))
-    return np.vstack([picture, bar, _caption(image.shape[1], lines)])
+    width = image.shape[1]
+    has_dots = scores is not None and scores.size > 0 and scores.max() > 0
+    return np.vstack([picture, _share_bar(width, float(kept.mean())), _caption(width, lines),
+                      _legend(width, has_dots)])
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """Return a small image enlarged by a whole factor, so that outlines and text are readable."""
+    factor = -(-_MIN_SIDE_PX // min(image.shape[:2]))
+    if factor == 1:
+        return image
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 
 def caption(
@@ -186,11 +194,49 @@ def _share_bar(width: int, share: float) -> np.ndarray:
     return bar
 
 
+def _text_px(width: int) -> int:
+    """Height of capital letters under an image of this width."""
+    return max(11, round(width / 42))
+
+
 def _caption(width: int, lines: Sequence[str]) -> np.ndarray:
-    text_px = max(11, round(width / 42))
+    text_px = _text_px(width)
     pitch = round(text_px * 1.9)
     canvas = np.full((pitch * len(lines) + text_px, width, 3), _PAPER, np.uint8)
     for index, line in enumerate(lines):
         colour = _TEXT if index == 0 else _MUTED_TEXT
         put_text(canvas, line, text_px, pitch * (index + 1), text_px, colour, width - 2 * text_px)
     return canvas
+
+
+def _legend(width: int, has_dots: bool) -> np.ndarray:
+    """Return the line that says what squares, dots and the bar mean."""
+    text_px = _text_px(width)
+    entries = [('clear', 'kept'), ('dimmed', 'dropped')]
+    entries += [('dot', 'size: score')] if has_dots else []
+    entries += [('bar', 'share kept')]
+    canvas = np.full((round(text_px * 2.6), width, 3), _PAPER, np.uint8)
+    top, side, margin = round(text_px * 0.5), round(text_px * 1.4), text_px
+    room = (width - 2 * margin) // len(entries)
+    for place, (sign, text) in enumerate(entries):
+        left = margin + place * room
+        _draw_sign(canvas[top:top + side, left:left + side], sign)
+        put_text(canvas, text, left + side + text_px // 2, top + round(text_px * 1.15), text_px,
+                 _MUTED_TEXT, room - side - text_px)
+    return canvas
+
+
+def _draw_sign(box: np.ndarray, sign: str) -> None:
+    """Draw into a square what a word of the legend stands for, as it looks on a picture."""
+    side = box.shape[0]
+    if sign == 'bar':
+        box[side // 3:-(side // 3)] = _TRACK
+        box[side // 3:-(side // 3), :side // 2] = _KEPT
+        return
+    box[:] = (90, 94, 102) if sign == 'dimmed' else (205, 208, 212)
+    if sign == 'dot':
+        box[:] = (60, 64, 72)
+        centre = (side // 2, side // 2)
+        cv2.circle(box, centre, max(2, side // 4), _KEPT, cv2.FILLED, cv2.LINE_AA)
+    if sign != 'dimmed':
+        cv2.rectangle(box, (0, 0), (side - 1, side - 1), _KEPT, max(1, side // 10))
