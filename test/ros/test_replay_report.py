@@ -1,6 +1,7 @@
 """What `vla replay` leaves: the page in a real browser, the exports read back, the commands."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_the_page_opens_in_a_browser_without_an_error_and_shows_every_image(repo
     # Every strip of the page shows something.
     assert all(strip.std() > 2.0 for strip in np.array_split(screenshot, 10))
     shown = chromium.images(report / 'report.html', tmp_path)
-    assert len(shown) == 16  # six plots and the ten moments
+    assert len(shown) == 26  # six plots, and two policies in ten moments
     assert all(complete and width > 200 and height > 100 for complete, width, height in shown)
 
 
@@ -61,6 +62,34 @@ def test_the_page_is_one_file_that_loads_nothing(report):
     assert '<script' not in text
     assert INSTRUCTION in text
     assert 'passed' in text
+
+
+FIGURE = re.compile(
+    r'<div id="(\w+)"><figure id="(\w+)-large".*?<a class="open" href="#(\w+)-large">(.*?)</a>'
+    r'<a class="close" href="#(\w+)">.*?<figcaption>(.*?)<span class="run">(.*?)</span>', re.S)
+
+
+def test_every_figure_says_what_is_seen_what_it_means_and_of_which_run(report):
+    found = FIGURE.findall((report / 'report.html').read_text())
+    assert len(found) == 16
+    for at, large, opens, inside, closes, caption, run in found:
+        assert at == large == opens == closes
+        for alt in re.findall(r'alt="(.*?)"', inside):
+            assert len(alt) > 40
+            assert alt not in caption and caption not in alt
+        assert re.search(r'dense against random_tokens.* on .*bag, \d{4}-\d\d-\d\d .*'
+                         r'vla_policy_node', run)
+
+
+def test_the_page_says_how_it_ranks_and_what_else_ran(report):
+    text = (report / 'report.html').read_text()
+    assert 'by the RMS of the difference over all elements' in text
+    load = json.loads((report / 'latency.json').read_text())['load']
+    assert f'{load["cores"]} cores, load average' in text
+    assert text.count('other programs kept') >= 2  # beside the chart and above the table
+    distances = [float(d) for d in re.findall(r'are ([\d.]+) action units apart', text)]
+    assert distances == sorted(distances, reverse=True)
+    assert len(distances) == 10
 
 
 def test_the_video_shows_every_inference(report):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
+from vla_policy_node.common.code_version import code_version
+from vla_policy_node.common.load import LoadMeter
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.evaluation.contenders import parse_contender
 from vla_policy_node.loop.parameters import PolicyParameters
@@ -110,9 +113,11 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
         summary = summarise_bag(bag, topics, settings.instruction, parameters[0].period_ns,
                                 parameters[0].frame_id)
         latency_ns = _latency_ns(settings, summary, parameters[0])
+        meter = LoadMeter()
         traces = [
             _run(bag, topics, summary, p, label, latency_ns, settings.threads, on_progress)
             for p, label in zip(parameters, labels, strict=True)]
+        load = meter.read()
         described = _describe_bag(bag, topics, summary)
         remarks = bag.remarks()
     notes = list(dict.fromkeys([*summary.notes, *(n for _, found in chosen for n in found)]))
@@ -121,7 +126,7 @@ def replay_bag(path: Path, settings: ReplaySettings, on_progress: Progress) -> E
                      'commands are bounded by no workspace, only in size, speed and acceleration. '
                      'A robot would not have moved.')
     notes += remarks + _remarks(traces, summary)
-    return _evaluation(path, topics, summary, traces, settings, {
+    return _evaluation(path, topics, summary, traces, settings, load, {
         'bag': described, 'notes': notes, 'latency_periods': latency_ns // traces[0].period_ns,
         'control_period_s': traces[0].period_ns / 1e9})
 
@@ -244,12 +249,16 @@ def _remarks(traces: list[Trace], summary: BagSummary) -> list[str]:
     return remarks
 
 
-def _evaluation(path, topics, summary, traces, settings: ReplaySettings, head: dict) -> Evaluation:
+def _evaluation(
+    path, topics, summary, traces, settings: ReplaySettings, load: dict, head: dict
+) -> Evaluation:
     report = {**head, 'a': metrics.summarise(traces[0], summary.actions), 'b': None,
               'difference': None, 'most_different': []}
     latency = {'a': metrics.latency(traces[0]), 'b': None, 'difference': None,
                'processor': processor_name(), 'threads': settings.threads,
-               'device': traces[0].description.device}
+               'device': traces[0].description.device, 'load': load,
+               'date': f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC',
+               'code': code_version()}
     if len(summary.actions.target_ns) and report['a']['actions'] is None:
         report['notes'].append(f'The actions on {topics.actions} are of other times than those of '
                                'the policy, so nothing is compared with them; check their stamps.')

@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_policy_node.outputs.files import write_json, write_text
 from vla_policy_node.outputs.folder import claim, clear, seal
-from vla_policy_node.replay.page import document, number, table
+from vla_policy_node.replay.html import document, number, table
 from vla_policy_node.replay.settings import COMMAND, ReplaySettings
 
 # The plan of the folder, so that an interrupted run can resume.
@@ -57,7 +57,7 @@ def prepare(
     done = {}
     for bag, folder in jobs:
         report, latency = (_read(Path(folder) / name) for name in (REPORT, TIMES))
-        if report and latency:
+        if report and latency and 'load' in latency:  # else of an earlier version
             passed = all(verdict['passed'] for verdict in latency['gate'])
             done[bag, folder] = BagOutcome(bag, folder, report, latency, passed)
     return done
@@ -132,9 +132,12 @@ def _page(outcomes: Sequence[BagOutcome], done: Sequence[BagOutcome]) -> str:
     rows = [_row(Path(o.folder).name, _figures(o), o) for o in done]
     if len(done) > 1:
         rows.append(_row('mean, by inferences', _means(done), None))
+    # Bags that were done before an interruption may be of an earlier day, and of other code.
+    made = dict.fromkeys(f'{o.latency["date"][:10]}, {o.latency["code"]}' for o in done)
     parts.append('<div class="card">' + table(
         ['bag', 'inferences', 'translation p95, mm', 'rotation p95, mrad', 'gripper, %',
-         'tokens', 'GFLOP', 'p50, ms', 'gate'], rows) + '</div>')
+         'tokens', 'GFLOP', 'p50, ms', 'cores that others used', 'gate'], rows,
+        f'Replayed on {"; ".join(made)}' if made else '') + '</div>')
     parts.append('<p>' + ' '.join(
         f'<a href="{escape(name)}/report.html">{escape(name)}</a>'
         for name in (Path(o.folder).name for o in done)) + '</p>')
@@ -146,13 +149,14 @@ def _row(name: str, figures: dict, outcome: BagOutcome | None) -> list[str]:
         return ' → '.join(number(figures[f'{key}_{run}'], 1, digits) for run in 'ab'
                           if f'{key}_{run}' in figures)
 
-    times, gate, inferences = '', '', ''
+    times, gate, inferences, others = '', '', '', ''
     if outcome is not None:
         inferences = str(outcome.report['a']['inferences'])
         times = ' → '.join(number(outcome.latency[run]['total']['p50'], digits=0) for run in 'ab'
                            if outcome.latency[run])
+        others = number(outcome.latency['load']['busy_with_others_cores'], digits=1)
         gate = ('passed' if outcome.passed else 'failed') if outcome.gate else ''
     return [name, inferences, number(figures['translation_error_p95'], 1e3),
             number(figures['rotation_error_p95'], 1e3),
             number(figures['gripper_agreement'], 100, 1), both('tokens_kept', 0),
-            both('gflops', 2), times, gate]
+            both('gflops', 2), times, others, gate]

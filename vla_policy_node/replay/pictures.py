@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vla_policy_node.drawing.overlay import draw_overlay
+from vla_policy_node.drawing.overlay import draw_overlay, enlarged, highlight, put_text
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.compare import PairedInference
 from vla_policy_node.replay.stamps import samples
@@ -21,8 +21,18 @@ from vla_policy_node.wire.images import decode_compressed, decode_image
 
 # Of a long bag the video shows every n-th inference.
 MOST_VIDEO_FRAMES = 3000
-_STILL_WIDTH_PX = 1600
+_VIEW_WIDTH_PX = 960  # of one policy's cameras side by side
+_LABEL_PX = 30  # height of capital letters above a view in a file
 Images = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ShownMoment:
+    """A moment on the page; pictures: for each policy the text above, a JPEG, what is seen."""
+
+    rank: int
+    pictures: tuple[tuple[str, bytes, str], ...]
+    caption: str
 
 
 def moments(
@@ -89,7 +99,7 @@ def _padded(picture: np.ndarray, height: int) -> np.ndarray:
 
 
 def describe(seconds: float, inference: TracedInference, pair: PairedInference | None) -> str:
-    """Return the line under a picture; without wall times, so that it is reproducible."""
+    """Return the line under a frame of the video; without wall times, so it is reproducible."""
     apart = ''
     if pair is not None:
         apart = (f'differ by {pair.translation_m * 1e3:.1f} mm, '
@@ -97,14 +107,60 @@ def describe(seconds: float, inference: TracedInference, pair: PairedInference |
     return f'{seconds:.2f} s   {apart}"{inference.instruction}"'
 
 
-def write_still(path: Path, picture: np.ndarray, policies: int) -> None:
-    """Write a picture of `draw_moment` as JPEG, with the policies side by side."""
-    picture = np.hstack(np.split(picture, policies))
-    if picture.shape[1] > _STILL_WIDTH_PX:
-        factor = _STILL_WIDTH_PX / picture.shape[1]
-        picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+def show_moment(
+    images: Images, traces: Sequence[Trace], pair: PairedInference, rank: int, seconds: float,
+    path: Path,
+) -> ShownMoment:
+    """Return a moment in which two policies differ, for the page; write it to a JPEG too."""
+    views, pictures = [], []
+    for trace, inference in zip(traces, (pair.first, pair.second), strict=True):
+        view = _view(images, trace, inference)
+        counts = ', '.join(
+            f'{camera.replace("_", " ")} {int(s.kept.sum())} of {s.kept.size}'
+            for camera, s in trace.selections(inference).items())
+        views.append(_labelled(view, f'{trace.label}: {counts}'))
+        pictures.append((
+            f'{trace.label}: tokens of {counts}', _jpeg(view, path.name),
+            f'What the cameras saw at {seconds:.2f} s, with the tokens that {trace.label} kept '
+            'clear and all others dimmed.'))
+    height = max(view.shape[0] for view in views)
+    path.write_bytes(_jpeg(np.hstack([_padded(view, height) for view in views]), path.name))
+    return ShownMoment(rank, tuple(pictures), _caption(traces, pair, rank, seconds))
+
+
+def _caption(traces: Sequence[Trace], pair: PairedInference, rank: int, seconds: float) -> str:
+    openings = [trace.metric(inference.actions)[1] > 0.5
+                for trace, inference in zip(traces, (pair.first, pair.second), strict=True)]
+    length = min(map(len, openings))
+    apart = int((openings[0][:length] != openings[1][:length]).sum())
+    return (f'{rank}. At {seconds:.2f} s, "{pair.first.instruction}": the chunks are '
+            f'{pair.distance:.3f} action units apart, at most {pair.translation_m * 1e3:.1f} mm '
+            f'and {pair.rotation_rad * 1e3:.1f} mrad; the gripper differs in {apart} of {length} '
+            'elements.')
+
+
+def _view(images: Images, trace: Trace, inference: TracedInference) -> np.ndarray:
+    """Return a policy's cameras side by side, with the tokens that it kept, without any text."""
+    parts = [highlight(enlarged(images[camera]), s.kept, s.crop, s.camera_transform)
+             for camera, s in trace.selections(inference).items()]
+    height = max(part.shape[0] for part in parts)
+    view = np.hstack([_padded(part, height) for part in parts])
+    if view.shape[1] > _VIEW_WIDTH_PX:
+        factor = _VIEW_WIDTH_PX / view.shape[1]
+        view = cv2.resize(view, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return view
+
+
+def _labelled(view: np.ndarray, text: str) -> np.ndarray:
+    band = np.full((2 * _LABEL_PX, view.shape[1], 3), 255, np.uint8)
+    put_text(band, text, _LABEL_PX // 2, round(1.5 * _LABEL_PX), _LABEL_PX, (0, 0, 0),
+             view.shape[1] - _LABEL_PX)
+    return np.vstack([band, view])
+
+
+def _jpeg(picture: np.ndarray, name: str) -> bytes:
     done, data = cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR),
                               [cv2.IMWRITE_JPEG_QUALITY, 82])
     if not done:
-        raise OSError(f'OpenCV cannot write {path.name}.')
-    path.write_bytes(data.tobytes())
+        raise OSError(f'OpenCV cannot write {name}.')
+    return data.tobytes()

@@ -22,20 +22,20 @@ def write_report(
     on_progress('drawing', 0.0)
     plots = write_plots(evaluation.traces, evaluation.summary.actions, evaluation.pairs,
                         evaluation.report, folder)
-    stills = _write_moments(evaluation, settings, folder, on_progress)
-    page = render(evaluation, plots, stills, folder)
+    moments = _write_moments(evaluation, settings, folder, on_progress)
+    page = render(evaluation, plots, moments)
     # Names of files may be no UTF-8.
     (folder / 'report.html').write_text(page, encoding='utf-8', errors='backslashreplace')
 
 
 def _write_moments(
     evaluation: Evaluation, settings: ReplaySettings, folder: Path, on_progress: Progress
-) -> dict[str, str]:
-    """Go through the pictures once; return file name -> caption of the most different moments."""
+) -> list[pictures.ShownMoment]:
+    """Go through the pictures once; return the most different moments, the first rank first."""
     shown = _shown(evaluation)
     ranks = {(p.first.epoch, p.first.stamp_ns): rank
              for rank, p in enumerate(evaluation.worst, 1)}
-    stills: dict[int, tuple[str, str]] = {}
+    moments: list[pictures.ShownMoment] = []
     start_ns = shown[0][0][0].stamp_ns
     every = -(-len(shown) // pictures.MOST_VIDEO_FRAMES)
     with ExitStack() as stack:
@@ -48,20 +48,21 @@ def _write_moments(
                 bag, evaluation.topics, [inferences for inferences, _ in shown])):
             inferences, pair = shown[index]
             rank = ranks.get((inferences[0].epoch, inferences[0].stamp_ns))
-            if rank or exports or (video is not None and number % every == 0):
-                seconds = (inferences[0].stamp_ns - start_ns) / 1e9
+            seconds = (inferences[0].stamp_ns - start_ns) / 1e9
+            is_filmed = video is not None and number % every == 0
+            if exports or is_filmed:
                 remark = pictures.describe(seconds, inferences[0], pair)
                 picture = pictures.draw_moment(images, evaluation.traces, inferences, remark)
-                if video is not None and number % every == 0:
+                if is_filmed:
                     video.add(picture)
                 for export in exports:
                     export.add(inferences, pair, images, picture)
-                if rank:
-                    name = f'different_{rank:02d}.jpg'
-                    pictures.write_still(folder / name, picture, len(inferences))
-                    stills[rank] = (name, remark)
+            if rank:
+                moments.append(pictures.show_moment(
+                    images, evaluation.traces, pair, rank, seconds,
+                    folder / f'different_{rank:02d}.jpg'))
             on_progress('drawing', number / len(shown))
-    return dict(stills[rank] for rank in sorted(stills))
+    return sorted(moments, key=lambda moment: moment.rank)
 
 
 def _shown(evaluation: Evaluation) -> list[tuple[tuple, object]]:

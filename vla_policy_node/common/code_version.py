@@ -1,0 +1,37 @@
+"""Says which code made a figure: the version of this package and, where known, its commit."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[2]
+_LIMIT_S = 5.0
+
+
+@cache
+def code_version() -> str:
+    """Return, for example, 'vla_policy_node 0.1.0, commit 1a2b3c4d5e6f, changed since'.
+
+    The commit is that of the repository whose root holds this package; an installed package has
+    none, though it may lie within the repository of something else.
+    """
+    try:
+        text = f'vla_policy_node {version("vla_policy_node")}'
+    except PackageNotFoundError:
+        text = 'vla_policy_node'
+    if not (_ROOT / '.git').exists():
+        return text
+    try:
+        done = subprocess.run(
+            ['git', '-C', str(_ROOT), 'describe', '--always', '--exclude=*', '--dirty',
+             '--abbrev=12'],
+            capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return text
+    commit, dirty, _ = done.stdout.strip().partition('-dirty')
+    if done.returncode or not commit:
+        return text
+    return f'{text}, commit {commit}' + (', changed since' if dirty else '')
