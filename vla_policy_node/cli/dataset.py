@@ -25,3 +25,45 @@ def info(
         dataset_info(dataset, make_console())
     except ValueError as error:
         raise refusal(error) from None
+
+
+def import_(
+    dataset: Annotated[Path, typer.Argument(help='Folder of a LeRobot dataset v3.')],
+    out: Annotated[Path, typer.Option(
+        help='New folder for the demonstrations; an interrupted import goes on.')],
+    checkpoint: Annotated[str, typer.Option(
+        help='The policy to train: its cameras, state and actions are looked for by name.')] = '',
+    contract: Annotated[str, typer.Option(
+        help='The robot: a contract (.yaml), or the name of one that comes with the package; the '
+        'same, without a policy.')] = '',
+    camera: Annotated[list[str] | None, typer.Option(
+        help='Which camera of the dataset is one of the policy: NAME=KEY. Repeat.')] = None,
+    state: Annotated[str, typer.Option(help='Feature with the state.')] = 'observation.state',
+    action: Annotated[str, typer.Option(help='Feature with the actions.')] = 'action',
+    by_place: Annotated[bool, typer.Option(
+        '--by-place', help='Numbers are those of the policy in its order, under other names.',
+    )] = False,
+    name: Annotated[str, typer.Option(
+        help='Of the data set in dataset_statistics.json; empty: that of the folder.')] = '',
+) -> None:
+    """Make demonstrations for `vla train` from a LeRobot dataset v3.
+
+    All is checked: rows, times, pictures. Numbers are matched by name ('.pos' at its end aside)
+    and put in the policy's order; what does not fit is refused with what to set. Pictures from
+    images stay lossless; those from videos become JPEG of quality 95. Where nobody labelled
+    objects, train on actions alone: `--set 'losses={action: 1}' --set tokens_kept=0`.
+    Ctrl-C leaves no half set; the same command goes on.
+
+    * `vla dataset import ~/datasets/pick --out data/pick --checkpoint my/checkpoint --camera
+    third_person=top --camera wrist=hand`
+
+    * `vla dataset import ~/datasets/pick --out data/pick --contract my_robot.yaml`
+    """
+    from vla_policy_node.commands.dataset_import import import_dataset
+    from vla_policy_node.common.terminal import make_console
+
+    try:
+        import_dataset(dataset, out, checkpoint, contract, camera or (), (state, action),
+                       by_place, name, make_console())
+    except ValueError as error:
+        raise refusal(error) from None

@@ -33,7 +33,8 @@ class Batch:
     each patch that the thing fills; offset [B, N, 3] m, where it is from the hand, and place
     [B, C, N, 3] m, where each camera can tell that it is: in the world, and seen from the hand;
     asked [B] int64, which of the things the instruction is about; goal [B] int64, where it
-    belongs; things [B, C, P] bool, patches with anything on them, the gripper included.
+    belongs; things [B, C, P] bool, patches with anything on them, the gripper included. Without
+    labels there are no things: N is 0.
     """
 
     pixels: Tensor
@@ -118,8 +119,10 @@ class BatchMaker:
             corner = augmentation.draw_crop(self._crop_shift, rng)
             image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
             pictures.append(augmentation.jitter_colours(image, self._colour_strength, rng))
-            labels = augmentation.cut(frame.labels[camera], corner, LABELS_PX, labels=True)
-            per_patch = self._count(labels, len(frame.segments))
+            per_patch = np.zeros((0, self._config.grid[0] * self._config.grid[1]), np.uint8)
+            if camera in frame.labels:
+                labels = augmentation.cut(frame.labels[camera], corner, LABELS_PX, labels=True)
+                per_patch = self._count(labels, len(frame.segments))
             counts.append(per_patch[wanted])
             things.append(per_patch[thing].any(0))
         return View(np.stack(pictures), np.stack(counts), np.stack(things))
@@ -140,7 +143,7 @@ class BatchMaker:
             'place': _floats(_pad_first(place, axis=1)),
             'has_actions': torch.tensor([frame.has_actions for frame in frames]),
             'name_ids': _pad_names(names),
-            'goal': torch.tensor([frame.objects.index(GOALS[frame.suite]) for frame in frames]),
+            'goal': torch.tensor([_place(frame, GOALS.get(frame.suite)) for frame in frames]),
         }
 
     def questions(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
@@ -148,7 +151,7 @@ class BatchMaker:
         prompts = [self._prompt.encode(frame.instruction) for frame in frames]
         return {
             'prompt_ids': _pad_prompts(prompts, self._config.token_ids.pad),
-            'asked': torch.tensor([frame.objects.index(frame.target) for frame in frames]),
+            'asked': torch.tensor([_place(frame, frame.target) for frame in frames]),
         }
 
     def concatenate(self, batches: Sequence[Batch]) -> Batch:
@@ -215,6 +218,11 @@ def questions_of(frame: Frame) -> list[Frame]:
     ]
 
 
+def _place(frame: Frame, name: str | None) -> int:
+    """Which of its objects it is; 0 where there are none, which no loss then reads."""
+    return frame.objects.index(name) if frame.objects else 0
+
+
 def _floats(values: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(values).astype(np.float32))
 
@@ -228,7 +236,7 @@ def _pad_prompts(prompts: Sequence[Sequence[int]], filler: int) -> Tensor:
 
 def _pad_names(names: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     count = max(map(len, names))
-    longest = max(len(words) for scene in names for words in scene)
+    longest = max((len(words) for scene in names for words in scene), default=0)
     padded = np.full((len(names), count, longest), -1, np.int64)
     for scene, row in zip(names, padded, strict=True):
         for words, place in zip(scene, row, strict=False):

@@ -108,7 +108,7 @@ class Split:
     """The frames of one folder, and the numbers of those for training and of those held out."""
 
     def __init__(self, source: Demonstrations, frames: FreshFrames | DecodedFrames):
-        if source.document['suite'] not in GOALS:
+        if source.has_labels and source.document['suite'] not in GOALS:
             raise ValueError(
                 f'{source.directory} is of {source.document["suite"]}; training knows where '
                 f'things belong in {" and ".join(GOALS)}.')

@@ -17,6 +17,8 @@ FILE = 'dataset_statistics.json'
 ACTION_FLOOR = np.array([0, 0, 0, 0.25, 0.25, 0.25, 0])
 # Least distance of the percentiles from their middle: position (m), axis-angle (rad), fingers (m).
 PROPRIO_FLOOR = np.array([0.02] * 3 + [0.1] * 3 + [0.005] * 2)
+# Percentiles so close to each other, of the whole range, are no range to divide by.
+RARE_SHARE = 1e-3
 # The gripper is 0 or 1 already.
 ACTION_MASK = [True] * 6 + [False]
 
@@ -26,11 +28,16 @@ def write_statistics(demonstrations: Demonstrations) -> Path:
     episodes = range(len(demonstrations.episodes))
     action = np.concatenate([demonstrations.read(i, 'action') for i in episodes])
     proprio = np.concatenate([demonstrations.read(i, 'proprio') for i in episodes])
-    key = f'{demonstrations.document["suite"]}_{demonstrations.document["layout"]}'
-    document = {key: statistics_of(action, proprio) | {
+    document = demonstrations.document
+    if demonstrations.has_labels:
+        key, entry = f'{document["suite"]}_{document["layout"]}', statistics_of(action, proprio)
+    else:
+        key, entry = document['suite'], {
+            'action': _widened(action), 'proprio': _widened(proprio)}
+    written = {key: entry | {
         'num_transitions': len(action), 'num_trajectories': len(episodes)}}
     path = demonstrations.directory / FILE
-    write_text(path, json.dumps(document, indent=2) + '\n')
+    write_text(path, json.dumps(written, indent=2) + '\n')
     return path
 
 
@@ -47,6 +54,18 @@ def statistics_of(action: np.ndarray, proprio: np.ndarray) -> dict:
     middle, half = (low + high) / 2, np.maximum((high - low) / 2, PROPRIO_FLOOR)
     entry['proprio'] |= {'q01': (middle - half).tolist(), 'q99': (middle + half).tolist()}
     return entry
+
+
+def _widened(values: np.ndarray) -> dict[str, list[float]]:
+    """Describe numbers of any robot: one that hardly ever moves has its bounds as percentiles.
+
+    Otherwise the few other values would be divided by nothing.
+    """
+    entry = _describe(values)
+    low, high, least, most = (np.array(entry[end]) for end in ('q01', 'q99', 'min', 'max'))
+    rare = high - low <= RARE_SHARE * (most - least)
+    return entry | {'q01': np.where(rare, least, low).tolist(),
+                    'q99': np.where(rare, most, high).tolist()}
 
 
 def _describe(values: np.ndarray) -> dict[str, list[float]]:

@@ -75,8 +75,9 @@ def decode(source: Demonstrations, maker: BatchMaker) -> dict[str, Tensor]:
 
     ValueError with one sentence if what was decoded earlier is not of these frames.
     """
-    things = max(len(source.load(int(i), pictures=False).objects)
-                 for i in np.flatnonzero(source.frames[:, 1] == 0))
+    # An array of nothing cannot be mapped.
+    things = max(1, *(len(source.load(int(i), pictures=False).objects)
+                      for i in np.flatnonzero(source.frames[:, 1] == 0)))
     view = maker.look(source.load(0), np.random.default_rng(0))
     cameras, _, patches = view.counts.shape
     shapes = {

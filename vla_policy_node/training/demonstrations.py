@@ -1,7 +1,10 @@
 """Demonstrations on disk: one file each, read frame by frame.
 
 `demonstrations.json`: `format` (1), `suite`, `layout`, `cameras` (names), `image_px`, `labels_px`,
-`frame_every`, `noise`, `retarget`, `versions`.
+`frame_every`, `noise`, `retarget`, `versions`. Those that were imported have no `noise` and so on
+but `fps`; `state` and `actions`, the names of the numbers; `pictures`, 'png' where they came
+without loss; and `after_end` 'hold' where the last action goes on after the end. `labels_px` 0:
+nobody labelled them, so that they have no objects and no target.
 
 `dataset_statistics.json`: see `dataset_statistics`.
 
@@ -17,8 +20,10 @@ scene with O objects:
 | `object_position` | [F, O, 3] float32 | m, in the world |
 | `<camera>.jpeg` | [bytes] uint8 | F upright RGB images, JPEG of quality 95, one after the other |
 | `<camera>.jpeg_offset` | [F + 1] int64 | where each begins, and the end of the last |
+| `<camera>.png` | [bytes] uint8 | instead of them, with `png_offset`: the same without loss |
 | `<camera>.segments` | [bytes] uint8 | F label images, PNG: 0 or 1 + index into `segments` |
 | `<camera>.segments_offset` | [F + 1] int64 | as above |
+| `asked` | [T] int32 | where the instruction changes: index into `instructions` of the header |
 
 Its header holds strings: `suite`, `task_id`, `layout`, `seed`, `noise`, `success`, `instruction`,
 `target`, and as JSON lists `objects` and `segments`.
@@ -46,6 +51,8 @@ FORMAT = 1
 DOCUMENT = 'demonstrations.json'
 SCATTERED = 'scattered'  # layout of still scenes, whose actions mean nothing
 JPEG_QUALITY = 95
+JPEG, PNG, LABELS = 'jpeg', 'png', 'segments'  # parts of the names of tensors
+HOLD = 'hold'
 # Of an action in the policy's convention.
 GRIPPER = 6
 
@@ -81,8 +88,9 @@ class Frame:
     """What was seen before one control step, what it was about, and what the expert then did.
 
     images: per camera [H, W, 3] uint8 RGB. labels: per camera [h, w] uint8, 0 or 1 + index into
-    `segments`. proprio: [8]. actions: [K, 7], the policy's convention; has_actions is False where
-    they mean nothing. suite: of the task. objects: names; object_position: [O, 3] m. target: one
+    `segments`, no cameras if nobody labelled anything: then there are no objects, and no target.
+    proprio: [8]. actions: [K, 7], the policy's convention; has_actions is False where they mean
+    nothing. suite: of the task. objects: names; object_position: [O, 3] m. target: one
     of `objects`.
     """
 
@@ -118,15 +126,9 @@ def write_demonstration(directory: Path, demonstration: Demonstration) -> Path:
         'object_position': np.asarray(d.object_position, np.float32),
     }
     for camera in d.images:
-        jpegs = [
-            simplejpeg.encode_jpeg(
-                np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling='420')
-            for image in d.images[camera]
-        ]
-        pngs = [cv2.imencode('.png', image)[1].tobytes() for image in d.labels[camera]]
-        for name, parts in (('jpeg', jpegs), ('segments', pngs)):
-            tensors[f'{camera}.{name}'] = np.frombuffer(b''.join(parts), np.uint8)
-            tensors[f'{camera}.{name}_offset'] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        tensors |= packed(f'{camera}.{JPEG}', [encode(image) for image in d.images[camera]])
+        tensors |= packed(f'{camera}.{LABELS}', [
+            cv2.imencode('.png', image)[1].tobytes() for image in d.labels[camera]])
     header = {
         'suite': d.suite,
         'task_id': str(d.task_id),
@@ -139,10 +141,22 @@ def write_demonstration(directory: Path, demonstration: Demonstration) -> Path:
         'objects': json.dumps(list(d.objects)),
         'segments': json.dumps(list(d.segments)),
     }
-    path = episode_path(directory, d.seed)
+    return write_episode(directory, d.seed, tensors, header)
+
+
+def write_episode(
+    directory: Path, seed: int, tensors: Mapping[str, np.ndarray], header: Mapping[str, str]
+) -> Path:
+    """Write what the module's table says, whole or not at all; return its path.
+
+    ValueError with one sentence if the disk is full or the folder gone.
+    """
+    path = episode_path(directory, seed)
     unfinished = path.with_suffix(f'.{os.getpid()}.tmp')
     try:
-        save_file(tensors, unfinished, header)
+        # In the order of the memory, whatever it is, the values would be written.
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+                  unfinished, {**header})
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{directory} cannot be written to: {error}.') from error
     allow_umask(unfinished)
@@ -150,10 +164,26 @@ def write_demonstration(directory: Path, demonstration: Demonstration) -> Path:
     return path
 
 
+def encode(image: np.ndarray, kind: str = JPEG) -> bytes:
+    """[H, W, 3] uint8 RGB -> a file of it, 'jpeg' or 'png'."""
+    if kind == PNG:
+        return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling='420')
+
+
+def packed(name: str, parts: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Put files of pictures behind each other, as tensors of an episode."""
+    return {name: np.frombuffer(b''.join(parts), np.uint8),
+            f'{name}_offset': np.cumsum([0, *map(len, parts)], dtype=np.int64)}
+
+
 class Demonstrations:
     """Frames of a folder of demonstrations, in any order, each read from disk when asked for.
 
     Holds no open file: give it to as many processes and threads as you like.
+
+    has_labels: whether there are label images, and objects that instructions are about.
     """
 
     def __init__(self, directory: Path, chunk_length: int = 8) -> None:
@@ -164,6 +194,9 @@ class Demonstrations:
         if not self.episodes:
             raise ValueError(f'{directory} holds no demonstrations yet; run vla demos first.')
         self._chunk_length = chunk_length
+        self._pictures = PNG if self.document.get('pictures') == PNG else JPEG
+        self._holds = self.document.get('after_end') == HOLD
+        self.has_labels = self.document.get('labels_px') != 0
         steps = [self.read(episode, 'frame_step') for episode in range(len(self.episodes))]
         # [frames, 2]: episode, and frame in the episode.
         self.frames = np.array([
@@ -196,11 +229,13 @@ class Demonstrations:
             cameras = self.document['cameras'] if pictures else ()
             actions = _rows(file, 'action', step, self._chunk_length)
             return Frame(
-                images={camera: _picture(file, camera, frame) for camera in cameras},
-                labels={camera: _labels(file, camera, frame) for camera in cameras},
+                images={camera: _decoded(file, camera, frame, self._pictures)
+                        for camera in cameras},
+                labels={camera: _labels(file, camera, frame) for camera in cameras
+                        if self.has_labels},
                 proprio=file.get_slice('proprio')[step:step + 1][0],
-                actions=pad_chunk(actions, self._chunk_length),
-                instruction=header['instruction'],
+                actions=pad_chunk(actions, self._chunk_length, self._holds),
+                instruction=_instruction(file, header, step),
                 target=header['target'],
                 objects=tuple(json.loads(header['objects'])),
                 object_position=file.get_slice('object_position')[frame:frame + 1][0],
@@ -210,10 +245,14 @@ class Demonstrations:
             )
 
 
-def pad_chunk(actions: np.ndarray, length: int) -> np.ndarray:
-    """[n, 7], n >= 1 -> [length, 7]: after the end the hand stands still, the gripper stays."""
-    still = np.zeros_like(actions[-1:])
-    still[0, GRIPPER] = actions[-1, GRIPPER]
+def pad_chunk(actions: np.ndarray, length: int, holds: bool = False) -> np.ndarray:
+    """[n, 7], n >= 1 -> [length, 7]: after the end the hand stands still, the gripper stays.
+
+    holds: [n, A] of any kind, of which the last one goes on.
+    """
+    still = actions[-1:].copy()
+    if not holds:
+        still[0, :GRIPPER] = 0
     return np.concatenate([actions, np.repeat(still, length - len(actions), axis=0)])
 
 
@@ -267,12 +306,24 @@ def _opened(path: Path) -> Iterator:
         ) from error
 
 
+def _instruction(file, header: Mapping[str, str], step: int) -> str:
+    if 'instructions' not in header:
+        return header['instruction']
+    return json.loads(header['instructions'])[int(file.get_slice('asked')[step:step + 1][0])]
+
+
 def _part(file, name: str, frame: int) -> bytes:
     start, end = file.get_slice(f'{name}_offset')[frame:frame + 2]
     return file.get_slice(name)[int(start):int(end)].tobytes()
 
 
-def _picture(file, camera: str, frame: int) -> np.ndarray:
+def _decoded(file, camera: str, frame: int, kind: str) -> np.ndarray:
+    if kind == PNG:
+        part = np.frombuffer(_part(file, f'{camera}.{PNG}', frame), np.uint8)
+        image = cv2.imdecode(part, cv2.IMREAD_COLOR) if len(part) else None
+        if image is None:
+            raise _PictureError('no picture')
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     try:
         return simplejpeg.decode_jpeg(_part(file, f'{camera}.jpeg', frame), fastdct=True)
     except ValueError as error:

@@ -120,7 +120,7 @@ def _action_errors(actions: Tensor, batch: Batch | CognitionBatch) -> dict[str, 
     return {
         'action': dimensions.mean(),
         'action_xyz': dimensions[:3].mean().detach(),
-        'action_gripper': dimensions[6].detach(),
+        'action_gripper': dimensions[-1].detach(),
     }
 
 

@@ -39,6 +39,7 @@ from vla_policy_node.training.curves import METRICS, PICTURE
 from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations, read_document
+from vla_policy_node.training.fitting import check_fits
 from vla_policy_node.training.grounding import GroundingHeads
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
@@ -148,14 +149,14 @@ def _begin(run: Run, processes: int) -> None:
 def _check(run: Run, processes: int) -> None:
     """Raise ValueError with one sentence for what the run cannot be made from."""
     sizes = _sizes(run)
-    _check_inputs(run)
+    _check_inputs(run, sizes)
     stages.named(run.config.stage).check_run(run, sizes)
     if run.config.batch < processes:
         raise ValueError(f'batch={run.config.batch} is less than one sample for each of '
                          f'{processes} processes; make it larger, or take fewer processes.')
 
 
-def _check_inputs(run: Run) -> None:
+def _check_inputs(run: Run, sizes: PrismaticConfig) -> None:
     """Raise ValueError with one sentence for a device or folders that no stage can use."""
     find_device(run.device)
     stage, learnt = run.config.stage, set(run.config.weighed)
@@ -166,7 +167,7 @@ def _check_inputs(run: Run) -> None:
         raise ValueError(f'Stage {stage} learns actions, of which still scenes have none; name a '
                          'folder of `vla demos` with --demos.')
     for folder in filter(None, (run.demonstrations, run.scenes)):
-        read_document(folder)
+        check_fits(folder, read_document(folder), run.start, sizes.spec, run.config)
     if not run.statistics.is_file():
         raise ValueError(f'{run.statistics.parent} has no {STATISTICS}; run `vla demos` again, '
                          'which writes it.')

@@ -161,6 +161,11 @@ def train_state_only(
     if (seconds > 0) == (steps > 0):
         raise ValueError('Give either seconds or steps for the blind baseline, above 0.')
     instructions, proprio, actions, number = _read_all(demonstrations, chunk_length)
+    if (proprio.shape[1], actions.shape[2]) != (len(END_EFFECTOR_STATE), len(END_EFFECTOR_DELTA)):
+        raise ValueError(
+            f'{demonstrations.directory} has {proprio.shape[1]} numbers of state and '
+            f'{actions.shape[2]} of actions; the blind baseline is for demonstrations of the '
+            'simulated world, by vla demos.')
     statistics = statistics_of(actions[:, 0], proprio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

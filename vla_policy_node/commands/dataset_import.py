@@ -1,0 +1,80 @@
+"""`vla dataset import`: demonstrations from a LeRobot dataset, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_policy_node.common.printable import printable
+from vla_policy_node.lerobot.reader import LeRobotReader
+from vla_policy_node.policy.interface import PolicySpec
+from vla_policy_node.training.dataset_choice import choose
+from vla_policy_node.training.dataset_import import DatasetImport
+
+AGAIN = 'Interrupted; the same command goes on from here.'
+
+
+def import_dataset(
+    folder: Path, out: Path, checkpoint: str, contract: str, cameras: Sequence[str],
+    features: tuple[str, str], by_place: bool, name: str, console: Console,
+) -> None:
+    """Import and report. ValueError with one sentence says what cannot be done.
+
+    cameras: 'NAME=KEY' each. features: keys of state and actions.
+    """
+    chosen = {}
+    for pair in cameras:
+        camera, equals, key = pair.partition('=')
+        if not (camera and equals and key):
+            raise ValueError(f"--camera takes NAME=KEY, e.g. wrist=observation.images.hand, not "
+                             f"'{pair}'.")
+        chosen[camera] = key
+    spec = wanted_spec(checkpoint, contract)
+    dataset = LeRobotReader(folder)
+    choice = choose(dataset.info, spec, chosen, *features, by_place=by_place)
+    work = DatasetImport(dataset, choice, out, name or out.resolve().name)
+    new = 0
+    try:
+        with progress(console) as bars, closing(work.run()) as episodes:
+            bar = bars.add_task('rows', total=dataset.info.frames)
+            for episode in episodes:
+                new += episode.new
+                bars.advance(bar, episode.rows)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(AGAIN) from None
+    for remark in dataset.remarks:
+        console.print(printable(remark), soft_wrap=True)
+    console.print(
+        f'{out}: {len(dataset.episodes)} demonstrations of {dataset.info.frames} steps at '
+        f'{dataset.info.fps:g} Hz, {new} of them new; vla train ... --demos {out}',
+        soft_wrap=True)
+
+
+def wanted_spec(checkpoint: str, contract: str) -> PolicySpec | None:
+    """Return what goes into a policy, or into any policy for a robot; None if nobody says.
+
+    Raises ValueError if both are given and do not fit each other.
+    """
+    from vla_policy_node.contract import find_contract
+    from vla_policy_node.contract.fit import check_fits, spec_of
+
+    robot = find_contract(contract) if contract else None
+    if checkpoint:
+        from vla_policy_node.policy import read_spec  # torch
+
+        spec = read_spec(checkpoint)
+        if robot:
+            check_fits(spec, robot)
+        return spec
+    return spec_of(robot) if robot else None
+
+
+def progress(console: Console) -> Progress:
+    """Return the bar of all work on datasets."""
+    return Progress(
+        TextColumn('{task.description}'), BarColumn(20), MofNCompleteColumn(),
+        TextColumn('left:'), TimeRemainingColumn(), console=console)
