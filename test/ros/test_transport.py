@@ -4,14 +4,14 @@ import pytest
 
 from vla_policy_node.commands import doctor, transport
 from vla_policy_node.commands.transport import Pairs, TransportError
-from vla_policy_node.system.processes import PROFILE_VARIABLES, middleware_environment
+from vla_policy_node.system.processes import PROFILES, middleware_environment
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """Set what the measurements find, in turn; return with which environments they were made."""
     drivers = []
-    for name in PROFILE_VARIABLES:
+    for name, _ in PROFILES.values():
         monkeypatch.delenv(name, raising=False)
 
     def find(*results):
@@ -64,7 +64,8 @@ def test_where_the_profile_helps_the_drivers_shall_have_it(measured):
     assert drivers == [{}, middleware_environment()]
     assert not finding.sound and '2 of 60 pairs' in finding.found
     assert '60 of 60 pairs' in finding.remedy
-    assert all(f'{name}=/' in finding.remedy for name in PROFILE_VARIABLES)
+    ((name, profile),) = middleware_environment().items()
+    assert f'{name}={profile}' in finding.remedy
 
 
 def test_where_it_does_not_help_memory_and_buffers_are_named(measured, monkeypatch):
@@ -72,7 +73,7 @@ def test_where_it_does_not_help_memory_and_buffers_are_named(measured, monkeypat
     assert 'net.core.rmem_max' in check().remedy
     drivers = measured(Pairs(2, 60, 15.0))
     drivers.clear()
-    monkeypatch.setenv(PROFILE_VARIABLES[1], '/my/profile.xml')
+    monkeypatch.setenv(PROFILES[2][0], '/my/profile.xml')
     finding = check()
     assert drivers == [{}]  # ours is never tried against theirs
     assert 'net.core.rmem_max' in finding.remedy and '/dev/shm' in finding.remedy

@@ -27,7 +27,7 @@ from vla_policy_node.system.arguments import ARGUMENTS, OF_COMMANDS, misspelt, r
 from vla_policy_node.system.description import describe, topic_arguments
 from vla_policy_node.system.files import SystemDescriptionError, read_config
 from vla_policy_node.system.processes import (
-    PROFILE_VARIABLES,
+    PROFILES,
     NodeDiedError,
     System,
     command_line,
@@ -451,14 +451,34 @@ def test_the_tight_limits_are_loosened_for_the_simulated_world_only(tmp_path):
 
 
 def test_nodes_get_shared_memory_for_images_unless_the_user_has_a_profile(monkeypatch):
-    for name in PROFILE_VARIABLES:
+    for name, _ in PROFILES.values():
         monkeypatch.delenv(name, raising=False)
-    given = middleware_environment()
-    assert set(given) == {'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'}
-    (profile,) = set(given.values())
+    (profile,) = middleware_environment().values()
     segment = ElementTree.parse(profile).find('.//{*}segment_size')
     assert int(segment.text) > 2 * 2 * 1920 * 1080 * 3  # two pictures of both cameras
-    for name in PROFILE_VARIABLES:
+    for name, _ in PROFILES.values():
         with monkeypatch.context() as patch:
             patch.setenv(name, '/my/profile.xml')
             assert middleware_environment() == {}
+
+
+@pytest.mark.parametrize(('package', 'variable'), [
+    ('fastrtps', 'FASTRTPS_DEFAULT_PROFILES_FILE'), ('fastdds', 'FASTDDS_DEFAULT_PROFILES_FILE')])
+def test_each_fast_dds_gets_the_variable_that_it_reads(tmp_path, monkeypatch, package, variable):
+    for name, _ in PROFILES.values():
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / 'share' / package).mkdir(parents=True)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'/nowhere:{tmp_path}')
+    monkeypatch.setattr(processes.sys, 'prefix', '/nowhere')
+    assert set(middleware_environment()) == {variable}
+
+
+def test_both_versions_of_fast_dds_have_the_same_profile():
+    """They spell one tag differently, and each refuses the other one's file."""
+    texts = {
+        version: ' '.join(element.tag + (element.text or '').strip()
+                          for element in ElementTree.parse(ROOT / 'config' / name).iter()
+                          if isinstance(element.tag, str))
+        for version, (_, name) in PROFILES.items()}
+    assert texts[2].count('heartbeatPeriod') == 1
+    assert texts[3] == texts[2].replace('heartbeatPeriod', 'heartbeat_period')

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TextIO
 
 from vla_policy_node.common.scoped import environment
@@ -24,8 +25,9 @@ from vla_policy_node.system.files import share_directory
 GRACE_S = 10.0
 RESPAWN_S = 2.0  # from the death of a node that respawns to its next start
 _COLOURS = (36, 33, 35, 32)
-# Where Fast DDS finds its profile: the first for version 3 (Kilted), the second for 2 (Jazzy).
-PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+# Where Fast DDS finds its profile, and ours: of version 3 (Kilted), and of version 2 (Jazzy).
+PROFILES = {3: ('FASTDDS_DEFAULT_PROFILES_FILE', 'fastdds.xml'),
+            2: ('FASTRTPS_DEFAULT_PROFILES_FILE', 'fastrtps.xml')}
 SUPERVISOR = 'VLA_SUPERVISOR'  # environment variable: the process that a node must not outlive
 
 
@@ -149,13 +151,22 @@ class System:
 
 
 def middleware_environment() -> dict[str, str]:
-    """Return the environment variables that nodes need for large images, see config/fastdds.xml.
+    """Return the environment variable that nodes need for large images, see config/fastdds.xml.
 
     Empty if the user has a profile of their own.
     """
-    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+    if any(os.environ.get(name) for name, _ in PROFILES.values()):
         return {}
-    return dict.fromkeys(PROFILE_VARIABLES, str(share_directory() / 'config' / 'fastdds.xml'))
+    name, profile = PROFILES[fast_dds_version()]
+    return {name: str(share_directory() / 'config' / profile)}
+
+
+def fast_dds_version() -> int:
+    """Return 2 or 3: the package of version 2 is called `fastrtps`, and Kilted has none."""
+    prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)),
+                sys.prefix]
+    old = any((Path(prefix) / 'share' / 'fastrtps').is_dir() for prefix in prefixes)
+    return 2 if old else 3
 
 
 def leash() -> dict[str, str]:
