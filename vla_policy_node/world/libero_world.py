@@ -23,6 +23,7 @@ import numpy as np
 
 from vla_policy_node.common.gl import gl_problem
 from vla_policy_node.world import layouts
+from vla_policy_node.world.arm import Arm
 from vla_policy_node.world.initial_states import load_initial_states
 from vla_policy_node.world.libero_setup import SUITES, libero_folder, prepare
 from vla_policy_node.world.words import GOALS, basket_instruction
@@ -231,9 +232,10 @@ class LiberoWorld:
         # LIBERO scatters its furniture by numpy's global generator, a centimetre at most.
         with _numpy_seed(seed):
             self._env.reset()
-        for robot in self._env.robots:
-            # robosuite keeps it across episodes when the model is not loaded anew.
-            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        (robot,) = self._env.robots
+        # robosuite keeps it across episodes when the model is not loaded anew.
+        robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        self._arm = Arm(robot, self.model, self.data)
         self._env.set_init_state(state)
         for _ in range(_SETTLING_STEPS):
             self._advance(_HOLD_OPEN)
@@ -272,7 +274,7 @@ class LiberoWorld:
         self.steps += 1
 
     def _advance(self, action: np.ndarray) -> None:
-        """Do what robosuite's `step` does to the simulation, in 0.6 of its time.
+        """Do what robosuite's `step` does to the simulation, in 0.45 of its time.
 
         Bit for bit the same, on one processor with the same versions.
 
@@ -284,13 +286,16 @@ class LiberoWorld:
         import mujoco
 
         environment = self._env.env
-        simulation = environment.sim
+        simulation, model, data = environment.sim, self.model, self.data
         simulation.forward = _nothing  # shadows the method while the controller runs
         try:
             for substep in range(self._substeps):
-                mujoco.mj_step1(self.model, self.data)
-                environment._pre_action(action, policy_step=substep == 0)
-                mujoco.mj_step2(self.model, self.data)
+                mujoco.mj_step1(model, data)
+                if substep:
+                    self._arm.go_on(action)
+                else:
+                    environment._pre_action(action, policy_step=True)
+                mujoco.mj_step2(model, data)
         finally:
             del simulation.forward
         environment._post_process()
