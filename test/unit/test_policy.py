@@ -61,8 +61,11 @@ def dense(checkpoint):
 def test_whole_pipeline_agrees_with_the_reference(pack, methods, monkeypatch):
     golden = np.load(DATA / pack / 'end_to_end.npz')
 
-    class GoldenPrompt:
+    class GoldenPrompt(PromptEncoder):
         text = staticmethod(prompt_text)
+
+        def __init__(self):
+            pass
 
         def encode(self, instruction):
             return end_with_empty(golden['prompt_ids'].tolist(), 191)

@@ -103,10 +103,10 @@ def test_transforms_move_the_corner():
 
 
 def test_the_crop_covers_nine_tenths_of_the_area():
-    x, y, width, height = preprocess.ImagePreprocessor(NORMALISATION, 224, True).crop
+    x, y, width, height = preprocess.ImagePreprocessor(NORMALISATION, 224, True).crop_of(480, 640)
     assert width * height == pytest.approx(0.9)
     assert (x, y) == pytest.approx(((1 - width) / 2, (1 - height) / 2))
-    assert preprocess.ImagePreprocessor(NORMALISATION, 224, False).crop == (0, 0, 1, 1)
+    assert preprocess.ImagePreprocessor(NORMALISATION, 224, False).crop_of(9, 9) == (0, 0, 1, 1)
 
 
 @settings(max_examples=25, deadline=None)

@@ -41,6 +41,13 @@ TRANSFORMS = {  # by the names of `checkpoints.config_file`
 }
 
 
+def check_preprocessing(preprocessing: str) -> None:
+    """Raise ValueError for a kind of preprocessing that there is not."""
+    if preprocessing not in PREPROCESSING:
+        raise ValueError(
+            f'preprocessing must be one of {", ".join(PREPROCESSING)}, not {preprocessing!r}.')
+
+
 class Normaliser:
     """Turns uint8 pictures into three normalised channels for each vision encoder.
 
@@ -63,7 +70,7 @@ class Normaliser:
         self._document, self._encoders = document, encoders
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[..., H, W, 3] uint8 RGB -> [..., 3 encoders, H, W] float32."""
+        """[..., H, W, 3] RGB in levels from 0 to 255 -> [..., 3 encoders, H, W] float32."""
         rgb = images.movedim(-1, -3).contiguous().float().div_(255)
         return torch.cat([rgb] * self._encoders, dim=-3).sub_(self._mean).div_(self._std)
 
@@ -111,10 +118,7 @@ class ImagePreprocessor:
         With `"resize": "bicubic"` images are resized as CogACT does, by Pillow and without the
         JPEG round trip. ValueError for a kind of preprocessing that there is not.
         """
-        if preprocessing not in PREPROCESSING:
-            raise ValueError(
-                f'preprocessing must be one of {", ".join(PREPROCESSING)}, not {preprocessing!r}.'
-            )
+        check_preprocessing(preprocessing)
         self.normaliser = Normaliser(document, encoders=encoders)
         self._bicubic = document.get('resize') == 'bicubic'
         self._image_px = image_px
@@ -142,9 +146,8 @@ class ImagePreprocessor:
         """[H, W, 3] uint8 RGB -> [3 encoders, H, W] float32."""
         return self.normaliser(torch.from_numpy(np.ascontiguousarray(image)))
 
-    @property
-    def crop(self) -> tuple[float, float, float, float]:
-        """x, y, width, height of what the vision encoders see, as fractions of the image."""
+    def crop_of(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """x, y, width, height of what the vision encoders see, as fractions of an image."""
         side = math.sqrt(CROP_AREA) if self._center_crop else 1.0
         return ((1 - side) / 2, (1 - side) / 2, side, side)
 

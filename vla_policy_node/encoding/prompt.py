@@ -38,6 +38,16 @@ def vicuna_text(instruction: str) -> str:
     return VICUNA_TEMPLATE.format(instruction=as_in_training(instruction))
 
 
+def check_length(instruction: str) -> None:
+    """Raise ValueError for an instruction of no words, or more than are read."""
+    if not instruction.strip():
+        raise ValueError('The instruction is empty; say what the robot should do.')
+    size = len(instruction.encode(errors='replace'))
+    if size > MAX_INSTRUCTION_BYTES:
+        raise ValueError(
+            f'The instruction is too long ({size} bytes); {MAX_INSTRUCTION_BYTES} are read.')
+
+
 def end_with_empty(ids: list[int], empty: int) -> list[int]:
     """Append the id that stood between prompt and actions in training, if it is not there.
 
@@ -59,8 +69,13 @@ def _instead(directory: Path) -> str:
 class PromptEncoder:
     """Turns an instruction into prompt ids.
 
-    text: an instruction -> the words of the whole prompt.
+    text: an instruction -> the words of the whole prompt. most: ids that the policy was trained
+    with, 0 for any number. reads_state: whether the words hold the state, so that each
+    observation has a prompt of its own (`encoding.task_prompt`).
     """
+
+    most = 0
+    reads_state = False
 
     def __init__(
         self, tokenizer: Tokenizer, vocabulary: int, path: Path, last: int | None = None,
@@ -94,12 +109,7 @@ class PromptEncoder:
 
     def encode(self, instruction: str) -> list[int]:
         """Ids of the whole prompt; ValueError for no words, or too many."""
-        if not instruction.strip():
-            raise ValueError('The instruction is empty; say what the robot should do.')
-        size = len(instruction.encode(errors='replace'))
-        if size > MAX_INSTRUCTION_BYTES:
-            raise ValueError(
-                f'The instruction is too long ({size} bytes); {MAX_INSTRUCTION_BYTES} are read.')
+        check_length(instruction)
         ids = self._ids(self.text(instruction))
         return ids if self._last is None else end_with_empty(ids, self._last)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,23 +78,29 @@ def spec_with(
 
 
 def describe_selections(
-    methods: Sequence[Method], description: PolicyDescription, inputs: InputEncoder
+    methods: Sequence[Method],
+    description: PolicyDescription,
+    inputs: InputEncoder,
+    images: Mapping[str, np.ndarray],
 ) -> tuple[TokenSelection, ...]:
-    """Combine the methods' reports: kept is what all kept, scores are the last ones given."""
-    kept = np.ones(description.visual_tokens, bool)
+    """Combine the methods' reports: kept is what all kept, scores are the last ones given.
+
+    images: of the observation; of a camera that is missing there is no selection.
+    """
+    cameras = inputs.seen(images)
+    grid = (len(cameras), *description.grid)
+    kept = np.ones(int(np.prod(grid)), bool)
     scores = np.empty(0, np.float32)
     for report in (method.report() for method in methods):
         if report is not None:
             kept = kept & report.kept
             scores = report.scores if report.scores.size else scores
-    cameras = description.spec.cameras
-    grid = (len(cameras), *description.grid)
     return tuple(
         TokenSelection(
             camera=camera,
             kept=kept.reshape(grid)[index],
             scores=scores.reshape(grid)[index] if scores.size else scores,
-            crop=inputs.preprocessor.crop,
+            crop=inputs.preprocessor.crop_of(*images[camera].shape[:2]),
             camera_transform=inputs.camera_transforms[camera],
         )
         for index, camera in enumerate(cameras)

@@ -192,6 +192,10 @@ class LocalPolicy:
         )
         pictures = encoded.pixels
         clock.mark('preprocess')
+        if self._static is not None and pictures.shape[1] != self.config.cameras:
+            raise ValueError(
+                f'A camera is missing, and optimisation {self.description.optimisation!r} is for '
+                f"all {self.config.cameras}; send its pictures, or choose 'none' or 'fused'.")
         inputs = encoded._replace(proprio=encoded.proprio.to(weight.dtype))
         if self._static is None:
             pixels = self._normalise(pictures.to(weight.device)).to(weight.dtype)
@@ -206,14 +210,15 @@ class LocalPolicy:
         if not np.isfinite(actions).all():
             raise NonFiniteActionError(
                 'The policy computed actions that are not finite; check its weights.')
-        selections = describe_selections(self._methods, self.description, self._inputs)
+        selections = describe_selections(
+            self._methods, self.description, self._inputs, observation.images)
         return ActionChunk(
             actions=actions,
             selections=selections,
             stage_ms=clock.stage_ms,
             method=self.description.method,
             tokens_kept=sum(int(selection.kept.sum()) for selection in selections),
-            tokens_total=self.description.visual_tokens,
+            tokens_total=sum(selection.kept.size for selection in selections),
             flops=self._flops(),
             layers_run=len(self.layer_rows),
             layers_total=self._model.config.language_model.layers,
@@ -224,7 +229,7 @@ class LocalPolicy:
     def warm_up(self, instruction: str) -> None:
         """Warm up, so no later call for as long an instruction pays capture or compile time.
 
-        Runs every bucket of visual tokens once with optimisation 'graphs' on a GPU and 'compiled',
+        Runs every bucket of tokens once with optimisation 'graphs' on a GPU and 'compiled',
         where first times take seconds; nothing otherwise. ValueError for an unusable instruction.
         Before the worker thread starts, or in it.
         """
@@ -236,9 +241,11 @@ class LocalPolicy:
             dict.fromkeys(self.description.spec.cameras, grey), np.zeros(self.config.proprio_size),
             instruction)
         weight = next(self._model.parameters())
+        inputs = inputs._replace(proprio=inputs.proprio.to(weight.dtype))
         with torch_threads(self._threads), _device_of(weight):
-            self._static.prepare(
-                inputs._replace(proprio=inputs.proprio.to(weight.dtype)), self._action_rows)
+            for ids in self._inputs.prompts_of_all_lengths(instruction):
+                self._static.prepare(
+                    inputs._replace(prompt_ids=torch.tensor(ids)[None]), self._action_rows)
 
     def _begin_step(
         self, pictures: Tensor, request: InferenceRequest, clock: StageClock
