@@ -43,7 +43,7 @@ figure:target img{width:auto;max-width:none}figure:target .open{cursor:auto}
 figure:target .views{grid-template-columns:max-content}
 figure:target .close{display:block;position:fixed;top:8px;left:10px;background:var(--ink);
 color:var(--card);border-radius:6px;padding:5px 14px}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;vertical-align:bottom;padding:4px 8px;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--back);
 min-width:5.5em}
