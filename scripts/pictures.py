@@ -102,8 +102,13 @@ def draw_table(folder: Path) -> None:
     """Draw the rows of methods.json that were measured."""
     from vla_policy_node.bench.methods_plot import draw_methods
 
-    rows = json.loads((folder / 'methods.json').read_text())
-    draw_methods([row for row in rows if row['latency_ms'] is not None], folder / 'methods.png')
+    path = folder / 'methods.json'
+    rows = [row for row in json.loads(path.read_text()) if row['latency_ms'] is not None]
+    try:
+        draw_methods(rows, folder / 'methods.png')
+    except KeyError as error:
+        raise SystemExit(f'{path} has no {error}: it is of an earlier `vla bench methods`; '
+                         'measure again.') from None
 
 
 def browse(page: Path, folder: str, *options: str) -> str:

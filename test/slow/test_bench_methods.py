@@ -249,7 +249,8 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
         'command': 'vla bench methods --checkpoint small --checkpoint other',
         'suite': 'libero_object', 'layout': 'shuffled', 'split': 'test', 'clock': 'processor',
         'tasks': [0], 'seed': 1,
-        'machine': {'processor': 'one', 'threads_per_worker': 1, 'versions': {'torch': '2'}},
+        'machine': {'processor': 'one', 'threads_per_worker': 1, 'versions': {'torch': '2'},
+                    'date': '2026-02-03', 'code': 'vla_policy_node 9, commit abc'},
         'models': [model('small'), model('other')],
         'published': published_rows([parse_contender('dense')]),
     }
@@ -280,6 +281,7 @@ def test_a_report_is_a_table_a_list_of_rows_and_a_picture(tmp_path, judged):
     assert contexts['small']['split'] == 'test'
     assert contexts['small']['load']['mean'] == 1.52
     assert 'other has no weights.' in text
+    assert 'torch 2, 2026-02-03, vla_policy_node 9, commit abc.' in text
     assert text.count('**flips**') == 1
     assert picture.stat().st_size > 10_000
     assert np.isfinite(loaded[-1]['flops'])

@@ -150,7 +150,8 @@ def markdown(document: Mapping) -> str:
     lines = [
         f'Release {document["release"]}, {document["suite"]}, {document["episodes"]} test '
         f'layouts (`{document["layouts_sha256"][:12]}`), '
-        f'processor {document["machine"]["processor"]}.', '',
+        f'processor {document["machine"]["processor"]}, {document["machine"]["date"]}, '
+        f'{document["machine"]["code"]}.', '',
         f'| | success (95 %) | minus {first}, points (95 %) | for other tasks | verdict '
         '| p (Holm) | tokens | GFLOP | checkpoint |', '|---' * 9 + '|']
     for total, origin in zip(document['totals'], document['checkpoints'], strict=True):

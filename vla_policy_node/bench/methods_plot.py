@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,36 @@ from matplotlib.figure import Figure
 
 from vla_policy_node import acceleration
 from vla_policy_node.acceleration.declarations import DROPS, Effect
+from vla_policy_node.drawing.palette import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+)
 
 DPI = 150
 _SIGNIFICANT = 0.05
 _OTHER = 'other weights'
-# In this order; what a method does first in it is what it is grouped by. Colours of Okabe and Ito,
-# which people with any kind of colour vision can tell apart; each group has a heading as well.
+# In this order; what a method does first in it is what it is grouped by. Each group has a heading,
+# so colours only help; text is black and dots have a dark rim, as some are pale on white.
 _GROUPS: tuple[tuple[str, frozenset[Effect], str], ...] = (
-    ('denoising steps', frozenset({Effect.REUSES_DENOISING}), '#CC79A7'),
-    ('keys and values', frozenset({Effect.REUSES_KEYS_VALUES}), '#E69F00'),
-    ('features of the last frame', frozenset({Effect.REUSES_FEATURES}), '#D55E00'),
-    ('visual tokens', frozenset(DROPS), '#0072B2'),
-    ('whole inferences', frozenset({Effect.ANSWERS_STEPS}), '#56B4E9'),
+    ('denoising steps', frozenset({Effect.REUSES_DENOISING}), PURPLE),
+    ('keys and values', frozenset({Effect.REUSES_KEYS_VALUES}), ORANGE),
+    ('features of the last frame', frozenset({Effect.REUSES_FEATURES}), VERMILION),
+    ('visual tokens', frozenset(DROPS), BLUE),
+    ('whole inferences', frozenset({Effect.ANSWERS_STEPS}), SKY),
     ('layers', frozenset(
-        {Effect.CHANGES_WEIGHTS, Effect.SKIPS_LAYERS, Effect.EXITS_EARLY}), '#009E73'),
+        {Effect.CHANGES_WEIGHTS, Effect.SKIPS_LAYERS, Effect.EXITS_EARLY}), GREEN),
 )
-_COLOURS = {'dense': '#000000', **{name: colour for name, _, colour in _GROUPS},
-            _OTHER: '#000000', 'several at once': '#666666'}
-_LINE_IN, _HEAD_IN = 0.2, 1.1  # heights in the picture
+_COLOURS = {'dense': BLACK, **{name: colour for name, _, colour in _GROUPS},
+            _OTHER: BLACK, 'several at once': GREY}
+_RIM = '#333333'
+_LINE_IN, _HEAD_IN = 0.2, 1.3  # heights in the picture
+_TITLE_CHARACTERS = 90  # of a line
 
 
 def draw_methods(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -103,8 +116,9 @@ def _title(model: str, lines: Sequence[Mapping[str, Any]]) -> str:
         return model
     untrained = '' if context['checkpoint']['trained'] else ', UNTRAINED'
     load = context['load']
-    return (f'{model}{untrained}: {context["suite"]}, {context["split"]} layouts, '
-            f'{context["checkpoint"]["architecture"]}\n'
+    what = (f'{model}{untrained}: {context["suite"]}, {context["split"]} layouts, '
+            f'{context["checkpoint"]["architecture"]}')
+    return (f'{fill(what, _TITLE_CHARACTERS)}\n'
             f'load of the machine {load["mean"]:.1f} on {load["cores"]} cores')
 
 
@@ -116,21 +130,19 @@ def _measured(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str
 
 def _draw_time(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     for place, row, colour in _measured(lines):
-        axes.plot([row['latency_ms'], row['latency_p95_ms']], [place, place], '-', color=colour,
-                  linewidth=1.2, alpha=0.5)
-        axes.plot(row['latency_ms'], place, 'o', color=colour, markersize=5)
+        _draw_range(axes, row['latency_ms'], row['latency_p95_ms'], place)
+        _draw_dot(axes, row['latency_ms'], place, colour)
     axes.set_xlim(left=0)
     clock = next(row['clock'] for row in lines if 'method' in row)
-    axes.set_xlabel(f'one inference, ms of {clock} time: median to 95th percentile', fontsize=9)
+    axes.set_xlabel(f'one inference, ms of {clock} time,\nmedian to 95th percentile', fontsize=9)
     _guide(axes, next(row['latency_ms'] for row in lines if row.get('group') == 'dense'))
 
 
 def _draw_success(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     for place, row, colour in _measured(lines):
-        axes.plot([100 * row['wilson_low'], 100 * row['wilson_high']], [place, place], '-',
-                  color=colour, linewidth=1.2, alpha=0.5)
-        axes.plot(100 * row['success_rate'], place, 'o', color=colour, markersize=5,
-                  markerfacecolor=colour if row.get('differs') else 'white')
+        _draw_range(axes, 100 * row['wilson_low'], 100 * row['wilson_high'], place)
+        _draw_dot(axes, 100 * row['success_rate'], place,
+                  colour if row.get('differs') else 'white')
     axes.set_xlim(-3, 103)
     axes.set_xlabel('success, %, and its 95 % interval', fontsize=9)
     _guide(axes, 100 * next(
@@ -141,14 +153,23 @@ def _draw_change(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     """Without episodes: how far actions are from the plain model's, on a logarithmic axis."""
     for place, row, colour in _measured(lines):
         if row['action_change_mean'] > 0:
-            axes.plot(row['action_change_mean'], place, 'o', color=colour, markersize=5)
+            _draw_dot(axes, row['action_change_mean'], place, colour)
     axes.set_xscale('log')
     axes.set_xlabel('mean change of the actions, of their range', fontsize=9)
 
 
+def _draw_range(axes: Axes, low: float, high: float, place: int) -> None:
+    axes.plot([low, high], [place, place], '-', color=_RIM, linewidth=0.9)
+
+
+def _draw_dot(axes: Axes, value: float, place: int, colour: str) -> None:
+    axes.plot(value, place, 'o', color=_RIM, markersize=6, markeredgewidth=0.8,
+              markerfacecolor=colour)
+
+
 def _guide(axes: Axes, value: float) -> None:
     """Draw where the plain model is."""
-    axes.axvline(value, color='#000000', linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    axes.axvline(value, color=BLACK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
 
 
 def _name_lines(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -159,7 +180,6 @@ def _name_lines(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
         fontsize=8.5)
     for label, row in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontweight('normal' if 'method' in row else 'bold')
-        label.set_color(_COLOURS[row['group']])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     for each in axes.get_figure().axes:
         each.tick_params(axis='y', length=0)

@@ -83,7 +83,8 @@ def markdown(document: Mapping) -> str:
         f'Made by `{document["command"]}`. {document["suite"]}, {document["layout"]} layouts, '
         f'tasks {", ".join(map(str, document["tasks"]))}; {_SPLITS[document["split"]]}. '
         f'{machine["processor"]}, {machine["threads_per_worker"]} thread(s), '
-        f'torch {machine["versions"]["torch"]}. {_CLOCKS[document["clock"]]}.\n',
+        f'torch {machine["versions"]["torch"]}, {machine["date"]}, {machine["code"]}. '
+        f'{_CLOCKS[document["clock"]]}.\n',
         _PICTURE if any(row['episodes'] for row in document['models'][0]['rows']) else
         '![Time of one inference and change of the actions](methods.png)\n',
         NOTES,

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vla_policy_node.drawing.palette import BLUE
 from vla_policy_node.evaluation.progress import PHASES
 
 DPI = 150
@@ -40,13 +41,12 @@ def success_figure(document: Mapping) -> Figure:
     low = np.array([100 * total['wilson_low'] for total in totals])
     high = np.array([100 * total['wilson_high'] for total in totals])
     axes.errorbar(rates, range(len(totals)), xerr=[rates - low, high - rates], fmt='o',
-                  color='#0072B2', ecolor='#0072B2', elinewidth=1.2)
+                  color=BLUE, ecolor=BLUE, elinewidth=1.2)
     axes.grid(axis='x', color='#dddddd', linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_yticks(range(len(totals)), [total['method'] for total in totals])
-    control = '' if document['control'] == 'none' else f', control: {document["control"]}'
-    axes.set(xlim=(0, 100), xlabel='success, % (95 % interval)',
-             title=f'{document["suite"]}, {document["layout"]} layouts{control}')
+    axes.set(xlim=(0, 100), xlabel='success, % (95 % interval)')
+    axes.set_title(_run_of(document), fontsize=9)
     return figure
 
 
@@ -77,8 +77,16 @@ def tokens_figure(document: Mapping) -> Figure:
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(f'visual tokens kept of {totals[0]["tokens_total"]}, mean: by task, then by '
-                    'phase of the episode', fontsize=9)
+                    f'phase of the episode\n{_run_of(document)}', fontsize=9)
     return figure
+
+
+def _run_of(document: Mapping) -> str:
+    """Return what was run, when, and with which code, in two lines."""
+    control = '' if document['control'] == 'none' else f', control: {document["control"]}'
+    machine = document['machine']
+    return (f'{document["suite"]}, {document["layout"]} layouts{control}, '
+            f'{document["checkpoint"]["name"]}\n{machine["date"]}, {machine["code"]}')
 
 
 def _object_of(instruction: str) -> str:

@@ -6,15 +6,15 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from vla_policy_node.drawing.palette import BLUE, GREY, VERMILION
 from vla_policy_node.outputs.files import write_text
 
 METRICS, PICTURE = 'metrics.jsonl', 'curves.png'
 _DRAWN_POINTS = 60  # of a training curve; each averages what lies between
 _COLUMNS = 3
 _DECADE = 6
-# Okabe and Ito's, for any kind of colour vision; the kinds also differ in their lines.
-_STYLES = {'train': ('#999999', '-'), 'validation': ('#0072B2', '-'),
-           'first_frame': ('#D55E00', '--')}
+# The kinds also differ in their lines.
+_STYLES = {'train': (GREY, '-'), 'validation': (BLUE, '-'), 'first_frame': (VERMILION, '--')}
 _UNITS = {
     'action': 'L1, of the range', 'action_xyz': 'L1, of the range',
     'action_gripper': 'L1, of the range', 'point_mm': 'mm', 'readout_mm': 'mm',
