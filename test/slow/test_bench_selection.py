@@ -57,6 +57,7 @@ def test_every_row_runs_on_the_same_layouts(folders, tmp_path, made_up):
     table = (tmp_path / 'selection.md').read_text()
     assert all(f'| {label} | ' in table for label in labels)
     assert 'on object' in table
+    assert document['machine']['code'] in table.splitlines()[0]
     assert '| 800 x 16 | noise_scale=0.0 |' in table
     origins = {origin['method']: origin for origin in document['checkpoints']}
     assert [*origins] == labels and origins['dense']['recipe'] is None

@@ -50,6 +50,7 @@ def test_the_files_count_cases_and_keep_every_finding(tmp_path):
     (failed,) = document['failed']
     assert [finding['rule'] for finding in failed['findings']] == ['workspace', 'limits', 'ended']
     table = (tmp_path / 'faults.md').read_text()
+    assert table.startswith(f'{document["date"]}, {document["code"]}\n\n| layer |')
     assert '| core | pose_frozen | 1 | 1 | 1 | 0 |' in table
     assert '| dds | lost_stream | 1 | 0 | 0 | 0 |' in table
     assert '| estop | 1 | 50.0 | 50.0 | 50.0 | 100 |' in table

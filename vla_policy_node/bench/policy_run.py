@@ -35,6 +35,7 @@ from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant, li
 from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.checkpoints.hub import find_checkpoint
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.common.scoped import torch_threads
 from vla_policy_node.common.terminal import fitted
@@ -167,7 +168,8 @@ def _wanted(variant: PolicyVariant, only: Sequence[str]) -> bool:
 def _machine(options: Options) -> str:
     machine = (
         f'{processor_name()}, {os.cpu_count()} cores, threads: {options.threads}, clock: '
-        f'{options.clock}, load average {os.getloadavg()[0]:.1f}, torch {torch.__version__}'
+        f'{options.clock}, load average {os.getloadavg()[0]:.1f}, torch {torch.__version__}, '
+        f'{", ".join(date_and_code().values())}'
     )
     if options.device.startswith('cuda'):
         return f'{torch.cuda.get_device_name(options.device)}; {machine}'

@@ -176,7 +176,9 @@ def markdown(document: Mapping) -> str:
     """Return the document as the table of docs/results.md."""
     pairs = {pair['second']: pair for pair in document['paired']}
     everything = document['totals'][0]['grounding']
+    machine = document['machine']
     lines = [
+        f'{document["suite"]}, {machine["processor"]}, {machine["date"]}, {machine["code"]}', '',
         '| selection | success | 95 % | against dense | tokens | GFLOP | '
         + ' | '.join(f'on {part}' for part in PARTS) + ' |',
         '|---' * (6 + len(PARTS)) + '|',

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.common.terminal import fitted
+from vla_policy_node.drawing.palette import BLUE
 from vla_policy_node.outputs.folder import claim, seal
 
 COMMAND = 'vla bench soak'  # whose files they are
@@ -143,7 +145,7 @@ def run(minutes: float, out: Path, console: Console) -> bool:
     console.print(fitted(table(verdict)))
     for problem in verdict.problems:
         console.print(problem)
-    document = {**asdict(verdict), 'problems': verdict.problems,
+    document = {**date_and_code(), **asdict(verdict), 'problems': verdict.problems,
                 'samples': [list(asdict(s).values()) for s in samples]}
     (out / FIGURES).write_text(json.dumps(document) + '\n')
     plot(samples, out / PLOT)
@@ -172,8 +174,10 @@ def plot(samples: Sequence[ResourceSample], path: Path) -> None:
     minutes = [s.at_s / 60 for s in samples]
     for axis, name, unit in zip(axes, ('resident_mb', 'threads', 'descriptors'),
                                 ('MB', 'threads', 'descriptors'), strict=True):
-        axis.plot(minutes, [getattr(s, name) for s in samples], linewidth=1.0)
+        axis.plot(minutes, [getattr(s, name) for s in samples], linewidth=1.0,
+                  color=BLUE)
         axis.set_ylabel(unit)
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel('min')
+    axes[0].set_title(', '.join(date_and_code().values()), fontsize=9)
     figure.savefig(path, dpi=120)

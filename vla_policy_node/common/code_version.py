@@ -1,14 +1,20 @@
-"""Says which code made a figure: the version of this package and, where known, its commit."""
+"""Says when and by which code a figure was made: version and, where known, commit."""
 
 from __future__ import annotations
 
 import subprocess
+from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _LIMIT_S = 5.0
+
+
+def date_and_code() -> dict[str, str]:
+    """Return what a table or a picture made now should say of that."""
+    return {'date': f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC', 'code': code_version()}
 
 
 @cache

@@ -8,7 +8,6 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints.fingerprint import fingerprint
-from vla_policy_node.common.code_version import code_version
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.evaluation.grounding import shares
@@ -178,8 +177,7 @@ def describe_policy(plan: Plan) -> dict:
 def describe_machine(threads: int, workers: int) -> dict:
     """Return processor, versions, day and code."""
     return {
-        'date': f'{datetime.now(timezone.utc):%Y-%m-%d}',
-        'code': code_version(),
+        **date_and_code(),
         'processor': processor_name(),
         'cores': os.cpu_count(),
         'workers': workers,

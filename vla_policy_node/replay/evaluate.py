@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
-from vla_policy_node.common.code_version import code_version
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.common.load import LoadMeter
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.evaluation.contenders import parse_contender
@@ -256,9 +255,7 @@ def _evaluation(
               'difference': None, 'most_different': []}
     latency = {'a': metrics.latency(traces[0]), 'b': None, 'difference': None,
                'processor': processor_name(), 'threads': settings.threads,
-               'device': traces[0].description.device, 'load': load,
-               'date': f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC',
-               'code': code_version()}
+               'device': traces[0].description.device, 'load': load, **date_and_code()}
     if len(summary.actions.target_ns) and report['a']['actions'] is None:
         report['notes'].append(f'The actions on {topics.actions} are of other times than those of '
                                'the policy, so nothing is compared with them; check their stamps.')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vla_policy_node.bench.faults.oracle import StopLatency
 from vla_policy_node.bench.faults.oracle_findings import CRASH, HANG, UNSAFE, BrokenPromise
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.control.latency import percentiles
 
 FILES = ('faults.json', 'faults.md')
@@ -102,7 +103,9 @@ def markdown(verdicts: Sequence[CaseVerdict], bounds_s: Mapping[str, float]) -> 
 
 def write(verdicts: Sequence[CaseVerdict], bounds_s: Mapping[str, float], out: Path) -> None:
     """Write faults.json, with every finding, and faults.md."""
+    made = date_and_code()
     document = {
+        **made,
         'cases': len(verdicts),
         **{category: sum(any(f.category == category for f in v.findings) for v in verdicts)
            for category in CATEGORIES},
@@ -113,4 +116,4 @@ def write(verdicts: Sequence[CaseVerdict], bounds_s: Mapping[str, float], out: P
                    for verdict in verdicts if verdict.findings],
     }
     (out / FILES[0]).write_text(json.dumps(document, indent=1) + '\n')
-    (out / FILES[1]).write_text(markdown(verdicts, bounds_s))
+    (out / FILES[1]).write_text(f'{", ".join(made.values())}\n\n{markdown(verdicts, bounds_s)}')
