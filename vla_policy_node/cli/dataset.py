@@ -67,3 +67,32 @@ def import_(
                        by_place, name, make_console())
     except ValueError as error:
         raise refusal(error) from None
+
+
+def export(
+    demos: Annotated[Path, typer.Argument(
+        help='Folder of demonstrations, by `vla demos` or `vla dataset import`.')],
+    out: Annotated[Path, typer.Option(
+        help='Folder for the dataset; an interrupted export goes on, an earlier one is replaced.',
+    )],
+    images: Annotated[bool, typer.Option(
+        '--images', help='Pictures without loss in the tables, instead of videos.')] = False,
+    robot: Annotated[str, typer.Option(
+        help="robot_type of the dataset; empty: what the demonstrations say, or 'panda'.")] = '',
+) -> None:
+    """Write demonstrations as a LeRobot dataset v3, which LeRobot loads from its folder.
+
+    A row is a control step; with pictures every few steps only, the last one is held and
+    fresh_pictures is false. Videos are AV1 as LeRobot encodes it. What LeRobot has no place for,
+    such as labels of objects, lies beside in vla_policy_node/: with --images, training on what is
+    imported again is bit for bit training on the originals.
+
+    * `vla dataset export data/object --out ~/datasets/object --images`
+    """
+    from vla_policy_node.commands.dataset_export import export_dataset
+    from vla_policy_node.common.terminal import make_console
+
+    try:
+        export_dataset(demos, out, images, robot, make_console())
+    except ValueError as error:
+        raise refusal(error) from None

@@ -67,3 +67,4 @@ _dataset = typer.Typer(no_args_is_help=True, help='LeRobot datasets v3: brought 
 app.add_typer(_dataset, name='dataset')
 _dataset.command(cls=CheckedCommand)(dataset.info)
 _dataset.command('import', cls=CheckedCommand)(dataset.import_)
+_dataset.command(cls=CheckedCommand)(dataset.export)

@@ -21,7 +21,8 @@ from vla_policy_node.lerobot.info import ACTION, STATE
 from vla_policy_node.lerobot.reader import LeRobotReader
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.training.dataset_choice import DatasetChoice
-from vla_policy_node.training.demonstrations import DOCUMENT, LABELS, read_document
+from vla_policy_node.training.demonstrations import DOCUMENT, read_document
+from vla_policy_node.training.stored_pictures import LABELS
 
 EXTRAS = 'vla_policy_node'
 TENSORS = ('executed', 'object_position')

@@ -14,31 +14,28 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.checkpoints.reading import plain, read_json
+from vla_policy_node.checkpoints.reading import plain
 from vla_policy_node.lerobot.info import INFO
 from vla_policy_node.lerobot.reader import LeRobotReader
-from vla_policy_node.outputs.files import allow_umask, write_json, write_text
+from vla_policy_node.outputs.files import allow_umask, write_text
 from vla_policy_node.outputs.folder import LOCK, alone
 from vla_policy_node.outputs.listing import look
 from vla_policy_node.outputs.whole import check_place
 from vla_policy_node.training.dataset_choice import DatasetChoice, Numbers
 from vla_policy_node.training.dataset_extras import Extras
 from vla_policy_node.training.dataset_statistics import write_statistics
+from vla_policy_node.training.dataset_work import begin, end, work_folder
 from vla_policy_node.training.demonstrations import (
     DOCUMENT,
     FORMAT,
-    JPEG,
-    PNG,
     Demonstrations,
-    encode,
     episode_path,
-    packed,
     write_episode,
 )
+from vla_policy_node.training.stored_pictures import JPEG, PNG, encode, packed
 
 FRESH = 'fresh_pictures'  # feature: whether the pictures of a row were taken for it
 LONGEST_STEPS = 10**6  # of an episode
-_RECIPE = 'import.json'
 _MOST_PICTURES_BYTES = 4 << 30  # of an episode, which is in memory until it is written
 
 
@@ -63,8 +60,7 @@ class DatasetImport:
         if out.exists():
             raise ValueError(f"'{out}' is there already; name a new folder with --out.")
         check_place(out)
-        place = out.resolve()
-        self._work = place.parent / f'.{place.name}.importing'
+        self._work = work_folder(out, 'importing')
         self._whole = self._work / 'whole'
         self._extras = Extras.of(dataset, choice)
         lossless = all(not dataset.info.features[key].is_video for key in choice.cameras.values())
@@ -73,7 +69,10 @@ class DatasetImport:
 
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; at the end the folder is in its place."""
-        self._begin()
+        begin(self._work, {
+            'dataset': str(self._dataset.folder.resolve()),
+            'info': look(self._dataset.folder / INFO)['sha256'],
+            'choice': self._choice.document(), 'document': self._document}, self._out)
         with alone(self._work):
             self._whole.mkdir(exist_ok=True)
             for stale in self._whole.glob('episode-*.tmp'):  # of a process that was killed
@@ -96,21 +95,6 @@ class DatasetImport:
             'cameras': [*choice.cameras], 'fps': info.fps, 'state': [*choice.state.names],
             'actions': [*choice.actions.names], 'pictures': self._pictures,
             'after_end': choice.after_end, 'robot': info.robot}
-
-    def _begin(self) -> None:
-        recipe = {
-            'dataset': str(self._dataset.folder.resolve()),
-            'info': look(self._dataset.folder / INFO)['sha256'],
-            'choice': json.loads(json.dumps(self._choice.document())), 'document': self._document}
-        path = self._work / _RECIPE
-        if self._work.is_dir() and path.is_file():
-            if read_json(path) != json.loads(json.dumps(recipe)):
-                raise ValueError(
-                    f"'{self._out}' was begun from another dataset or with other options; give "
-                    f"the same, name another --out, or remove '{self._work}'.")
-            return
-        self._work.mkdir(parents=True, exist_ok=True)
-        write_json(path, recipe)
 
     def _seed(self, number: int) -> int:
         return self._extras.seeds[number] if self._extras else number
@@ -166,8 +150,8 @@ class DatasetImport:
         write_statistics(Demonstrations(self._whole))
         allow_umask(self._whole)
         self._whole.rename(self._out.resolve())
-        for name in (_RECIPE, LOCK):
-            (self._work / name).unlink(missing_ok=True)
+        end(self._work)
+        (self._work / LOCK).unlink(missing_ok=True)
         with suppress(OSError):
             self._work.rmdir()
 

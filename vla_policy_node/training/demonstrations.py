@@ -40,18 +40,25 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vla_policy_node.checkpoints.reading import read_json
 from vla_policy_node.outputs.files import allow_umask, draft_name, write_text
+from vla_policy_node.training.stored_pictures import (
+    JPEG,
+    LABELS,
+    PNG,
+    PictureError,
+    decoded,
+    encode,
+    labels,
+    packed,
+)
 
 FORMAT = 1
 DOCUMENT = 'demonstrations.json'
 SCATTERED = 'scattered'  # layout of still scenes, whose actions mean nothing
-JPEG_QUALITY = 95
-JPEG, PNG, LABELS = 'jpeg', 'png', 'segments'  # parts of the names of tensors
 HOLD = 'hold'
 # Of an action in the policy's convention.
 GRIPPER = 6
@@ -164,20 +171,6 @@ def write_episode(
     return path
 
 
-def encode(image: np.ndarray, kind: str = JPEG) -> bytes:
-    """[H, W, 3] uint8 RGB -> a file of it, 'jpeg' or 'png'."""
-    if kind == PNG:
-        return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling='420')
-
-
-def packed(name: str, parts: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Put files of pictures behind each other, as tensors of an episode."""
-    return {name: np.frombuffer(b''.join(parts), np.uint8),
-            f'{name}_offset': np.cumsum([0, *map(len, parts)], dtype=np.int64)}
-
-
 class Demonstrations:
     """Frames of a folder of demonstrations, in any order, each read from disk when asked for.
 
@@ -217,6 +210,18 @@ class Demonstrations:
         with _opened(self.episodes[episode]) as file:
             return file.metadata()
 
+    def picture(self, index: int, camera: str) -> np.ndarray:
+        """Return what a camera saw in a frame."""
+        episode, frame = self.frames[index]
+        with _opened(self.episodes[episode]) as file:
+            return decoded(file, camera, frame, self._pictures)
+
+    def instructions(self, episode: int) -> list[str]:
+        """Return what was asked for in each control step."""
+        with _opened(self.episodes[episode]) as file:
+            steps = file.get_slice('action').get_shape()[0]
+            return [_instruction(file, file.metadata(), step) for step in range(steps)]
+
     def load(self, index: int, pictures: bool = True) -> Frame:
         """Return one frame; ValueError with one sentence if its file is damaged.
 
@@ -229,9 +234,9 @@ class Demonstrations:
             cameras = self.document['cameras'] if pictures else ()
             actions = _rows(file, 'action', step, self._chunk_length)
             return Frame(
-                images={camera: _decoded(file, camera, frame, self._pictures)
+                images={camera: decoded(file, camera, frame, self._pictures)
                         for camera in cameras},
-                labels={camera: _labels(file, camera, frame) for camera in cameras
+                labels={camera: labels(file, camera, frame) for camera in cameras
                         if self.has_labels},
                 proprio=file.get_slice('proprio')[step:step + 1][0],
                 actions=pad_chunk(actions, self._chunk_length, self._holds),
@@ -291,16 +296,12 @@ def read_document(directory: Path) -> dict:
     return document
 
 
-class _PictureError(Exception):
-    """A picture cannot be decoded; the library's reason."""
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator:
     try:
         with safe_open(path, 'numpy') as file:
             yield file
-    except (SafetensorError, OSError, _PictureError) as error:
+    except (SafetensorError, OSError, PictureError) as error:
         raise ValueError(
             f'{path} is damaged or was cut short; delete it and run the same vla demos again.'
         ) from error
@@ -310,32 +311,6 @@ def _instruction(file, header: Mapping[str, str], step: int) -> str:
     if 'instructions' not in header:
         return header['instruction']
     return json.loads(header['instructions'])[int(file.get_slice('asked')[step:step + 1][0])]
-
-
-def _part(file, name: str, frame: int) -> bytes:
-    start, end = file.get_slice(f'{name}_offset')[frame:frame + 2]
-    return file.get_slice(name)[int(start):int(end)].tobytes()
-
-
-def _decoded(file, camera: str, frame: int, kind: str) -> np.ndarray:
-    if kind == PNG:
-        part = np.frombuffer(_part(file, f'{camera}.{PNG}', frame), np.uint8)
-        image = cv2.imdecode(part, cv2.IMREAD_COLOR) if len(part) else None
-        if image is None:
-            raise _PictureError('no picture')
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    try:
-        return simplejpeg.decode_jpeg(_part(file, f'{camera}.jpeg', frame), fastdct=True)
-    except ValueError as error:
-        raise _PictureError(str(error)) from error
-
-
-def _labels(file, camera: str, frame: int) -> np.ndarray:
-    part = np.frombuffer(_part(file, f'{camera}.segments', frame), np.uint8)
-    labels = cv2.imdecode(part, cv2.IMREAD_UNCHANGED) if len(part) else None
-    if labels is None:
-        raise _PictureError('no labels')
-    return labels
 
 
 def _rows(file, name: str, start: int, count: int) -> np.ndarray:
