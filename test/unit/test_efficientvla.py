@@ -336,7 +336,7 @@ def test_a_reuse_step_is_one_embedding_one_sum_one_norm_and_one_product():
 
 
 def test_the_cache_is_for_heads_that_denoise():
-    with pytest.raises(ValueError, match='needs a policy with the action head of CogACT'):
+    with pytest.raises(ValueError, match='needs a policy whose action head denoises'):
         prepared('efficientvla_cache', 'OFT')
     with pytest.raises(ValueError, match='at least 1'):
         EfficientVlaCache(interval=0)

@@ -26,8 +26,7 @@ def test_times_and_their_waves_are_those_of_lerobot():
     np.testing.assert_array_equal(np.float32(times), RECORDED['time'])
     waves = embed_time(torch.tensor(times), RECORDED['time_emb'].shape[1])
     assert waves.dtype == torch.float64
-    # The recording's times were in float64 before they were rounded.
-    np.testing.assert_allclose(waves, RECORDED['time_emb'], atol=2e-4)
+    np.testing.assert_allclose(waves, RECORDED['time_emb'], atol=1e-9)
 
 
 def test_accumulated_times_are_those_of_openpi():

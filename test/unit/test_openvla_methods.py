@@ -187,7 +187,8 @@ def test_a_policy_reports_what_it_saved(checkpoint, name):
 
 @pytest.mark.parametrize(('name', 'sentence'), [
     ('deer', 'deer needs a policy whose action head may be asked behind any layer'),
-    ('efficientvla_cache', 'efficientvla_cache needs a policy with the action head of CogACT'),
+    ('efficientvla_cache', 'efficientvla_cache needs a policy whose action head denoises, such as '
+     'CogACT or pi0'),
 ])
 def test_what_needs_another_head_is_refused_with_a_sentence(checkpoint, name, sentence):
     with pytest.raises(ValueError, match=f'{sentence}; this one is OpenVLA: '):

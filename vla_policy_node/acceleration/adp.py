@@ -106,7 +106,7 @@ class Adp(Selection):
             return self._keep(sequence, torch.arange(sequence.visual_rows))
         scores = importance(self._layer0, sequence.visual[0], self._query_rows(sequence))
         kept = self._choose(sequence, scores)
-        return self._keep(sequence, kept, scores, flops=ranking_flops(sequence))
+        return self._keep(sequence, kept, scores, flops=ranking_flops(self._layer0, sequence))
 
     def select_static(self, sequence: TokenSequence) -> Choice:
         """Choose the same, or all if the gate is closed; ranking costs the same either way."""
@@ -120,7 +120,7 @@ class Adp(Selection):
         kept = torch.cat([
             mark_top(own, count)
             for own, count in zip(by_camera, self._counts(len(scores)), strict=True)])
-        return Choice(kept | ~self._is_open, scores, flops=ranking_flops(sequence))
+        return Choice(kept | ~self._is_open, scores, flops=ranking_flops(self._layer0, sequence))
 
     def _query_rows(self, sequence: TokenSequence) -> Tensor:
         """Embeddings of BOS, prompt and stop, [N, width]; CogACT's prompt ends with its stop."""
@@ -200,10 +200,11 @@ class MotionGate:
         return self.open if self._hold else True
 
 
-def ranking_flops(sequence: TokenSequence) -> int:
+def ranking_flops(layer: DecoderLayer, sequence: TokenSequence) -> int:
     """FLOPs of `importance` for the visual rows of a sequence."""
     width, rows = sequence.states.shape[2], sequence.visual_rows
-    return 2 * width * (width * (1 + rows) + rows)
+    attention = layer.self_attn
+    return 2 * (width * attention.query_width + rows * attention.key_width * (width + 1))
 
 
 def importance(
@@ -213,7 +214,7 @@ def importance(
 
     visual: [V, width]. text: [N, width]. hidden: [N] bool, rows of the text that take no part,
     None for none. The mean query is the query of the mean row, because nothing but a linear map
-    is in between.
+    is in between. Where heads share keys, their mean query is that of the heads that share them.
     """
     attention = layer.self_attn
     rows = layer.input_layernorm(text)
@@ -223,5 +224,9 @@ def importance(
         mean = rows.masked_fill(hidden[:, None], 0).sum(dim=0, keepdim=True) / (~hidden).sum()
     query = attention.bare_queries(mean.to(rows.dtype))
     key = attention.bare_keys(layer.input_layernorm(visual))
+    head_width = query.shape[1] / attention.heads
+    if query.shape != key[:1].shape:
+        shared = key.shape[1] // attention.head_width
+        query = query.unflatten(1, (shared, -1, attention.head_width)).sum(dim=2).flatten(1)
     products = (key @ query.mT).squeeze(1)
-    return products / (attention.heads * (query.shape[1] / attention.heads) ** 0.5)
+    return products / (attention.heads * head_width**0.5)

@@ -57,10 +57,11 @@ IN_PASS = {*Effect} - {
     Effect.CHANGES_WEIGHTS, Effect.ANSWERS_STEPS, Effect.COST_VARIES, Effect.FIXED_SHAPES}
 REFUSALS = {
     Capability.DENOISING:
-        '{name} needs a policy with the action head of CogACT; this one is {architecture}.',
+        '{name} needs a policy whose action head denoises, such as CogACT or pi0; this one is '
+        '{architecture}.',
     Capability.EARLY_ANSWERS:
-        '{name} asks the action head at every exit, which for the diffusion transformer of CogACT '
-        'costs more than the layers it saves; choose an OpenVLA-OFT policy.',
+        '{name} asks the action head at every exit, which for a head that denoises costs more '
+        'than the layers it saves; choose an OpenVLA-OFT policy.',
 }
 REFUSAL = '{name} needs a policy whose {need}; this one is {architecture}.'
 

@@ -9,12 +9,15 @@ decoder. Both train the policy after the cut. Do not expect a checkpoint to act 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import nn
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method
 from vla_policy_node.nn.config import ModelConfig
+
+if TYPE_CHECKING:
+    from vla_policy_node.families import PolicyNetwork
 
 
 class LayerTruncation(Method):
@@ -43,14 +46,14 @@ class LayerTruncation(Method):
             config, language_model=replace(decoder, layers=self._count(decoder.layers)))
 
     def change_structure(self, network: nn.Module) -> None:
-        """Remove the layers."""
-        layers = cast(nn.ModuleList, network.get_submodule('language_model.layers'))
-        count = self._count(len(layers))
-        step = len(layers) / count if self.spread else 1
-        kept = {int(index * step) for index in range(count)}
-        for index in reversed(range(len(layers))):
-            if index not in kept:
-                del layers[index]
+        """Remove the layers, and those of an expert that attend to them."""
+        for decoder in cast('PolicyNetwork', network).decoders():
+            count = self._count(len(decoder.layers))
+            step = len(decoder.layers) / count if self.spread else 1
+            kept = {int(index * step) for index in range(count)}
+            for index in reversed(range(len(decoder.layers))):
+                if index not in kept:
+                    del decoder.layers[index]
 
     def _count(self, layers: int) -> int:
         return max(1, round(self.keep * layers))

@@ -124,6 +124,8 @@ def _ends(numbers: Numbers, size: int, seen: bool) -> tuple[np.ndarray, np.ndarr
 
     seen: rather the extremes than percentiles.
     """
+    if not size:
+        return np.empty(0), np.empty(0)
     ranges = (('min', 'max'), ('q01', 'q99'))
     for low, high in ranges if seen else ranges[::-1]:
         if all(len(numbers.get(name, ())) >= size for name in (low, high)):

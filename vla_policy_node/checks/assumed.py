@@ -58,6 +58,8 @@ def check_proprio(directory: Path, config: ModelConfig) -> Finding:
         return Finding(
             'proprio', FAIL, f'{files[0].name} reads {size} numbers, and config.json names '
             f'{config.proprio_size}; name as many under "state" there')
+    if config.proprio and not files:
+        return Finding('proprio', PASS, f'{config.proprio_size} numbers, read by the model itself')
     return Finding('proprio', PASS, f'{size} numbers, as the projector reads them' if size else
                    'none, and no projector')
 

@@ -222,7 +222,9 @@ def _missing(
         problems.append(
             f'{len(wrong)} tensors have another shape than config.json says, first {name}: '
             f'{list(stored[name].shape)} instead of {list(names[name])}')
-    unknown = [name for name in stored if name not in names and not _UNUSED.fullmatch(name)
+    unused = re.compile(families.of(config).unused)
+    unknown = [name for name in stored if name not in names
+               and not _UNUSED.fullmatch(name) and not unused.fullmatch(name)
                # A FiLM backbone has a file of its own, and what it replaces may still be there.
                and not (config.vision_reads_prompt and name.startswith('vision_backbone.'))]
     if unknown:

@@ -9,7 +9,7 @@ and instructions come from the pack. The model runs in float32, whatever it will
 | OpenVLA-OFT | vision encoders to actions; training loss and gradients | `checks.golden_cases` |
 | LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
 | preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
-| pi0, pi0.5 | language model and action expert with shared attention | `checks.golden_pi` |
+| pi0, pi0.5 | pixels to actions, every step of the flow; training | `checks.golden_pi` |
 | SmolVLA | language model, and half of the layers of the expert | `checks.golden_smolvla` |
 """
 
@@ -39,7 +39,9 @@ PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size 
 LONGEST_CHUNK = 1000
 FORMS = 'OpenVLA-OFT, LightVLA, preprocessing, pi0, pi0.5 and SmolVLA'
 # Kinds of which the decoders are here and the rest is not, as config.json has them under `type`.
-DECODERS = {'pi0': golden_pi, 'pi05': golden_pi, 'smolvla': golden_smolvla}
+DECODERS = {'smolvla': golden_smolvla}
+# Kinds whose recordings have a form of their own, by the name of their family.
+FAMILIES = {'pi0': golden_pi, 'pi05': golden_pi}
 
 
 def compare_pack(
@@ -54,12 +56,20 @@ def compare_pack(
     if kind := decoders_only(directory):
         yield from _compare_decoders(kind, directory, recordings, device)
         return
+    config = read_model_config(directory)
+    if form := FAMILIES.get(config.family.name):
+        if not any(form.is_recording(recording) for recording in recordings.values()):
+            yield _unusable(next(iter(recordings)), f'is of no inference of '
+                            f'{config.family.family}; forms that are known: {FORMS}')
+        yield from form.compare_recordings(
+            directory, pack, recordings, device, statistics_key, _said)
+        return
     images = {name: r for name, r in recordings.items() if golden_images.is_recording(r)}
     if images or (pack / 'prompt_ids.json').is_file():
         yield from golden_images.compare_images(directory, pack, images)
     cases = {name: r for name, r in recordings.items() if name not in images}
     if cases:
-        length = _chunk_length(cases, read_model_config(directory).action_size)
+        length = _chunk_length(cases, config.action_size)
         model = GoldenModel.load(directory, device, statistics_key, length)
         yield from _compare_cases(model, cases)
 
@@ -111,7 +121,9 @@ def _compare_cases(
         elif 'labels' in recording:
             yield from _said(name, golden_training.compare_training(
                 model, name, recording, recordings))
-        elif any(form.is_recording(recording) for form in DECODERS.values()):
+        elif any(
+                form.is_recording(recording)
+                for form in (*DECODERS.values(), *FAMILIES.values())):
             yield _unusable(name, 'is of another kind of policy than the checkpoint')
         else:
             yield _unusable(name, f'is of none of the forms that are known: {FORMS}')

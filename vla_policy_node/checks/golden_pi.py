@@ -1,47 +1,40 @@
-"""Recordings of pi0 and pi0.5: what the two decoders compute with shared attention.
+"""Recordings of pi0 and pi0.5: an inference from pixels to actions, stage by stage.
 
-A Gemma reads pictures and words, an action expert of another width reads its keys and values; in
-pi0.5 the flow's time modulates the expert's norms (adaRMS). Recorded are the rows that enter
-either of them, so neither vision encoder nor action projections are needed.
+The network runs as it does on a robot, with the prefix once and the state's row behind it; what
+its parts see and make is looked at from outside. Both decoders also run in one pass, as in
+training. Rows of words and cameras that are not there are not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vla_policy_node.checks.findings import Comparison, compare, exact
-from vla_policy_node.checks.golden_decoders import (
-    FLOAT,
-    Case,
-    LayerInputs,
-    Watch,
-    allowed,
-    make_decoder,
-    padded_sequence,
-    read_part,
-    sizes_of,
-)
+from vla_policy_node import families
+from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.checks import golden_pi_training
+from vla_policy_node.checks import golden_pi_values as values
+from vla_policy_node.checks.findings import Comparison, compare, exact, relative
+from vla_policy_node.checks.golden_decoders import FLOAT, Case, allowed
+from vla_policy_node.checks.golden_pi_training import prefix_of
+from vla_policy_node.families import pi0, read_model_config
+from vla_policy_node.families.pi0 import Pi0, PrefixSequence
+from vla_policy_node.nn.flow import embed_time, flow_times
+from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.joint import Stream, joint_forward
-from vla_policy_node.nn.kv_cache import KvCache
-from vla_policy_node.nn.masks import Visibility
 from vla_policy_node.nn.norms import AdaptiveRmsNorm
-from vla_policy_node.nn.sequence import TokenSequence
-from vla_policy_node.nn.transformer import Decoder, DecoderConfig
+from vla_policy_node.nn.sequence import TokenSequence, lay_out
+from vla_policy_node.runtime.loading import load_model
 
-HEADS = 8  # of both decoders, in every published size
-VISIBILITY = Visibility(later=(('state',), ('actions',)))
-_ROOT = 'paligemma_with_expert.'
-_LANGUAGE = {
-    f'{_ROOT}paligemma.model.language_model.': '',
-    f'{_ROOT}paligemma.lm_head.': 'embed_tokens.',  # one table for both
-}
-_EXPERT = {f'{_ROOT}gemma_expert.model.': ''}
+ACTIONS = relative(2e-5)
+WAVES = relative(1e-6)
+MOST_STEPS = 1000
 
 
 def is_recording(recording: Mapping[str, np.ndarray]) -> bool:
@@ -49,56 +42,157 @@ def is_recording(recording: Mapping[str, np.ndarray]) -> bool:
     return recording.keys() >= {'image_embeds', 'lang_tokens', 'suffix_embs', 'suffix_out'}
 
 
-class PiDecoders:
-    """The language model and the action expert of a checkpoint, in float32."""
+def compare_recordings(
+    directory: Path, pack: Path, recordings: Mapping[str, Mapping[str, np.ndarray]], device: str,
+    statistics_key: str, said: Callable[[str, Iterator[Comparison]], Iterator[Comparison]],
+) -> Iterator[Comparison]:
+    """Compare what a pack holds of a policy, in the order of its recordings.
 
-    def __init__(self, directory: Path, device: str):
-        language, expert = (read_part(directory, names) for names in (_LANGUAGE, _EXPERT))
-        condition = expert.get('norm.dense.weight')
-        sizes, others = sizes_of(language, HEADS), sizes_of(expert, HEADS)
-        self.language = make_decoder(
-            language, replace(_gemma(sizes), embedding_scale=sizes.width**0.5), VISIBILITY, device)
-        self.expert = make_decoder(
-            expert, replace(_gemma(others), condition_width=(
-                0 if condition is None else condition.shape[1])), VISIBILITY, device)
+    said: turns what a recording lacks into a sentence.
+    """
+    config = read_model_config(directory)
+    network = load_model(directory, config, device, 'float32')
+    assert isinstance(network, Pi0)
+    network.requires_grad_(False)
 
-    @property
-    def adaptive(self) -> bool:
-        """Whether a condition modulates the expert's norms, as in pi0.5."""
-        return self.expert.config.condition_width > 0
+    def statistics() -> Statistics:
+        return families.of(config).load_statistics(directory, config, statistics_key)
+
+    cases = [Case(name, arrays, device) for name, arrays in recordings.items()
+             if is_recording(arrays)]
+    for case in cases:
+        yield from said(case.name, compare_case(network, case))
+        if 'actions' in case:
+            yield from said(case.name, values.compare_actions(network, statistics(), case))
+    for name, arrays in recordings.items():
+        other = Case(name, arrays, device)
+        if golden_pi_training.is_recording(arrays):
+            norms = golden_pi_training.read_norms(pack)
+            yield from said(name, golden_pi_training.compare_training(
+                network, other, cases, norms))
+        elif values.is_end_to_end(arrays):
+            yield from said(name, values.compare_end_to_end(
+                network, statistics(), other, values.read_prompts(pack)))
+        elif values.is_of_pictures(arrays):
+            yield from said(name, values.compare_resizing(other))
+        elif any(f'{case.name}_openpi_torch_x0' in arrays for case in cases):
+            yield from said(name, _compare_openpi(network, other, cases))
+        elif not is_recording(arrays):
+            yield Comparison('other recordings', 0.0, np.inf, name, f'not compared: {name}')
+    for case in cases:
+        if rest := case.rest():
+            yield Comparison(
+                'other arrays', 0.0, np.inf, case.name, f'not compared: {", ".join(rest)}')
 
 
-def _gemma(sizes: DecoderConfig) -> DecoderConfig:
-    return replace(sizes, activation='gelu_tanh', norm_offset=True)
+class _Watch(PassHooks):
+    """Keeps keys and values of the prefix, and noisy actions and velocity of every step."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.actions: list[Tensor] = []
+        self.velocities: list[Tensor] = []
+
+    def keys_values(self, index, sequence, key, value):
+        """Look, and change nothing."""
+        self.keys.append(key)
+        self.values.append(value)
+        return key, value
+
+    def denoise(self, state):
+        """Run the step."""
+        velocity, _ = state.run()
+        self.actions.append(state.actions)
+        self.velocities.append(velocity)
+        return velocity
+
+
+class _Inputs:
+    """Context in which the first inputs of modules are kept, one list for all of them."""
+
+    def __init__(self, *modules: nn.Module):
+        self.seen: list[Tensor] = []
+        self._modules = modules
+
+    def __enter__(self) -> list[Tensor]:
+        self._handles = [
+            module.register_forward_pre_hook(lambda _, given: self.seen.append(given[0]))
+            for module in self._modules]
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 @torch.inference_mode()
-def compare_case(decoders: PiDecoders, case: Case) -> Iterator[Comparison]:
-    """One inference: prefix, every recorded step of the flow, and both decoders in one pass."""
-    visual, words = case['image_embeds'], decoders.language.embed_words(case['lang_tokens'])
+def compare_case(network: Pi0, case: Case) -> Iterator[Comparison]:
+    """One inference."""
+    yield from _compare_vision(network, case)
+    words = network.language_model.embed_words(case['lang_tokens'])
     yield from case.compare('embeddings of the words', FLOAT, words, 'lang_embeds')
-    cameras = case['image_masks'].repeat_interleave(visual.shape[2], dim=1)
-    valid = torch.cat([cameras, case['lang_masks']], dim=1)
-    prefix = padded_sequence({'visual': visual.flatten(1, 2), 'prompt': words}, valid)
-    cache = KvCache(room=case['suffix_embs'].shape[2])
-    yield from _compare_prefix(decoders.language, prefix, valid, cache, case)
-    yield from _compare_steps(decoders, prefix, valid, cache, case)
-    if decoders.adaptive:
-        yield from _compare_modulations(decoders.expert, case['adarms_cond'], case)
+    sequence, valid = prefix_of(network, case)
+    yield from _compare_layout(sequence, valid, case)
+    watch, layers = _Watch(), network.action_head.decoder.layers
+    with (_Inputs(*network.language_model.layers) as prefix_in, _Inputs(*layers) as expert_in,
+          _Inputs(network.action_head.action_out_proj) as outputs):
+        forward_pass = ForwardPass([watch])
+        context = network.prefill(sequence, forward_pass)
+        actions = network.denoise(context, forward_pass, case['noise'])
+    yield from _compare_prefix(watch, prefix_in, valid, case)
+    state_in = expert_in[:len(layers)] if sequence.state is not None else []
+    yield from _compare_steps(network, watch, state_in, expert_in[len(state_in):], outputs, case)
+    yield from _compare_together(network, sequence, valid, case)
+    yield from case.compare(
+        'normalised actions', ACTIONS, network.to_actions(actions), 'actions_norm')
+    if 'alt_steps' in case:
+        steps = min(int(case['alt_steps']), MOST_STEPS)
+        others = flow(network, case, denoising_steps=steps)
+        yield from case.compare(
+            'normalised actions', ACTIONS, network.to_actions(others), 'alt_actions_norm')
 
 
-def _compare_prefix(
-    decoder: Decoder, prefix: TokenSequence, valid: Tensor, cache: KvCache, case: Case
+def flow(network: Pi0, case: Case, **changes: object) -> Tensor:
+    """Actions [B, K, D] of a recorded prefix and noise, with other settings of the flow."""
+    nobody, config = ForwardPass(), network.config
+    try:
+        network.config = replace(config, **changes)
+        return network.denoise(
+            network.prefill(prefix_of(network, case)[0], nobody), nobody, case['noise'])
+    finally:
+        network.config = config
+
+
+def _compare_vision(network: Pi0, case: Case) -> Iterator[Comparison]:
+    if 'pixels' not in case:
+        return
+    yield from values.compare_pictures(network, case)
+    pixels = case['pixels']
+    with _Inputs(*network.vision.layers) as blocks:
+        made = network.vision(pixels[:, 0])
+    yield from case.compare(
+        'vision: every block', FLOAT, torch.stack(blocks), 'vit_hidden')
+    yield from case.compare('vision: last states', FLOAT, made, 'vit_out')
+    visual = network.visual(pixels, None).unflatten(1, (pixels.shape[1], -1))
+    yield from case.compare('visual tokens', FLOAT, visual, 'image_embeds')
+
+
+def _compare_layout(
+    prefix: PrefixSequence, valid: Tensor, case: Case
 ) -> Iterator[Comparison]:
     yield from case.compare('prefix: rows that count', exact, valid, 'prefix_pad_masks')
     yield from case.compare('prefix: positions', exact, prefix.positions, 'prefix_position_ids')
-    seen = allowed([prefix], valid, VISIBILITY)
+    seen = allowed([prefix], valid, pi0.VISIBILITY)
     yield from case.compare('prefix: who sees whom', exact, seen, 'prefix_att_2d')
-    watch, rows = Watch(), valid[..., None]
-    with LayerInputs(decoder) as inputs:
-        decoder(prefix, hooks=watch, cache=cache)
+
+
+def _compare_prefix(
+    watch: _Watch, inputs: list[Tensor], valid: Tensor, case: Case
+) -> Iterator[Comparison]:
+    rows = valid[..., None]
     if 'prefix_layer_in' in case:  # of all layers, or of the last ones
-        states = inputs.states[-len(case['prefix_layer_in']):]
+        states = torch.stack(inputs[-len(case['prefix_layer_in']):])
         yield from case.compare('prefix: every layer', FLOAT, states, 'prefix_layer_in', rows)
     for name, parts in (('k', watch.keys), ('v', watch.values)):
         stage, made = f'prefix: cached {name}', torch.stack(parts)[:, :, 0]
@@ -108,45 +202,64 @@ def _compare_prefix(
 
 
 def _compare_steps(
-    decoders: PiDecoders, prefix: TokenSequence, valid: Tensor, cache: KvCache, case: Case
+    network: Pi0, watch: _Watch, state_in: list[Tensor], layers_in: list[Tensor],
+    outputs: list[Tensor], case: Case,
 ) -> Iterator[Comparison]:
-    """The expert with the cache in each step, and in the first one also without."""
-    lengths, outputs, embedded = cache.lengths(), [], case['suffix_embs']
-    reference = case['suffix_out']
-    states = case['adarms_cond'][case['kept_steps']] if decoders.adaptive else None
-    for index, rows in enumerate(embedded):
-        suffix = _suffix(rows, valid, decoders.adaptive)
-        condition = None if states is None else states[index]
-        with LayerInputs(decoders.expert) as inputs:
-            outputs.append(decoders.expert(suffix, cache=cache, condition=condition))
-        cache.crop(lengths)
-        if index:
-            continue
-        yield from case.compare('expert: positions', exact, suffix.positions,
-                                'suffix_position_ids')
-        everyone = torch.cat([valid, valid.new_ones(rows.shape[:2])], dim=1)
-        seen = allowed([prefix, suffix], everyone, VISIBILITY)[:, valid.shape[1]:]
-        yield from case.compare('expert: who sees whom', exact, seen, 'suffix_att_2d')
-        if case['kept_steps'][0] == 0:
-            yield from case.compare(
-                'expert: every layer', FLOAT, inputs.states, 'expert_layer_in_step0')
-        together = joint_forward([
-            Stream(decoders.language, prefix), Stream(decoders.expert, suffix, condition)],
-            VISIBILITY)[1]
-        yield compare('both decoders in one pass', FLOAT, together, reference[0], case.name)
-    yield compare('expert: last states', FLOAT, torch.stack(outputs), reference, case.name)
+    """Every step of the flow; the state's row, which ran once, is before those of the first."""
+    head, kept = network.action_head, case['kept_steps'].tolist()
+    depth = len(head.decoder.layers)
+    times = torch.tensor(flow_times(network.config.denoising_steps))
+    yield from case.compare('time', exact, times, 'time')
+    waves = embed_time(times, head.decoder.config.width, head.periods)
+    yield from case.compare('waves of the time', WAVES, waves, 'time_emb')
+    if head.adaptive:
+        conditions = torch.stack([
+            head.embed(x, head.waves(times[index : index + 1]).expand(len(x), -1))[1]
+            for index, x in enumerate(watch.actions)])
+        yield from case.compare('expert: conditions', FLOAT, conditions, 'adarms_cond')
+        yield from _compare_modulations(network, conditions, case)
+    steps = [layers_in[index * depth : (index + 1) * depth] for index in range(len(times))]
+    first = [torch.cat([state, rows], dim=1) for state, rows in zip(
+        state_in or [rows[:, :0] for rows in steps[0]], steps[0], strict=True)]
+    embedded = torch.stack([
+        torch.cat([first[0][:, :len(state_in[:1])], steps[index][0]], dim=1) for index in kept])
+    yield from case.compare('expert: rows', FLOAT, embedded, 'suffix_embs')
+    yield from case.compare(
+        'expert: every layer', FLOAT, torch.stack(first), 'expert_layer_in_step0')
+    rows = outputs[0].shape[1]
+    last = torch.stack([outputs[index] for index in kept])
+    yield compare('expert: last states', FLOAT, last, case['suffix_out'][:, :, -rows:], case.name)
+    yield from case.compare('velocity', FLOAT, torch.stack(watch.velocities), 'v_t')
+    noisy = torch.stack([*watch.actions, watch.actions[-1] - watch.velocities[-1] / len(times)])
+    yield from case.compare('noisy actions', FLOAT, noisy, 'x_t')
 
 
-def _suffix(rows: Tensor, valid: Tensor, adaptive: bool) -> TokenSequence:
-    """Rows of the expert behind a prefix; pi0.5 has none for the state."""
-    spans = {'actions': rows} if adaptive else {'state': rows[:, :1], 'actions': rows[:, 1:]}
-    return padded_sequence(spans, valid.new_ones(rows.shape[:2]), after=valid.sum(dim=1))
+def _compare_together(
+    network: Pi0, prefix: PrefixSequence, valid: Tensor, case: Case
+) -> Iterator[Comparison]:
+    """Positions and masks of the expert's rows, and both decoders in one pass, as they train."""
+    head, rows = network.action_head, case['suffix_embs'][0]
+    count = 0 if prefix.state is None else 1
+    spans = lay_out({'state': count, 'actions': rows.shape[1] - count})
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    suffix = TokenSequence(rows, prefix.positions[:, -1:] + places, spans)
+    yield from case.compare(
+        'expert: positions', exact, suffix.positions, 'suffix_position_ids')
+    everyone = torch.cat([valid, valid.new_ones(rows.shape[:2])], dim=1)
+    seen = allowed([prefix, suffix], everyone, pi0.VISIBILITY)[:, valid.shape[1]:]
+    yield from case.compare('expert: who sees whom', exact, seen, 'suffix_att_2d')
+    condition = case['adarms_cond'][case['kept_steps'][0]] if head.adaptive else None
+    together = joint_forward([
+        Stream(network.language_model, prefix), Stream(head.decoder, suffix, condition)],
+        pi0.VISIBILITY)[1]
+    yield compare('both decoders in one pass', FLOAT, together, case['suffix_out'][0], case.name)
 
 
 def _compare_modulations(
-    expert: Decoder, conditions: Tensor, case: Case
+    network: Pi0, conditions: Tensor, case: Case
 ) -> Iterator[Comparison]:
     """Scale, shift and gate of some norms in all steps, of the first batch element."""
+    expert = network.action_head.decoder
     last = len(expert.layers) - 1
     for key, norm in (
         ('mod_in_0', expert.layers[0].input_layernorm),
@@ -157,4 +270,16 @@ def _compare_modulations(
         yield from case.compare('adaptive norms', FLOAT, norm.dense(conditions[:, 0]), key)
 
 
-load = PiDecoders
+@torch.inference_mode()
+def _compare_openpi(
+    network: Pi0, recording: Case, cases: list[Case]
+) -> Iterator[Comparison]:
+    """The same inferences with the times of openpi, and what openpi made of them."""
+    times = torch.tensor(flow_times(network.config.denoising_steps, accumulated=True))
+    for case in cases:
+        actions = flow(network, case, accumulated_time=True)
+        yield from recording.compare(
+            'times of openpi', exact, times, f'{case.name}_openpi_torch_time')
+        for code in ('torch', 'jax'):
+            yield from recording.compare(
+                'actions of openpi', FLOAT, actions, f'{case.name}_openpi_{code}_x0')

@@ -40,7 +40,8 @@ def families_in(module: ModuleType) -> dict[str, PolicyFamily]:
 
 _FAMILIES: dict[str, PolicyFamily] = {}
 # In this order messages name OpenVLA-OFT first.
-for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), reverse=True):
+for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)),
+                    key=lambda name: (name.startswith('openvla'), name), reverse=True):
     _FAMILIES |= families_in(importlib.import_module(f'{__name__}.{_name}'))
 
 
@@ -85,7 +86,8 @@ def read_model_config(directory: Path) -> ModelConfig:
 
 
 def _recognise(directory: Path, document: Mapping, parts: Collection[str]) -> PolicyFamily:
-    for family in _FAMILIES.values():
+    # One that goes by what is missing comes last.
+    for family in sorted(_FAMILIES.values(), key=lambda family: bool(family.taken_for)):
         if family.recognises(directory, document, parts):
             return family
     kind = kind_of(document)

@@ -67,6 +67,10 @@ class PolicyNetwork(nn.Module, ABC):
         decoded = self.decode(self.prefill(sequence, forward_pass), forward_pass)
         return self.to_actions(decoded)
 
+    def decoders(self) -> tuple[Decoder, ...]:
+        """Those that must have the same layers: what is taken out of one, all lose."""
+        return (self.language_model,)
+
     def embed(self, inputs: Inputs, forward_pass: ForwardPass) -> TokenSequence:
         """Pictures, state and words -> rows with named spans."""
         pixels, proprio, prompt_ids = inputs
@@ -119,11 +123,13 @@ class PolicyFamily(ABC, Generic[Config]):
     traits: what sizes do not say. settled: names of `policy.assumptions` that are the same for all
     policies of the family, or that its weights tell -> why. taken_for: what else has the same
     files, and how config.json tells the two apart; '' if they belong to this family alone.
+    unused: names of tensors in its files that no forward pass needs, as a regular expression.
     """
 
     traits: ClassVar[FamilyTraits]
     settled: ClassVar[Mapping[str, str]] = {}
     taken_for: ClassVar[str] = ''
+    unused: ClassVar[str] = ''
 
     def recognises(
         self, directory: Path, document: Mapping, parts: Collection[str]
@@ -148,6 +154,10 @@ class PolicyFamily(ABC, Generic[Config]):
     def with_chunk_length(self, config: Config, chunk_length: int) -> Config:
         """Let the policy answer with so many actions, if weights do not fix how many."""
         return config
+
+    def said_by(self, document: Mapping) -> Mapping[str, str]:
+        """Return who settles what for a policy with such a config.json; see `settled`."""
+        return self.settled
 
     def entries(self, config: Config) -> dict[str, object]:
         """Return what `config.json` must say where the other files do not."""

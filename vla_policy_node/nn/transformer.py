@@ -112,6 +112,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.heads, self.head_width = config.heads, config.head_dim
+        self.query_width, self.key_width = config.query_width, config.key_width
         self.q_proj = nn.Linear(config.width, config.query_width, bias=False)
         self.k_proj = nn.Linear(config.width, config.key_width, bias=False)
         self.v_proj = nn.Linear(config.width, config.key_width, bias=False)

@@ -123,6 +123,7 @@ class _Sources:
         self.directory, self.config = directory, config
         self.family = families.of(config)
         self.document = read_json(directory, CONFIG)
+        self.settled = self.family.said_by(self.document)
         self.release = cogact_release.find(directory)
         known = published(directory)
         self.public = known if known and known.head == config.family.name else None
@@ -134,8 +135,8 @@ class _Sources:
         for key in _KEYS.get(name, ()):
             if self.document.get(key) is not None:
                 return Assumed(name, value, f'{CONFIG}: {key}{self._against(name)}')
-        if name in self.family.settled:
-            return Assumed(name, value, self.family.settled[name])
+        if name in self.settled:
+            return Assumed(name, value, self.settled[name])
         if self.release:
             return Assumed(name, value, 'release of CogACT')
         if part in PARTS and (files := part_files(self.directory, part)):
@@ -177,7 +178,9 @@ class _Sources:
 
     def rows(self) -> str:
         """Name the rows that the head reads."""
-        if 'action rows' in self.family.settled:
+        if not self.config.rows_read:
+            return 'none'
+        if 'action rows' in self.settled:
             return 'the last one'
         public = self.public.action_rows if self.public else ''
         return self.config.action_rows or public or 'oft'

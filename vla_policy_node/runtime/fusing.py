@@ -56,14 +56,14 @@ class KernelRmsNorm(nn.Module):
 class FusedSelfAttention(SelfAttention):
     """`SelfAttention` that makes queries, keys and values in one product.
 
-    gain: [width], the weight of the norm before it. some_ask: only some rows will ask, so that
-        queries stay a product of their own.
+    gain: [width], the weight of the norm before it, None for one that stays as it is. some_ask:
+        only some rows will ask, so that queries stay a product of their own.
     """
 
-    def __init__(self, attention: SelfAttention, gain: Tensor, some_ask: bool):
+    def __init__(self, attention: SelfAttention, gain: Tensor | None, some_ask: bool):
         nn.Module.__init__(self)
         self.heads, self.head_width = attention.heads, attention.head_width
-        self._widths = attention.q_proj.out_features, attention.k_proj.out_features
+        self.query_width, self.key_width = attention.query_width, attention.key_width
         self.o_proj = LongProduct(attention.o_proj)
         first, second = attention.q_proj, (attention.k_proj, attention.v_proj)
         self.q_proj = _stack([first], gain) if some_ask else None
@@ -73,7 +73,7 @@ class FusedSelfAttention(SelfAttention):
         self, x: Tensor, rope: Rope, mask: Tensor | None, rows: slice, place: Place | None = None
     ) -> Tensor:
         """As in the base class; few rows, which all ask and nobody watches, take one kernel."""
-        queries, keys = self._widths
+        queries, keys = self.query_width, self.key_width
         if (place is not None or self.q_proj is not None or rows != ALL_ROWS or queries != keys
                 or x.shape[1] > _FEW_ROWS or not _kernel_fits(x, mask)):
             return super().forward(x, rope, mask, rows, place)
@@ -85,17 +85,17 @@ class FusedSelfAttention(SelfAttention):
         if self.q_proj is not None:
             key, value = map(self._heads, self.kv_proj(x).chunk(2, dim=-1))
             return self.queries(x, rope, rows), rope(key), value
-        queries, keys = self._widths
+        queries, keys = self.query_width, self.key_width
         query, key, value = map(self._heads, self.kv_proj(x).split([queries, keys, keys], dim=-1))
         return rope(query[:, :, rows], rows), rope(key), value
 
     def bare_queries(self, x: Tensor) -> Tensor:
         """As in the base class."""
-        return self._part(x, slice(self._widths[0])) if self.q_proj is None else self.q_proj(x)
+        return self._part(x, slice(self.query_width)) if self.q_proj is None else self.q_proj(x)
 
     def bare_keys(self, x: Tensor) -> Tensor:
         """Likewise."""
-        keys = self._widths[1]
+        keys = self.key_width
         return self._part(x, slice(-2 * keys, -keys))
 
     def _part(self, x: Tensor, columns: slice) -> Tensor:
@@ -121,9 +121,9 @@ class KernelAttention(Attention):
 
 
 class FusedGatedMlp(nn.Module):
-    """`GatedMlp` with gate and up in one product; gain: weight of the norm before it."""
+    """`GatedMlp` with gate and up in one product; gain: as in `FusedSelfAttention`."""
 
-    def __init__(self, mlp: GatedMlp, gain: Tensor):
+    def __init__(self, mlp: GatedMlp, gain: Tensor | None):
         super().__init__()
         self.activation = mlp.activation
         self.gate_up_proj = _stack([mlp.gate_proj, mlp.up_proj], gain)
@@ -208,7 +208,7 @@ def fuse(model: Network) -> Network:
         if isinstance(part, Decoder):
             for layer in part.layers:
                 _fuse_layer(cast(DecoderLayer, layer), some_ask=layer is part.layers[-1])
-            part.norm = KernelRmsNorm(cast(RmsNorm, part.norm), folded=False)
+            part.norm = _one_call(part.norm, folded=False)
         elif isinstance(part, VisionEncoder):
             _fuse_encoder(part)
         elif isinstance(part, L1ActionHead):
@@ -218,12 +218,20 @@ def fuse(model: Network) -> Network:
 
 def _fuse_layer(layer: DecoderLayer, some_ask: bool) -> None:
     before, between = layer.input_layernorm, layer.post_attention_layernorm
-    if not (isinstance(before, RmsNorm) and isinstance(between, RmsNorm)):
-        raise ValueError('Norms that a condition modulates cannot be folded into weights.')
-    layer.self_attn = FusedSelfAttention(layer.self_attn, before.gain, some_ask)
-    layer.mlp = FusedGatedMlp(layer.mlp, between.gain)
-    layer.input_layernorm = KernelRmsNorm(before, folded=True)
-    layer.post_attention_layernorm = KernelRmsNorm(between, folded=True)
+    layer.self_attn = FusedSelfAttention(layer.self_attn, _gain(before), some_ask)
+    layer.mlp = FusedGatedMlp(layer.mlp, _gain(between))
+    layer.input_layernorm = _one_call(before, folded=True)
+    layer.post_attention_layernorm = _one_call(between, folded=True)
+
+
+def _gain(norm: nn.Module) -> Tensor | None:
+    """What a norm multiplies with, if that is always the same."""
+    return norm.gain if isinstance(norm, RmsNorm) else None
+
+
+def _one_call(norm: nn.Module, folded: bool) -> nn.Module:
+    """A norm as one call; one that a condition modulates stays as it is."""
+    return KernelRmsNorm(norm, folded) if isinstance(norm, RmsNorm) else norm
 
 
 def _fuse_encoder(encoder: VisionEncoder) -> None:
@@ -244,9 +252,12 @@ def _fold_layer_scale(block: Block) -> None:
             setattr(block, name, nn.Identity())
 
 
-def _stack(linears: tuple[nn.Linear, ...] | list[nn.Linear], gain: Tensor) -> nn.Linear:
+def _stack(
+    linears: tuple[nn.Linear, ...] | list[nn.Linear], gain: Tensor | None
+) -> nn.Linear:
     """Put layers without bias on top of each other; gain: factor of each input, [width]."""
-    weight = torch.cat([_product(linear.weight, gain) for linear in linears])
+    weight = torch.cat([
+        linear.weight if gain is None else _product(linear.weight, gain) for linear in linears])
     stacked = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device='meta')
     stacked.weight = nn.Parameter(weight, requires_grad=False)
     return stacked
