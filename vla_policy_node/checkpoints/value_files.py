@@ -106,13 +106,18 @@ def read_values(directory: Path) -> ValueFiles:
                  for key, value in _listed_numbers(document, feature).items()}
                 for feature in (STATE, ACTION))
             return ValueFiles(name, {LEROBOT: pair}, processors=processors)
+    sets = read_assets(directory)
+    return ValueFiles(f'{ASSETS}/*/{NORM_STATS}' if sets else '', sets, processors=processors)
+
+
+def read_assets(directory: Path) -> dict[str, tuple[Numbers, Numbers]]:
+    """Statistics of all robots in the layout of openpi; none if there are none."""
     assets = directory / ASSETS
     paths = sorted(islice(assets.glob(f'**/{NORM_STATS}'), _MOST_SETS)) if assets.is_dir() else []
     names = {path.parent.relative_to(assets).as_posix(): path for path in paths}
     if not names and (directory / NORM_STATS).is_file():
         names = {'norm_stats': directory / NORM_STATS}
-    sets = {name: _of_openpi(path) for name, path in names.items()}
-    return ValueFiles(next(iter(map(str, names.values())), ''), sets, processors=processors)
+    return {name: _of_openpi(path) for name, path in names.items()}
 
 
 def load_statistics(

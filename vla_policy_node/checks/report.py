@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vla_policy_node.checks import assumed, behaviour, decoding, files
+from vla_policy_node.checks import assumed, behaviour, decoding, files, values
 from vla_policy_node.checks.behaviour import PrismaticRun
 from vla_policy_node.checks.findings import FAIL, Finding
 from vla_policy_node.checks.golden import decoders_only
@@ -38,6 +38,7 @@ def check_checkpoint(
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)
         yield files.check_statistics(directory, config, suite, statistics_key)
+        yield from values.check_values(directory, config, statistics_key)
         found = assumed.all_assumptions(directory, suite, statistics_key)
         yield assumed.check_assumptions(directory, config, found)
         yield assumed.check_proprio(directory, config)

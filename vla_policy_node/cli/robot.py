@@ -145,6 +145,14 @@ def check(
         help='Folder of recordings of the public implementation, in the form of '
         'test/data/oft_tiny, lightvla_tiny, preprocess or pi05_tiny; repeat for several.'
     )] = None,
+    bag: Annotated[list[Path] | None, typer.Option(
+        help='Bag of your robot: are the states in it like those of training? Repeat for several.',
+    )] = None,
+    dataset: Annotated[list[Path] | None, typer.Option(
+        help='The same with a LeRobot dataset, and its actions too.')] = None,
+    contract: Annotated[str, typer.Option(
+        help='Robot of the bags: a contract (.yaml) or the name of one that comes with the '
+        'package. Empty: what the bag says.')] = '',
     device: Annotated[str, typer.Option(help="Torch device, 'cpu' or 'cuda'.")] = 'cpu',
     dtype: Annotated[str, typer.Option(
         help='Arithmetic of the checks that run the policy; recordings are always compared in '
@@ -158,13 +166,17 @@ def check(
     * `vla check moojink/openvla-7b-oft-finetuned-libero-10 --suite libero_10 --dtype bfloat16`
 
     * `vla check test/data/oft_tiny/checkpoint --golden test/data/lightvla_tiny`
+
+    * `vla check CHECKPOINT --bag bags/monday-1`
     """
+    from vla_policy_node.commands.check import Recorded
     from vla_policy_node.commands.check import check as run_checks
     from vla_policy_node.common.terminal import make_console
 
     try:
         code = run_checks(
-            checkpoint, suite, statistics_key, golden or [], device, dtype, make_console())
+            checkpoint, suite, statistics_key, golden or [], device, dtype, make_console(),
+            Recorded(tuple(bag or ()), tuple(dataset or ()), contract))
     except ValueError as error:
         raise refusal(error) from None
     raise typer.Exit(code)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from vla_policy_node.checkpoints.hub import find_checkpoint
+from vla_policy_node.checkpoints.processors import ACTION, STATE
 from vla_policy_node.checks.assumed import all_assumptions
 from vla_policy_node.checks.findings import (
     FAIL,
@@ -22,10 +26,27 @@ from vla_policy_node.checks.findings import (
 )
 from vla_policy_node.checks.golden import compare_pack, decoders_only
 from vla_policy_node.checks.report import check_checkpoint
+from vla_policy_node.checks.values import check_fit, statistics_of
 from vla_policy_node.common.terminal import fitted
+from vla_policy_node.families import read_model_config
+from vla_policy_node.lerobot.reader import LeRobotReader
+from vla_policy_node.replay.bag import Bag
+from vla_policy_node.replay.states import states_in
 
 _COLOURS = {PASS: 'green', WARN: 'bold yellow', FAIL: 'bold red'}
 ASSUMPTIONS_WIDTH = 80  # of their table, for terminals and mails
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Data of the user: bags, LeRobot datasets, and the contract of the bags' robot."""
+
+    bags: tuple[Path, ...] = ()
+    datasets: tuple[Path, ...] = ()
+    contract: str = ''
+
+
+NOTHING_RECORDED = Recorded()
 
 
 def check(
@@ -36,8 +57,11 @@ def check(
     device: str,
     dtype: str,
     console: Console,
+    recorded: Recorded = NOTHING_RECORDED,
 ) -> int:
     """Print every verdict; return 1 if one of them is a failure, else 0.
+
+    recorded: what the numbers of the checkpoint are compared with.
 
     ValueError for a checkpoint or pack that is not there.
     """
@@ -51,8 +75,14 @@ def check(
         failed, warned, guesses, good = [], [], [], 'All that can be compared agrees.'
     else:
         guesses = _print_assumptions(directory, suite, statistics_key, console)
-        failed, warned = _self_checks(
+        findings = _self_checks(
             directory, suite, statistics_key, device, dtype, bool(packs), console)
+        if (recorded.bags or recorded.datasets) and not any(
+                finding.name == 'loading' for finding in findings):
+            findings += _print_findings(
+                list(_compared(directory, statistics_key, recorded)), console)
+        failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
+                          for verdict in (FAIL, WARN))
         good = 'All checks passed.'
     for pack in packs:
         failed += _golden(directory, pack, statistics_key, device, console)
@@ -84,20 +114,53 @@ def _print_assumptions(directory, suite, statistics_key, console) -> list[str]:
 
 def _self_checks(
     directory, suite, statistics_key, device, dtype, recorded, console
-) -> tuple[list[str], list[str]]:
+) -> list[Finding]:
     findings: list[Finding] = []
     with _progress(console) as bar:
         task = bar.add_task('Loading', total=1.0)
         findings.extend(check_checkpoint(
             directory, suite, statistics_key, device, dtype,
             lambda share: bar.update(task, completed=share), recorded))
+    return _print_findings(findings, console)
+
+
+def _compared(directory: Path, key: str, recorded: Recorded) -> Iterator[Finding]:
+    """Compare what training saw with the user's data."""
+    config = read_model_config(directory)
+    statistics, spec = statistics_of(directory, config, key), config.spec
+    for path in recorded.bags:
+        with Bag(path) as bag:
+            values = states_in(bag, spec, recorded.contract) if spec.state else {}
+        yield check_fit(f'states of {path.name}', values, spec.state, *statistics.proprio_seen)
+    for path in recorded.datasets:
+        for name, feature, quantities, (low, high) in (
+            ('states', STATE, spec.state, statistics.proprio_seen),
+            ('actions', ACTION, spec.actions, (statistics.action_low, statistics.action_high))):
+            rows = _rows(LeRobotReader(path), feature)
+            if rows.shape[1] != len(quantities):
+                yield Finding(
+                    f'{name} of {path.name}', FAIL if quantities else SKIP,
+                    f'{rows.shape[1]} numbers in {feature}, and the policy has '
+                    f'{len(quantities)}; name those that it takes in the order of the dataset')
+                continue
+            values = {quantity.name: rows[:, place] for place, quantity in enumerate(quantities)}
+            yield check_fit(f'{name} of {path.name}', values, quantities, low, high)
+
+
+def _rows(reader: LeRobotReader, feature: str) -> np.ndarray:
+    """Numbers of a feature in all episodes, [N, size]."""
+    size = reader.info.features[feature].size if feature in reader.info.features else 0
+    episodes = range(len(reader.episodes)) if size else ()
+    rows = [reader.rows(number, [feature])[feature].reshape(-1, size) for number in episodes]
+    return np.concatenate([np.empty((0, size)), *rows])
+
+
+def _print_findings(findings: list[Finding], console: Console) -> list[Finding]:
     table = _table()
     for finding in findings:
         table.add_row(_mark(finding.verdict), finding.name, finding.text)
     console.print(fitted(table, 1))
-    failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
-                      for verdict in (FAIL, WARN))
-    return failed, warned
+    return findings
 
 
 def _golden(directory, pack, statistics_key, device, console) -> list[str]:

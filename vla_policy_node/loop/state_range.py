@@ -37,7 +37,7 @@ class Outside:
         if self.quantity.name in _ROTATION:
             return (f'{text}; compare the frame, and the sign of the quaternion, with those of '
                     'the training data.')
-        if _distance(-self.value, self.low, self.high) <= _slack(self.low, self.high):
+        if _distance(-self.value, self.low, self.high) <= slack(self.low, self.high):
             return f'{text}; with the other sign it would fit: `scale: -1.0` turns it.'
         return f'{text}; compare frame, unit and offset with those of the training data.'
 
@@ -51,14 +51,15 @@ def outside(
     """
     return [Outside(quantity, float(value), bottom, top)
             for quantity, value, bottom, top in zip(quantities, state, low, high, strict=True)
-            if not _distance(value, bottom, top) <= _slack(bottom, top)]
+            if not _distance(value, bottom, top) <= slack(bottom, top)]
 
 
 def _distance(value: float, low: float, high: float) -> float:
     return max(low - value, value - high, 0.0) if math.isfinite(value) else math.inf
 
 
-def _slack(low: float, high: float) -> float:
+def slack(low: float, high: float) -> float:
+    """How far outside of a range a value may be."""
     return _MARGIN * (high - low) + _NOISE
 
 
