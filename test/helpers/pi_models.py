@@ -160,7 +160,7 @@ def write_statistics(directory, states=8, actions=7, robots=('tiny',)):
     """As openpi keeps them, for each of these robots."""
     def numbers(count, shift):
         return {'mean': [0.1 * shift] * count, 'std': [0.5] * count,
-                'q01': [-1.0 - shift] * count, 'q99': [1.5] * count}
+                'q01': [*[-1.0 - shift] * (count - 1), 0.0], 'q99': [1.0] * count}
 
     for shift, robot in enumerate(robots):
         folder = directory / 'assets' / robot

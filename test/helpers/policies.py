@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from pi_models import write_policy
 from scripted import ScriptedPolicy
 
 from vla_policy_node.acceleration.flashvla import FlashTrigger
@@ -79,6 +80,14 @@ def shadowed(checkpoint):
     return ShadowedPolicy(local, local.plain(), ActionSpec.libero(), 1, 10)
 
 
+def flow(checkpoint, kind):
+    """Another family, from a checkpoint of its own beside the small one."""
+    directory = checkpoint.parent / f'small_{kind}'
+    if not directory.exists():
+        write_policy(directory, kind, cameras=[*CAMERAS])
+    return LocalPolicy.load(directory, methods=('fastv',))
+
+
 def answering():
     """A policy without any network, and FlashVLA's answers round it."""
     return AnsweringPolicy(Steady(), [FlashTrigger(max_angle=0.1, min_overlap=0.6)])
@@ -96,6 +105,8 @@ KINDS = {
     'scripted': lambda checkpoint: Steady(),
     'faults': lambda checkpoint: faults(),
     'answering': lambda checkpoint: answering(),
+    'pi0': lambda checkpoint: flow(checkpoint, 'pi0'),
+    'pi05': lambda checkpoint: flow(checkpoint, 'pi05'),
 }
 
 

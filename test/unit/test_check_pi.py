@@ -68,6 +68,15 @@ def test_every_stage_agrees_with_the_public_implementations():
     assert max(stage.ratio for stage in compared) < 0.4
 
 
+def test_the_command_needs_no_tokenizer_beside_a_pack(vla):
+    result = vla('check', PI05 / 'checkpoint', '--golden', PI05)
+    assert result.exit_code == 0, result.output
+    assert 'All checks passed' in result.output
+    result = vla('check', PI05 / 'checkpoint')
+    assert result.exit_code == 1
+    assert "PaliGemma's is given out by Google" in ' '.join(result.output.split())
+
+
 @pytest.mark.parametrize(('owner', 'name', 'value', 'first'), [
     (pi0, 'VISIBILITY', BIDIRECTIONAL, 'both decoders in one pass'),
     (pi0, 'VISIBILITY', Visibility(causal=(0,)), 'prefix: who sees whom'),

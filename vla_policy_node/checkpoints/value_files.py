@@ -150,6 +150,16 @@ def load_statistics(
     return ScaledStatistics.of(key, (rules[0], state), (rules[1], action), sizes, convention)
 
 
+def modes_of(directory: Path, mode: str) -> str:
+    """Say how the state and actions are normalised; mode: where no file says it."""
+    values = read_values(directory)
+    document = Entries(read_json(place(directory, 'config.json')), 'config.json')
+    state, action = next(iter(values.sets.values()), ({}, {}))
+    found = {name: _rule(values, document, kind, mode, numbers).mode for name, kind, numbers in (
+        ('state', 'STATE', state), ('actions', 'ACTION', action))}
+    return ', '.join(f'{name} by {mode}' for name, mode in found.items())
+
+
 def sizes_of(directory: Path) -> tuple[int, int]:
     """How many numbers the state and an action have, going by the statistics; 0 for unknown."""
     sets = [*read_values(directory).sets.values()]

@@ -14,6 +14,7 @@ from vla_policy_node import families
 from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import read_normalisation, read_statistics_document
 from vla_policy_node.checkpoints.published import published_action_rows
+from vla_policy_node.checks.files import has_no_tokenizer
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.encoder import Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
@@ -105,10 +106,18 @@ class PrismaticRun(SampleRun):
         return self.model.assemble(visual, proprio, self.prompt_ids)
 
 
-def check_behaviour(directory: Path, model: PolicyNetwork) -> Iterator[Finding]:
-    """Run every check of this module that the network can be put to."""
+def check_behaviour(
+    directory: Path, model: PolicyNetwork, recorded: bool = False
+) -> Iterator[Finding]:
+    """Run every check of this module that the network can be put to.
+
+    recorded: prompts come from recordings, and there need not be a tokenizer.
+    """
     if not isinstance(model, PrismaticVla):
-        yield check_images(SampleRun.prepare(directory, model))
+        if recorded and has_no_tokenizer(directory):
+            yield Finding('images', SKIP, 'no tokenizer; the recordings show what pictures do')
+        else:
+            yield check_images(SampleRun.prepare(directory, model))
         return
     trial = PrismaticRun.prepare(directory, model)
     yield check_attention(trial)

@@ -33,6 +33,7 @@ from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
 from vla_policy_node.encoding.preprocess import normalisation
+from vla_policy_node.encoding.task_prompt import TOKENIZERS
 from vla_policy_node.families import create_network
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig
@@ -153,7 +154,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
 
     recorded: prompts come from recordings, and there need not be a tokenizer.
     """
-    if recorded and not place(directory, 'tokenizer.json').exists():
+    if recorded and has_no_tokenizer(directory):
         return Finding('prompt ids', SKIP, 'no tokenizer; prompts are those of the recordings')
     try:
         encoder = families.of(config).load_prompt(directory, config)
@@ -168,6 +169,11 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
     except ValueError as error:
         return Finding('prompt ids', FAIL, str(error))
     return Finding('prompt ids', PASS, f'{len(LLAMA2_PROMPTS)} instructions as in training')
+
+
+def has_no_tokenizer(directory: Path) -> bool:
+    """Whether a checkpoint lacks all files that any family takes for its tokenizer."""
+    return not any(place(directory, name).exists() for name in TOKENIZERS)
 
 
 def check_dtypes(directory: Path, model: torch.nn.Module, dtype: str) -> Finding:

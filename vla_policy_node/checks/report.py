@@ -51,6 +51,6 @@ def check_checkpoint(
             return
         if isinstance(model, PrismaticVla):
             yield decoding.check_decoding(PrismaticRun.prepare(directory, model), found[0])
-        yield from behaviour.check_behaviour(directory, model)
+        yield from behaviour.check_behaviour(directory, model, recorded)
     except ValueError as error:
         yield Finding('loading', FAIL, str(error))

@@ -73,7 +73,7 @@ def resize_with_padding(
     elif fast:
         picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     else:
-        channels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        channels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
         shrunk = interpolate(channels, (height, width), mode='bilinear', align_corners=False)
         picture = shrunk[0].clamp_(0, 255).permute(1, 2, 0).numpy()
     result = np.zeros((*target, 3), picture.dtype)

@@ -187,6 +187,10 @@ class PolicyFamily(ABC, Generic[Config]):
         return read_statistics(
             read_statistics_document(directory), key, config.spec, config.ranges)
 
+    def normalisation(self, directory: Path, config: Config) -> str:
+        """Say, for people, what becomes of the numbers of states and actions."""
+        return f'{" and ".join(config.ranges)} are -1 and 1'
+
     def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
         """What turns an instruction into ids; ValueError if its file cannot be used."""
         return PromptEncoder.load(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vla_policy_node.checkpoints.conventions import ALOHA_PI0
 from vla_policy_node.checkpoints.statistics import Statistics
-from vla_policy_node.checkpoints.value_files import load_statistics, sizes_of
+from vla_policy_node.checkpoints.value_files import load_statistics, modes_of, sizes_of
 from vla_policy_node.checkpoints.weights import MODEL
 from vla_policy_node.encoding.encoder import InputEncoder
 from vla_policy_node.encoding.padded import PaddedPreprocessor
@@ -209,6 +209,7 @@ class Pi0Family(PolicyFamily[Pi0Config]):
         'pi0', 'pi0', 'flow matching', HOOKED | {Capability.FUSED, Capability.DENOISING},
         action_slots=False)
     adaptive: ClassVar[bool] = False
+    mode: ClassVar[str] = 'MEAN_STD'  # of openpi, whose files do not say it
     unused: ClassVar = (
         r'(model\.)?paligemma_with_expert\..*(lm_head|embed_tokens)\.weight'
         r'|(un)?normalize_(inputs|targets|outputs)\..*')
@@ -283,8 +284,11 @@ class Pi0Family(PolicyFamily[Pi0Config]):
     ) -> Statistics:
         """As openpi and LeRobot keep them, by the mode that they say or else that of the kind."""
         return load_statistics(
-            directory, key, (config.proprio_size, config.action_size),
-            'QUANTILES' if self.adaptive else 'MEAN_STD', ALOHA_PI0)
+            directory, key, (config.proprio_size, config.action_size), self.mode, ALOHA_PI0)
+
+    def normalisation(self, directory: Path, config: Pi0Config) -> str:
+        """As the files say it."""
+        return modes_of(directory, self.mode)
 
     def load_prompt(self, directory: Path, config: Pi0Config) -> TaskPrompt:
         """PaliGemma's tokenizer, which lies with the checkpoint."""
@@ -328,6 +332,7 @@ class Pi05Family(Pi0Family):
 
     traits = replace(Pi0Family.traits, name='pi05', family='pi0.5')
     adaptive = True
+    mode = 'QUANTILES'
 
 
 def head_flops(config: Pi0Config, seen: Sequence[int], reused: int) -> int:

@@ -69,7 +69,7 @@ def assumptions(
         sources.of('actions', _counted([value.name for value in spec.actions]), 'action_head'),
         sources.of('chunk', str(config.chunk_length)),
         sources.of('action rows', sources.rows()),
-        sources.of('ranges', f'{" and ".join(config.ranges)} are -1 and 1'),
+        sources.of('ranges', sources.family.normalisation(directory, config)),
         *(sources.of(*item) for item in sources.family.conventions(config).items()),
         sources.transforms(statistics_key, transforms or {}),
     ]
