@@ -62,7 +62,8 @@ def replay(options: argparse.Namespace) -> None:
         page.write_text(text, encoding='utf-8')
         browse(page, folder, f'--window-size={PAGE_PX},{height}', '--hide-scrollbars',
                f'--force-device-scale-factor={SCALE}', f'--screenshot={shot}')
-        save(Image.open(shot), 'replay.png')
+        # As many colours as a palette holds: a third of the bytes. It would spoil photographs.
+        save(Image.open(shot).convert('RGB').quantize(256, dither=Image.Dither.NONE), 'replay.png')
 
 
 def methods(options: argparse.Namespace) -> None:
@@ -124,9 +125,8 @@ def browse(page: Path, folder: str, *options: str) -> str:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Write a picture with as many colours as a palette holds: a third of the bytes."""
-    picture.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(
-        DOCS / name, optimize=True)
+    """Write a picture into docs/."""
+    picture.save(DOCS / name, optimize=True)
     print(f'docs/{name}: {(DOCS / name).stat().st_size >> 10} KB')
 
 

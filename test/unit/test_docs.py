@@ -36,6 +36,16 @@ def test_relative_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(path), f'{page.name} links {target}'
 
 
+def test_every_picture_says_what_is_seen_and_has_a_command_that_makes_it():
+    makers = (ROOT / 'scripts' / 'pictures.py').read_text()
+    shown = [(alt, Path(name).name) for page in PAGES for alt, name in re.findall(
+        r'!\[(.*?)\]\((\S+?\.png)\)', page.read_text(encoding='utf-8'))]
+    assert {path.name for path in (ROOT / 'docs').rglob('*.png')} <= {name for _, name in shown}
+    for alt, name in shown:
+        assert len(alt) > 25, name
+        assert f"'{name}'" in makers, name
+
+
 def test_every_page_is_in_the_navigation_and_the_other_way_round():
     def pages(entry):
         if isinstance(entry, str):

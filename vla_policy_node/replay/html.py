@@ -36,6 +36,7 @@ figure .open{display:block;cursor:zoom-in;text-decoration:none}figure .close{dis
 .views span{display:block;font-size:14px;padding:2px 2px 4px}
 figcaption{color:var(--soft);font-size:14px;padding:6px 4px 0}
 caption{text-align:left;color:var(--soft);font-size:14px;padding:2px 0}
+caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 24px)}
 figcaption .run{display:block}
 figure:target{position:fixed;inset:0;z-index:1;margin:0;border:0;border-radius:0;overflow:auto;
 padding:54px 10px 10px}
@@ -47,6 +48,7 @@ table{border-collapse:separate;border-spacing:0;width:100%;font-variant-numeric:
 th,td{text-align:right;vertical-align:bottom;padding:4px 8px;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--back);
 min-width:5.5em}
+td+td{white-space:nowrap}
 .card th:first-child,.card td:first-child{background:var(--card)}
 th{color:var(--soft);font-weight:500}
 .scroll{overflow-x:auto}
@@ -81,7 +83,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = 
         return ''.join(f'<{tag}>{escape(str(v))}</{tag}>' for v in values)
 
     body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
-    above = f'<caption>{escape(caption)}</caption>' if caption else ''
+    above = f'<caption><span>{escape(caption)}</span></caption>' if caption else ''
     return (f'<div class="scroll"><table>{above}<thead><tr>{cells("th", head)}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>')
 
