@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vla_policy_node.cli.refusal import refusal
+from vla_policy_node.cli.topics import more_topics, with_topic_options
 
 
 def info(
@@ -94,5 +95,63 @@ def export(
 
     try:
         export_dataset(demos, out, images, robot, make_console())
+    except ValueError as error:
+        raise refusal(error) from None
+
+
+@with_topic_options
+def from_bag(
+    context: typer.Context,
+    bags: Annotated[list[Path], typer.Argument(
+        help='Folders of rosbag2 (mcap or sqlite3, zstd too), or single .mcap or .db3 files.')],
+    out: Annotated[Path, typer.Option(
+        help='Folder for the dataset; an interrupted run goes on, an earlier one is replaced.')],
+    contract: Annotated[str, typer.Option(
+        help='The robot that was recorded: a contract (.yaml), or the name of one that comes with '
+        'the package. Empty: what the bag says, or else the default one.')] = '',
+    instruction: Annotated[str, typer.Option(
+        help='What the robot was asked to do from the first to the last message; empty: what the '
+        'bag says.')] = '',
+    fps: Annotated[int, typer.Option(
+        min=0, max=1000, help='Rows per second; 0: the control rate of the recording, or 20.',
+    )] = 0,
+    actions_topic: Annotated[str, typer.Option(
+        help='What the robot was told. Of an end effector: vla_msgs/EndEffectorCommand, '
+        'geometry_msgs/TwistStamped or Twist, or commanded poses (PoseStamped); empty: /command. '
+        'Of joints: vla_msgs/JointCommand, or the sensor_msgs/JointState of a leader arm.')] = '',
+    measured: Annotated[bool, typer.Option(
+        '--measured', help='Actions of joints are the positions measured one row later.')] = False,
+    images: Annotated[bool, typer.Option(
+        '--images', help='Pictures without loss in the tables, instead of videos.')] = False,
+    stamps: Annotated[str, typer.Option(
+        help="When samples were made: 'header', what their stamps say, or 'log', the times of "
+        'recording, for bags whose stamps are zero.')] = 'header',
+    bag_namespace: Annotated[str, typer.Option(
+        help="The robot, by its namespace in the bag, for example r1; '/' for the one in none. "
+        'Empty: the only one.')] = '',
+    **topics: str,
+) -> None:
+    """Write recorded bags as one LeRobot dataset v3, read through the robot's contract.
+
+    Cameras, state and actions are those of the contract, under its names and in its units. Each
+    goal is an episode; it ends where an input is missing for half a second. A row takes the newest
+    sample of every stream, and the command that was sent then; where none was, the robot stands
+    still. --NAME-topic TOPIC names the topic of any stream, as for `vla replay`.
+
+    * `vla dataset from-bag bags/* --out ~/datasets/pick`
+
+    * `vla dataset from-bag teleop.mcap --contract my_arm.yaml --actions-topic
+    leader/joint_states --instruction "pick the cup" --fps 30 --out ~/datasets/cup`
+    """
+    from vla_policy_node.commands.dataset_from_bag import dataset_from_bags
+    from vla_policy_node.common.terminal import make_console
+    from vla_policy_node.replay.dataset_rows import BagRequest
+
+    chosen = {name.removesuffix('_topic'): topic for name, topic in topics.items() if topic}
+    chosen |= more_topics(context)
+    try:
+        dataset_from_bags(
+            bags, BagRequest(contract, instruction, fps, chosen, actions_topic, measured, stamps,
+                             bag_namespace), out, images, make_console())
     except ValueError as error:
         raise refusal(error) from None
