@@ -31,6 +31,7 @@ from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.families import read_model_config
 from vla_policy_node.nn.flops import LayerRows
 from vla_policy_node.policy import load_policy
+from vla_policy_node.policy.assumptions import assumptions
 from vla_policy_node.policy.interface import InferenceRequest, Observation
 from vla_policy_node.runtime.loading import load_model
 
@@ -174,6 +175,15 @@ def test_a_policy_answers_with_and_without_a_camera(policies, kind):
 def test_vla_check_finds_nothing_wrong(policies, kind):
     findings = [*check_checkpoint(policies[kind])]
     assert not [str(finding) for finding in findings if finding.verdict == FAIL]
+
+
+def test_what_is_taken_for_granted_comes_from_files(policies):
+    config = read_model_config(policies['pi05'])
+    found = {one.name: one for one in assumptions(policies['pi05'], config)}
+    assert [name for name, one in found.items() if one.guessed] == ['transforms']
+    assert found['ranges'].value == 'state by MEAN_STD, actions by MEAN_STD'
+    assert found['words'].value == 'as state'
+    assert found['cameras'].source == 'config.json: input_features'
 
 
 @pytest.mark.parametrize('kind', KINDS)
