@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_policy_node import families
+from vla_policy_node.checkpoints import value_files
 from vla_policy_node.checkpoints.adapter import place
-from vla_policy_node.checkpoints.layout import part_files, read_statistics_document
+from vla_policy_node.checkpoints.layout import part_files, read_json, read_statistics_document
 from vla_policy_node.checkpoints.published import published, published_transform
 from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import STATISTICS, key_of_suite
@@ -67,6 +68,8 @@ def check_proprio(directory: Path, config: ModelConfig) -> Finding:
 def _statistics(directory: Path, suite: str, key: str) -> Assumed:
     document = read_statistics_document(directory)
     file = STATISTICS if place(directory, STATISTICS).is_file() else 'config.json: norm_stats'
+    if value_files.are_there(directory, read_json(directory, 'config.json')):
+        file = value_files.read_values(directory).source or file
     if key:
         return Assumed('statistics', key, 'as asked')
     if suite and (key := key_of_suite(document, suite)):

@@ -16,7 +16,7 @@ from vla_policy_node.checkpoints.layout import read_normalisation, read_statisti
 from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checks.files import has_no_tokenizer
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
-from vla_policy_node.encoding.encoder import Inputs
+from vla_policy_node.encoding.encoder import InputEncoder, Inputs
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
@@ -26,6 +26,7 @@ from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.forward_pass import ForwardPass
 
 INSTRUCTION = 'pick up the black bowl between the plate and the ramekin'
+SHORT_INSTRUCTION = 'pick it up'
 # Changes of normalised actions below this count as none.
 NO_CHANGE = 1e-5
 
@@ -55,7 +56,7 @@ class SampleRun:
         statistics = family.load_statistics(directory, config, key)
         inputs = family.load_encoder(
             directory, config, statistics, dict.fromkeys(config.spec.cameras, 'none'))
-        prompt = torch.tensor([inputs.encode_prompt(INSTRUCTION)])
+        prompt = torch.tensor([_prompt(inputs)])
         return cls(model, inputs.preprocessor, prompt.to(next(model.parameters()).device))
 
     @torch.inference_mode()
@@ -68,6 +69,14 @@ class SampleRun:
         weight = next(self.model.parameters())
         proprio = torch.zeros(1, self.config.proprio_size)
         return pixels.to(weight.device, weight.dtype), proprio.to(weight.device, weight.dtype)
+
+
+def _prompt(inputs: InputEncoder) -> list[int]:
+    """Ids of an instruction that is no longer than those of training."""
+    try:
+        return inputs.encode_prompt(INSTRUCTION)
+    except ValueError:
+        return inputs.encode_prompt(SHORT_INSTRUCTION)
 
 
 @dataclass(frozen=True)

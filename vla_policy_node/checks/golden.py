@@ -10,7 +10,7 @@ and instructions come from the pack. The model runs in float32, whatever it will
 | LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
 | preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
 | pi0, pi0.5 | pixels to actions, every step of the flow; training | `checks.golden_pi` |
-| SmolVLA | language model, and half of the layers of the expert | `checks.golden_smolvla` |
+| SmolVLA | pixels to actions, every step of the flow; training, RTC | `checks.golden_smolvla` |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_policy_node.checkpoints.reading import foreign, plain, read_json, regular_file
+from vla_policy_node.checkpoints.reading import foreign, plain, regular_file
 from vla_policy_node.checks import (
     golden_cases,
     golden_images,
@@ -30,7 +30,6 @@ from vla_policy_node.checks import (
     golden_training,
 )
 from vla_policy_node.checks.findings import Comparison
-from vla_policy_node.checks.golden_decoders import Case, not_compared
 from vla_policy_node.checks.golden_model import GoldenModel
 from vla_policy_node.families import read_model_config
 
@@ -38,10 +37,8 @@ Recording = Mapping[str, np.ndarray]
 PACK_BYTES = 1 << 30  # of one recording; all stages of a policy of public size have 0.2 GB
 LONGEST_CHUNK = 1000
 FORMS = 'OpenVLA-OFT, LightVLA, preprocessing, pi0, pi0.5 and SmolVLA'
-# Kinds of which the decoders are here and the rest is not, as config.json has them under `type`.
-DECODERS = {'smolvla': golden_smolvla}
 # Kinds whose recordings have a form of their own, by the name of their family.
-FAMILIES = {'pi0': golden_pi, 'pi05': golden_pi}
+FAMILIES = {'pi0': golden_pi, 'pi05': golden_pi, 'smolvla': golden_smolvla}
 
 
 def compare_pack(
@@ -53,9 +50,6 @@ def compare_pack(
     load.
     """
     recordings = read_pack(pack)
-    if kind := decoders_only(directory):
-        yield from _compare_decoders(kind, directory, recordings, device)
-        return
     config = read_model_config(directory)
     if form := FAMILIES.get(config.family.name):
         if not any(form.is_recording(recording) for recording in recordings.values()):
@@ -72,14 +66,6 @@ def compare_pack(
         length = _chunk_length(cases, config.action_size)
         model = GoldenModel.load(directory, device, statistics_key, length)
         yield from _compare_cases(model, cases)
-
-
-def decoders_only(directory: Path) -> str:
-    """Name of the kind of checkpoint, if it is one of DECODERS, else ''."""
-    if not (directory / 'config.json').is_file():
-        return ''
-    kind = read_json(directory / 'config.json').get('type')
-    return kind if isinstance(kind, str) and kind in DECODERS else ''
 
 
 def read_pack(pack: Path) -> dict[str, Recording]:
@@ -123,32 +109,10 @@ def _compare_cases(
                 model, name, recording, recordings))
         elif any(
                 form.is_recording(recording)
-                for form in (*DECODERS.values(), *FAMILIES.values())):
+                for form in FAMILIES.values()):
             yield _unusable(name, 'is of another kind of policy than the checkpoint')
         else:
             yield _unusable(name, f'is of none of the forms that are known: {FORMS}')
-
-
-def _compare_decoders(
-    kind: str, directory: Path, recordings: Mapping[str, Recording], device: str
-) -> Iterator[Comparison]:
-    form = DECODERS[kind]
-    cases = [
-        Case(name, recording, device) for name, recording in recordings.items()
-        if form.is_recording(recording)]
-    if not cases:
-        name = next(iter(recordings))
-        yield _unusable(name, f'is of no inference of {kind}; forms that are known: {FORMS}')
-        return
-    try:
-        decoders = form.load(directory, device)
-    except (KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f'{directory} holds no decoders of {kind}: {plain(error)}; download it again.'
-        ) from error
-    for case in cases:
-        yield from _said(case.name, form.compare_case(decoders, case))
-    yield from not_compared(cases, recordings.keys() - {case.name for case in cases})
 
 
 def _said(name: str, comparisons: Iterator[Comparison]) -> Iterator[Comparison]:

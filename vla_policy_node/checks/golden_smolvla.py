@@ -1,160 +1,341 @@
-"""Recordings of SmolVLA: its language model, and the expert's layers that attend to themselves.
+"""Recordings of SmolVLA: an inference from pixels to actions, stage by stage.
 
-Every second layer of the action expert reads the language model's keys and values through
-projections of its own instead; there is no such layer in `nn` yet, so the others are compared one
-by one, each from its recorded input. Recorded are the rows that enter the language model.
+The network runs as it does on a robot; what its parts see and make is looked at from outside.
+Recordings with other settings of the same weights (`variants.json`) take what they lack from the
+first inference. Rows of words and cameras that are not there are not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import copy
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from vla_policy_node import families
+from vla_policy_node.checkpoints.conventions import ALOHA_SMOLVLA
 from vla_policy_node.checkpoints.entries import Entries
-from vla_policy_node.checkpoints.reading import read_json
-from vla_policy_node.checks.findings import Comparison, compare, exact
-from vla_policy_node.checks.golden_decoders import (
-    FLOAT,
-    Case,
-    LayerInputs,
-    Watch,
-    allowed,
-    make_decoder,
-    padded_sequence,
-    read_part,
-    sizes_of,
-)
-from vla_policy_node.nn.kv_cache import KvCache
-from vla_policy_node.nn.masks import Visibility, make_mask
+from vla_policy_node.checkpoints.lerobot_features import camera_name
+from vla_policy_node.checkpoints.reading import listed, read_json
+from vla_policy_node.checks import golden_smolvla_training, golden_values
+from vla_policy_node.checks.findings import Comparison, exact
+from vla_policy_node.checks.golden_decoders import FLOAT, Case, LayerInputs, Watch, allowed
+from vla_policy_node.encoding.padded import PADDINGS, PaddedPreprocessor
+from vla_policy_node.families import smolvla
+from vla_policy_node.families.smolvla import PADDING, SmolVla
+from vla_policy_node.nn import siglip
+from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.flow import FlowStep, embed_time, flow_times
+from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.guidance import SCHEDULES, Guidance
+from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
-from vla_policy_node.nn.transformer import ALL_ROWS, Decoder, Place, Rope
+from vla_policy_node.runtime.loading import load_model
 
-PUBLIC_HEADS = 15  # of SmolVLM2-500M
-VISIBILITY = Visibility(later=(('state',), ('actions',)), causal=(2,))
-EPS = 1e-5
-_ROOT = 'model.vlm_with_expert.'
-_TEXT = {f'{_ROOT}vlm.model.text_model.': ''}
-_EXPERT = {f'{_ROOT}lm_expert.': ''}
+VARIANT, VARIANTS, PROMPTS = 'variant_', 'variants.json', 'prompt_tokens.json'
+# What a recording of other settings takes from the first inference.
+_LENT = re.compile(r'raw_.*|noise|state_norm|image\d+_prepared')
+MOST_ACTIONS = 1000
+_CAMERA = 'raw_image__'
+Said = Callable[[str, Iterator[Comparison]], Iterator[Comparison]]
 
 
 def is_recording(recording: Mapping[str, np.ndarray]) -> bool:
-    """Whether these arrays are of an inference of SmolVLA, from the rows of the pictures on."""
-    return recording.keys() >= {'image0_connector', 'state_embedding', 'prefix_embs'}
+    """Whether these arrays are of an inference of SmolVLA, or of a step of its training."""
+    return 'lang_mask' in recording and (
+        recording.keys() >= {'prefix_embs', 'actions_normalized'}
+        or golden_smolvla_training.is_recording(recording))
 
 
-class SmolVlaDecoders:
-    """The language model of a checkpoint, and those layers of its expert; in float32."""
+def compare_recordings(
+    directory: Path, pack: Path, recordings: Mapping[str, Mapping[str, np.ndarray]], device: str,
+    statistics_key: str, said: Said,
+) -> Iterator[Comparison]:
+    """Compare what a pack holds of a policy, in the order of its recordings.
 
-    def __init__(self, directory: Path, device: str):
-        text, expert = (read_part(directory, names) for names in (_TEXT, _EXPERT))
-        config = Entries(read_json(directory / 'config.json'), 'config.json')
-        self.every = config.integer('self_attn_every_n_layers', 1, 1000, 2)
-        heads = _heads(directory)
-        sizes = sizes_of(text, heads)
-        self.language = make_decoder(
-            text, replace(sizes, norm_eps=EPS, embedding_scale=sizes.width**0.5), VISIBILITY,
-            device)
-        self.expert = _self_attending(expert, heads, self.every, device)
+    said: turns what a recording lacks into a sentence.
+    """
+    golden = Golden(directory, device, statistics_key)
+    variants = Entries(
+        read_json(pack / VARIANTS) if (pack / VARIANTS).is_file() else {}, VARIANTS)
+    first = next((arrays for arrays in recordings.values() if is_recording(arrays)
+                  and arrays.keys() >= {'raw_state', 'actions_normalized'}), {})
+    if (pack / PROMPTS).is_file():
+        prompt = golden.family.load_prompt(directory, golden.network.config)
+        yield from said(PROMPTS, golden_values.compare_prompts(
+            PROMPTS, read_json(pack / PROMPTS, kind=list), prompt))
+    for name, arrays in recordings.items():
+        case = Case(name, arrays, device)
+        if golden_values.is_of_pictures(arrays):
+            yield from said(name, golden_values.compare_pictures(name, arrays, PADDINGS[PADDING]))
+        elif golden_values.is_of_numbers(arrays):
+            yield from said(name, golden_values.compare_numbers(name, arrays, ALOHA_SMOLVLA))
+        elif not is_recording(arrays):
+            yield Comparison('other recordings', 0.0, np.inf, name, f'not compared: {name}')
+        else:
+            if golden_smolvla_training.is_recording(arrays):
+                made = _compare_training(golden, case)
+            else:
+                settings = variants.inside(name.removeprefix(VARIANT), {})
+                made = _compare_variant(golden, case, first, settings)
+            yield from said(name, made)
+            if rest := case.rest():
+                yield Comparison(
+                    'other arrays', 0.0, np.inf, name, f'not compared: {listed(rest)}')
 
 
-def _heads(directory: Path) -> int:
-    """Query heads, which neither shapes nor config.json tell: of the backbone beside it."""
-    path = directory.parent / 'vlm_backbone' / 'config.json'
-    if not path.is_file():
-        return PUBLIC_HEADS
-    entries = Entries(read_json(path), str(path))
-    return entries.inside('text_config').integer('num_attention_heads', 1, 1000)
+class Golden:
+    """A checkpoint in float32, also with other settings."""
+
+    def __init__(self, directory: Path, device: str, statistics_key: str):
+        config = families.read_model_config(directory)
+        network = load_model(directory, config, device, 'float32')
+        assert isinstance(network, SmolVla)
+        self.directory, self.network, self.family = directory, network, families.of(config)
+        self.document = read_json(directory / 'config.json')
+        self.statistics = self.family.load_statistics(directory, config, statistics_key)
+        self.preprocessor = PaddedPreprocessor(PADDING, config.image_px)
+
+    def with_settings(self, changes: Mapping) -> SmolVla:
+        """Return the network with the same weights and other entries of config.json."""
+        network = copy.copy(self.network)
+        network.config = self.family.read_config(
+            self.directory, {**self.document, **changes}, ())
+        return network
 
 
-def _self_attending(
-    tensors: Mapping[str, Tensor], heads: int, every: int, device: str
-) -> Decoder:
-    """A decoder of the layers that attend to themselves, in their order."""
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        _, _, rest = name.partition('layers.')
-        index, _, inner = rest.partition('.')
-        if not index.isdecimal():
-            own[name] = tensor
-        elif int(index) % every == 0:
-            own[f'layers.{int(index) // every}.{inner}'] = tensor
-    return make_decoder(own, replace(sizes_of(own, heads), norm_eps=EPS), VISIBILITY, device)
+    def prepared(self, case: Case, camera: str) -> Tensor:
+        """Raw pictures of a camera -> [B, 3, H, W] from -1 to 1."""
+        raw = case[f'{_CAMERA}{camera}']
+        prepared = [self.preprocessor(picture) for picture in raw.cpu().numpy()]
+        return torch.stack(prepared).to(raw.device)
+
+
+class RecordedInputs(NamedTuple):
+    """What a recording gives to the network: as `PolicyNetwork.assemble`, pictures for rows.
+
+    pictures: one [B, 3, H, W] for each camera. seen: [B, cameras], which of them are there.
+    """
+
+    pictures: list[Tensor]
+    proprio: Tensor
+    prompt_ids: Tensor
+    seen: Tensor
+
+
+def inputs_of(golden: Golden, case: Case, missing: Collection[str] = ()) -> RecordedInputs:
+    """Inputs as recorded, or made of raw ones; missing: features of cameras that are not there.
+
+    In the place of cameras that are not there come pictures of -1 at the end, which are hidden.
+    """
+    pictures = []
+    for index, camera in enumerate(golden.network.config.spec.cameras):
+        if not any(camera_name(feature) == camera for feature in missing):
+            key = f'image{index}_prepared'
+            pictures.append(case[key] if key in case else golden.prepared(case, camera))
+    masks = [case[key] for key in numbered('image{}_mask', case)]
+    pictures += [torch.full_like(pictures[0], -1)] * (len(masks) - len(pictures))
+    ids = case['lang_tokens'].masked_fill(~case['lang_mask'], golden.network.config.pad_id)
+    seen = torch.stack(masks, dim=1) if masks else ids.new_ones(
+        len(ids), len(pictures), dtype=torch.bool)
+    return RecordedInputs(pictures, case['state_norm'], ids, seen)
+
+
+def assemble(network: SmolVla, inputs: RecordedInputs) -> TokenSequence:
+    """The prefix, with rows for all that was recorded."""
+    visual = network.visual(torch.stack(inputs.pictures, dim=1), None, ForwardPass())
+    return network.assemble(visual, inputs.proprio, inputs.prompt_ids, True, inputs.seen)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _compare_training(golden: Golden, case: Case) -> Iterator[Comparison]:
+    """One training step of the weights that LeRobot trains."""
+    network = golden.network
+    if 'raw_action' in case:
+        actions = golden.statistics.normalise_actions(_numbers(case['raw_action']))
+        yield from case.compare(
+            'training: actions', FLOAT, torch.from_numpy(actions), 'action_norm')
+    yield from _compare_state(golden, case)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(golden_smolvla_training.TRAINED))
+    try:
+        sequence = assemble(network, inputs_of(golden, case))
+        yield from golden_smolvla_training.compare_training(network, sequence, case)
+    finally:
+        network.zero_grad()
+        network.requires_grad_(False)
 
 
 @torch.inference_mode()
-def compare_case(decoders: SmolVlaDecoders, case: Case) -> Iterator[Comparison]:
-    """One inference: the prefix through the language model, then layers of the expert."""
-    language = decoders.language
-    words = language.embed_words(case['lang_tokens'])
+def _compare_variant(
+    golden: Golden, case: Case, first: Mapping[str, np.ndarray], settings: Entries
+) -> Iterator[Comparison]:
+    """One inference with other entries of config.json, or without some cameras."""
+    if 'noise' not in case:
+        for key in filter(_LENT.fullmatch, first):
+            case.add(key, first[key])
+    changes = settings.inside('config', {}).items()
+    guided = Entries(changes, VARIANTS).inside('rtc_config', {})
+    missing = settings.value('missing_cameras', [])
+    assert isinstance(missing, list)
+    network = golden.with_settings(changes) if changes else golden.network
+    inputs = inputs_of(golden, case, missing)
+    yield from _compare_inputs(golden, network, inputs, case)
+    sequence = assemble(network, inputs)
+    yield from _compare_prefix(network, sequence, case)
+    yield from _compare_flow(golden, network, sequence, case, guided)
+
+
+def _compare_inputs(
+    golden: Golden, network: SmolVla, inputs: RecordedInputs, case: Case
+) -> Iterator[Comparison]:
+    config, scale = network.config, network.config.language_model.embedding_scale
+    for index, camera in enumerate(config.spec.cameras):
+        if f'image{index}_prepared' in case and f'{_CAMERA}{camera}' in case:
+            yield from case.compare(
+                'pictures', FLOAT, golden.prepared(case, camera), f'image{index}_prepared')
+    for index, picture in enumerate(inputs.pictures):
+        features = network.vision(picture)
+        yield from case.compare(
+            'vision encoder', FLOAT, features, f'image{index}_vision_last_hidden')
+        rows = network.connector(siglip.shuffle_pixels(features, config.pixel_shuffle))
+        yield from case.compare('connector', FLOAT, rows, f'image{index}_connector')
+        yield from case.compare(
+            'visual tokens', FLOAT, rows * scale, f'image{index}_embedding_scaled')
+    words = network.language_model.embed_words(case['lang_tokens'])
     yield from case.compare('embeddings of the words', FLOAT, words, 'lang_embedding_scaled')
-    cameras = [case[key] for key in _numbered('image{}_connector', case)]
-    visual = torch.cat(cameras, dim=1) * language.config.embedding_scale
-    masks = [case[key] for key in _numbered('image{}_mask', case)]
-    valid = torch.cat([
-        *(mask[:, None].expand(-1, rows.shape[1])
-          for mask, rows in zip(masks, cameras, strict=True)),
-        case['lang_mask'], masks[0].new_ones(len(words), 1)], dim=1)
-    state = case['state_embedding'][:, None]
-    prefix = padded_sequence({'visual': visual, 'prompt': words, 'state': state}, valid)
-    cache = KvCache(room=case['noise'].shape[1])
-    yield from _compare_prefix(language, prefix, valid, cache, case)
-    if 'suffix_layer_inputs_step0' in case:
-        yield from _compare_layers(decoders, valid, cache, case)
+    yield from _compare_state(golden, case)
+    padded = functional.pad(inputs.proprio, (0, config.state_room - inputs.proprio.shape[1]))
+    yield from case.compare('state', FLOAT, padded, 'state_padded')
+    yield from case.compare(
+        'row of the state', FLOAT, network.state_proj(padded), 'state_embedding')
+
+
+def _compare_state(golden: Golden, case: Case) -> Iterator[Comparison]:
+    if 'raw_state' in case:
+        state = golden.statistics.normalise_proprio(_numbers(case['raw_state']))
+        yield from case.compare('state', FLOAT, torch.from_numpy(state), 'state_norm')
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
 
 
 def _compare_prefix(
-    decoder: Decoder, prefix: TokenSequence, valid: Tensor, cache: KvCache, case: Case
+    network: SmolVla, sequence: TokenSequence, case: Case
 ) -> Iterator[Comparison]:
-    yield from case.compare('prefix: rows', FLOAT, prefix.states, 'prefix_embs')
-    yield from case.compare('prefix: rows that count', exact, valid, 'prefix_pad_mask')
+    """Rows of the language model; those that fill up a recording beyond ours are cut off."""
+    bias = sequence.key_bias
+    assert bias is not None  # the sequence is made so
+    valid, rows = ~bias.isneginf(), sequence.states.shape[1]
+    blocks = torch.zeros_like(valid)
+    blocks[:, sequence.span('proprio')] = True
+    yield from case.compare('prefix: rows that count', exact, valid, 'prefix_pad_mask', cut=rows)
+    yield from case.compare('prefix: blocks', exact, blocks, 'prefix_att_mask', cut=rows)
+    yield from case.compare('prefix: positions', exact, sequence.positions,
+                            'prefix_position_ids', valid, cut=rows)
+    yield from case.compare('prefix: who sees whom', exact,
+                            allowed([sequence], valid, smolvla.VISIBILITY), 'prefix_att_2d')
     yield from case.compare(
-        'prefix: positions', exact, prefix.positions, 'prefix_position_ids')
-    seen = allowed([prefix], valid, VISIBILITY)
-    yield from case.compare('prefix: who sees whom', exact, seen, 'prefix_att_2d')
-    watch, rows = Watch(), valid[..., None]
-    with LayerInputs(decoder) as inputs:
-        states = decoder(prefix, hooks=watch, cache=cache)
+        'prefix: rows', FLOAT, sequence.states, 'prefix_embs', valid[..., None], cut=rows)
+    watch, counted = Watch(), valid[..., None]
+    with LayerInputs(network.language_model) as inputs:
+        states = network.language_model(sequence, hooks=watch)
     yield from case.compare(
-        'prefix: every layer', FLOAT, inputs.states, 'prefix_layer_inputs', rows)
+        'prefix: every layer', FLOAT, inputs.states, 'prefix_layer_inputs', counted)
     for name, parts in (('keys', watch.keys), ('values', watch.values)):
         made = torch.stack(parts).transpose(2, 3)
         yield from case.compare(
-            f'prefix: cached {name}', FLOAT, made, f'prefix_{name}', rows[..., None])
-    yield from case.compare('prefix: last states', FLOAT, states, 'prefix_last_hidden', rows)
+            f'prefix: cached {name}', FLOAT, made, f'prefix_{name}', counted[..., None])
+    yield from case.compare('prefix: last states', FLOAT, states, 'prefix_last_hidden', counted)
 
 
-def _compare_layers(
-    decoders: SmolVlaDecoders, valid: Tensor, cache: KvCache, case: Case
+def _compare_flow(
+    golden: Golden, network: SmolVla, sequence: TokenSequence, case: Case, guided: Entries
 ) -> Iterator[Comparison]:
-    """Each layer that attends to itself, from its recorded input to that of the next one."""
-    inputs, expert = case['suffix_layer_inputs_step0'], decoders.expert
-    for own, layer in enumerate(expert.layers):
-        index = own * decoders.every
-        if index + 1 >= len(inputs):
-            continue
-        rows = inputs[index]
-        sequence = padded_sequence(
-            {'actions': rows}, valid.new_ones(rows.shape[:2]), after=valid.sum(dim=1))
-        place = Place(index, sequence, VISIBILITY, cache=cache)
-        rope = Rope.of(expert.config, sequence.positions, rows.dtype)
-        made = layer(rows, rope, make_mask(sequence, VISIBILITY), ALL_ROWS, place)
-        yield compare('expert: layers that attend to themselves', FLOAT, made,
-                      inputs[index + 1], case.name)
-        yield from case.compare(
-            'expert: positions', exact, sequence.positions, 'suffix_position_ids')
+    head, watch, steps = network.action_head, _Watch(), network.config.denoising_steps
+    times = torch.tensor(flow_times(steps))
+    yield from case.compare('times', FLOAT, times, 'times')
+    yield from case.compare('time embedding', FLOAT, embed_time(
+        times, network.config.expert_width, network.config.periods), 'time_embedding')
+    context, methods, noise = network.prefill(sequence, ForwardPass()), [watch], case['noise']
+    if 'rtc_left_over' in case:
+        methods.append(guidance := Guidance(
+            case['rtc_left_over'], int(case['rtc_delay']),
+            guided.integer('execution_horizon', 1, MOST_ACTIONS), flow_times(steps),
+            guided.word('prefix_attention_schedule', SCHEDULES),
+            guided.number('max_guidance_weight', 0, 1e6)))
+    with _Inputs([layer.input_layernorm for layer in head.expert.layers]) as inputs:
+        actions = network.denoise(context, noise, ForwardPass(methods))
+    places = context.behind[:, None] + torch.arange(noise.shape[1], device=noise.device)
+    yield from case.compare('expert: positions', exact, places, 'suffix_position_ids')
+    yield from case.compare(
+        'expert: rows of every step', FLOAT, torch.stack(watch.rows), 'suffix_embs')
+    first = torch.stack(inputs[: len(head.expert.layers)])
+    yield from case.compare(
+        'expert: every layer', FLOAT, first, 'suffix_layer_inputs_step0')
+    yield from case.compare('flow: noisy actions', FLOAT, torch.stack(watch.actions), 'x_t')
+    yield from case.compare('flow: velocity', FLOAT, torch.stack(watch.velocities), 'v_t')
+    if 'rtc_left_over' in case:
+        yield from _compare_guidance(guidance, case)
+    cut = actions[..., : network.config.action_size]
+    yield from case.compare('normalised actions', FLOAT, cut, 'actions_normalized')
+    robot = golden.statistics.unnormalise_actions(_numbers(cut))
+    yield from case.compare('actions', FLOAT, torch.from_numpy(robot), 'actions')
 
 
-def _numbered(form: str, case: Case) -> Iterator[str]:
+def _compare_guidance(guidance: Guidance, case: Case) -> Iterator[Comparison]:
+    for key, part in (('rtc_guidance_weight', 'weight'), ('rtc_correction', 'correction'),
+                      ('rtc_x1_t', 'clean')):
+        made = torch.stack([getattr(step, part) for step in guidance.steps])
+        yield from case.compare('guidance', FLOAT, made, key)
+    yield from case.compare('guidance', FLOAT, guidance.held, 'rtc_weights')
+
+
+class _Watch(PassHooks):
+    """Keeps noisy actions, their rows and the velocity of every step, before it is guided."""
+
+    def __init__(self) -> None:
+        self.actions: list[Tensor] = []
+        self.rows: list[Tensor] = []
+        self.velocities: list[Tensor] = []
+
+    def denoise(self, state: DenoisingStep) -> None:
+        """Look, and leave the step to whoever comes next."""
+        assert isinstance(state, FlowStep)
+        self.actions.append(state.actions)
+        self.rows.append(state.embed(state.actions))
+        self.velocities.append(state.run()[0])
+
+
+class _Inputs:
+    """Context in which the first inputs of modules are kept, one list for all of them."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self._seen: list[Tensor] = []
+        self._modules = [*modules]
+
+    def __enter__(self) -> list[Tensor]:
+        self._handles = [
+            module.register_forward_pre_hook(lambda _, given: self._seen.append(given[0]))
+            for module in self._modules]
+        return self._seen
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def numbered(form: str, case: Case) -> Iterator[str]:
     """Names of this form that were recorded, from 0 on."""
     index = 0
     while (name := form.format(index)) in case:
         yield name
         index += 1
-
-
-load = SmolVlaDecoders

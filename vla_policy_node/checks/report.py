@@ -8,7 +8,6 @@ from pathlib import Path
 from vla_policy_node.checks import assumed, behaviour, decoding, files, values
 from vla_policy_node.checks.behaviour import PrismaticRun
 from vla_policy_node.checks.findings import FAIL, Finding
-from vla_policy_node.checks.golden import decoders_only
 from vla_policy_node.families import read_model_config
 from vla_policy_node.families.prismatic import PrismaticVla
 from vla_policy_node.runtime.loading import load_model
@@ -29,11 +28,6 @@ def check_checkpoint(
     recordings, and a checkpoint without a tokenizer will do.
     """
     try:
-        if kind := decoders_only(directory):
-            yield Finding(
-                'policy', FAIL,
-                f'a {kind} policy cannot run here yet; --golden compares its decoders')
-            return
         config = read_model_config(directory)
         yield Finding('policy', 'pass', config.architecture)
         yield files.check_files(directory, config)

@@ -24,7 +24,7 @@ from vla_policy_node.checks.findings import (
     Finding,
     worst_by_stage,
 )
-from vla_policy_node.checks.golden import compare_pack, decoders_only
+from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.checks.values import check_fit, statistics_of
 from vla_policy_node.common.terminal import fitted
@@ -66,24 +66,16 @@ def check(
     ValueError for a checkpoint or pack that is not there.
     """
     directory = find_checkpoint(checkpoint)
-    failed: list[str]
-    warned: list[str]
     console.print(f'Checkpoint {directory}')
-    if packs and (kind := decoders_only(directory)):
-        console.print(
-            f'A {kind} policy cannot run here yet; its decoders are compared with recordings.')
-        failed, warned, guesses, good = [], [], [], 'All that can be compared agrees.'
-    else:
-        guesses = _print_assumptions(directory, suite, statistics_key, console)
-        findings = _self_checks(
-            directory, suite, statistics_key, device, dtype, bool(packs), console)
-        if (recorded.bags or recorded.datasets) and not any(
-                finding.name == 'loading' for finding in findings):
-            findings += _print_findings(
-                list(_compared(directory, statistics_key, recorded)), console)
-        failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
-                          for verdict in (FAIL, WARN))
-        good = 'All checks passed.'
+    guesses = _print_assumptions(directory, suite, statistics_key, console)
+    findings = _self_checks(
+        directory, suite, statistics_key, device, dtype, bool(packs), console)
+    if (recorded.bags or recorded.datasets) and not any(
+            finding.name == 'loading' for finding in findings):
+        findings += _print_findings(
+            list(_compared(directory, statistics_key, recorded)), console)
+    failed, warned = ([finding.name for finding in findings if finding.verdict == verdict]
+                      for verdict in (FAIL, WARN))
     for pack in packs:
         failed += _golden(directory, pack, statistics_key, device, console)
     if failed:
@@ -92,7 +84,7 @@ def check(
         console.print(Text.assemble(('No check failed', 'yellow'),
                                     f', and this may be wrong: {"; ".join(warned)}'))
     else:
-        console.print(good, style='green')
+        console.print('All checks passed.', style='green')
     if guesses and not failed:
         console.print(f'Guessed, because nothing says it: {", ".join(guesses)}.')
     return bool(failed)

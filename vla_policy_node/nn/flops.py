@@ -16,11 +16,15 @@ from vla_policy_node.nn.config import DecoderConfig, VisionEncoderConfig
 
 
 class LayerRows(NamedTuple):
-    """Rows of one run of one layer: so many ask, have their keys made, and are attended to."""
+    """Rows of one run of one layer: so many ask, have their keys made, and are attended to.
+
+    layer: which one it is in the files, where that matters; -1 if nobody says.
+    """
 
     asking: int
     new: int
     seen: int
+    layer: int = -1
 
 
 def encoder_flops(encoder: VisionEncoderConfig) -> int:
@@ -57,7 +61,7 @@ def chain_flops(*widths: int) -> int:
 
 def layer_flops(model: DecoderConfig, rows: LayerRows) -> int:
     """Return the FLOPs of one layer of the language model."""
-    return 2 * _layer(model, *rows)
+    return 2 * _layer(model, *rows[:3])
 
 
 def block_flops(rows: int, width: int, mlp_width: int) -> int:

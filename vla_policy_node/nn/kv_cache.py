@@ -49,6 +49,11 @@ class KvCache:
         """Rows that a layer holds."""
         return self._layers[index].rows if index in self._layers else 0
 
+    def keys_values(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer holds, [B, key heads, rows, head width] each."""
+        layer = self._layers[index]
+        return layer.key[:, :, : layer.rows], layer.value[:, :, : layer.rows]
+
     def positions(self, index: int) -> Tensor:
         """[B, rows] int64, where the rows of a layer belong in the full sequence."""
         layer = self._layers[index]

@@ -169,7 +169,8 @@ class _Sources:
             return self.of('decoding', value)
         if parts and self.document.get('head') is None:
             source = plain(parts[0].name)
-        elif self.public or self.document.get('head') is not None:
+        elif (self.public or self.document.get('head') is not None
+              or 'decoding' in self.family.settled):
             return self.of('decoding', value)
         else:
             source = 'going by the files alone'
