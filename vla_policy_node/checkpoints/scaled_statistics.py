@@ -49,6 +49,15 @@ class ScaledStatistics(Statistics):
             key, action_low, action_high, mask, low, high, np.stack([low, high]),
             state=lines[0], action=lines[1], convention=convention)
 
+    @property
+    def summary(self) -> str:
+        """How numbers become those of the network, in words."""
+        state = self.state.rule.mode if len(self.state.origin) else 'none'
+        counted = sum(self.convention.relative)
+        return (f'state {state}, actions {self.action.rule.mode}'
+                + f'; {counted} of an action count from the state' * bool(counted)
+                + '; ALOHA turned into pi' * (self.convention.aloha is not None))
+
     def normalise_proprio(self, proprio: np.ndarray) -> np.ndarray:
         """[P] of the robot -> [P] float64; nothing is clipped."""
         if self.convention.aloha_normalised:

@@ -84,19 +84,19 @@ class Scaling:
         first, second = (statistics[name][:size] for name in rule.statistics)
         if len(first) < size and not rule.partial:
             raise ValueError(f'there are statistics of {len(first)} numbers for {size}')
-        width = second if rule.mode == 'MEAN_STD' else second - first
-        origin, rest = np.zeros(size), np.ones(size)
-        origin[:len(first)] = first
-        forth, back = rest.copy(), rest.copy()
+        if rule.mode == 'MEAN_STD':  # a number without statistics has the mean 0, deviation 1
+            origin, width = np.zeros(size), np.ones(size)
+            origin[:len(first)], width[:len(first)] = first, second
+        else:  # and without a range it is on the line from itself to itself
+            origin, width = np.full(size, -1.0), np.full(size, 2.0)
+            origin[:len(first)], width[:len(first)] = first, second - first
         if rule.eps_when_zero and rule.mode != 'MEAN_STD':
-            forth[:len(first)] = back[:len(first)] = np.where(width == 0, rule.eps, width)
-        else:
-            forth[:len(first)] = width + rule.eps
-            back[:len(first)] = width + rule.eps * rule.eps_back
-        # A number without statistics is on the line from itself to itself.
+            width = np.where(width == 0, rule.eps, width)
+            return cls(rule, origin, width, width)
+        added = np.full(size, rule.eps)
         if rule.mode != 'MEAN_STD':
-            origin[len(first):], forth[len(first):], back[len(first):] = -1, 2, 2
-        return cls(rule, origin, forth, back)
+            added[len(first):] = 0
+        return cls(rule, origin, width + added, width + added * rule.eps_back)
 
     @property
     def between(self) -> bool:

@@ -73,6 +73,13 @@ class ValueFiles:
         """Whether they are in the layout of openpi."""
         return self.source.endswith(NORM_STATS)
 
+    @property
+    def said_by(self) -> str:
+        """Who says how to normalise, for people."""
+        if self.openpi and self.processors is None:
+            return f'{self.source}, as openpi does for this kind of policy'
+        return self.source
+
 
 def are_there(directory: Path, document: Mapping) -> bool:
     """Whether to look for such files at all; document: the parsed config.json."""

@@ -83,9 +83,10 @@ def _statistics(directory: Path, suite: str, key: str) -> Assumed:
 def _words(directory: Path, config: ModelConfig) -> list[Assumed]:
     family, path = families.of(config), place(directory, 'tokenizer.json')
     try:
-        prompt = family.load_prompt(directory, config).text('{instruction}')
+        prompt = family.load_prompt(directory, config)
     except ValueError:  # `files.check_prompt_ids` says why
         problem = 'cannot be used' if path.exists() else 'missing'
         return [Assumed('tokenizer', problem, path.name)]
-    return [Assumed('tokenizer', path.name, 'file'),
-            Assumed('prompt', prompt.replace('\n', '\\n'), f'{config.family.family}, default')]
+    words = prompt.text('{instruction}').replace('\n', '\\n')
+    return [Assumed('tokenizer', prompt.path.name, 'file'),
+            Assumed('prompt', words, f'{config.family.family}, default')]

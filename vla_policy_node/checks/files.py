@@ -31,9 +31,15 @@ from vla_policy_node.checkpoints.statistics import key_of_suite
 from vla_policy_node.checkpoints.tensor_files import unwrapped
 from vla_policy_node.checkpoints.weights import INDEX, MODEL, open_tensors
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
-from vla_policy_node.checks.prompts import LLAMA2_PROMPTS, uses_llama2_tokenizer
+from vla_policy_node.checks.prompts import (
+    LLAMA2_PROMPTS,
+    PALIGEMMA_IDS,
+    PALIGEMMA_PROMPT,
+    PALIGEMMA_WORDS,
+    uses_llama2_tokenizer,
+)
 from vla_policy_node.encoding.preprocess import normalisation
-from vla_policy_node.encoding.task_prompt import TOKENIZERS
+from vla_policy_node.encoding.task_prompt import TOKENIZERS, TaskPrompt
 from vla_policy_node.families import create_network
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig
@@ -158,6 +164,8 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
         return Finding('prompt ids', SKIP, 'no tokenizer; prompts are those of the recordings')
     try:
         encoder = families.of(config).load_prompt(directory, config)
+        if isinstance(encoder, TaskPrompt) and config.language_model.vocabulary in PALIGEMMA_WORDS:
+            return _check_paligemma(encoder)
         if not uses_llama2_tokenizer(directory, config):
             return Finding('prompt ids', SKIP, 'this checkpoint has a vocabulary of its own')
         for instruction, expected in LLAMA2_PROMPTS.items():
@@ -174,6 +182,14 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
 def has_no_tokenizer(directory: Path) -> bool:
     """Whether a checkpoint lacks all files that any family takes for its tokenizer."""
     return not any(place(directory, name).exists() for name in TOKENIZERS)
+
+
+def _check_paligemma(encoder: TaskPrompt) -> Finding:
+    ids = tuple(encoder.ids_of(PALIGEMMA_PROMPT))
+    if ids != PALIGEMMA_IDS:
+        return Finding('prompt ids', FAIL, f'{PALIGEMMA_PROMPT!r} becomes {list(ids)} instead of '
+                       f'{list(PALIGEMMA_IDS)}; take the tokenizer of PaliGemma')
+    return Finding('prompt ids', PASS, "a prompt becomes PaliGemma's ids")
 
 
 def check_dtypes(directory: Path, model: torch.nn.Module, dtype: str) -> Finding:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints.statistics import Statistics
-from vla_policy_node.checks import golden_pi_training
+from vla_policy_node.checks import golden_pi_training, golden_transforms
 from vla_policy_node.checks import golden_pi_values as values
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative
 from vla_policy_node.checks.golden_decoders import FLOAT, Case, allowed
@@ -75,10 +75,14 @@ def compare_recordings(
                 network, statistics(), other, values.read_prompts(pack)))
         elif values.is_of_pictures(arrays):
             yield from said(name, values.compare_resizing(other))
+        elif golden_transforms.is_recording(arrays):
+            yield from said(name, golden_transforms.compare_transforms(name, arrays))
         elif any(f'{case.name}_openpi_torch_x0' in arrays for case in cases):
             yield from said(name, _compare_openpi(network, other, cases))
         elif not is_recording(arrays):
             yield Comparison('other recordings', 0.0, np.inf, name, f'not compared: {name}')
+    if (pack / golden_transforms.PROMPTS).is_file():
+        yield from said(golden_transforms.PROMPTS, golden_transforms.compare_prompts(pack))
     for case in cases:
         if rest := case.rest():
             yield Comparison(

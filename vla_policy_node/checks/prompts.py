@@ -1,4 +1,4 @@
-"""Checks that a checkpoint tokenises like the public ones, with Llama 2's tokenizer."""
+"""What public tokenizers make of a few prompts: Llama 2's, and PaliGemma's."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ LLAMA2_PROMPTS = {
         278, 286, 17029, 3104, 373, 372, 29973, 13, 3744, 29901, 29871,
     ),
 }  # fmt: skip
+
+# Sizes of the table of words of published models with PaliGemma's tokenizer, and what that makes
+# of the start of a prompt of pi0.5, as users have logged it.
+PALIGEMMA_WORDS = (257152, 257216)
+PALIGEMMA_PROMPT = 'Task: pick up a pack of tissues and put it on the plate, State: 24 152'
+PALIGEMMA_IDS = (
+    2, 7071, 235292, 4788, 908, 476, 3386, 576, 29703, 578, 2507, 665, 611, 573, 8811, 235269,
+    3040, 235292, 235248, 235284, 235310, 235248, 235274, 235308, 235284,
+)
 
 
 def uses_llama2_tokenizer(directory: Path, config: ModelConfig) -> bool:

@@ -51,7 +51,7 @@ def check_modes(directory: Path, files: ValueFiles, statistics: ScaledStatistics
     """All files say the same of how numbers are normalised, and by which statistics."""
     name, problems = 'modes', []
     used = {'STATE': statistics.state.rule.mode, 'ACTION': statistics.action.rule.mode}
-    text = f'state {used["STATE"]}, actions {used["ACTION"]} ({Path(files.source).name})'
+    text = f'{statistics.summary} ({files.said_by})'
     said = Entries(read_json(directory, 'config.json'), 'config.json').inside(
         'normalization_mapping', {})
     for kind, mode in used.items():

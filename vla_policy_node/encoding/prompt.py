@@ -69,9 +69,9 @@ def _instead(directory: Path) -> str:
 class PromptEncoder:
     """Turns an instruction into prompt ids.
 
-    text: an instruction -> the words of the whole prompt. most: ids that the policy was trained
-    with, 0 for any number. reads_state: whether the words hold the state, so that each
-    observation has a prompt of its own (`encoding.task_prompt`).
+    text: an instruction -> the words of the whole prompt. path: of the tokenizer. most: ids that
+    the policy was trained with, 0 for any number. reads_state: whether the words hold the state,
+    so that each observation has a prompt of its own (`encoding.task_prompt`).
     """
 
     most = 0
@@ -84,7 +84,7 @@ class PromptEncoder:
         self.text = text
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._path = path
+        self.path = path
         self._last = last
 
     @classmethod
@@ -118,12 +118,12 @@ class PromptEncoder:
         return self._ids(f' {text}', add_special_tokens=False)
 
     def _ids(self, text: str, **how: bool) -> list[int]:
-        with foreign(self._path, 'cannot read this text; take the one that belongs to this '
+        with foreign(self.path, 'cannot read this text; take the one that belongs to this '
                                  'checkpoint'):
             ids = self._tokenizer.encode(text, **how).ids
         if not ids or max(ids) >= self._vocabulary:
             raise ValueError(
-                f'{self._path} makes {"the id " + str(max(ids)) if ids else "nothing"} of this '
+                f'{self.path} makes {"the id " + str(max(ids)) if ids else "nothing"} of this '
                 f'text, and the policy knows the ids below {self._vocabulary}; take the '
                 'tokenizer.json that belongs to this checkpoint.'
             )

@@ -138,6 +138,10 @@ class TaskPrompt(PromptEncoder):
             ids = [*ids, *self._ids('\n', add_special_tokens=False)]
         return ids
 
+    def ids_of(self, words: str) -> list[int]:
+        """Ids of words that are a prompt already."""
+        return self._ids(words)
+
     def cut(self, ids: list[int]) -> list[int]:
         """Leave as many ids as in training."""
         if not self.most or len(ids) <= self.most:
