@@ -48,19 +48,18 @@ def test_a_bag_becomes_an_episode_in_the_units_of_its_contract(bag, tmp_path):
     assert dataset.info.features['action'].names == ('dx', 'dy', 'dz', 'drx', 'dry', 'drz',
                                                      'gripper')
     rows = dataset.rows(0, (*ROWS, FRESH))
-    assert len(rows['index']) == 41
+    assert len(rows['index']) == 40
     expected = np.array([0, 0, 0.5, 0, 0, 0, 0.02, -0.02], np.float32)
-    np.testing.assert_array_equal(rows['observation.state'], np.tile(expected, (41, 1)))
-    np.testing.assert_allclose(rows['action'][:40, 0], 0.001 / 0.05, rtol=1e-6)
-    np.testing.assert_array_equal(rows['action'][:40, 6], np.arange(40) < 20)
-    np.testing.assert_array_equal(rows['action'][40], [0, 0, 0, 0, 0, 0, 0])  # nothing commanded
+    np.testing.assert_array_equal(rows['observation.state'], np.tile(expected, (40, 1)))
+    np.testing.assert_allclose(rows['action'][:, 0], 0.001 / 0.05, rtol=1e-6)
+    np.testing.assert_array_equal(rows['action'][:, 6], np.arange(40) < 20)
     np.testing.assert_array_equal(rows[FRESH][:6], [True, False, True, False, True, False])
 
 
 def test_each_row_has_the_picture_that_was_newest(bag, tmp_path):
     write([bag], tmp_path / 'set')
     pictures = [*LeRobotReader(tmp_path / 'set').pictures(0, 'observation.images.third_person')]
-    for row, picture in enumerate(pictures[:40]):
+    for row, picture in enumerate(pictures):
         left = (row // 2) % 24
         assert (picture[8:16, left:left + 8] == (200, 120, 40)).all()
         np.testing.assert_array_equal(picture, pictures[row // 2 * 2])
@@ -79,9 +78,9 @@ def test_it_is_imported_for_training_with_its_fresh_pictures(bag, tmp_path):
 def test_several_bags_become_one_dataset(bag, tmp_path, capsys):
     other = make_bag(tmp_path / 'other', seconds=1.0, instruction='push')
     dataset_from_bags([bag, other], BagRequest(), tmp_path / 'set', True, make_console())
-    assert '2 episodes of 62 rows at 20 Hz, 2 of them new' in capsys.readouterr().out
+    assert '2 episodes of 60 rows at 20 Hz, 2 of them new' in capsys.readouterr().out
     dataset = LeRobotReader(tmp_path / 'set')
-    assert dataset.tasks == [INSTRUCTION, 'push'] and dataset.episodes[1].length == 21
+    assert dataset.tasks == [INSTRUCTION, 'push'] and dataset.episodes[1].length == 20
 
 
 def test_bags_of_different_pictures_are_refused(bag, tmp_path):
@@ -111,8 +110,8 @@ def test_a_gap_ends_an_episode(tmp_path):
     bag = make_bag(tmp_path / 'bag', seconds=3.0, alter={'/wrist/image_raw': lost})
     work, _ = write([bag], tmp_path / 'set')
     lengths = [episode.length for episode in LeRobotReader(tmp_path / 'set').episodes]
-    assert lengths == [25, 21]  # until half a second after the last picture, and from the next
-    assert any('15 of 61 rows were left out' in note for note in work.notes)
+    assert lengths == [25, 20]  # until half a second after the last picture, and from the next
+    assert any('16 of 61 rows were left out' in note for note in work.notes)
 
 
 def test_a_picture_that_cannot_be_decoded_is_the_one_before(tmp_path):
@@ -220,3 +219,15 @@ def test_a_topic_of_no_joints_is_refused(joint_bag, tmp_path):
     with pytest.raises(ValueError, match=r'on .*/front.*--actions-topic .*/leader'):
         write([joint_bag / 'bag'], tmp_path / 'set', contract=str(joint_bag / 'arm.yaml'),
               instruction='lift', actions_topic='/front')
+
+
+def test_where_nothing_is_commanded_the_robot_stands_still_and_the_gripper_stays(tmp_path):
+    def paused(index, message):
+        return None if 10 <= index < 15 else message
+
+    bag = make_bag(tmp_path / 'bag', seconds=1.0, alter={'/command': paused})
+    work, _ = write([bag], tmp_path / 'set')
+    actions = LeRobotReader(tmp_path / 'set').rows(0, ROWS)['action']
+    np.testing.assert_array_equal(actions[11:14, :6], 0)
+    np.testing.assert_array_equal(actions[11:14, 6], 1)
+    assert any('nothing was commanded; they stand still' in note for note in work.notes)

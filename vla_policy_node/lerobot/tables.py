@@ -16,7 +16,7 @@ from vla_policy_node.lerobot.libraries import parquet
 # A picture is one cell; no camera makes larger ones, and files of rows are split at 100 MB.
 MOST_CELL_BYTES = 64 * MB
 _MOST_FILE_BYTES = 16 * 1024 * MB
-_MOST_TABLE_BYTES = 4 * 1024 * MB
+_MOST_TABLE_BYTES = 1024 * MB
 _DAMAGED = 'is damaged or was cut short (a recorder that was not ended writes no end of a file)'
 _PICTURES_TOGETHER = 8
 

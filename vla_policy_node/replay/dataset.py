@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from vla_policy_node.outputs.whole import check_place, check_target, whole_folde
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.dataset_rows import BagEpisode, BagRequest, BagRows, read_rows
 from vla_policy_node.training.dataset_import import FRESH, Imported
-from vla_policy_node.training.dataset_work import begin, work_folder
+from vla_policy_node.training.dataset_work import begin, end, work_folder
 from vla_policy_node.wire.cdr import read_compressed_image, read_image
 from vla_policy_node.wire.images import decode_compressed, decode_image
 
@@ -87,7 +86,7 @@ class BagDataset:
                     self.broken += pictures.broken
             with whole_folder(self._out, COMMAND) as folder:
                 assemble(self._parts, number, folder)
-            shutil.rmtree(self._work)
+            end(self._work)
 
     def _plan(self, lossless: bool) -> DatasetPlan:
         plans = []

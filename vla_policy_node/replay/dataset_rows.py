@@ -126,8 +126,10 @@ def read_rows(bag: Bag, request: BagRequest) -> BagRows:
         told, near = motion_actions(summary.actions, robot, grid, period_ns)
     actions = told if request.measured else filled(told, near, robot)
     known = np.isfinite(actions).all(1)
-    stretches = [(first, end) for first, end in runs(valid & known, grid.goal)
-                 if end - first >= LEAST_ROWS]
+    # A goal ends as its last command does: the row of that moment has none.
+    stretches = [(first, end - (not near[end - 1]))
+                 for first, end in runs(valid & known, grid.goal)]
+    stretches = [(first, end) for first, end in stretches if end - first >= LEAST_ROWS]
     if not stretches:
         raise BagError(_why_nothing(bag, reading, valid, known))
     episodes = tuple(BagEpisode(
@@ -140,10 +142,11 @@ def read_rows(bag: Bag, request: BagRequest) -> BagRows:
             raise BagError(f"The pictures of '{name}' in the bag '{bag.path}' go back in time; "
                            'record again, or take the times of recording with --stamps log.')
     used = sum(end - first for first, end in stretches)
-    still = int((~near)[valid & known].sum())
+    still = sum(int((~near[first:end]).sum()) for first, end in stretches)
     if used < len(grid):
         notes.append(f'{len(grid) - used} of {len(grid)} rows were left out: an input was missing '
-                     f'or older than {MAX_AGE_NS / 1e9:g} s, or nothing had been commanded yet.')
+                     f'or older than {MAX_AGE_NS / 1e9:g} s, or nothing was commanded yet or any '
+                     'more.')
     if still:
         notes.append(f'In {still} rows nothing was commanded; they stand still.')
     notes += [*summary.notes, *reading.notes()]

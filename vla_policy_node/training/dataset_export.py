@@ -22,7 +22,7 @@ from vla_policy_node.outputs.whole import check_place, check_target, whole_folde
 from vla_policy_node.policy.interface import END_EFFECTOR_DELTA, END_EFFECTOR_STATE
 from vla_policy_node.training.dataset_extras import EXTRAS, TENSORS, write_extras
 from vla_policy_node.training.dataset_import import FRESH, Imported
-from vla_policy_node.training.dataset_work import begin, work_folder
+from vla_policy_node.training.dataset_work import begin, end, work_folder
 from vla_policy_node.training.demonstrations import DOCUMENT, SCATTERED, Demonstrations
 from vla_policy_node.training.stored_pictures import LABELS
 
@@ -69,7 +69,7 @@ class DatasetExport:
                 assemble(self._parts, count, folder)
                 if self._demos.has_labels:
                     self._write_extras(folder, count)
-            shutil.rmtree(self._work)
+            end(self._work)
 
     def _plan(self, lossless: bool, robot: str) -> DatasetPlan:
         demos, document = self._demos, self._demos.document

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from vla_policy_node.checkpoints.reading import plain
 from vla_policy_node.lerobot.info import INFO
 from vla_policy_node.lerobot.reader import LeRobotReader
 from vla_policy_node.outputs.files import allow_umask, write_text
-from vla_policy_node.outputs.folder import LOCK, alone
+from vla_policy_node.outputs.folder import alone
 from vla_policy_node.outputs.listing import look
 from vla_policy_node.outputs.whole import check_place
 from vla_policy_node.training.dataset_choice import DatasetChoice, Numbers
@@ -151,9 +150,6 @@ class DatasetImport:
         allow_umask(self._whole)
         self._whole.rename(self._out.resolve())
         end(self._work)
-        (self._work / LOCK).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._work.rmdir()
 
 
 def _picked(

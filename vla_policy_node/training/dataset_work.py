@@ -39,5 +39,9 @@ def begin(work: Path, recipe: Mapping, out: Path) -> None:
 
 
 def end(work: Path) -> None:
-    """Forget what was begun; the folder goes when nothing else is in it."""
+    """Remove the folder; what says that it was made here goes last."""
+    for path in work.iterdir():
+        if path.name != _RECIPE:
+            path.unlink()
     (work / _RECIPE).unlink(missing_ok=True)
+    work.rmdir()
