@@ -4,8 +4,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pi_models
+import smol_models
 import torch
-from pi_models import write_policy
 from scripted import ScriptedPolicy
 
 from vla_policy_node.acceleration.flashvla import FlashTrigger
@@ -83,8 +84,10 @@ def shadowed(checkpoint):
 def flow(checkpoint, kind):
     """Another family, from a checkpoint of its own beside the small one."""
     directory = checkpoint.parent / f'small_{kind}'
-    if not directory.exists():
-        write_policy(directory, kind, cameras=[*CAMERAS])
+    if not directory.exists() and kind == 'smolvla':
+        smol_models.write_policy(directory)
+    elif not directory.exists():
+        pi_models.write_policy(directory, kind, cameras=[*CAMERAS])
     return LocalPolicy.load(directory, methods=('fastv',))
 
 
@@ -107,6 +110,7 @@ KINDS = {
     'answering': lambda checkpoint: answering(),
     'pi0': lambda checkpoint: flow(checkpoint, 'pi0'),
     'pi05': lambda checkpoint: flow(checkpoint, 'pi05'),
+    'smolvla': lambda checkpoint: flow(checkpoint, 'smolvla'),
 }
 
 

@@ -1,9 +1,13 @@
 """Small SmolVLA policies with random weights: two cameras of 16 tokens, four layers and steps."""
 
+import json
 from functools import cache
 
 import torch
+from pi_models import write_tokenizer
+from safetensors.torch import save_file
 from torch import nn
+from value_files import ACTION, STATE, made_up, write_processors
 
 from vla_policy_node import families
 from vla_policy_node.families.smolvla_config import SIZES
@@ -17,18 +21,15 @@ DOCUMENT = {
         'observation.images.wrist': {'type': 'VISUAL', 'shape': [3, 64, 64]},
     },
     'output_features': {'action': {'type': 'ACTION', 'shape': [7]}},
-    # What the methods that go by the robot's hand look for.
-    'state': ['x', 'y', 'z', 'rx', 'ry', 'rz', 'left_finger', 'right_finger'],
-    'actions': ['dx', 'dy', 'dz', 'drx', 'dry', 'drz', 'gripper'],
     'resize_imgs_with_padding': [64, 64],
     'chunk_size': CHUNK, 'max_state_dim': 12, 'max_action_dim': 10, 'num_steps': 4,
-    'num_vlm_layers': 4, 'tokenizer_max_length': 12, 'self_attn_every_n_layers': 2,
+    'num_vlm_layers': 4, 'tokenizer_max_length': 48, 'self_attn_every_n_layers': 2,
     SIZES: {
         'vision': {'width': 16, 'blocks': 2, 'heads': 2, 'mlp_width': 24, 'patch_px': 4,
                    'image_px': 64},
         'pixel_shuffle': 4,
         'text': {'width': 32, 'layers': 4, 'heads': 4, 'key_heads': 2, 'head_width': 8,
-                 'mlp_width': 40, 'vocabulary': 60},
+                 'mlp_width': 40, 'vocabulary': 300},
         'expert': {'width': 24, 'mlp_width': 32}},
 }
 CONFIG = families.named('smolvla').config_of(DOCUMENT)
@@ -62,3 +63,20 @@ def inputs_of(seed, words=(5, 9, 20, 7), batch=1):
     pixels = torch.rand(batch, 2, 3, 64, 64, generator=generator) * 2 - 1
     state = torch.randn(batch, 8, generator=generator)
     return pixels, state, torch.tensor([words] * batch)
+
+
+def write_policy(directory):
+    """A whole checkpoint, in the layout of `lerobot/smolvla_base`, with its backbone's config."""
+    network, family = shared_network(), families.named('smolvla')
+    document = {name: value for name, value in DOCUMENT.items() if name not in (SIZES, 'type')}
+    write_processors(directory, {STATE: made_up(8, 1), ACTION: made_up(7, 2)}, kind='smolvla',
+                     vlm_model_name='tiny', **document)
+    (directory / 'tiny').mkdir()
+    (directory / 'tiny' / 'config.json').write_text(json.dumps({
+        'text_config': {'num_attention_heads': 4, 'head_dim': 8},
+        'vision_config': {'num_attention_heads': 2}}))
+    save_file({family.locate(name, CONFIG)[1]: tensor.contiguous()
+               for name, tensor in network.state_dict().items()},
+              directory / 'model.safetensors')
+    write_tokenizer(directory)
+    return directory

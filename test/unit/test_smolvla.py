@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -320,8 +321,6 @@ def without(part):
     (None, {'attention_mode': 'other'}, r"attention_mode 'other'"),
     (None, {'resize_imgs_with_padding': [96, 64]}, r'resize_imgs_with_padding .*\[64, 64\]'),
     (None, {'max_state_dim': 5}, r'max_state_dim 5; it must be at least 6'),
-    (None, {'vlm_model_name': 'somebody/else'}, r"the backbone 'somebody/else'"),
-    (None, {'vlm_model_name': '../vlm_backbone'}, r"the backbone '../vlm_backbone'"),
     (None, {'input_features': {'observation.state': {'type': 'STATE', 'shape': [6]}}},
      r'input_features .*cameras'),
     (lambda tensors: {name: x[..., :0] if 'patch_embedding.weight' in name else x
@@ -334,6 +333,14 @@ def test_what_makes_no_policy_is_refused_with_a_sentence(checkpoint, change, ent
     with pytest.raises(ValueError, match=sentence) as refusal:
         load(checkpoint)
     assert str(refusal.value).endswith('.')
+
+
+@pytest.mark.parametrize('name', ['somebody/else', '../other', '/etc'])
+def test_a_backbone_that_nothing_tells_of_is_refused_with_a_sentence(pack, checkpoint, name):
+    (pack / 'vlm_backbone').rename(pack / 'other')
+    change_config(checkpoint, vlm_model_name=name)
+    with pytest.raises(ValueError, match=f"the backbone '{name}', and nothing here tells"):
+        load(checkpoint)
 
 
 def test_sizes_of_an_unknown_backbone_come_from_a_folder_inside(pack, checkpoint):
@@ -369,6 +376,17 @@ def test_cameras_that_the_robot_lacks_are_left_out_by_config_json(checkpoint, re
                               'pick up the red cube on the table')
     chunk = load_policy(checkpoint).infer(InferenceRequest(observation))
     np.testing.assert_allclose(chunk.actions, variant['actions'][0], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('optimisation', ['none', 'graphs'])
+def test_a_camera_without_a_picture_is_left_away(recorded_noise, observation, optimisation):
+    variant = np.load(PACK / 'variant_missing_camera_dropped.npz')
+    policy = load_policy(CHECKPOINT, optimisation=optimisation)
+    policy.infer(InferenceRequest(observation))
+    chunk = policy.infer(InferenceRequest(
+        replace(observation, images={'top': observation.images['top']})))
+    np.testing.assert_allclose(chunk.actions, variant['actions'][0], rtol=0, atol=2e-4)
+    assert [selection.camera for selection in chunk.selections] == ['top']
 
 
 def test_cameras_that_never_are_do_not_count(checkpoint):

@@ -1,8 +1,9 @@
 """What a LeRobot `config.json` says of inputs and outputs: cameras, state and actions.
 
 LeRobot gives features names like `observation.images.top`, and neither state nor actions names
-for their single numbers. Whoever wants other names writes `cameras`, `state` and `actions` into
-config.json (`checkpoints.config_file`).
+for their single numbers. Eight and seven are LIBERO's; others are called by their place. Whoever
+wants other names writes `cameras`, `state` and `actions` into config.json
+(`checkpoints.config_file`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ def read_features(entries: Entries) -> PolicySpec:
                     if _kind(inputs, name) == 'VISUAL' and _EMPTY not in name)
     if not cameras or len({*cameras}) < len(cameras):
         raise entries.error('input_features', 'cameras of different names', list(cameras))
-    return PolicySpec(cameras, _numbers(inputs, _STATE, 'state'),
-                      _numbers(outputs, _ACTION, 'action'))
+    state, actions = _size(inputs, _STATE), _size(outputs, _ACTION)
+    libero = PolicySpec()
+    if (state, actions) == (len(libero.state), len(libero.actions)):
+        return PolicySpec(cameras)
+    return PolicySpec(cameras, _named('state', state), _named('actions', actions))
 
 
 def camera_name(feature: str) -> str:
@@ -44,9 +48,12 @@ def _kind(features: Entries, name: str) -> str:
     return features.inside(name).word('type')
 
 
-def _numbers(features: Entries, name: str, called: str) -> tuple[Quantity, ...]:
+def _size(features: Entries, name: str) -> int:
+    """How many numbers a feature has, 0 if it is not there."""
     if name not in features:
-        return ()
-    feature = features.inside(name)
-    size = feature.numbers('shape', 1, 1, MAX_NUMBERS)[0]
-    return tuple(Quantity(f'{called}_{index}') for index in range(int(size)))
+        return 0
+    return int(features.inside(name).numbers('shape', 1, 1, MAX_NUMBERS)[0])
+
+
+def _named(kind: str, size: int) -> tuple[Quantity, ...]:
+    return tuple(Quantity(f'{kind}_{index}') for index in range(size))

@@ -278,7 +278,7 @@ class SmolVlaFamily(PolicyFamily[SmolVlaConfig]):
         return InputEncoder(
             config, self.load_prompt(directory, config),
             PaddedPreprocessor(PADDING, config.image_px, preprocessing), statistics,
-            camera_transforms)
+            camera_transforms, may_miss=True)
 
     def count_flops(
         self,

@@ -129,7 +129,6 @@ def read_sizes(
     frame: ids around each picture, where the file asks for them. ValueError for what cannot be.
     """
     entries = Entries(document, 'config.json')
-    _refuse_others(entries)
     spec = read_features(entries)
     chunk = entries.integer('chunk_size', 1, MAX_CHUNK, 50)
     common = read_common(entries, family, spec, chunk)
@@ -138,6 +137,7 @@ def read_sizes(
                             common['chunk_length'])
     sizes = entries.inside(SIZES, None if SIZES in entries else _sizes_by_name(entries))
     text = _text(sizes.inside('text'))
+    _refuse_others(entries, text.layers)
     vision, shuffle = _vision(sizes.inside('vision')), sizes.integer('pixel_shuffle', 1, 64)
     side = vision.grid[0]
     if vision.image_px % vision.patch_px or side % shuffle:
@@ -161,9 +161,8 @@ def read_sizes(
     return replace(config, language_model=replace(text, context_length=rows))
 
 
-def _refuse_others(entries: Entries) -> None:
+def _refuse_others(entries: Entries, layers: int) -> None:
     """What LeRobot can be told and nobody trained, or what is another network."""
-    layers = entries.integer('num_vlm_layers', -1, MAX_LAYERS, 16)
     expert = entries.integer('num_expert_layers', -1, MAX_LAYERS, -1)
     if expert > 0 and expert != layers:
         raise ValueError(

@@ -3,7 +3,7 @@
 The weights of a fine-tune may hold the whole backbone; layers that the policy does not run are
 never read. The backbone's files (config.json, tokenizer.json) are not part of public checkpoints:
 they are looked for in the folder that `vlm_model_name` names, if it is relative, inside of the
-checkpoint or beside it, and in `vlm_backbone`.
+checkpoint or beside it, and in `vlm_backbone` there.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def backbone_folders(directory: Path, document: Mapping) -> list[Path]:
         inside = PurePosixPath(named)
         if not inside.is_absolute() and '..' not in inside.parts:
             folders += [directory / inside, directory.parent / inside]
-    return folders
+    return [*folders, directory.parent / FOLDER]
 
 
 def frame_ids(directory: Path, document: Mapping) -> Frame:
