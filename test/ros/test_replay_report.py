@@ -15,7 +15,7 @@ from PIL import Image
 from replay_bag import INSTRUCTION, make_bag
 from rich.console import Console
 
-from vla_policy_node.replay import many
+from vla_policy_node.replay import charts, many
 from vla_policy_node.replay.bag import Bag
 from vla_policy_node.replay.evaluate import evaluate_bag
 from vla_policy_node.replay.gate import GateLimits, parse_error_limit
@@ -52,6 +52,17 @@ def test_the_page_opens_in_a_browser_without_an_error_and_shows_every_image(repo
     shown = chromium.images(report / 'report.html', tmp_path)
     assert len(shown) == 26  # six plots, and two policies in ten moments
     assert all(complete and width > 200 and height > 100 for complete, width, height in shown)
+
+
+@pytest.mark.parametrize(('width', 'picture'), [(920, charts.WIDE), (400, charts.NARROW)])
+def test_the_page_fits_its_window_and_has_charts_for_it(report, tmp_path, width, picture):
+    found = chromium.layout(report / 'report.html', tmp_path, width)
+    assert found['width'] == width  # nothing but tables scrolls sideways
+    assert found['smallest'] >= 13
+    assert len(found['charts']) == 6
+    for pixels, shown in found['charts']:
+        assert pixels == round(picture.width_in * picture.dpi)
+        assert shown > 0.85 * width
 
 
 def test_the_page_is_one_file_that_loads_nothing(report):

@@ -36,7 +36,7 @@ figure .open{display:block;cursor:zoom-in;text-decoration:none}figure .close{dis
 .views span{display:block;font-size:14px;padding:2px 2px 4px}
 figcaption{color:var(--soft);font-size:14px;padding:6px 4px 0}
 caption{text-align:left;color:var(--soft);font-size:14px;padding:2px 0}
-caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 24px)}
+caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 64px)}
 figcaption .run{display:block}
 figure:target{position:fixed;inset:0;z-index:1;margin:0;border:0;border-radius:0;overflow:auto;
 padding:54px 10px 10px}
@@ -44,8 +44,8 @@ figure:target img{width:auto;max-width:none}figure:target .open{cursor:auto}
 figure:target .views{grid-template-columns:max-content}
 figure:target .close{display:block;position:fixed;top:8px;left:10px;background:var(--ink);
 color:var(--card);border-radius:6px;padding:5px 14px}
-table{border-collapse:separate;border-spacing:0;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;vertical-align:bottom;padding:4px 8px;border-bottom:1px solid var(--line)}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:15px;font-variant-numeric:tabular-nums}
+th,td{text-align:right;vertical-align:bottom;padding:4px 6px;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--back);
 min-width:5.5em}
 td+td{white-space:nowrap}

@@ -134,10 +134,12 @@ def _page(outcomes: Sequence[BagOutcome], done: Sequence[BagOutcome]) -> str:
         rows.append(_row('mean, by inferences', _means(done), None))
     # Bags that were done before an interruption may be of an earlier day, and of other code.
     made = dict.fromkeys(f'{o.latency["date"][:10]}, {o.latency["code"]}' for o in done)
+    caption = (f'Replayed on {"; ".join(made)}. Others: what else kept cores busy.'
+               if made else '')
     parts.append('<div class="card">' + table(
-        ['bag', 'inferences', 'translation p95, mm', 'rotation p95, mrad', 'gripper, %',
-         'tokens', 'GFLOP', 'p50, ms', 'cores that others used', 'gate'], rows,
-        f'Replayed on {"; ".join(made)}' if made else '') + '</div>')
+        ['bag', 'gate', 'inferences', 'translation p95, mm', 'rotation p95, mrad', 'gripper, %',
+         'tokens', 'GFLOP', 'p50, ms', 'others, cores'], rows,
+        caption) + '</div>')
     parts.append('<p>' + ' '.join(
         f'<a href="{escape(name)}/report.html">{escape(name)}</a>'
         for name in (Path(o.folder).name for o in done)) + '</p>')
@@ -156,7 +158,7 @@ def _row(name: str, figures: dict, outcome: BagOutcome | None) -> list[str]:
                            if outcome.latency[run])
         others = number(outcome.latency['load']['busy_with_others_cores'], digits=1)
         gate = ('passed' if outcome.passed else 'failed') if outcome.gate else ''
-    return [name, inferences, number(figures['translation_error_p95'], 1e3),
+    return [name, gate, inferences, number(figures['translation_error_p95'], 1e3),
             number(figures['rotation_error_p95'], 1e3),
             number(figures['gripper_agreement'], 100, 1), both('tokens_kept', 0),
-            both('gflops', 2), times, others, gate]
+            both('gflops', 2), times, others]
