@@ -3,13 +3,15 @@
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from vla_policy_node.acceleration.deer_training import EarlyExits
 from vla_policy_node.families import config_of
-from vla_policy_node.runtime.small import CONFIG
+from vla_policy_node.runtime import small
+from vla_policy_node.runtime.small import CONFIG, sized_config
 from vla_policy_node.training import stages
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 
@@ -78,3 +80,39 @@ def test_every_entry_is_explained_with_its_default():
     for stage in stages.available():
         for name, default in stages.named(stage).entries.items():
             assert explained[name] == default, name
+
+
+def test_a_first_stage_begins_with_a_network_of_the_sizes_that_it_says():
+    assert sized_config({}) == CONFIG
+    sizes = config_of(sized_config({'layers': 12, 'width': 320, 'vision_blocks': 6}))
+    assert (sizes.language_model.layers, sizes.language_model.width) == (12, 320)
+    assert (sizes.language_model.heads, sizes.language_model.mlp_width) == (5, 856)
+    assert {(e.blocks, e.width, e.heads) for e in (sizes.dino, sizes.siglip)} == {(6, 96, 3)}
+
+
+@pytest.mark.parametrize(('changes', 'why'), [
+    ({'layers': 65}, r'^layers is 65; take 1 to 64\.$'),
+    ({'layers': -1}, r'^layers is -1; take 1 to 64\.$'),
+    ({'width': 100}, r'^width is 100; take a multiple of 64, or with heads a number'),
+    ({'width': 192, 'heads': 64}, 'divides it into even widths'),
+    ({'vision_width': 100}, r'^vision_width is 100; take a multiple of 32, or with vision_heads'),
+    ({'layers': 'many'}, r'layers takes a int, not'),
+])
+def test_sizes_that_cannot_be_are_refused(changes, why):
+    with pytest.raises(ValueError, match=why):
+        read_training_config(YAMLS / 'grounding.yaml', changes)
+
+
+def test_a_network_that_cannot_be_trained_here_is_refused_before_memory_is_taken(monkeypatch):
+    monkeypatch.setattr(small, 'memory_bytes', lambda: 8 << 30)
+    with pytest.raises(ValueError, match=r'takes \d+\.\d GB to train, and this machine has 8'):
+        read_training_config(YAMLS / 'grounding.yaml', {'layers': 64, 'width': 8192})
+
+
+def test_sizes_are_not_for_a_checkpoint_that_has_others(tmp_path):
+    config = read_training_config(YAMLS / 'grounding.yaml', {'layers': 3})
+    run = SimpleNamespace(config=config, start=tmp_path)
+    stage = stages.named('grounding')
+    stage.check_run(run, config_of(sized_config({'layers': 3})))
+    with pytest.raises(ValueError, match=r'^layers=3 is for a new network, and .* Llama 6x192'):
+        stage.check_run(run, config_of(CONFIG))

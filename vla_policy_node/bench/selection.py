@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from vla_policy_node.bench.origins import origin_of
+from vla_policy_node.bench.trained import check_recipe
 from vla_policy_node.commands.train import run_stage, stage_config
 from vla_policy_node.common.terminal import fitted
 from vla_policy_node.evaluation.contenders import Contender
@@ -31,8 +32,6 @@ from vla_policy_node.evaluation.summary import summarise
 from vla_policy_node.evaluation.tables import tables
 from vla_policy_node.outputs.files import write_text
 from vla_policy_node.outputs.folder import claimed, seal
-from vla_policy_node.training.config import TrainingConfig
-from vla_policy_node.training.run_record import recipe_of
 from vla_policy_node.training.stage_run import CHECKPOINT, Run
 
 LIGHTVLA = 'LightVLA'
@@ -121,7 +120,7 @@ def _trained(question: Question, label: str, console: Console) -> Path:
     out = question.runs / folder
     config = stage_config('lightvla', None, (*question.changes, *changes))
     if (out / CHECKPOINT / 'config.json').is_file():
-        _check_recipe(out, config)
+        check_recipe(out, config, 'take other --runs')
     else:
         if question.demonstrations is None:
             raise ValueError(
@@ -132,16 +131,6 @@ def _trained(question: Question, label: str, console: Console) -> Path:
             processes=question.workers)
         run_stage(run, console)
     return out / CHECKPOINT
-
-
-def _check_recipe(out: Path, config: TrainingConfig) -> None:
-    """Raise ValueError if a run had other settings or another number of steps."""
-    wanted, found = config.document(), recipe_of(out)
-    for name, value in wanted.items():
-        if name != 'save_every_s' and found.get(name) != value:
-            raise ValueError(
-                f'{out} was trained with {name}={found.get(name)}, not {value}; take other '
-                '--runs, or the --set that it was trained with.')
 
 
 def _contender(label: str, checkpoint: Path) -> Contender:

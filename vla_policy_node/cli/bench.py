@@ -179,6 +179,49 @@ def methods(
         raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
 
 
+def redundancy(
+    out: Annotated[Path, typer.Option(
+        help='Folder for demonstrations, runs of training and the table.')] = Path(
+            'runs/redundancy'),
+    size: Annotated[list[str] | None, typer.Option(
+        help='Size of the policy, an entry of the first stage like layers=24. Repeat. Default: '
+        'layers=12, width=320, vision_blocks=6, vision_width=128, which is 19 M parameters.',
+    )] = None,
+    demos: Annotated[Path | None, typer.Option(
+        help='Folder of `vla demos` with actions; none: 1500 are recorded.')] = None,
+    scenes: Annotated[Path | None, typer.Option(
+        help='Folder of `vla demos --layout scattered`; none: 440 are recorded.')] = None,
+    also: Annotated[list[str] | None, typer.Option(
+        help='Further rows of the table, as in `vla bench methods`. Repeat.')] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = 'cpu',
+    workers: Annotated[int, typer.Option(
+        min=1, help='Processes for demonstrations and episodes.')] = 2,
+    smoke: Annotated[bool, typer.Option(
+        '--smoke', help='Two steps of each stage and two short episodes: does it all run?',
+    )] = False,
+) -> None:
+    """Train a policy with layers and parameters to spare, and compare all methods on it.
+
+    Demonstrations, four stages of a dense policy, LightVLA, and the dense policy fine-tuned for as
+    long; then the table of methods on test layouts. The same command goes on after an
+    interruption. docs/acceleration.md has the single commands, and how long they take.
+
+    * `vla bench redundancy --device cuda --workers 16`
+
+    * `vla bench redundancy --smoke --out /tmp/smoke`: all of it in a minute, to no avail
+    """
+    from vla_policy_node.bench.redundancy import SIZES, Request, run
+    from vla_policy_node.common.terminal import make_console
+
+    try:
+        run(Request(out, size or SIZES, demos, scenes, also or (), device, workers, smoke),
+            make_console())
+    except ValueError as error:
+        raise refusal(error) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('Interrupted; the same command goes on from here.') from None
+
+
 def _command() -> str:
     """Return the command as the user gave it; paths in the working directory as relative ones."""
     here = re.compile(rf'(?<![\w.]){re.escape(str(Path.cwd()))}(?=/|$)')

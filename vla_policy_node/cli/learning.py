@@ -97,15 +97,15 @@ def train(
 
     Several machines or GPUs: `torchrun --nproc-per-node 8 -m vla_policy_node train ...`
     """
-    from vla_policy_node.commands.train import run_stage, stage_config
+    from vla_policy_node.commands.train import run_stage, stage_config, start_of
     from vla_policy_node.common.terminal import make_console
-    from vla_policy_node.system.files import untrained_checkpoint
     from vla_policy_node.training.stage_run import Run
 
     try:
+        chosen = stage_config(stage, config, change or ())
         run = Run(
-            stage_config(stage, config, change or ()), start or untrained_checkpoint(),
-            demos, scenes, out, device, processes, tuple(despite or ()))
+            chosen, start_of(chosen, start), demos, scenes, out, device, processes,
+            tuple(despite or ()))
         run_stage(run, make_console())
     except ValueError as error:
         raise refusal(error) from None

@@ -49,7 +49,7 @@ _bench = typer.Typer(no_args_is_help=True, help='Measurements that take longer t
 app.add_typer(_bench, name='bench')
 for _command in (
     benches.node, benches.policy, benches.selection, benches.headline, benches.methods,
-    benches.faults, benches.soak,
+    benches.redundancy, benches.faults, benches.soak,
 ):
     _bench.command(cls=CheckedCommand)(_command)
 

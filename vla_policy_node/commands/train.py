@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from vla_policy_node.common.plain_yaml import parse_plain_yaml
-from vla_policy_node.system.files import share_directory
+from vla_policy_node.system.files import share_directory, untrained_checkpoint
 from vla_policy_node.training import stages
 from vla_policy_node.training.config import TrainingConfig, read_training_config
 from vla_policy_node.training.stage_run import Run, train
+from vla_policy_node.training.stages.grounding import sizes_of
 
 
 def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> TrainingConfig:
@@ -28,6 +29,11 @@ def stage_config(stage: str, path: Path | None, changes: Sequence[str]) -> Train
             raise ValueError(f"--set takes entry=value, e.g. steps=100, not '{change}'.")
         parsed[name] = parse_plain_yaml(value, f'The value of {name}')
     return read_training_config(path or shipped, parsed)
+
+
+def start_of(config: TrainingConfig, start: Path | None) -> Path:
+    """Return the checkpoint that a stage starts from: none is a new one, of the stage's sizes."""
+    return start or untrained_checkpoint(sizes_of(config))
 
 
 def run_stage(run: Run, console: Console) -> None:

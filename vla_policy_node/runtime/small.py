@@ -6,6 +6,7 @@ Same classes, same files, same sequence layout as the public checkpoints. It can
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
+from vla_policy_node.common.machine import memory_bytes
 from vla_policy_node.encoding.prompt import prompt_text
 from vla_policy_node.families import config_of, create_network
 from vla_policy_node.families.prismatic import PrismaticVla
@@ -65,6 +67,14 @@ COGACT_CONFIG = {
 }
 CONFIGS = {'l1': CONFIG, 'cogact': COGACT_CONFIG}
 
+# What of CONFIG a new network may have otherwise, and from how many to how many: the widths of
+# heads and of feed-forward layers follow where they are not said.
+SIZES = {
+    'layers': (1, 64), 'width': (8, 8192), 'heads': (1, 128), 'mlp_width': (1, 32768),
+    'vision_blocks': (1, 48), 'vision_width': (8, 4096), 'vision_heads': (1, 64),
+}
+_TRAINING_BYTES = 20  # a weight: itself, its gradient, two moments and its average, in float32
+
 NORMALISATION = {
     'tvf_normalize_params': [
         {
@@ -100,6 +110,48 @@ WORDS = (
     'juice chocolate pudding frying white black red yellow blue green compartment floor wooden '
     'inside under robot gripper block cube'
 )
+
+
+def sized_config(sizes: Mapping[str, int]) -> dict:
+    """Return CONFIG with other sizes, of SIZES; 0: as in CONFIG, or in its proportions.
+
+    ValueError with one sentence for sizes that cannot be, or cannot be trained on this machine.
+    """
+    for name, value in sizes.items():
+        least, most = SIZES[name]
+        if value and not least <= value <= most:
+            raise ValueError(f'{name} is {value}; take {least} to {most}.')
+    document = copy.deepcopy(CONFIG)
+    text, encoders = document['text_config'], document['vision_tiny']
+    width, heads = _width_and_heads(sizes, '', text['hidden_size'], 64)
+    text.update(
+        hidden_size=width, num_attention_heads=heads,
+        num_hidden_layers=sizes.get('layers') or text['num_hidden_layers'],
+        intermediate_size=sizes.get('mlp_width') or 8 * round(width / 3))
+    width, heads = _width_and_heads(sizes, 'vision_', VISION_ENCODER['embed_dim'], 32)
+    for encoder in encoders.values():
+        encoder.update(
+            embed_dim=width, num_heads=heads, mlp_hidden=4 * width,
+            feature_block=(sizes.get('vision_blocks') or encoder['feature_block'] + 1) - 1)
+    needed = _TRAINING_BYTES * config_of(document).least_weights
+    if needed > memory_bytes():
+        raise ValueError(
+            f'A network of these sizes takes {needed / 1e9:.1f} GB to train, and this machine has '
+            f'{memory_bytes() / 1e9:.1f}; take fewer layers or a smaller width.')
+    return document
+
+
+def _width_and_heads(
+    sizes: Mapping[str, int], of: str, width: int, head_width: int
+) -> tuple[int, int]:
+    """Return a width and the number of heads, which are `head_width` wide if it is not said."""
+    width = sizes.get(f'{of}width') or width
+    heads = sizes.get(f'{of}heads') or width / head_width
+    if heads != int(heads) or width % heads or width // heads % 2:
+        raise ValueError(
+            f'{of}width is {width}; take a multiple of {head_width}, or with {of}heads a number '
+            'that divides it into even widths.')
+    return width, int(heads)
 
 
 def create_small_checkpoint(

@@ -1,6 +1,7 @@
 """Where configuration and checkpoints are: in the source tree, or where they were installed."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -150,23 +151,28 @@ def default_checkpoint() -> Path:
     return shipped if shipped.is_dir() else untrained_checkpoint()
 
 
-def untrained_checkpoint_path() -> Path:
+def untrained_checkpoint_path(sizes: Mapping[str, int] | None = None) -> Path:
     """Return where the small untrained checkpoint is, or will be; it changes with its recipe."""
     from vla_policy_node.world.cache import cache_root, digest
 
-    recipe = Path(find_spec('vla_policy_node.runtime.small').origin)
-    return cache_root() / 'checkpoints' / f'small-seed0-{digest([recipe.read_bytes()])}'
+    parts = [Path(find_spec('vla_policy_node.runtime.small').origin).read_bytes()]
+    if sizes:
+        parts.append(json.dumps(sizes, sort_keys=True).encode())
+    return cache_root() / 'checkpoints' / f'small-seed0-{digest(parts)}'
 
 
-def untrained_checkpoint() -> Path:
-    """Return the small checkpoint with random weights of seed 0, created if it does not exist."""
+def untrained_checkpoint(sizes: Mapping[str, int] | None = None) -> Path:
+    """Return the small checkpoint with random weights of seed 0, created if it does not exist.
+
+    sizes: other ones, see `runtime.small.sized_config`; ValueError for those that cannot be.
+    """
     from vla_policy_node.world.cache import build_once
 
     def build(directory: Path) -> None:
-        from vla_policy_node.runtime.small import create_small_checkpoint
+        from vla_policy_node.runtime.small import create_small_checkpoint, sized_config
 
-        create_small_checkpoint(directory, seed=0)
+        create_small_checkpoint(directory, seed=0, config=sized_config(sizes or {}))
         print(f'Created a small policy, UNTRAINED (random weights, seed 0): {target}')
 
-    target = untrained_checkpoint_path()
+    target = untrained_checkpoint_path(sizes)
     return build_once(target, build)

@@ -9,11 +9,12 @@ from vla_policy_node.training.losses import STATE_LOSSES, TOKEN_LOSSES
 from vla_policy_node.training.stages.base import MethodStage, TrainingStage
 from vla_policy_node.training.stages.cogact import NewDiffusionHead
 from vla_policy_node.training.stages.cogact_head import DiffusionHeadAlone
+from vla_policy_node.training.stages.grounding import FirstStage
 
 __all__ = ['TrainingStage', 'available', 'current_name', 'losses', 'named']
 
 _OWN = (
-    TrainingStage('grounding'),
+    FirstStage(),
     TrainingStage('localization'),
     TrainingStage('behavior_cloning'),
     NewDiffusionHead(),
