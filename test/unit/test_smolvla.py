@@ -378,7 +378,7 @@ def test_cameras_that_the_robot_lacks_are_left_out_by_config_json(checkpoint, re
     np.testing.assert_allclose(chunk.actions, variant['actions'][0], rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize('optimisation', ['none', 'graphs'])
+@pytest.mark.parametrize('optimisation', ['none', 'fused'])
 def test_a_camera_without_a_picture_is_left_away(recorded_noise, observation, optimisation):
     variant = np.load(PACK / 'variant_missing_camera_dropped.npz')
     policy = load_policy(CHECKPOINT, optimisation=optimisation)

@@ -113,13 +113,13 @@ class StaticForward:
 
     def _see(self, pictures: Tensor, prompt_ids: Tensor) -> Tensor:
         prompts = (prompt_ids,) if self._model.config.vision_reads_prompt else ()
-        key = ('vision', pictures.shape, *(ids.shape for ids in prompts))
+        key = ('vision', *(ids.shape for ids in prompts))
         return self._run(key, self._vision, (pictures, *prompts))
 
     def _sort(
         self, proprio: Tensor, prompt_ids: Tensor, visual: Tensor
     ) -> tuple[TokenSequence, Tensor, Choice | None, Tensor | None]:
-        key = ('select', visual.shape, prompt_ids.shape)
+        key = ('select', prompt_ids.shape)
         return self._run(key, self._select, (proprio, prompt_ids), (visual,))
 
     def _act(
