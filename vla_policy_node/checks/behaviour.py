@@ -17,6 +17,7 @@ from vla_policy_node.checkpoints.published import published_action_rows
 from vla_policy_node.checks.files import has_no_tokenizer
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, Finding
 from vla_policy_node.encoding.encoder import InputEncoder, Inputs
+from vla_policy_node.encoding.padded import PaddedPreprocessor
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.families import PolicyNetwork
 from vla_policy_node.families.prismatic import ACTION_ROWS, PrismaticVla
@@ -39,7 +40,7 @@ class SampleRun:
     """
 
     model: PolicyNetwork
-    image: ImagePreprocessor
+    image: ImagePreprocessor | PaddedPreprocessor
     prompt_ids: Tensor
 
     @property

@@ -9,7 +9,7 @@ and instructions come from the pack. The model runs in float32, whatever it will
 | OpenVLA-OFT | vision encoders to actions; training loss and gradients | `checks.golden_cases` |
 | LightVLA | scores, kept tokens, actions in both row conventions; training | the same |
 | preprocessing | JPEG, resize, crop, normalisation; prompt ids | `checks.golden_images` |
-| pi0, pi0.5 | pixels to actions, every step of the flow; training | `checks.golden_pi` |
+| pi0, pi0.5 | pixels to actions, every step of the flow; training, RTC | `checks.golden_pi` |
 | SmolVLA | pixels to actions, every step of the flow; training, RTC | `checks.golden_smolvla` |
 """
 

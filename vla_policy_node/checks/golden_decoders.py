@@ -107,6 +107,11 @@ class Case:
                 value, reference = (x.masked_fill(~valid, 0) for x in (value, reference))
             yield compare(stage, rule, value, reference, self.name)
 
+    def text(self, key: str) -> str:
+        """A recorded string; KeyError if it was not recorded."""
+        self._used.add(key)
+        return str(self._recording[key])
+
     def add(self, key: str, array: np.ndarray) -> None:
         """Take an input from another recording, unless this one has it."""
         if key not in self._recording:

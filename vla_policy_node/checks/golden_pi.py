@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from vla_policy_node import families
 from vla_policy_node.checkpoints.statistics import Statistics
-from vla_policy_node.checks import golden_pi_training, golden_transforms
+from vla_policy_node.checks import golden_pi_rtc, golden_pi_training, golden_transforms
 from vla_policy_node.checks import golden_pi_values as values
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative
 from vla_policy_node.checks.golden_decoders import FLOAT, Case, allowed
@@ -70,6 +71,8 @@ def compare_recordings(
             norms = golden_pi_training.read_norms(pack)
             yield from said(name, golden_pi_training.compare_training(
                 network, other, cases, norms))
+        elif golden_pi_rtc.is_recording(arrays):
+            yield from said(name, golden_pi_rtc.compare_guided(network, other, cases))
         elif values.is_end_to_end(arrays):
             yield from said(name, values.compare_end_to_end(
                 network, statistics(), other, values.read_prompts(pack)))
@@ -157,7 +160,7 @@ def compare_case(network: Pi0, case: Case) -> Iterator[Comparison]:
             'normalised actions', ACTIONS, network.to_actions(others), 'alt_actions_norm')
 
 
-def flow(network: Pi0, case: Case, **changes: object) -> Tensor:
+def flow(network: Pi0, case: Case, **changes: Any) -> Tensor:
     """Actions [B, K, D] of a recorded prefix and noise, with other settings of the flow."""
     nobody, config = ForwardPass(), network.config
     try:
@@ -217,9 +220,9 @@ def _compare_steps(
     waves = embed_time(times, head.decoder.config.width, head.periods)
     yield from case.compare('waves of the time', WAVES, waves, 'time_emb')
     if head.adaptive:
-        conditions = torch.stack([
-            head.embed(x, head.waves(times[index : index + 1]).expand(len(x), -1))[1]
-            for index, x in enumerate(watch.actions)])
+        made = [head.embed(x, head.waves(times[index : index + 1]).expand(len(x), -1))[1]
+                for index, x in enumerate(watch.actions)]
+        conditions = torch.stack([condition for condition in made if condition is not None])
         yield from case.compare('expert: conditions', FLOAT, conditions, 'adarms_cond')
         yield from _compare_modulations(network, conditions, case)
     steps = [layers_in[index * depth : (index + 1) * depth] for index in range(len(times))]

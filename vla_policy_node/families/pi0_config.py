@@ -33,9 +33,10 @@ OPENPI_CAMERAS = ('base_0_rgb', 'left_wrist_0_rgb', 'right_wrist_0_rgb')
 _OLDER_PICTURES = 'resize_imgs_with_padding'
 _PICTURES, _EMPTY = re.compile(r'observation\.images?(?:\.|$)'), 'empty_camera_'
 # Of gemma_2b, gemma_300m and SigLIP So400m.
-_LANGUAGE = {'width': 2048, 'layers': 18, 'mlp_width': 16384, 'vocabulary': 257152}
-_EXPERT = {'width': 1024, 'layers': 18, 'mlp_width': 4096, 'vocabulary': 0}
-_HEADS = {'heads': 8, 'head_width': 256, 'key_heads': 1}
+_LANGUAGE = DecoderConfig(
+    width=2048, layers=18, mlp_width=16384, vocabulary=257152, heads=8, head_width=256,
+    key_heads=1)
+_EXPERT = replace(_LANGUAGE, width=1024, mlp_width=4096, vocabulary=0)
 _VISION = {'width': 1152, 'blocks': 27, 'heads': 16, 'mlp_width': 4304, 'patch_px': 14}
 
 
@@ -128,8 +129,7 @@ def read_public(document: Mapping, traits: FamilyTraits, adaptive: bool) -> Pi0C
     """Sizes of a published policy with such a config.json, whatever weights lie beside it."""
     entries = Entries(document, 'config.json')
     openpi, older = is_openpi(document), is_older(document)
-    text = gemma(DecoderConfig(**_LANGUAGE, **_HEADS))
-    expert = gemma(DecoderConfig(**_EXPERT, **_HEADS))
+    text, expert = gemma(_LANGUAGE), gemma(_EXPERT)
     chunk = entries.integer('action_horizon' if openpi else 'chunk_size', 1, 1000, 50)
     common = read_common(entries, traits, read_spec(entries, openpi), chunk)
     # Without a state of its own, pi0.5 is told the state in words, or not at all.

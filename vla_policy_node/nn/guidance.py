@@ -64,14 +64,18 @@ class Guidance(PassHooks):
         plain, actions = state.run()[0], state.actions
         time = torch.tensor(self._times[state.index], device=actions.device)
         clean = actions - time * plain
-        rows, numbers = actions.shape[1:]
-        target = functional.pad(self._target, (
-            0, numbers - self._target.shape[2], 0, rows - self._target.shape[1]))
-        self.held = weights(rows, *self._fall).to(actions)
-        correction = (target - clean) * self.held[:, None]
+        correction = self.missing(clean)
         weight = guidance_weight(time, self._limit)
         self.steps.append(Guided(plain - weight * correction, plain, clean, correction, weight))
         return self.steps[-1].velocity
+
+    def missing(self, clean: Tensor) -> Tensor:
+        """What an estimate of the actions [B, K, D] lacks of the target where it is held to it."""
+        rows, numbers = clean.shape[1:]
+        target = functional.pad(self._target, (
+            0, numbers - self._target.shape[2], 0, rows - self._target.shape[1]))
+        self.held = weights(rows, *self._fall).to(clean)
+        return (target - clean) * self.held[:, None]
 
 
 def weights(rows: int, delay: int, horizon: int, schedule: str) -> Tensor:
