@@ -75,11 +75,11 @@ def report(
     if the release has been reported with other checkpoints.
     """
     contenders = tuple(contender for row in rows for contender in row.contenders)
-    origins = [origin_of(contender) for contender in contenders]
+    origins = [{**origin_of(contender), 'ran': _ran(contender)} for contender in contenders]
     release = version('vla_policy_node')
     claim(out, NAMES, COMMAND)
     file, table = (out / name for name in NAMES)
-    _refuse_a_second_look(file, release, origins)
+    _refuse_a_second_look(file, release, origins, suite, episodes)
     plan = make_plan(
         arguments={'checkpoint': str(contenders[0].checkpoint)}, suite=suite, episodes=episodes,
         changes={'execution_mode': 'sync'}, split='test')
@@ -90,6 +90,7 @@ def report(
     document = {
         'release': release,
         'layouts_sha256': layouts_digest(episodes_of),
+        'episodes_per_task': episodes,
         **summarise(plan, episodes_of, workers),
         'checkpoints': origins,
         'seeds': _seeds(rows, plan, results),
@@ -104,43 +105,67 @@ def report(
     return document
 
 
-def _refuse_a_second_look(file: Path, release: str, origins: Sequence[Mapping]) -> None:
+def _ran(contender: Contender) -> dict:
+    """Return which methods a row ran, with the settings that were given."""
+    return {name: dict(contender.settings.get(name, {})) for name in contender.methods}
+
+
+def _refuse_a_second_look(
+    file: Path, release: str, origins: Sequence[Mapping], suite: str, episodes: int
+) -> None:
+    """Raise ValueError if the release has been reported otherwise, with more rows or fewer."""
     if not file.is_file():
         return
     found = read_json(file)
-    before = {origin['sha256'] for origin in found['checkpoints']}
-    if found['release'] == release and not {origin['sha256'] for origin in origins} <= before:
+    before = [(origin['sha256'], origin.get('ran')) for origin in found['checkpoints']]
+    now = [(origin['sha256'], origin['ran']) for origin in origins]
+    layouts = found['suite'], found.get('episodes_per_task')
+    if found['release'] == release and (before != now or layouts != (suite, episodes)):
         raise ValueError(
-            f"'{file}' has the test results of release {release}, with other checkpoints; choose "
-            'among checkpoints with `vla eval`, and report them in the next release.')
+            f"'{file}' has the test results of release {release}, with other checkpoints, methods "
+            'or episodes; choose with `vla eval` on development layouts, and report what is '
+            'chosen in the next release.')
 
 
 def _seeds(rows: Sequence[HeadlineRow], plan: Plan, results: Results) -> list[dict]:
-    """Return mean, spread and difference of the rows that were trained several times."""
-    def outcomes(contender: Contender) -> dict[tuple[int, int], bool]:
-        return {(row['task_id'], row['episode']): row['success'] for row in results.rows(
-            {key for key in plan.keys if key[0] == contender.label})}
+    """Return mean and spread of the rows that were trained several times, and their differences.
 
-    first = [outcomes(contender) for contender in rows[0].contenders]
+    against: one entry for each row before; the first is also in `difference` and
+    `interval_of_tasks`. Seeds are compared one by one, the second with the second.
+    """
+    def outcomes(row: HeadlineRow) -> list[dict[tuple[int, int], bool]]:
+        return [{(one['task_id'], one['episode']): one['success'] for one in results.rows(
+            {key for key in plan.keys if key[0] == contender.label})}
+            for contender in row.contenders]
+
+    of_rows = [outcomes(row) for row in rows]
     found = []
-    for row in rows:
-        if len(row.contenders) == 1:
+    for place, (row, own) in enumerate(zip(rows, of_rows, strict=True)):
+        if len(own) == 1:
             continue
-        own = [outcomes(contender) for contender in row.contenders]
         rates = [float(np.mean([*outcome.values()])) for outcome in own]
+        against = [{'row': before.label, **_difference(base, own)}
+                   for before, base in zip(rows[:place], of_rows, strict=False)]
         entry = {'row': row.label, 'labels': [c.label for c in row.contenders],
-                 'mean': float(np.mean(rates)), 'lowest': min(rates), 'highest': max(rates)}
-        if row is not rows[0]:
-            pairs = [(first[index % len(first)], outcome) for index, outcome in enumerate(own)]
-            low, high = clustered_interval(*(
-                {(task, (index, episode)): success for index, pair in enumerate(pairs)
-                 for (task, episode), success in pair[side].items()} for side in (0, 1)))
-            entry |= {
-                'difference': float(np.mean([
-                    one[key] - float(base[key]) for base, one in pairs for key in base])),
-                'interval_of_tasks': [low, high]}
+                 'mean': float(np.mean(rates)), 'lowest': min(rates), 'highest': max(rates),
+                 'against': against}
+        if against:
+            entry |= {name: against[0][name] for name in ('difference', 'interval_of_tasks')}
         found.append(entry)
     return found
+
+
+def _difference(
+    first: Sequence[Mapping[tuple[int, int], bool]], own: Sequence[Mapping[tuple[int, int], bool]]
+) -> dict:
+    pairs = [(first[index % len(first)], outcome) for index, outcome in enumerate(own)]
+    interval = clustered_interval(*(
+        {(task, (index, episode)): success for index, pair in enumerate(pairs)
+         for (task, episode), success in pair[side].items()} for side in (0, 1)))
+    return {
+        'difference': float(np.mean([
+            one[key] - float(base[key]) for base, one in pairs for key in base])),
+        'interval_of_tasks': list(interval)}
 
 
 def markdown(document: Mapping) -> str:
@@ -170,11 +195,20 @@ def markdown(document: Mapping) -> str:
         lines += ['', '| trained several times | mean | lowest to highest | minus '
                   f'{first}, points (for other tasks) |', '|---' * 4 + '|']
     for row in document['seeds']:
-        difference = (f'{100 * row["difference"]:+.1f} ({_range(row["interval_of_tasks"])})'
-                      if 'difference' in row else '')
+        difference = _points(row) if 'difference' in row else ''
         lines.append(f'| {row["row"]}, {len(row["labels"])} seeds | {100 * row["mean"]:.1f} % | '
                      f'{100 * row["lowest"]:.1f} to {100 * row["highest"]:.1f} | {difference} |')
+    others = [(row['row'], pair) for row in document['seeds'] for pair in row['against'][1:]]
+    if others:
+        lines += ['', '| other differences, of all seeds | points (for other tasks) |',
+                  '|---' * 2 + '|']
+    lines += [f'| {label} minus {pair["row"]} | {_points(pair)} |' for label, pair in others]
     return '\n'.join([*lines, *_by_task(document), *_failures(document)]) + '\n'
+
+
+def _points(difference: Mapping) -> str:
+    interval = _range(difference['interval_of_tasks'])
+    return f'{100 * difference["difference"]:+.1f} ({interval})'
 
 
 def _by_task(document: Mapping) -> list[str]:
