@@ -124,7 +124,7 @@ def check_behaviour(
     recorded: prompts come from recordings, and there need not be a tokenizer.
     """
     if not isinstance(model, PrismaticVla):
-        if recorded and has_no_tokenizer(directory):
+        if recorded and has_no_tokenizer(directory, model.config):
             yield Finding('images', SKIP, 'no tokenizer; the recordings show what pictures do')
         else:
             yield check_images(SampleRun.prepare(directory, model))

@@ -160,7 +160,7 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
 
     recorded: prompts come from recordings, and there need not be a tokenizer.
     """
-    if recorded and has_no_tokenizer(directory):
+    if recorded and has_no_tokenizer(directory, config):
         return Finding('prompt ids', SKIP, 'no tokenizer; prompts are those of the recordings')
     try:
         encoder = families.of(config).load_prompt(directory, config)
@@ -179,9 +179,10 @@ def check_prompt_ids(directory: Path, config: ModelConfig, recorded: bool = Fals
     return Finding('prompt ids', PASS, f'{len(LLAMA2_PROMPTS)} instructions as in training')
 
 
-def has_no_tokenizer(directory: Path) -> bool:
+def has_no_tokenizer(directory: Path, config: ModelConfig) -> bool:
     """Whether a checkpoint lacks all files that any family takes for its tokenizer."""
-    return not any(place(directory, name).exists() for name in TOKENIZERS)
+    folders = families.of(config).tokenizer_folders(directory)
+    return not any(place(folder, name).exists() for folder in folders for name in TOKENIZERS)
 
 
 def _check_paligemma(encoder: TaskPrompt) -> Finding:

@@ -94,15 +94,15 @@ class Case:
 
     def compare(
         self, stage: str, rule: Rule, value: Tensor, key: str, valid: Tensor | None = None,
-        cut: int | None = None,
+        part: tuple[slice, ...] = (),
     ) -> Iterator[Comparison]:
         """Compare with an array, if it was recorded.
 
-        valid: bool, what of both counts, in a shape that can be expanded to theirs. cut: so many
-        recorded rows are compared, [B, rows, ...]; None: all.
+        valid: bool, what of both counts, in a shape that can be expanded to theirs. part: what of
+        the recorded array is compared; () for all.
         """
         if key in self:
-            reference = self[key] if cut is None else self[key][:, :cut]
+            reference = self[key][part]
             if valid is not None and value.shape == reference.shape:
                 value, reference = (x.masked_fill(~valid, 0) for x in (value, reference))
             yield compare(stage, rule, value, reference, self.name)

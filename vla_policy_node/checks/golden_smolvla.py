@@ -24,6 +24,7 @@ from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.lerobot_features import camera_name
 from vla_policy_node.checkpoints.reading import listed, read_json
 from vla_policy_node.checks import golden_smolvla_training, golden_values
+from vla_policy_node.checks.files import has_no_tokenizer
 from vla_policy_node.checks.findings import Comparison, exact
 from vla_policy_node.checks.golden_decoders import FLOAT, Case, LayerInputs, Watch, allowed
 from vla_policy_node.encoding.padded import PADDINGS, PaddedPreprocessor
@@ -66,7 +67,9 @@ def compare_recordings(
         read_json(pack / VARIANTS) if (pack / VARIANTS).is_file() else {}, VARIANTS)
     first = next((arrays for arrays in recordings.values() if is_recording(arrays)
                   and arrays.keys() >= {'raw_state', 'actions_normalized'}), {})
-    if (pack / PROMPTS).is_file():
+    if (pack / PROMPTS).is_file() and has_no_tokenizer(directory, golden.network.config):
+        yield Comparison('prompts', 0.0, np.inf, PROMPTS, 'not compared: there is no tokenizer')
+    elif (pack / PROMPTS).is_file():
         prompt = golden.family.load_prompt(directory, golden.network.config)
         yield from said(PROMPTS, golden_values.compare_prompts(
             PROMPTS, read_json(pack / PROMPTS, kind=list), prompt))
@@ -234,27 +237,30 @@ def _compare_prefix(
     """Rows of the language model; those that fill up a recording beyond ours are cut off."""
     bias = sequence.key_bias
     assert bias is not None  # the sequence is made so
-    valid, rows = ~bias.isneginf(), sequence.states.shape[1]
+    valid, ours = ~bias.isneginf(), slice(sequence.states.shape[1])
+    rows, layers = (slice(None), ours), (slice(None), slice(None), ours)
     blocks = torch.zeros_like(valid)
     blocks[:, sequence.span('proprio')] = True
-    yield from case.compare('prefix: rows that count', exact, valid, 'prefix_pad_mask', cut=rows)
-    yield from case.compare('prefix: blocks', exact, blocks, 'prefix_att_mask', cut=rows)
+    yield from case.compare('prefix: rows that count', exact, valid, 'prefix_pad_mask', part=rows)
+    yield from case.compare('prefix: blocks', exact, blocks, 'prefix_att_mask', part=rows)
     yield from case.compare('prefix: positions', exact, sequence.positions,
-                            'prefix_position_ids', valid, cut=rows)
+                            'prefix_position_ids', valid, rows)
     yield from case.compare('prefix: who sees whom', exact,
-                            allowed([sequence], valid, smolvla.VISIBILITY), 'prefix_att_2d')
+                            allowed([sequence], valid, smolvla.VISIBILITY),
+                            'prefix_att_2d', part=(slice(None), ours, ours))
     yield from case.compare(
-        'prefix: rows', FLOAT, sequence.states, 'prefix_embs', valid[..., None], cut=rows)
+        'prefix: rows', FLOAT, sequence.states, 'prefix_embs', valid[..., None], rows)
     watch, counted = Watch(), valid[..., None]
     with LayerInputs(network.language_model) as inputs:
         states = network.language_model(sequence, hooks=watch)
     yield from case.compare(
-        'prefix: every layer', FLOAT, inputs.states, 'prefix_layer_inputs', counted)
+        'prefix: every layer', FLOAT, inputs.states, 'prefix_layer_inputs', counted, layers)
     for name, parts in (('keys', watch.keys), ('values', watch.values)):
         made = torch.stack(parts).transpose(2, 3)
         yield from case.compare(
-            f'prefix: cached {name}', FLOAT, made, f'prefix_{name}', counted[..., None])
-    yield from case.compare('prefix: last states', FLOAT, states, 'prefix_last_hidden', counted)
+            f'prefix: cached {name}', FLOAT, made, f'prefix_{name}', counted[..., None], layers)
+    yield from case.compare(
+        'prefix: last states', FLOAT, states, 'prefix_last_hidden', counted, rows)
 
 
 def _compare_flow(

@@ -191,6 +191,10 @@ class PolicyFamily(ABC, Generic[Config]):
         """Say, for people, what becomes of the numbers of states and actions."""
         return f'{" and ".join(config.ranges)} are -1 and 1'
 
+    def tokenizer_folders(self, directory: Path) -> list[Path]:
+        """Where the tokenizer may lie; most checkpoints bring it along."""
+        return [directory]
+
     def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
         """What turns an instruction into ids; ValueError if its file cannot be used."""
         return PromptEncoder.load(

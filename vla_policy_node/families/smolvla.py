@@ -259,12 +259,15 @@ class SmolVlaFamily(PolicyFamily[SmolVlaConfig]):
         """As LeRobot's files say it."""
         return value_files.modes_of(directory, 'MEAN_STD')
 
+    def tokenizer_folders(self, directory: Path) -> list[Path]:
+        """It is the backbone's, which public checkpoints leave away."""
+        return [directory, *backbone_folders(directory, read_json(directory, 'config.json'))]
+
     def load_prompt(self, directory: Path, config: SmolVlaConfig) -> TaskPrompt:
-        """The tokenizer is the backbone's, which public checkpoints leave away."""
-        folders = backbone_folders(directory, read_json(directory, 'config.json'))
+        """The task, and a line break unless it ends with one."""
         return TaskPrompt.find(
-            [directory, *folders], config.language_model.vocabulary, FORMS['lerobot'],
-            config.words, instead=SMOLVLM)
+            self.tokenizer_folders(directory), config.language_model.vocabulary,
+            FORMS['lerobot'], config.words, instead=SMOLVLM)
 
     def load_encoder(
         self,
