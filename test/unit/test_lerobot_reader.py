@@ -129,6 +129,46 @@ def test_a_wrong_description_is_refused(copy, changes, sentence):
         read_all(folder)
 
 
+def change_feature(folder, key, **changes):
+    info = json.loads((folder / 'meta' / 'info.json').read_text())
+    change_info(folder, features={**info['features'], key: info['features'][key] | changes})
+
+
+@pytest.mark.parametrize('changes', [
+    {'info': {'is_depth_map': True}}, {'info': {'video.is_depth_map': True}},
+    {'shape': [64, 64, 1]}])
+def test_distances_are_no_pictures(copy, changes):
+    folder = copy('video')
+    change_feature(folder, 'observation.images.wrist', **changes)
+    dataset = read_all(folder)
+    assert [*dataset.info.cameras] == ['observation.images.top']
+    with pytest.raises(ValueError, match='has no camera'):
+        next(dataset.pictures(0, 'observation.images.wrist'))
+
+
+@pytest.mark.parametrize('names', [{'motors': ['a', 'b', 'c', 'd', 'e', 'f']}, list('abcdef')])
+def test_names_are_read_in_each_form_that_there_is(copy, names):
+    folder = copy()
+    change_feature(folder, 'action', names=names)
+    assert LeRobotReader(folder).info.features['action'].names == tuple('abcdef')
+
+
+def test_a_column_of_lists_of_any_length_is_read_if_all_are_as_declared(copy):
+    folder = copy()
+    table = pq.read_table(folder / DATA)
+    place = table.schema.get_field_index('action')
+    values = [[float(row)] * 6 for row in range(9)]
+    for column in (values, [*values[:8], [1.0] * 5]):
+        lists = pa.array(column, pa.list_(pa.float32()))
+        pq.write_table(table.set_column(place, 'action', lists), folder / DATA)
+        if len(column[8]) == 6:
+            rows = LeRobotReader(folder).rows(1, ('action',))
+            np.testing.assert_array_equal(rows['action'][:, 0], [5, 6, 7, 8])
+        else:
+            with pytest.raises(ValueError, match='column action does not hold 6'):
+                LeRobotReader(folder).rows(1, ('action',))
+
+
 def test_a_folder_without_a_description_is_no_dataset(tmp_path):
     with pytest.raises(ValueError, match='no whole dataset'):
         LeRobotReader(tmp_path)

@@ -81,9 +81,10 @@ def _columns(plan: DatasetPlan) -> list[Feature]:
 def _automatic(
     plan: DatasetPlan, number: int, first: int, length: int, tasks: list[int]
 ) -> dict[str, np.ndarray]:
+    """Return the columns that every dataset has; LeRobot takes statistics of times as float64."""
     frames = np.arange(length)
     return {
-        'timestamp': (frames / plan.fps).astype(np.float32), 'frame_index': frames,
+        'timestamp': frames / plan.fps, 'frame_index': frames,
         'episode_index': np.full(length, number), 'index': first + frames,
         'task_index': np.array(tasks, np.int64)}
 
@@ -119,7 +120,7 @@ class _RowFiles:
     def add(self, rows: Any, automatic: Mapping[str, np.ndarray]) -> tuple[int, int]:
         """Write an episode; return chunk and file."""
         for key, values in automatic.items():
-            rows = rows.append_column(key, arrow().array(values))
+            rows = rows.append_column(key, arrow().array(values.astype(AUTOMATIC[key])))
         length = rows.num_rows
         if self._writer:
             size = self._path.stat().st_size

@@ -32,6 +32,7 @@ MOST_EPISODES, MOST_FRAMES = 10**6, 10**9
 MOST_PX = 8192  # of a side of a picture
 _MOST_FEATURES, _MOST_NUMBERS = 256, 1 << 16
 _PICTURES = ('image', 'video')
+DEPTH = 'depth'  # what such a feature of distances is taken for
 _PLACE = re.compile(r'\{(chunk_index|file_index|video_key)(?::0?(\d{1,2})d)?\}')
 
 
@@ -150,13 +151,23 @@ def _feature(entry: Entries, key: str) -> Feature:
     if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(
             type(side) is int and 0 < side <= _MOST_NUMBERS for side in shape):
         raise entry.error('shape', 'a list of one to four sizes', shape)
+    if dtype in _PICTURES and _is_depth(entry, shape):
+        dtype = DEPTH
     feature = Feature(key, dtype, tuple(shape), _names(entry.value('names', None)))
-    if feature.is_camera:
+    if feature.is_camera or dtype == DEPTH:
         if max(shape) > MOST_PX:
             raise entry.error('shape', f'pictures of {MOST_PX} pixels a side at most', shape)
     elif feature.size > _MOST_NUMBERS:
         raise entry.error('shape', f'{_MOST_NUMBERS} numbers a row at most', shape)
     return feature
+
+
+def _is_depth(entry: Entries, shape: list[int]) -> bool:
+    """Whether pictures are no colours but distances, which no policy here looks at."""
+    said = entry.value('info', None)
+    marked = isinstance(said, Mapping) and any(
+        said.get(name) is True for name in ('is_depth_map', 'video.is_depth_map'))
+    return marked or 3 not in (shape[0], shape[-1])
 
 
 def _names(names: object) -> tuple[str, ...]:

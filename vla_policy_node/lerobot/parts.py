@@ -89,7 +89,7 @@ class EpisodeParts:
         stored = {f'{key}/{name}': value for key, each in statistics.items()
                   for name, value in each.items()}
         with draft(self._path(number, '.npz')) as partial, partial.open('wb') as stream:
-            np.savez(stream, allow_pickle=False, **{
+            np.savez(stream, **{
                 _TASKS: np.array(known), _TURNS: np.array([known.index(task) for task in tasks]),
                 **stored})
 

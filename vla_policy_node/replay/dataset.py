@@ -64,7 +64,7 @@ class BagDataset:
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; then the dataset gets its name."""
         begin(self._work, {
-            'bags': [str(source.path.resolve()) for source in self._sources],
+            'bags': [_identity(source.path) for source in self._sources],
             'request': asdict(self._request), 'plan': repr(self.plan),
             'lengths': self.lengths}, self._out)
         with alone(self._work):
@@ -113,6 +113,13 @@ class BagDataset:
             if feature.is_video:
                 check_encodable(feature)
         return plans[0]
+
+
+def _identity(path: Path) -> list:
+    """Return what changes when a bag does, without reading it."""
+    files = sorted(path.rglob('*')) if path.is_dir() else [path]
+    return [str(path.resolve()), *([file.name, file.stat().st_size, file.stat().st_mtime_ns]
+                                   for file in files)]
 
 
 def _fresh(episode: BagEpisode) -> np.ndarray:
