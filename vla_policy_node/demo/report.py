@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.control.hold import HoldReason
 from vla_policy_node.control.latency import percentiles
 from vla_policy_node.demo.recorder import RecordedEpisode, RecordedFrame
@@ -59,6 +60,7 @@ def summarise(
                    'steps': e.world_steps, 'actions_applied': e.applied} for e in episodes],
         'machine': f'{platform.machine()}, {os.cpu_count()} cores, '
                    f'Python {platform.python_version()}',
+        **date_and_code(),
     }
 
 

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.drawing.palette import BLUE, GREY, VERMILION
 from vla_policy_node.outputs.files import write_text
 
@@ -44,7 +45,8 @@ class Curves:
     def draw(self) -> None:
         """Write `curves.png` anew."""
         self._file.flush()
-        draw_curves(self._path.parent)
+        out = self._path.parent
+        draw_curves(out, ', '.join([out.resolve().name, *date_and_code().values()]))
 
     def close(self) -> None:
         """Finish both files."""
@@ -61,8 +63,11 @@ def read_metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
-def draw_curves(out: Path) -> None:
-    """Draw every logged quantity over the steps into `out/curves.png`."""
+def draw_curves(out: Path, title: str = '') -> None:
+    """Draw every logged quantity over the steps into `out/curves.png`.
+
+    title: which run it is, when and with which code.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
@@ -102,6 +107,7 @@ def draw_curves(out: Path) -> None:
     # One legend for all; outside of the panels would take matplotlib 3.7.
     axes.flat[0].legend(
         lines.values(), [kind.replace('_', ' ') for kind in lines], fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=9)
     figure.savefig(out / PICTURE, dpi=110)
     pyplot.close(figure)
 

@@ -23,6 +23,7 @@ from std_srvs.srv import Trigger
 
 from vla_msgs.msg import ActionChunk, EndEffectorCommand, PolicyStatus
 from vla_msgs.srv import StartInstruction
+from vla_policy_node.common.code_version import date_and_code
 from vla_policy_node.common.machine import processor_name
 from vla_policy_node.common.terminal import fitted
 from vla_policy_node.common.worker_pool import interrupts_blocked
@@ -176,6 +177,7 @@ def _summarise(
     return {
         'duration_s': duration_s,
         'machine': f'{processor_name()}, {os.cpu_count()} cores',
+        **date_and_code(),
         'command_rate_hz': 1e3 / float(np.mean(intervals_ms)),
         'command_jitter_ms': percentiles(np.abs(intervals_ms - 1e3 / round(1e3 / period_ms))),
         'moving_share': listener.moving / max(1, len(listener.stamps_ns)),
