@@ -9,7 +9,13 @@ from value_files import ACTION, STATE, made_up, write_assets, write_processors
 from vla_policy_node.checkpoints.conventions import ALOHA_PI0
 from vla_policy_node.checkpoints.value_files import load_statistics, read_values
 from vla_policy_node.checks.findings import FAIL, PASS, SKIP, WARN
-from vla_policy_node.checks.values import check_extremes, check_fit, check_modes, check_reference
+from vla_policy_node.checks.values import (
+    check_extremes,
+    check_fit,
+    check_modes,
+    check_names,
+    check_reference,
+)
 from vla_policy_node.policy.interface import PolicySpec, Quantity
 
 NAMES = tuple(map(Quantity, 'abc'))
@@ -91,12 +97,17 @@ def test_statistics_near_zero_tell_nothing_of_the_reference(tmp_path):
 @pytest.mark.parametrize(('shift', 'verdict'), [(0.0, PASS), (0.5, WARN), (5.0, FAIL)])
 def test_data_that_does_not_fit_is_said_number_by_number(shift, verdict):
     values = {'a': np.linspace(0, 1, 1000), 'b': np.linspace(0, 1, 1000) + shift}
-    low, high = [0.0, 0.0, 0.0], [1.0, 1.2, 1.0]
+    low, high = np.zeros(3), np.array([1.0, 1.2, 1.0])
     finding = check_fit('states', values, NAMES, low, high)
     assert finding.verdict == verdict
     assert (': b ' in finding.text) == (verdict != PASS)
 
 
 def test_without_ranges_or_values_nothing_is_claimed():
-    assert check_fit('states', {}, NAMES, [], []).verdict == SKIP
-    assert check_fit('states', {}, NAMES, [0] * 3, [1] * 3).verdict == SKIP
+    assert check_fit('states', {}, NAMES, np.empty(0), np.empty(0)).verdict == SKIP
+    assert check_fit('states', {}, NAMES, np.zeros(3), np.ones(3)).verdict == SKIP
+
+
+def test_what_cameras_were_called_in_training_is_said():
+    text = check_names({'observation.images.top': 'observation.images.camera1'}).text
+    assert 'camera1 was top' in text

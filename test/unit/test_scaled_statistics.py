@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from value_files import ACTION, STATE, made_up, tensors, write_assets, write_processors
@@ -19,6 +19,8 @@ from vla_policy_node.checkpoints.conventions import (
     mask_of,
     mask_without,
 )
+from vla_policy_node.checkpoints.fingerprint import fingerprint
+from vla_policy_node.checkpoints.processors import read_processors
 from vla_policy_node.checkpoints.scaled_statistics import ScaledStatistics
 from vla_policy_node.checkpoints.scaling import MODES, Rule, Scaling
 from vla_policy_node.checkpoints.value_files import load_statistics, sizes_of
@@ -243,6 +245,40 @@ def test_processors_that_cannot_be_followed_are_refused_in_a_sentence(tmp_path, 
     (tmp_path / 'policy_preprocessor.json').write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match=r'policy_preprocessor\.json'):
         load(tmp_path)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(['policy_preprocessor.json', 'policy_postprocessor.json',
+                        'policy_preprocessor_step_0_normalizer_processor.safetensors']),
+       st.integers(0, 4000), st.binary(max_size=8), st.integers(0, 8))
+def test_damaged_files_end_in_a_sentence(tmp_path_factory, name, place, noise, cut):
+    folder = tmp_path_factory.getbasetemp() / 'damaged_values'
+    write_processors(folder, NUMBERS)
+    content = (folder / name).read_bytes()
+    place %= len(content)
+    (folder / name).write_bytes(content[:place] + noise + content[place + cut:])
+    try:
+        made = load(folder)
+    except ValueError as error:
+        assert str(error).endswith('.')
+    else:
+        assert made.normalise_proprio(np.zeros(3)).shape == (3,)
+
+
+def test_other_statistics_are_another_policy(tmp_path):
+    found = set()
+    for seed in (1, 2):
+        write_processors(tmp_path, {STATE: made_up(3, seed), ACTION: NUMBERS[ACTION]})
+        save_file({'weight': torch.zeros(1)}, tmp_path / 'model.safetensors')
+        found.add(fingerprint(tmp_path))
+    assert len(found) == 2
+
+
+def test_what_features_were_called_in_training_is_known(tmp_path):
+    names = {'observation.images.top': 'observation.images.camera1'}
+    write_processors(tmp_path, NUMBERS, before=[
+        ('rename_observations_processor', {'rename_map': names})])
+    assert read_processors(tmp_path).renamed == names
 
 
 def test_a_missing_mode_of_the_file_is_named(tmp_path):

@@ -148,6 +148,15 @@ def test_a_checkpoint_may_bring_either_kind_of_tokenizer(tmp_path):
         TaskPrompt.find([tmp_path], 9, FORMS['openpi'], 48, PALIGEMMA_BOS)
 
 
+def test_both_kinds_of_file_give_the_same_ids(tmp_path):
+    read_sentencepiece(MODEL, 2).save(str(tmp_path / 'tokenizer.json'))
+    made = TaskPrompt.find([tmp_path], 500, FORMS['state'], 200, PALIGEMMA_BOS)
+    assert made.path.name == 'tokenizer.json'
+    for task in ('stack_the cubes', 'go 12'):
+        words = f'Task: {task.replace("_", " ")}, State: 7 -1;\nAction: '
+        assert made.encode(task, (7, -1)) == read_sentencepiece(MODEL, 2).encode(words).ids
+
+
 @pytest.mark.parametrize(('instead', 'sentence'), [
     (PALIGEMMA, r'accept its terms.*huggingface\.co/google/paligemma'), (SMOLVLM, 'SmolVLM2')])
 def test_a_missing_tokenizer_is_said_with_what_to_do(tmp_path, instead, sentence):

@@ -174,7 +174,7 @@ class Extrapolation(StepAnswers):
             self._past.clear()
         # In sync, what was executed since the last chunk is of that chunk.
         self._past.extend((action, self._is_networks) for action in executed)
-        if not self._is_simple():
+        if not self._is_simple() or not all(description.action_range):
             return None
         actions = extrapolate(
             np.stack([action for action, _ in self._past]), self._chunk, self.ridge)

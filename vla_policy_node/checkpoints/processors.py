@@ -8,7 +8,7 @@ are data here: those that are known are followed elsewhere, none is looked up or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ class Processors:
     step says. state_in_prompt: whether a step writes the state into the words; newline: whether
     one ends them with a line break. relative: whether actions count from the state; excluded,
     names: see `conventions.mask_without`. relative_known: whether a step says so, which those of
-    LeRobot before 0.5 do not have.
+    LeRobot before 0.5 do not have. renamed: what the data of training called a feature -> what
+    the policy calls it.
     """
 
     modes: Mapping[str, str]
@@ -48,6 +49,7 @@ class Processors:
     relative_known: bool = False
     excluded: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def rule(self, kind: str) -> Rule:
         """How 'STATE' or 'ACTION' is normalised."""
@@ -80,7 +82,15 @@ def read_processors(directory: Path) -> Processors | None:
         relative_known=relative is not None,
         excluded=words(relative.config, 'exclude_joints') or () if relative else (),
         names=words(relative.config, 'action_names') if relative else None,
+        renamed=_renamed(before.get('rename_observations_processor')),
     )
+
+
+def _renamed(step: _Step | None) -> dict[str, str]:
+    names = step.config.inside('rename_map', {}) if step else None
+    if names is None or len(names.names()) > _STEPS:
+        return {}
+    return {name: names.word(name) for name in names.names()}
 
 
 def words(entries: Entries, key: str) -> tuple[str, ...] | None:

@@ -90,16 +90,26 @@ def _parse(content: bytes) -> tuple[list[_Piece], dict, dict]:
         if number == 1:
             if len(pieces) >= MOST_PIECES:
                 raise ValueError('more pieces than any model has')
-            fields = dict(_fields(value))
-            score = struct.unpack('<f', fields.get(2, b'\0\0\0\0'))[0]
-            pieces.append(_Piece(fields[1].decode(), score, fields.get(3, _NORMAL)))
+            pieces.append(_piece(dict(_fields(_bytes(value)))))
         elif number == 2:
-            trainer |= dict(_fields(value))
+            trainer |= dict(_fields(_bytes(value)))
         elif number == 3:
-            normalizer |= dict(_fields(value))
+            normalizer |= dict(_fields(_bytes(value)))
     if not pieces:
         raise ValueError('no pieces')
     return pieces, trainer, normalizer
+
+
+def _piece(fields: dict[int, int | bytes]) -> _Piece:
+    kind = fields.get(3, _NORMAL)
+    (score,) = struct.unpack('<f', _bytes(fields.get(2, bytes(4))))
+    return _Piece(_bytes(fields[1]).decode(), score, kind if isinstance(kind, int) else 0)
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError('a number in the place of something else')
+    return value
 
 
 def _problem(pieces: list[_Piece], trainer: dict, normalizer: dict, first: int | None) -> str:
@@ -140,7 +150,7 @@ def _build(
              for place, piece in enumerate(pieces)]
     if trainer.get(3, _UNIGRAM) == _BPE:
         vocabulary = {name: place for place, name in enumerate(names)}
-        model = models.BPE(
+        model: models.Model = models.BPE(
             vocabulary, _merges(pieces, vocabulary), unk_token=names[unknown], fuse_unk=True,
             byte_fallback=fallback)
     else:

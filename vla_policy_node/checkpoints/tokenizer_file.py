@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.reading import MB, foreign, read_json, shown
 
-# Llama-2's has 1.8 MB, or 3.6 where each merge is a list; a vocabulary of 128,000 has 9 or 17.
-LARGEST_BYTES = 18 * MB
+# Llama-2's has 1.8 MB, or 3.6 where each merge is a list; PaliGemma's, of 257,000, has 18 or 34.
+LARGEST_BYTES = 40 * MB
 COMPONENTS = 64
 ADDED_TOKENS = 4096
 ADDED_CHARACTERS = 256  # of one token

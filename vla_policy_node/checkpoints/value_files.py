@@ -107,12 +107,8 @@ def read_values(directory: Path) -> ValueFiles:
     for name in _OF_DATA:
         if place(directory, name).is_file():
             document = Entries(read_json(place(directory, name)), name)
-            # LeRobot computes with them in this precision, also whether a range is empty.
-            pair = tuple(
-                {key: value.astype(np.float32).astype(np.float64)
-                 for key, value in _listed_numbers(document, feature).items()}
-                for feature in (STATE, ACTION))
-            return ValueFiles(name, {LEROBOT: pair}, processors=processors)
+            state, action = (_rounded(_listed_numbers(document, key)) for key in (STATE, ACTION))
+            return ValueFiles(name, {LEROBOT: (state, action)}, processors=processors)
     sets = read_assets(directory)
     return ValueFiles(f'{ASSETS}/*/{NORM_STATS}' if sets else '', sets, processors=processors)
 
@@ -169,11 +165,13 @@ def modes_of(directory: Path, mode: str) -> str:
 
 def sizes_of(directory: Path) -> tuple[int, int]:
     """How many numbers the state and an action have, going by the statistics; 0 for unknown."""
-    sets = [*read_values(directory).sets.values()]
-    lengths = {tuple(max(map(len, numbers.values()), default=0) for numbers in
-                     ({k: v for k, v in part.items() if k != 'count'} for part in pair))
-               for pair in sets}
-    return lengths.pop() if len(lengths) == 1 else (0, 0)
+    sizes = {(_length(state), _length(action))
+             for state, action in read_values(directory).sets.values()}
+    return sizes.pop() if len(sizes) == 1 else (0, 0)
+
+
+def _length(numbers: Numbers) -> int:
+    return max((len(values) for name, values in numbers.items() if name != 'count'), default=0)
 
 
 def read_convention(
@@ -247,6 +245,11 @@ def _of_openpi(path: Path) -> tuple[Numbers, Numbers]:
     name = f'{path.parent.name}/{path.name}'
     document = Entries(read_json(path), name).inside('norm_stats')
     return _listed_numbers(document, 'state'), _listed_numbers(document, 'actions')
+
+
+def _rounded(numbers: Numbers) -> Numbers:
+    """As LeRobot computes with them, also to tell whether a range is empty."""
+    return {key: value.astype(np.float32).astype(np.float64) for key, value in numbers.items()}
 
 
 def _listed_numbers(document: Entries, feature: str) -> Numbers:

@@ -20,10 +20,9 @@ Recording = Mapping[str, np.ndarray]
 PROMPTS = 'openpi_prompts.json'
 _STATISTICS = ('mean', 'std', 'q01', 'q99')
 _MODES = (('MEAN_STD', 'meanstd'), ('QUANTILES', 'quantile'))
-# Robot -> what its actions count from in pi0 and in pi0.5, and whether it is an ALOHA.
-_ROBOTS = {
-    'aloha': ({'pi0': (6, -1, 6, -1), 'pi05': (6, -1, 6, -1)}, ALOHA_PI0),
-    'libero': ({'pi0': (6, -1), 'pi05': ()}, None)}
+# Robot -> what its actions count from in pi0 and in pi0.5.
+_MASKS: Mapping[str, tuple[tuple[int, ...], ...]] = {
+    'aloha': ((6, -1, 6, -1), (6, -1, 6, -1)), 'libero': ((6, -1), ())}
 
 
 def is_recording(recording: Recording) -> bool:
@@ -40,9 +39,9 @@ def compare_transforms(name: str, recording: Recording) -> Iterator[Comparison]:
             ('aloha_actions_pi', ALOHA_PI0.actions_in, 'aloha_actions_raw')):
         if recording.keys() >= {key, source}:
             yield compare("ALOHA's joints", EACH, value(recording[source]), recording[key], name)
-    for robot, (masks, aloha) in _ROBOTS.items():
-        for (mode, _), kind in zip(_MODES, ('pi0', 'pi05'), strict=True):
-            convention = Convention(mask_of(masks[kind]), aloha)
+    for robot, masks in _MASKS.items():
+        for (mode, _), kind, mask in zip(_MODES, ('pi0', 'pi05'), masks, strict=True):
+            convention = Convention(mask_of(mask), ALOHA_PI0 if robot == 'aloha' else None)
             yield from _robot(name, recording, robot, kind, Rule.openpi(mode), convention)
 
 

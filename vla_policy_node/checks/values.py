@@ -45,6 +45,8 @@ def check_values(directory: Path, config: ModelConfig, key: str) -> Iterator[Fin
     yield check_modes(directory, files, statistics)
     yield check_extremes(files, statistics, config)
     yield check_reference(files, statistics)
+    if files.processors and files.processors.renamed:
+        yield check_names(files.processors.renamed)
 
 
 def check_modes(directory: Path, files: ValueFiles, statistics: ScaledStatistics) -> Finding:
@@ -135,9 +137,16 @@ def check_reference(files: ValueFiles, statistics: ScaledStatistics) -> Finding:
     return Finding(name, PASS, told)
 
 
+def check_names(renamed: Mapping[str, str]) -> Finding:
+    """Say what the cameras of training were called, which is all that tells one from another."""
+    called = [f'{new.split(".")[-1]} was {old.split(".")[-1]}' for old, new in renamed.items()]
+    return Finding('names', PASS, f'in the data of training {listed(called)}; give each camera of '
+                   'your robot the name of the one that saw the same')
+
+
 def check_fit(
     what: str, values: Mapping[str, np.ndarray], quantities: Sequence[Quantity],
-    low: Sequence[float], high: Sequence[float],
+    low: np.ndarray, high: np.ndarray,
 ) -> Finding:
     """How many values of real data lie outside of what training saw, number by number.
 

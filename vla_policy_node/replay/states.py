@@ -45,7 +45,8 @@ def states_in(
     read = {topic: stream for topic, stream in topics.inputs.items()
             if source_of(stream) in streams.states}
     for topic, _, raw in bag.messages(read):
-        name, message = source_of(read[topic]), raw
+        name = source_of(read[topic])
+        message: bytes | None = raw
         if len(found[name]) >= MOST_STATES:
             continue
         try:
@@ -55,7 +56,7 @@ def states_in(
                 found[name].append(decode_state(message, streams.states[name], ''))
         except (HoldError, MessageError, TransformError):
             continue
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for name, source in streams.states.items():
         rows = np.array(found[name]).reshape(len(found[name]), -1)
         values |= {value.name: rows[:, place] if len(rows) else np.empty(0)
