@@ -59,6 +59,10 @@ def test_every_row_runs_on_the_same_layouts(folders, tmp_path, made_up):
     assert 'on object' in table
     assert document['machine']['code'] in table.splitlines()[0]
     assert '| 800 x 16 | noise_scale=0.0 |' in table
+    row = next(line for line in table.splitlines() if line.startswith('| LightVLA | '))
+    pair = document['paired'][0]
+    low, high = (f'{100 * bound:+.0f}' for bound in pair['interval'])
+    assert f'({low} to {high}) | {pair["verdict"]} | {pair["p_holm"]:.2g} | ' in row
     origins = {origin['method']: origin for origin in document['checkpoints']}
     assert [*origins] == labels and origins['dense']['recipe'] is None
     assert len({origin['sha256'] for origin in origins.values()}) == 1  # all copies of one here

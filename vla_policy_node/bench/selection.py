@@ -168,21 +168,23 @@ def markdown(document: Mapping) -> str:
     machine = document['machine']
     lines = [
         f'{document["suite"]}, {machine["processor"]}, {machine["date"]}, {machine["code"]}', '',
-        '| selection | success | 95 % | against dense | tokens | GFLOP | '
-        + ' | '.join(f'on {part}' for part in PARTS) + ' |',
-        '|---' * (6 + len(PARTS)) + '|',
-        f'| share of the image | | | | {document["totals"][0]["tokens_total"]} | | '
+        '| selection | success | 95 % | against dense, points | verdict | p (Holm) | tokens '
+        '| GFLOP | ' + ' | '.join(f'on {part}' for part in PARTS) + ' |',
+        '|---' * (8 + len(PARTS)) + '|',
+        f'| share of the image | | | | | | {document["totals"][0]["tokens_total"]} | | '
         + ' | '.join(f'{everything[part]["image"]:.1%}' for part in PARTS) + ' |',
     ]
     for total in document['totals']:
         pair = pairs.get(total['method'])
-        against = '' if pair is None else (
-            f'+{pair["only_second"]} -{pair["only_first"]}, p = {pair["p_value"]:.2g}')
+        against = [''] * 3 if pair is None else [
+            f'+{pair["only_second"]} -{pair["only_first"]}, {100 * pair["difference"]:+.0f} '
+            f'({100 * pair["interval"][0]:+.0f} to {100 * pair["interval"][1]:+.0f})',
+            pair['verdict'], f'{pair["p_holm"]:.2g}']
         lines.append('| ' + ' | '.join([
             total['method'],
             f'{total["success_rate"]:.1%}',
             f'{100 * total["wilson_low"]:.0f}-{100 * total["wilson_high"]:.0f}',
-            against,
+            *against,
             f'{total["tokens"]:.0f}',
             f'{total["flops"] / 1e9:.2f}',
             *(f'{total["grounding"][part]["kept"]:.1%}' for part in PARTS),
