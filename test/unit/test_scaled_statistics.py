@@ -201,6 +201,33 @@ def test_of_several_robots_one_has_to_be_chosen(tmp_path):
          Scaling.of(Rule.openpi('QUANTILES'), part, 8).normalise(np.zeros(8)))
 
 
+def test_a_robot_of_openpis_assets_can_be_chosen_beside_other_statistics(tmp_path):
+    robots = {'droid': (made_up(3, 7), made_up(2, 8))}
+    write_assets(tmp_path, robots)
+    write_processors(tmp_path, NUMBERS)
+    assert load(tmp_path).key == 'lerobot'
+    near(load(tmp_path, 'droid').normalise_proprio(np.zeros(3)),
+         Scaling.of(Rule('MEAN_STD'), robots['droid'][0], 3).normalise(np.zeros(3)))
+    with pytest.raises(ValueError, match='lerobot, droid'):
+        load(tmp_path, 'franka')
+
+
+def test_what_openpis_converter_left_beside_the_checkpoint_is_said(tmp_path):
+    (tmp_path / 'assets').mkdir()
+    (tmp_path / 'checkpoint').mkdir()
+    (tmp_path / 'checkpoint' / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match=r'copy .*assets into it'):
+        load(tmp_path / 'checkpoint')
+
+
+@pytest.mark.parametrize('mode', ['MEAN_STD', 'QUANTILES', 'MIN_MAX'])
+def test_a_number_that_never_changed_is_no_farther_off_than_it_is(mode):
+    still = np.full(1, 0.04, np.float32).astype(float)  # what a file holds of 0.04
+    numbers = {name: still for name in ('mean', 'q01', 'q99', 'min', 'max')} | {'std': 0 * still}
+    made = Scaling.of(Rule(mode), numbers, 1).normalise(np.array([0.04]))
+    assert made == (0 if mode == 'MEAN_STD' else -1)
+
+
 def test_which_actions_are_relative_is_what_the_files_say(tmp_path):
     names = ['shoulder', 'Gripper.pos']
     steps = [('relative_actions_processor', {

@@ -34,7 +34,9 @@ class Rule:
 
     mode: one of MODES. eps_when_zero: it replaces a width of exactly 0 and is added to no other.
     eps_back: it is part of the line back as well. partial: statistics may be of fewer numbers
-    than there are, and the others stay as they are.
+    than there are, and the others stay as they are. single: numbers are rounded to float32 before,
+    as statistics were: else a number that never changed would be off by as much as that rounds,
+    which its width of nothing makes a lot of.
     """
 
     mode: str
@@ -42,6 +44,7 @@ class Rule:
     eps_when_zero: bool = True
     eps_back: bool = False
     partial: bool = False
+    single: bool = True
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -51,7 +54,8 @@ class Rule:
     @classmethod
     def openpi(cls, mode: str) -> Rule:
         """As openpi does it: MEAN_STD for pi0, QUANTILES for all its other policies."""
-        return cls(mode, OPENPI_EPS, eps_when_zero=False, eps_back=True, partial=True)
+        return cls(
+            mode, OPENPI_EPS, eps_when_zero=False, eps_back=True, partial=True, single=False)
 
     @classmethod
     def older_lerobot(cls, mode: str) -> Rule:
@@ -105,7 +109,8 @@ class Scaling:
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """[..., N] in units of the data -> [..., N] float64."""
-        values = (np.asarray(values, np.float64) - self.origin) / self.width
+        values = np.asarray(values, np.float32 if self.rule.single else np.float64)
+        values = (values.astype(np.float64) - self.origin) / self.width
         return 2 * values - 1 if self.between else values
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:

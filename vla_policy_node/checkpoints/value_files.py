@@ -47,7 +47,7 @@ from vla_policy_node.checkpoints.tensor_files import open_safetensors, unwrapped
 LEROBOT = 'lerobot'  # what the one data set of a checkpoint is called that names none
 ASSETS, NORM_STATS = 'assets', 'norm_stats.json'
 _OF_DATA = ('meta/stats.json', 'stats.json')
-_WEIGHTS = 'model.safetensors'
+_WEIGHTS = 'model*.safetensors'
 _MOST_SETS = 64
 _BUFFERS = (
     (STATE, ('normalize_inputs.buffer_observation_state.', 'normalize_inputs.observation_state.')),
@@ -93,17 +93,27 @@ def files(directory: Path) -> list[Path]:
     return [path for pattern in patterns for path in islice(directory.glob(pattern), _MOST_SETS)]
 
 
-def read_values(directory: Path) -> ValueFiles:
+def read_values(directory: Path, key: str = '') -> ValueFiles:
     """Find and read the statistics; no `sets` if the checkpoint has none.
 
+    key: of a data set; a robot of openpi's may also be chosen where other files come first.
     ValueError with one sentence for files that are damaged.
     """
+    found = _first_values(directory)
+    if key and key not in found.sets and (robots := read_assets(directory)):
+        source = f'{ASSETS}/*/{NORM_STATS}'
+        return ValueFiles(source, {**found.sets, **robots}, processors=found.processors)
+    return found
+
+
+def _first_values(directory: Path) -> ValueFiles:
     processors = read_processors(directory)
     if processors and any(processors.numbers.values()):
         numbers = processors.numbers[STATE], processors.numbers[ACTION]
         return ValueFiles(PREPROCESSOR, {LEROBOT: numbers}, processors=processors)
-    if place(directory, _WEIGHTS).is_file() and (found := _in_weights(place(directory, _WEIGHTS))):
-        return ValueFiles(_WEIGHTS, {LEROBOT: found}, older=True, processors=processors)
+    for path in sorted(islice(directory.glob(_WEIGHTS), _MOST_SETS)):
+        if found := _in_weights(path):
+            return ValueFiles(path.name, {LEROBOT: found}, older=True, processors=processors)
     for name in _OF_DATA:
         if place(directory, name).is_file():
             document = Entries(read_json(place(directory, name)), name)
@@ -132,13 +142,12 @@ def load_statistics(
     mode: of this kind of policy where no file says it. aloha: how this kind of policy takes
     ALOHA's joints, if config.json says that it does. ValueError with one sentence.
     """
-    values = read_values(directory)
+    values = read_values(directory, key)
     document = Entries(read_json(place(directory, 'config.json')), 'config.json')
     if not values.sets:
         raise ValueError(
             f"{directory} has no statistics of states and actions: neither LeRobot's processors "
-            f'nor {ASSETS}/<robot>/{NORM_STATS}; a base checkpoint has to be fine-tuned first, or '
-            'put the meta/stats.json of the data into it.')
+            f'nor {ASSETS}/<robot>/{NORM_STATS}; {_advice(directory)}.')
     if not key and len(values.sets) == 1:
         key = next(iter(values.sets))
     if key not in values.sets:
@@ -161,6 +170,14 @@ def modes_of(directory: Path, mode: str) -> str:
     found = {name: _rule(values, document, kind, mode, numbers).mode for name, kind, numbers in (
         ('state', 'STATE', state), ('actions', 'ACTION', action))}
     return ', '.join(f'{name} by {mode}' for name, mode in found.items())
+
+
+def _advice(directory: Path) -> str:
+    beside = directory.resolve().parent / ASSETS
+    if beside.is_dir():  # where openpi's converter leaves them
+        return f'copy {beside} into it'
+    return ('a base checkpoint has to be fine-tuned first, or put the meta/stats.json of the data '
+            'into it')
 
 
 def sizes_of(directory: Path) -> tuple[int, int]:

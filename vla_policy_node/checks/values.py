@@ -41,7 +41,7 @@ def check_values(directory: Path, config: ModelConfig, key: str) -> Iterator[Fin
     statistics = statistics_of(directory, config, key)
     if not isinstance(statistics, ScaledStatistics):
         return
-    files = read_values(directory)
+    files = read_values(directory, key)
     yield check_modes(directory, files, statistics)
     yield check_extremes(files, statistics, config)
     yield check_reference(files, statistics)
