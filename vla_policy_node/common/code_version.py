@@ -32,8 +32,8 @@ def code_version() -> str:
         return text
     try:
         done = subprocess.run(
-            ['git', '-C', str(_ROOT), 'describe', '--always', '--exclude=*', '--dirty',
-             '--abbrev=12'],
+            ['git', '--no-optional-locks', '-C', str(_ROOT), 'describe', '--always',
+             '--exclude=*', '--dirty', '--abbrev=12'],
             capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return text
