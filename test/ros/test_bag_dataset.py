@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip('pyarrow')
 pytest.importorskip('av')
 import yaml
+from geometry_msgs.msg import TransformStamped, TwistStamped
+from rclpy.serialization import serialize_message
 from replay_bag import INSTRUCTION, PERIOD_NS, START_NS, make_bag
 from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import JointState
@@ -16,9 +18,10 @@ from std_msgs.msg import Header
 from vla_msgs.msg import JointCommand
 from vla_policy_node.commands.dataset_from_bag import dataset_from_bags
 from vla_policy_node.common.terminal import make_console
+from vla_policy_node.contract.shipped import shipped_text
 from vla_policy_node.lerobot.reader import LeRobotReader
 from vla_policy_node.nodes.image_messages import to_image_message
-from vla_policy_node.nodes.message_classes import type_name
+from vla_policy_node.nodes.message_classes import message_class, type_name
 from vla_policy_node.nodes.messages import to_time
 from vla_policy_node.replay.dataset import BagDataset
 from vla_policy_node.replay.dataset_rows import BagRequest
@@ -168,32 +171,69 @@ CONTRACT = {
 @pytest.fixture(scope='module')
 def joint_bag(tmp_path_factory):
     """One second at 20 Hz of two joints and a finger, with a leader and with commands."""
-    from rclpy.serialization import serialize_message
-
     folder = tmp_path_factory.mktemp('joints')
     (folder / 'arm.yaml').write_text(yaml.safe_dump(CONTRACT))
+
+    def messages(i, header):
+        at = [0.1 * i, 0.2 * i, 0.002 * i]
+        return {
+            '/front': to_image_message(np.full((*SIZE, 3), i, np.uint8), header),
+            '/joint_states': JointState(header=header, name=['b', 'finger', 'a', 'x'],
+                                        position=[at[1], at[2], at[0], 9.0]),
+            '/leader': JointState(header=header, name=['a', 'b', 'finger'],
+                                  position=[at[0] + 2, at[1] + 2, 0.04]),
+            '/joint_command': JointCommand(
+                header=header, names=['a', 'b', 'finger'], kinds=[0, 0, 0],
+                values=[at[0] + 1, at[1] + 1, at[2]], hold=i == 10)}
+
+    record(folder / 'bag', messages)
+    return folder
+
+
+def record(path, messages):
+    """Write a second at 20 Hz of messages by topic."""
     definitions, connections = MessageDefinitions(), {}
-    with Writer(folder / 'bag', version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
         for i in range(21):
             stamp_ns = START_NS + i * PERIOD_NS
-            header = Header(stamp=to_time(stamp_ns))
-            at = [0.1 * i, 0.2 * i, 0.002 * i]
-            command = JointCommand(header=header, names=['a', 'b', 'finger'], kinds=[0, 0, 0],
-                                   values=[at[0] + 1, at[1] + 1, at[2]], hold=i == 10)
-            for topic, message in {
-                '/front': to_image_message(np.full((*SIZE, 3), i, np.uint8), header),
-                '/joint_states': JointState(header=header, name=['b', 'finger', 'a', 'x'],
-                                            position=[at[1], at[2], at[0], 9.0]),
-                '/leader': JointState(header=header, name=['a', 'b', 'finger'],
-                                      position=[at[0] + 2, at[1] + 2, 0.04]),
-                '/joint_command': command,
-            }.items():
+            header = Header(stamp=to_time(stamp_ns), frame_id='base_link')
+            for topic, message in messages(i, header).items():
                 kind = type_name(type(message))
                 if topic not in connections:
                     connections[topic] = writer.add_connection(
                         topic, kind, typestore=definitions.learn(kind))
                 writer.write(connections[topic], stamp_ns, serialize_message(message))
-    return folder
+
+
+def test_poses_of_transforms_and_velocities_as_actions(tmp_path):
+    plain = yaml.safe_load(shipped_text('end_effector'))
+    plain['state'][0] |= {'topic': '/tf', 'type': 'tf2_msgs/msg/TFMessage',
+                          'parent': 'base_link', 'child': 'hand'}
+    (tmp_path / 'robot.yaml').write_text(yaml.safe_dump(plain))
+
+    def messages(i, header):
+        moved = TransformStamped(header=header, child_frame_id='hand')
+        moved.transform.translation.z, moved.transform.rotation.w = 0.01 * i, 1.0
+        twist = TwistStamped(header=header)
+        twist.twist.linear.x = 0.1
+        return {
+            '/tf': message_class('tf2_msgs/msg/TFMessage')(transforms=[moved]),
+            '/gripper_state': JointState(header=header, name=['l', 'r'], position=[0.01, -0.01]),
+            '/third_person/image_raw': to_image_message(np.zeros((8, 8, 3), np.uint8), header),
+            '/wrist/image_raw': to_image_message(np.zeros((8, 8, 3), np.uint8), header),
+            '/twist': twist}
+
+    record(tmp_path / 'bag', messages)
+    request = {'contract': str(tmp_path / 'robot.yaml'), 'instruction': 'lift',
+               'actions_topic': '/twist'}
+    with pytest.raises(ValueError, match='/twist says nothing of the gripper'):
+        write([tmp_path / 'bag'], tmp_path / 'set', **request)
+    plain['actions'] = plain['actions'][:1]
+    (tmp_path / 'robot.yaml').write_text(yaml.safe_dump(plain))
+    write([tmp_path / 'bag'], tmp_path / 'set', **request)
+    rows = LeRobotReader(tmp_path / 'set').rows(0, ROWS)
+    np.testing.assert_allclose(rows['observation.state'][:, 2], 0.01 * np.arange(21), atol=1e-6)
+    np.testing.assert_allclose(rows['action'][:, 0], 0.1 * 0.05 / 0.05, rtol=1e-6)
 
 
 @pytest.mark.parametrize(('request_', 'expected'), [

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from vla_policy_node.commands.dataset_info import dataset_info
 from vla_policy_node.common.terminal import make_console
+from vla_policy_node.lerobot import reader, tables, videos
 from vla_policy_node.lerobot.info import VIDEO_PATH, fill
 from vla_policy_node.lerobot.reader import LeRobotReader, decode_picture
 
@@ -254,6 +255,20 @@ def test_a_video_that_is_too_short_is_refused(copy):
                  **{'videos/observation.images.top/from_timestamp': [0.0, 1.3]})
     with pytest.raises(ValueError, match=r'no picture at 2\.1'):
         read_all(folder)
+
+
+@pytest.mark.parametrize(('module', 'bound', 'kind', 'sentence'), [
+    (tables, '_MOST_TABLE_BYTES', 'image', 'do not fit into memory'),
+    (tables, 'MOST_CELL_BYTES', 'image', 'holds no picture'),
+    (tables, '_MOST_FILE_BYTES', 'image', 'never has more than'),
+    (videos, '_MOST_PIXELS', 'video', 'pixels are decoded'),
+    (videos, '_MOST_BYTES', 'video', 'never has more than'),
+    (reader, '_MOST_TASKS', 'image', 'at most 1 are read')])
+def test_what_is_too_large_is_refused_before_memory_is_taken(
+        monkeypatch, module, bound, kind, sentence):
+    monkeypatch.setattr(module, bound, 1)
+    with pytest.raises(ValueError, match=sentence):
+        read_all(PACK / f'dataset_{kind}')
 
 
 def test_a_path_instead_of_a_picture_is_refused(copy):

@@ -127,11 +127,12 @@ def read_rows(bag: Bag, request: BagRequest) -> BagRows:
     actions = told if request.measured else filled(told, near, robot)
     known = np.isfinite(actions).all(1)
     # A goal ends as its last command does: the row of that moment has none.
-    stretches = [(first, end - (not near[end - 1]))
-                 for first, end in runs(valid & known, grid.goal)]
+    whole = runs(valid & known, grid.goal)
+    stretches = [(first, end - (not near[end - 1])) for first, end in whole]
     stretches = [(first, end) for first, end in stretches if end - first >= LEAST_ROWS]
     if not stretches:
-        raise BagError(_why_nothing(bag, reading, valid, known))
+        silent = topics.actions if near.any() and not known.any() else ''
+        raise BagError(_why_nothing(bag, reading, valid, known, silent))
     episodes = tuple(BagEpisode(
         summary.goals[grid.goal[first]].instruction, state[first:end], actions[first:end],
         {camera: numbers[first:end] for camera, numbers in pictures.items()})
@@ -143,10 +144,10 @@ def read_rows(bag: Bag, request: BagRequest) -> BagRows:
                            'record again, or take the times of recording with --stamps log.')
     used = sum(end - first for first, end in stretches)
     still = sum(int((~near[first:end]).sum()) for first, end in stretches)
-    if used < len(grid):
+    ends = sum(not near[end - 1] for _, end in whole)
+    if used + ends < len(grid):
         notes.append(f'{len(grid) - used} of {len(grid)} rows were left out: an input was missing '
-                     f'or older than {MAX_AGE_NS / 1e9:g} s, or nothing was commanded yet or any '
-                     'more.')
+                     f'or older than {MAX_AGE_NS / 1e9:g} s, or nothing had been commanded yet.')
     if still:
         notes.append(f'In {still} rows nothing was commanded; they stand still.')
     notes += [*summary.notes, *reading.notes()]
@@ -245,10 +246,16 @@ def _check_rate(bag: Bag, summary: BagSummary, topics: BagTopics, period_ns: int
             f'a row is {period_ns / 1e6:.0f} ms; give --fps {max(1, round(1e9 / usual_ns))}.')
 
 
-def _why_nothing(bag: Bag, reading: _Reading, valid: np.ndarray, known: np.ndarray) -> str:
+def _why_nothing(
+    bag: Bag, reading: _Reading, valid: np.ndarray, known: np.ndarray, silent: str
+) -> str:
+    """Return the sentence of a bag without rows. silent: a topic of motions without a gripper."""
     if not valid.any():
         why = ('no moment has all inputs at once'
                + ''.join(f'; {note.rstrip(".")}' for note in reading.notes()[:1]))
+    elif silent:
+        why = (f'{silent} says nothing of the gripper; name a topic of EndEffectorCommand with '
+               '--actions-topic, or take a contract whose actions have no gripper')
     elif not known.any():
         why = 'nothing usable was commanded; name the topic of actions with --actions-topic'
     else:
