@@ -25,6 +25,7 @@ from vla_policy_node.checks.golden_decoders import FLOAT, Case, allowed
 from vla_policy_node.checks.golden_pi_training import prefix_of
 from vla_policy_node.families import pi0, read_model_config
 from vla_policy_node.families.pi0 import Pi0, PrefixSequence
+from vla_policy_node.families.pi0_config import Pi0Config
 from vla_policy_node.nn.flow import embed_time, flow_times
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import PassHooks
@@ -54,6 +55,7 @@ def compare_recordings(
     config = read_model_config(directory)
     network = load_model(directory, config, device, 'float32')
     assert isinstance(network, Pi0)
+    assert isinstance(config, Pi0Config)
     network.requires_grad_(False)
 
     def statistics() -> Statistics:
@@ -61,6 +63,7 @@ def compare_recordings(
 
     cases = [Case(name, arrays, device) for name, arrays in recordings.items()
              if is_recording(arrays)]
+    network.config = replace(config, accumulated_time=_accumulated(config, cases))
     for case in cases:
         yield from said(case.name, compare_case(network, case))
         if 'actions' in case:
@@ -90,6 +93,16 @@ def compare_recordings(
         if rest := case.rest():
             yield Comparison(
                 'other arrays', 0.0, np.inf, case.name, f'not compared: {", ".join(rest)}')
+
+
+def _accumulated(config: Pi0Config, cases: list[Case]) -> bool:
+    """Whether times were added up in the recordings, whoever laid out the checkpoint."""
+    for case in cases:
+        for way in (False, True):
+            times = torch.tensor(flow_times(config.denoising_steps, way))
+            if 'time' in case and torch.equal(times, case['time'].cpu()):
+                return way
+    return config.accumulated_time
 
 
 class _Watch(PassHooks):
@@ -215,7 +228,8 @@ def _compare_steps(
     """Every step of the flow; the state's row, which ran once, is before those of the first."""
     head, kept = network.action_head, case['kept_steps'].tolist()
     depth = len(head.decoder.layers)
-    times = torch.tensor(flow_times(network.config.denoising_steps))
+    config = network.config
+    times = torch.tensor(flow_times(config.denoising_steps, config.accumulated_time))
     yield from case.compare('time', exact, times, 'time')
     waves = embed_time(times, head.decoder.config.width, head.periods)
     yield from case.compare('waves of the time', WAVES, waves, 'time_emb')

@@ -71,7 +71,7 @@ def _compare_weights(recording: Case) -> Iterator[Comparison]:
 def _guided(
     network: Pi0, recording: Case, case: Case, name: str, settings: Entries
 ) -> Iterator[Comparison]:
-    steps, guidance = _guidance(recording, settings)
+    steps, guidance = _guidance(network, recording, settings)
     config, nobody = network.config, ForwardPass()
     sequence, _ = prefix_of(network, case)
     try:
@@ -95,10 +95,11 @@ def _differentiated(
     network: Pi0, recording: Case, case: Case, name: str, settings: Entries
 ) -> Iterator[Comparison]:
     """As the paper: what the clean estimate does to the target is followed back to the noise."""
-    steps, guidance = _guidance(recording, settings)
+    steps, guidance = _guidance(network, recording, settings)
     sequence, _ = prefix_of(network, case)
     noise, seen = recording['noise'].clone(), _Seen(network, sequence, guidance, settings)
-    made = integrate(seen.velocity, noise, flow_times(steps))
+    made = integrate(
+        seen.velocity, noise, flow_times(steps, network.config.accumulated_time))
     rule = TOLERANCES[name]
     for key, parts in (('v_base', seen.plain), ('correction', seen.corrections)):
         yield from recording.compare(
@@ -136,9 +137,10 @@ class _Seen:
         return (plain - factor * correction).detach()
 
 
-def _guidance(recording: Case, settings: Entries) -> tuple[int, Guidance]:
+def _guidance(network: Pi0, recording: Case, settings: Entries) -> tuple[int, Guidance]:
     steps = settings.integer('steps', 1, MOST)
+    times = flow_times(steps, network.config.accumulated_time)
     return steps, Guidance(
         recording['prev_chunk_left_over'], int(recording['inference_delay']),
-        settings.integer('execution_horizon', 1, MOST), flow_times(steps),
+        settings.integer('execution_horizon', 1, MOST), times,
         settings.word('schedule', SCHEDULES), settings.number('max_guidance_weight', 0, 1e6))
