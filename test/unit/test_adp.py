@@ -75,6 +75,8 @@ def test_start_prompt_and_stop_ask():
 def test_of_the_published_sizes_the_published_numbers_of_tokens_stay():
     """184 + 256 of 512 with keep 0.9: what the wrist camera cannot use, nobody gets."""
     method = prepared('adp', shared_model(), keep=0.9)
+    method.prepare(None, replace(CONFIG, **{
+        name: replace(getattr(CONFIG, name), image_px=224) for name in ('dino', 'siglip')}))
     positions = torch.arange(1 + 512 + 2)[None]
     spans = lay_out({'bos': 1, 'visual': 512, 'prompt': 2})
     sequence = TokenSequence(torch.zeros(1, 515, 4), positions, spans)

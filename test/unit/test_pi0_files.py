@@ -24,6 +24,7 @@ from pi_models import (
     write_weights,
 )
 from safetensors.torch import load_file, save_file
+from tiny_model import torchs_flops
 
 from vla_policy_node import acceleration, families
 from vla_policy_node.checks.findings import FAIL
@@ -198,6 +199,37 @@ def test_every_method_runs_on_it_or_says_in_a_sentence_why_not(policies, kind, m
     chunk = policy.infer(InferenceRequest.after(observe(seed=1).observation, chunk))
     assert chunk.actions.shape == (CHUNK, 7)
     assert np.isfinite(chunk.actions).all()
+
+
+@pytest.fixture(scope='module')
+def three_cameras(tmp_path_factory):
+    """A checkpoint with weights of all methods, from a seed."""
+    directory = write_policy(tmp_path_factory.mktemp('three'), 'pi0', cameras=['a', 'b', 'c'])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for method in map(acceleration.named, acceleration.available()):
+            method.save_untrained(directory, read_model_config(directory))
+    return directory
+
+
+@pytest.mark.parametrize('method', [None, *sorted({*acceleration.available()} - {'deer'})])
+def test_other_cameras_than_in_the_last_step_are_a_new_beginning(three_cameras, method):
+    """What a method remembers of a token's place is of another camera then."""
+    chosen = [method] if method else []
+    policy, fresh = (load_policy(three_cameras, methods=chosen) for _ in range(2))
+    for seed, cameras in enumerate(('abc', 'abc', 'ac', 'ac', 'b')):
+        chunk = policy.infer(observe(cameras, seed=seed))
+        assert chunk.tokens_total == 16 * len(cameras)
+        assert [selection.camera for selection in chunk.selections] == [*cameras]
+    wanted = fresh.infer(observe('b', seed=4))
+    np.testing.assert_array_equal(chunk.actions, wanted.actions)
+    assert (chunk.flops, chunk.tokens_kept) == (wanted.flops, wanted.tokens_kept)
+
+
+def test_what_an_answer_costs_counts_the_cameras_that_there_are(three_cameras):
+    policy = load_policy(three_cameras, methods=())
+    counted = torchs_flops(lambda: policy.infer(observe('ac')))
+    assert policy.infer(observe('ac')).flops == counted
 
 
 @pytest.mark.parametrize('kind', KINDS)

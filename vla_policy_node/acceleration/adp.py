@@ -116,7 +116,7 @@ class Adp(Selection):
         scores = importance(self._layer0, sequence.visual[0], rows, hidden)
         if self.keep == 1:
             return Choice(torch.ones_like(scores, dtype=torch.bool), scores)
-        by_camera = scores.view(self._config.cameras, -1)
+        by_camera = scores.view(self._config.cameras_of(len(scores)), -1)
         kept = torch.cat([
             mark_top(own, count)
             for own, count in zip(by_camera, self._counts(len(scores)), strict=True)])
@@ -137,7 +137,8 @@ class Adp(Selection):
 
     def _choose(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """Places among the visual rows: the best of each camera, whose share is fixed."""
-        total, cameras = sequence.visual_total, self._config.cameras
+        total = sequence.visual_total
+        cameras = self._config.cameras_of(total)
         if self.keep == 1:
             return torch.arange(sequence.visual_rows, device=scores.device)
         return top_of_cameras(
@@ -145,7 +146,7 @@ class Adp(Selection):
 
     def _counts(self, total: int) -> list[int]:
         """How many tokens of each camera stay."""
-        cameras, count = self._config.cameras, max(1, round(self.keep * total))
+        cameras, count = self._config.cameras_of(total), max(1, round(self.keep * total))
         others = max(cameras - 1, 1)
         shares = [self.third_person_share] + [(1 - self.third_person_share) / others] * others
         return [max(1, round(share * count)) for share in shares] if cameras > 1 else [count]

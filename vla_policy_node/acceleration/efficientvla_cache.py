@@ -9,15 +9,14 @@ token that is dropped, such a step does not even depend on it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from vla_policy_node.acceleration.base import Capability, Effect, Method, Report
-from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.denoising import DenoisingStep
+from vla_policy_node.nn.sequence import TokenSequence
 
 
 class EfficientVlaCache(Method):
@@ -41,13 +40,14 @@ class EfficientVlaCache(Method):
         self._added: Tensor  # by the blocks of the last step that ran
         self._reused: int | None = None
 
-    def prepare(self, checkpoint: Path, config: ModelConfig) -> None:
-        """Remember how many visual tokens there are."""
-        self._visual_tokens = config.visual_tokens
-
     def begin_pass(self) -> None:
         """Count from 0; nothing is kept from one inference to the next."""
         self._reused = 0
+
+    def select_tokens(self, sequence: TokenSequence) -> TokenSequence:
+        """Remember how many visual tokens there were, and leave them."""
+        self._visual_tokens = sequence.visual_total
+        return sequence
 
     def denoise(self, state: DenoisingStep) -> Tensor | None:
         """Run the head, or reuse what it did last."""

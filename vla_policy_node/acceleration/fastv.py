@@ -90,7 +90,7 @@ class FastV(Selection):
         received = self._received[sequence.visual_tokens]
         total = sequence.visual_total
         count = self.budget.of(total)
-        parts = self._config.cameras if self.rows == 'prefill' else 1
+        parts = self._config.cameras_of(total) if self.rows == 'prefill' else 1
         shares = [count // parts + (part < count % parts) for part in range(parts)]
         kept = top_of_cameras(received, sequence.visual_tokens, total // parts, shares)
         return self._keep(sequence, kept, received, index)

@@ -146,6 +146,7 @@ class Mole(Method):
         text = prompt_of(sequence)
         best = best_layers(router(sequence.visual, text), self.run - 1)
         chosen = {*best[0].nonzero().flatten().tolist()}
+        self._visual_tokens = sequence.visual_total
         self._flops = router.flops(sequence.visual_rows, text.shape[1])
         return [index for index in layers if index in chosen or index == layers[-1]]
 
@@ -157,7 +158,7 @@ class Mole(Method):
         """All tokens stay; routing costs."""
         if self._flops is None:
             return None
-        return Report(np.ones(self._config.visual_tokens, bool), flops=self._flops)
+        return Report(np.ones(self._visual_tokens, bool), flops=self._flops)
 
 
 def layers_to_run(layers: int) -> int:

@@ -172,8 +172,9 @@ class SpecPrune(Selection):
             self._running = received.new_zeros(sequence.visual_total, dtype=torch.float32)
         self._flops += flops
         tokens = sequence.visual_tokens
-        camera = tokens // (sequence.visual_total // self._config.cameras)
-        for index in range(self._config.cameras):
+        cameras = self._config.cameras_of(sequence.visual_total)
+        camera = tokens // (sequence.visual_total // cameras)
+        for index in range(cameras):
             own = tokens[camera == index]
             weights = rank_weights(received[own])
             self._running[own] = (
@@ -204,7 +205,7 @@ class SpecPrune(Selection):
         """Tokens of a camera, and how many of each stay for their attention."""
         share, fine = self.local_share, self.motion.fine
         first, other = (40 * share**2, 30 * share**2) if fine else (20 * share, 15 * share)
-        cameras = self._config.cameras
+        cameras = self._config.cameras_of(sequence.visual_total)
         counts = [wider * max(1, int(count)) for count in (first, *[other] * (cameras - 1))]
         return sequence.visual_total // cameras, counts
 
@@ -216,8 +217,8 @@ class SpecPrune(Selection):
         if count and back:
             now, before = self._pixels[-1], self._pixels[-1 - back]
             similar = functional.cosine_similarity(now, before, dim=1)
-            static[static_tokens(
-                similar, self._config.cameras, count, self.similarity).cpu()] = True
+            cameras = self._config.cameras_of(sequence.visual_total)
+            static[static_tokens(similar, cameras, count, self.similarity).cpu()] = True
         return ~static[sequence.visual_tokens.cpu()]
 
     def reset(self) -> None:

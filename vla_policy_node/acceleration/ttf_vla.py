@@ -108,7 +108,8 @@ class TtfVla(Method):
         fresh = change > threshold
         if self._relevance is None:
             return fresh
-        by_camera = self._relevance.to(fresh.device).view(self._config.cameras, -1)
+        cameras = self._config.cameras_of(len(self._relevance))
+        by_camera = self._relevance.to(fresh.device).view(cameras, -1)
         best = [camera * by_camera.shape[1] + top(relevance, self.count)
                 for camera, relevance in enumerate(by_camera)]
         return fresh.index_fill(0, torch.cat(best), True)

@@ -116,7 +116,7 @@ class VlaCache(Method):
         """Visual tokens, ascending."""
         if self._similarity is None or self._relevance is None or not self._cache:
             return torch.empty(0, dtype=torch.int64)
-        cameras = self._config.cameras
+        cameras = self._config.cameras_of(len(self._relevance))
         static = static_tokens(self._similarity, cameras, self.static, self.similarity)
         matters = top_of_cameras(
             self._relevance, torch.arange(len(self._relevance), device=self._relevance.device),
@@ -186,7 +186,8 @@ class VlaCache(Method):
         """Kept are the tokens that all layers computed anew; scores: how static each patch is."""
         if not self._has_run:
             return None
-        kept = torch.ones(self._config.visual_tokens, dtype=torch.bool)
+        total = self._config.visual_tokens if self._relevance is None else len(self._relevance)
+        kept = torch.ones(total, dtype=torch.bool)
         kept[self._dropped.cpu()] = False
         layer = min(self._drop_layers)
         if self._similarity is None:

@@ -191,6 +191,10 @@ class ModelConfig(ABC):
         """Visual tokens of all cameras."""
         return self.cameras * self.grid[0] * self.grid[1]
 
+    def cameras_of(self, visual_tokens: int) -> int:
+        """How many cameras so many visual tokens are of: some may have no picture in a step."""
+        return visual_tokens // (self.grid[0] * self.grid[1])
+
     @property
     def action_slots(self) -> int:
         """Sequence rows reserved for the chunk: one per number of each action, or none."""

@@ -32,11 +32,17 @@ class AnsweringPolicy(PolicyWrapper):
         super().__init__(inside)
         self._answers = tuple(answers)
         self._last: ActionChunk | None = None
+        self._cameras: set[str] | None = None  # that had pictures last
         self._unseen: list[np.ndarray] = []  # executed while the policy inside was not asked
 
     def infer(self, request: InferenceRequest) -> ActionChunk:
         """Return the first answer, or the chunk of the policy inside."""
         started_s = self.read_s()
+        cameras = {*request.observation.images}
+        if self._cameras not in (None, cameras):  # what was kept was of other pictures
+            for answers in self._answers:
+                answers.reset()
+        self._cameras = cameras
         given = [(answers.answer(request, self.description), answers.name)
                  for answers in self._answers]
         actions, name = next(((a, name) for a, name in given if a is not None), (None, ''))

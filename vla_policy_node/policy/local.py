@@ -82,6 +82,7 @@ class LocalPolicy:
         self._methods = tuple(methods)
         self._action_rows = action_rows
         self._pass = ForwardPass()
+        self._seen: list[str] | None = None  # cameras with pictures in the last step
         self._normalise = normaliser
         self._threads = threads
         self.taken = tuple(taken)
@@ -192,6 +193,7 @@ class LocalPolicy:
         )
         pictures = encoded.pixels
         clock.mark('preprocess')
+        self._forget_other_cameras(observation.images)
         if self._static is not None and pictures.shape[1] != self.config.cameras:
             raise ValueError(
                 f'A camera is missing, and optimisation {self.description.optimisation!r} is for '
@@ -246,6 +248,16 @@ class LocalPolicy:
             for ids in self._inputs.prompts_of_all_lengths(instruction):
                 self._static.prepare(
                     inputs._replace(prompt_ids=torch.tensor(ids)[None]), self._action_rows)
+
+    def _forget_other_cameras(self, images: Mapping[str, np.ndarray]) -> None:
+        """Let methods begin anew where other cameras have pictures than in the last step.
+
+        What they remember is by the place of a token, which stands for something else then.
+        """
+        seen = self._inputs.seen(images)
+        if self._seen not in (None, seen):
+            self.reset()
+        self._seen = seen
 
     def _begin_step(
         self, pictures: Tensor, request: InferenceRequest, clock: StageClock
@@ -315,7 +327,10 @@ class LocalPolicy:
         reports = [r for r in (method.report() for method in self._methods) if r is not None]
         choosing = sum(report.flops for report in reports)
         reused = sum(report.denoising_reused for report in reports)
-        return choosing + sum(count_flops(self._model.config, self.layer_rows, reused).values())
+        config = self._model.config
+        if self._seen is not None and len(self._seen) < config.cameras:
+            config = replace(config, spec=replace(config.spec, cameras=tuple(self._seen)))
+        return choosing + sum(count_flops(config, self.layer_rows, reused).values())
 
 
 def _device_of(weight: Tensor) -> AbstractContextManager:
