@@ -419,3 +419,17 @@ def test_what_it_takes_for_granted_comes_from_lerobots_files():
     assert said['ranges'].value == 'state by MEAN_STD, actions by MEAN_STD'
     assert said['statistics'].source == 'the only one in policy_preprocessor.json'
     assert said['decoding'].source == 'config.json: type'
+
+
+def test_words_around_a_masked_picture_stay():
+    """As LeRobot masks the picture alone."""
+    network, (pixels, state, ids) = random_network(), inputs_of(7)
+    network.config = replace(network.config, frame=((11, 12), (11,)))
+    visual = network.visual(pixels, None, ForwardPass())
+    sequence = network.assemble(visual, state, ids, seen=torch.tensor([[True, False]]))
+    hidden = sequence.key_bias[0].isneginf()
+    assert sequence.states.shape[1] == 2 * (2 + 16 + 1) + 4 + 1
+    assert hidden.nonzero().flatten().tolist() == [*range(19 + 2, 19 + 2 + 16)]
+    unscaled = network.language_model.embed_tokens(torch.tensor([11, 12]))
+    assert torch.equal(sequence.states[0, 19:21], unscaled)
+    assert sequence.positions[0, -1] == 2 * 19 - 16 + 4

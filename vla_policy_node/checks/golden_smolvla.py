@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vla_policy_node import families
@@ -23,7 +23,11 @@ from vla_policy_node.checkpoints.conventions import ALOHA_SMOLVLA
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.lerobot_features import camera_name
 from vla_policy_node.checkpoints.reading import listed, read_json
-from vla_policy_node.checks import golden_smolvla_training, golden_values
+from vla_policy_node.checks import (
+    golden_smolvla_flow,
+    golden_smolvla_training,
+    golden_values,
+)
 from vla_policy_node.checks.files import has_no_tokenizer
 from vla_policy_node.checks.findings import Comparison, exact
 from vla_policy_node.checks.golden_decoders import FLOAT, Case, LayerInputs, Watch, allowed
@@ -31,18 +35,13 @@ from vla_policy_node.encoding.padded import PADDINGS, PaddedPreprocessor
 from vla_policy_node.families import smolvla
 from vla_policy_node.families.smolvla import PADDING, SmolVla
 from vla_policy_node.nn import siglip
-from vla_policy_node.nn.denoising import DenoisingStep
-from vla_policy_node.nn.flow import FlowStep, embed_time, flow_times
 from vla_policy_node.nn.forward_pass import ForwardPass
-from vla_policy_node.nn.guidance import SCHEDULES, Guidance
-from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.runtime.loading import load_model
 
 VARIANT, VARIANTS, PROMPTS = 'variant_', 'variants.json', 'prompt_tokens.json'
 # What a recording of other settings takes from the first inference.
-_LENT = re.compile(r'raw_.*|noise|state_norm|image\d+_prepared')
-MOST_ACTIONS = 1000
+_LENT = re.compile(r'raw_.*|noise|state_norm')
 _CAMERA = 'raw_image__'
 Said = Callable[[str, Iterator[Comparison]], Iterator[Comparison]]
 
@@ -113,6 +112,15 @@ class Golden:
         return network
 
 
+    def cameras_of(self, case: Case, missing: Collection[str] = ()) -> list[str]:
+        """Names in the recording of the cameras that are there, in the policy's order."""
+        named = {camera_name(feature): feature.removeprefix('observation.images.')
+                 for feature in self.document['input_features'] if feature not in missing}
+        cameras = [named[camera] for camera in self.network.config.spec.cameras
+                   if camera in named]
+        recorded = [camera for camera in cameras if f'{_CAMERA}{camera}' in case]
+        return recorded or cameras
+
     def prepared(self, case: Case, camera: str) -> Tensor:
         """Raw pictures of a camera -> [B, 3, H, W] from -1 to 1."""
         raw = case[f'{_CAMERA}{camera}']
@@ -138,10 +146,9 @@ def inputs_of(golden: Golden, case: Case, missing: Collection[str] = ()) -> Reco
     In the place of cameras that are not there come pictures of -1 at the end, which are hidden.
     """
     pictures = []
-    for index, camera in enumerate(golden.network.config.spec.cameras):
-        if not any(camera_name(feature) == camera for feature in missing):
-            key = f'image{index}_prepared'
-            pictures.append(case[key] if key in case else golden.prepared(case, camera))
+    for index, camera in enumerate(golden.cameras_of(case, missing)):
+        key = f'image{index}_prepared'
+        pictures.append(case[key] if key in case else golden.prepared(case, camera))
     masks = [case[key] for key in numbered('image{}_mask', case)]
     pictures += [torch.full_like(pictures[0], -1)] * (len(masks) - len(pictures))
     ids = case['lang_tokens'].masked_fill(~case['lang_mask'], golden.network.config.pad_id)
@@ -193,14 +200,15 @@ def _compare_variant(
     yield from _compare_inputs(golden, network, inputs, case)
     sequence = assemble(network, inputs)
     yield from _compare_prefix(network, sequence, case)
-    yield from _compare_flow(golden, network, sequence, case, guided)
+    yield from golden_smolvla_flow.compare_flow(
+        network, golden.statistics, sequence, case, guided)
 
 
 def _compare_inputs(
     golden: Golden, network: SmolVla, inputs: RecordedInputs, case: Case
 ) -> Iterator[Comparison]:
     config, scale = network.config, network.config.language_model.embedding_scale
-    for index, camera in enumerate(config.spec.cameras):
+    for index, camera in enumerate(golden.cameras_of(case)):
         if f'image{index}_prepared' in case and f'{_CAMERA}{camera}' in case:
             yield from case.compare(
                 'pictures', FLOAT, golden.prepared(case, camera), f'image{index}_prepared')
@@ -261,82 +269,6 @@ def _compare_prefix(
             f'prefix: cached {name}', FLOAT, made, f'prefix_{name}', counted[..., None], layers)
     yield from case.compare(
         'prefix: last states', FLOAT, states, 'prefix_last_hidden', counted, rows)
-
-
-def _compare_flow(
-    golden: Golden, network: SmolVla, sequence: TokenSequence, case: Case, guided: Entries
-) -> Iterator[Comparison]:
-    head, watch, steps = network.action_head, _Watch(), network.config.denoising_steps
-    times = torch.tensor(flow_times(steps))
-    yield from case.compare('times', FLOAT, times, 'times')
-    yield from case.compare('time embedding', FLOAT, embed_time(
-        times, network.config.expert_width, network.config.periods), 'time_embedding')
-    context, methods, noise = network.prefill(sequence, ForwardPass()), [watch], case['noise']
-    if 'rtc_left_over' in case:
-        methods.append(guidance := Guidance(
-            case['rtc_left_over'], int(case['rtc_delay']),
-            guided.integer('execution_horizon', 1, MOST_ACTIONS), flow_times(steps),
-            guided.word('prefix_attention_schedule', SCHEDULES),
-            guided.number('max_guidance_weight', 0, 1e6)))
-    with _Inputs([layer.input_layernorm for layer in head.expert.layers]) as inputs:
-        actions = network.denoise(context, noise, ForwardPass(methods))
-    places = context.behind[:, None] + torch.arange(noise.shape[1], device=noise.device)
-    yield from case.compare('expert: positions', exact, places, 'suffix_position_ids')
-    yield from case.compare(
-        'expert: rows of every step', FLOAT, torch.stack(watch.rows), 'suffix_embs')
-    first = torch.stack(inputs[: len(head.expert.layers)])
-    yield from case.compare(
-        'expert: every layer', FLOAT, first, 'suffix_layer_inputs_step0')
-    yield from case.compare('flow: noisy actions', FLOAT, torch.stack(watch.actions), 'x_t')
-    yield from case.compare('flow: velocity', FLOAT, torch.stack(watch.velocities), 'v_t')
-    if 'rtc_left_over' in case:
-        yield from _compare_guidance(guidance, case)
-    cut = actions[..., : network.config.action_size]
-    yield from case.compare('normalised actions', FLOAT, cut, 'actions_normalized')
-    robot = golden.statistics.unnormalise_actions(_numbers(cut))
-    yield from case.compare('actions', FLOAT, torch.from_numpy(robot), 'actions')
-
-
-def _compare_guidance(guidance: Guidance, case: Case) -> Iterator[Comparison]:
-    for key, part in (('rtc_guidance_weight', 'weight'), ('rtc_correction', 'correction'),
-                      ('rtc_x1_t', 'clean')):
-        made = torch.stack([getattr(step, part) for step in guidance.steps])
-        yield from case.compare('guidance', FLOAT, made, key)
-    yield from case.compare('guidance', FLOAT, guidance.held, 'rtc_weights')
-
-
-class _Watch(PassHooks):
-    """Keeps noisy actions, their rows and the velocity of every step, before it is guided."""
-
-    def __init__(self) -> None:
-        self.actions: list[Tensor] = []
-        self.rows: list[Tensor] = []
-        self.velocities: list[Tensor] = []
-
-    def denoise(self, state: DenoisingStep) -> None:
-        """Look, and leave the step to whoever comes next."""
-        assert isinstance(state, FlowStep)
-        self.actions.append(state.actions)
-        self.rows.append(state.embed(state.actions))
-        self.velocities.append(state.run()[0])
-
-
-class _Inputs:
-    """Context in which the first inputs of modules are kept, one list for all of them."""
-
-    def __init__(self, modules: Iterable[nn.Module]):
-        self._seen: list[Tensor] = []
-        self._modules = [*modules]
-
-    def __enter__(self) -> list[Tensor]:
-        self._handles = [
-            module.register_forward_pre_hook(lambda _, given: self._seen.append(given[0]))
-            for module in self._modules]
-        return self._seen
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def numbered(form: str, case: Case) -> Iterator[str]:

@@ -11,6 +11,7 @@ from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.scaling import MODES, Rule, Scaling
 from vla_policy_node.checks.findings import Comparison, compare, exact, relative
 from vla_policy_node.encoding.padded import Padding, resize_with_padding
+from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.encoding.task_prompt import TaskPrompt
 
 FLOAT = relative(5e-5)
@@ -30,8 +31,8 @@ def compare_pictures(
     for index in range(len(recording)):
         if f'in{index}' not in recording:
             return
-        target = tuple(min(int(side), MOST_PX) for side in recording[f'hw{index}'][2:4])
-        levels = resize_with_padding(recording[f'in{index}'], target, padding)
+        height, width = (min(int(side), MOST_PX) for side in recording[f'hw{index}'][2:4])
+        levels = resize_with_padding(recording[f'in{index}'], (height, width), padding)
         pixels = np.moveaxis(np.asarray(levels, np.float32) / 127.5 - 1, -1, 0)
         yield compare('pictures, shrunk and filled up', FLOAT, pixels,
                       recording[f'out{index}'], name)
@@ -66,9 +67,10 @@ def compare_numbers(
 
 
 def compare_prompts(
-    name: str, recorded: Sequence[object], prompt: TaskPrompt
+    name: str, recorded: Sequence[object], prompt: PromptEncoder
 ) -> Iterator[Comparison]:
     """Ids of tasks, cut where training cut them."""
+    assert isinstance(prompt, TaskPrompt)
     for index, one in enumerate(recorded):
         entries = Entries(one, name, f'[{index}]')
         ids, mask = (entries.value(key) for key in ('tokens', 'mask'))

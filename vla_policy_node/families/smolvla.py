@@ -100,12 +100,12 @@ class SmolVla(PolicyNetwork):
         """Lay out pictures, prompt and state.
 
         seen: [B, cameras] bool, False where a picture is only there for others of its batch.
-        Rows that are hidden take no position, so the result is that without them.
+        Rows that are hidden take no position, so the result is that without them; words around a
+        picture stay.
         """
-        batch, per_camera = len(visual), self.config.grid[0] * self.config.grid[1]
-        pictures = visual
-        if any(self.config.frame):
-            pictures, per_camera = self._framed(visual, per_camera)
+        batch, before, after = len(visual), *map(len, self.config.frame)
+        per_camera = self.config.grid[0] * self.config.grid[1]
+        pictures = self._framed(visual, per_camera) if before + after else visual
         words = self.language_model.embed_words(prompt_ids)
         room = self.config.state_room - proprio.shape[1]
         state = self.state_proj(functional.pad(proprio, (0, room)))[:, None]
@@ -115,26 +115,26 @@ class SmolVla(PolicyNetwork):
         if not hidden and seen is None:
             return TokenSequence.of(rows)
         if seen is None:
-            seen = torch.ones(
-                batch, pictures.shape[1] // per_camera, dtype=torch.bool, device=visual.device)
+            cameras = visual.shape[1] // per_camera
+            seen = torch.ones(batch, cameras, dtype=torch.bool, device=visual.device)
+        tokens = seen[:, :, None].expand(-1, -1, per_camera)
+        shown = functional.pad(tokens, (before, after), value=True).flatten(1)
         real = prompt_ids != self.config.pad_id if hidden else torch.ones_like(prompt_ids).bool()
-        valid = torch.cat([
-            seen.repeat_interleave(per_camera, dim=1), real, real.new_ones(batch, 1)], dim=1)
+        valid = torch.cat([shown, real, real.new_ones(batch, 1)], dim=1)
         bias = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, -torch.inf)
         spans = lay_out({name: part.shape[1] for name, part in rows.items()})
         # A hidden row before the first one that counts would have no position.
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         return TokenSequence(torch.cat([*rows.values()], dim=1), positions, spans, bias)
 
-    def _framed(self, visual: Tensor, per_camera: int) -> tuple[Tensor, int]:
+    def _framed(self, visual: Tensor, per_camera: int) -> Tensor:
         """Each camera's rows between words, which LeRobot does not scale here."""
         before, after = (
             self.language_model.embed_tokens(torch.tensor([ids], device=visual.device))
             for ids in self.config.frame)
         cameras = visual.unflatten(1, (-1, per_camera))
         ends = (part[:, None].expand(*cameras.shape[:2], -1, -1) for part in (before, after))
-        framed = torch.cat([next(ends), cameras, next(ends)], dim=2)
-        return framed.flatten(1, 2), framed.shape[2]
+        return torch.cat([next(ends), cameras, next(ends)], dim=2).flatten(1, 2)
 
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Context:
         """Select tokens and run the language model for its keys and values."""
@@ -145,8 +145,8 @@ class SmolVla(PolicyNetwork):
         hooks = forward_pass.layers(nn.Identity())
         self.language_model.run_layers(sequence, NO_ROWS, hooks, cache)
         # Which layers ran is forgotten once their keys are: the expert's are not all alike.
-        layers, rows = self.action_head.expert.layers, forward_pass.layer_rows
-        rows[noted:] = [done._replace(layer=layers[index].number)
+        number, rows = self.action_head.expert.number, forward_pass.layer_rows
+        rows[noted:] = [done._replace(layer=number(index))
                         for index, done in zip(cache.layers, rows[noted:], strict=False)]
         forward_pass.mark('language_model')
         return Context(cache, behind)
@@ -307,9 +307,10 @@ def _head_flops(
     expert, keys, rows = config.expert, config.language_model.key_width, config.chunk_length
     width, once, layers = config.expert_width, 0, 0
     for place, done in enumerate(layer_rows):
-        index, seen = place % len(config.crossing), done
-        if isinstance(done, LayerRows):
-            index, seen = done.layer if done.layer >= 0 else index, done.seen
+        index = place % len(config.crossing)
+        seen = done.seen if isinstance(done, LayerRows) else done
+        if isinstance(done, LayerRows) and done.layer >= 0:
+            index = done.layer
         own = 0 if config.crossing[index] else rows
         once += 2 * chain_flops(keys, expert.key_width) * seen * (not own)
         layers += decoder_flops(expert, [LayerRows(rows, own, seen + own)], rows)

@@ -98,11 +98,13 @@ def frame_ids(directory: Path, document: Mapping) -> Frame:
             f'{directory} has no tokenizer.json, in which the words around pictures are looked '
             f'up; copy that of {shown(document.get("vlm_model_name"))} into it.')
     tokenizer = read_tokenizer(path)
-    ids = [tokenizer.token_to_id(word) for word in _FRAME]
-    if None in ids:
-        raise ValueError(
-            f'{path} has no {_FRAME[ids.index(None)]}, and config.json sets '
-            'add_image_special_tokens; take the tokenizer.json of the backbone.')
+    ids: list[int] = []
+    for word in _FRAME:
+        if (number := tokenizer.token_to_id(word)) is None:
+            raise ValueError(
+                f'{path} has no {word}, and config.json sets add_image_special_tokens; take the '
+                'tokenizer.json of the backbone.')
+        ids.append(number)
     return tuple(ids), tuple(ids[:1])
 
 

@@ -104,6 +104,10 @@ class PrefixExpert(nn.Module):
             for number, crosses in enumerate(crossing))
         self.norm = make_norm(config)
 
+    def number(self, index: int) -> int:
+        """Which layer of the files is layer `index`, where others may have been taken out."""
+        return cast(ExpertLayer, self.layers[index]).number
+
     def read(self, cache: KvCache, behind: Tensor, actions: int) -> Reads:
         """Read the prefix once for all steps.
 
