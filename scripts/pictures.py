@@ -103,13 +103,8 @@ def draw_table(folder: Path) -> None:
     """Draw the rows of methods.json that were measured."""
     from vla_policy_node.bench.methods_plot import draw_methods
 
-    path = folder / 'methods.json'
-    rows = [row for row in json.loads(path.read_text()) if row['latency_ms'] is not None]
-    try:
-        draw_methods(rows, folder / 'methods.png')
-    except KeyError as error:
-        raise SystemExit(f'{path} has no {error}: it is of an earlier `vla bench methods`; '
-                         'measure again.') from None
+    rows = json.loads((folder / 'methods.json').read_text())
+    draw_methods([row for row in rows if row['latency_ms'] is not None], folder / 'methods.png')
 
 
 def browse(page: Path, folder: str, *options: str) -> str:
@@ -150,6 +145,9 @@ def main() -> int:
         except FileNotFoundError as error:
             raise SystemExit(f'{error.filename} is missing; `python -m scripts.pictures --help` '
                              'says what leaves it.') from None
+        except KeyError as error:
+            raise SystemExit(f'What {name} is drawn from has no {error}: it was measured by an '
+                             'earlier version; measure again.') from None
     return 0
 
 

@@ -230,6 +230,7 @@ def test_the_document(checkpoint, made_up, tmp_path):
         'interval_of_tasks': pytest.approx([-1 / 3, -1 / 3]), 'verdict': 'undecided',
         'p_value': 0.5, 'p_holm': 0.5}]
     assert document['machine']['workers'] == 1
+    assert document['machine']['code'].startswith('vla_policy_node')
     assert not side_file(file).exists()
     for name in ('success.png', 'tokens.png'):
         assert np.asarray(Image.open(plots / name)).std() > 5
