@@ -86,12 +86,13 @@ class EpisodeParts:
         with draft(self._path(number, '.parquet')) as partial:
             parquet().write_table(table, partial, compression='none')
         known = [*dict.fromkeys(tasks)]
-        stored = {f'{key}/{name}': value for key, each in statistics.items()
-                  for name, value in each.items()}
+        stored: dict[str, Any] = {
+            f'{key}/{name}': value for key, each in statistics.items()
+            for name, value in each.items()}
+        stored |= {_TASKS: np.array(known),
+                   _TURNS: np.array([known.index(task) for task in tasks])}
         with draft(self._path(number, '.npz')) as partial, partial.open('wb') as stream:
-            np.savez(stream, **{
-                _TASKS: np.array(known), _TURNS: np.array([known.index(task) for task in tasks]),
-                **stored})
+            np.savez(stream, **stored)
 
     def read(self, number: int) -> EpisodePart:
         """Return a finished episode."""

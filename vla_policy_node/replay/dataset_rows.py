@@ -84,78 +84,95 @@ def read_rows(bag: Bag, request: BagRequest) -> BagRows:
     info = read_info(bag, request.namespace)
     robot, _ = robot_of(bag, request.contract, request.namespace)
     check_actions(robot, request.measured)
-    by_joints = is_moved_by_joints(robot)
     fps = request.fps or _rate_of(info)
     period_ns = round(1e9 / fps)
-    topics = topics_of_robot(
-        bag, robot, request.topics, '' if by_joints else request.actions_topic, request.namespace)
-    topics = replace(topics, by_log=request.stamps == LOG)
-    notes = []
-    cameras = []
-    for camera in robot.cameras:
-        if camera.name in topics.missing and not camera.required:
-            notes.append(f"The bag has no pictures of '{camera.name}', which the contract does "
-                         'not require; the dataset is without.')
-        else:
-            cameras.append(camera.name)
-    whole = spec_of(robot)
-    topics = topics.needed_by({'a dataset': PolicySpec(tuple(cameras), whole.state)},
-                              moves=not by_joints)
+    topics, cameras, notes = _inputs(bag, robot, request)
     frame = next((group.frame for group in robot.actions
                   if isinstance(group, EndEffectorGroup)), '')
-    if not by_joints and not topics.actions:
-        raise BagError(f"The bag '{bag.path}' holds no commands of {robot.name}; name their topic "
-                       'with --actions-topic.')
     summary = summarise_bag(bag, topics, request.instruction, period_ns, frame)
-    grid = RowTimes(summary.goals, fps)
-    reading = _Reading(bag, topics, grid, frame)
+    times = RowTimes(summary.goals, fps)
+    reading = _Reading(bag, topics, times, frame)
     valid, state, pictures, measured = reading.read()
     if request.measured:
-        joints = joint_spec(robot).joints
-        values = np.array([action_of(row, joints) for row in measured]).reshape(
-            len(grid), len(joints))
-        told = np.concatenate([values[1:], values[-1:]])
-        told[:-1][grid.goal[1:] != grid.goal[:-1]] = np.nan  # nobody measured what came after
-        told[-1:] = np.nan
-        near = np.isfinite(told).all(1)
-    elif by_joints:
-        told, near = joint_actions(bag, joint_topic(bag, request.actions_topic), robot, grid,
-                                   period_ns, topics.by_log)
+        actions, near = _one_later(measured, robot, times)
     else:
-        _check_rate(bag, summary, topics, period_ns)
-        told, near = motion_actions(summary.actions, robot, grid, period_ns)
-    actions = told if request.measured else filled(told, near, robot)
+        told, near = _told(bag, robot, request, topics, summary, times, period_ns)
+        actions = filled(told, near, robot)
     known = np.isfinite(actions).all(1)
     # A goal ends as its last command does: the row of that moment has none.
-    whole = runs(valid & known, grid.goal)
-    stretches = [(first, end - (not near[end - 1])) for first, end in whole]
+    found = runs(valid & known, times.goal)
+    stretches = [(first, end - (not near[end - 1])) for first, end in found]
     stretches = [(first, end) for first, end in stretches if end - first >= LEAST_ROWS]
     if not stretches:
         silent = topics.actions if near.any() and not known.any() else ''
         raise BagError(_why_nothing(bag, reading, valid, known, silent))
-    episodes = tuple(BagEpisode(
-        summary.goals[grid.goal[first]].instruction, state[first:end], actions[first:end],
-        {camera: numbers[first:end] for camera, numbers in pictures.items()})
-        for first, end in stretches)
     for name, numbers in pictures.items():
         taken = np.concatenate([numbers[first:end] for first, end in stretches])
         if (np.diff(taken) < 0).any():
             raise BagError(f"The pictures of '{name}' in the bag '{bag.path}' go back in time; "
                            'record again, or take the times of recording with --stamps log.')
     used = sum(end - first for first, end in stretches)
-    still = sum(int((~near[first:end]).sum()) for first, end in stretches)
-    ends = sum(not near[end - 1] for _, end in whole)
-    if used + ends < len(grid):
-        notes.append(f'{len(grid) - used} of {len(grid)} rows were left out: an input was missing '
-                     f'or older than {MAX_AGE_NS / 1e9:g} s, or nothing had been commanded yet.')
-    if still:
+    if used + sum(not near[end - 1] for _, end in found) < len(times):
+        notes.append(f'{len(times) - used} of {len(times)} rows were left out: an input was '
+                     f'missing or older than {MAX_AGE_NS / 1e9:g} s, or nothing had been '
+                     'commanded yet.')
+    if still := sum(int((~near[first:end]).sum()) for first, end in stretches):
         notes.append(f'In {still} rows nothing was commanded; they stand still.')
-    notes += [*summary.notes, *reading.notes()]
     names = {stream: topic for topic, stream in topics.inputs.items()}
     return BagRows(
         robot, fps, topics, {camera: names[camera] for camera in cameras},
         tuple(value.name for source in topics.streams.states.values() for value in source.values),
-        action_names(robot), episodes, tuple(notes))
+        action_names(robot),
+        tuple(BagEpisode(
+            summary.goals[times.goal[first]].instruction, state[first:end], actions[first:end],
+            {camera: numbers[first:end] for camera, numbers in pictures.items()})
+            for first, end in stretches),
+        (*notes, *summary.notes, *reading.notes()))
+
+
+def _inputs(
+    bag: Bag, robot: RobotContract, request: BagRequest
+) -> tuple[BagTopics, list[str], list[str]]:
+    """Return the topics of all that the contract has, the cameras that are there, and notes."""
+    by_joints = is_moved_by_joints(robot)
+    topics = topics_of_robot(
+        bag, robot, request.topics, '' if by_joints else request.actions_topic, request.namespace)
+    topics = replace(topics, by_log=request.stamps == LOG)
+    absent = [camera.name for camera in robot.cameras
+              if camera.name in topics.missing and not camera.required]
+    cameras = [name for name in robot.camera_names if name not in absent]
+    topics = topics.needed_by(
+        {'a dataset': PolicySpec(tuple(cameras), spec_of(robot).state)}, moves=not by_joints)
+    if not by_joints and not topics.actions:
+        raise BagError(f"The bag '{bag.path}' holds no commands of {robot.name}; name their topic "
+                       'with --actions-topic.')
+    return topics, cameras, [
+        f"The bag has no pictures of '{name}', which the contract does not require; the dataset "
+        'is without.' for name in absent]
+
+
+def _told(
+    bag: Bag, robot: RobotContract, request: BagRequest, topics: BagTopics, summary: BagSummary,
+    times: RowTimes, period_ns: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what was commanded in each row [N, A], and for which rows there is any."""
+    if is_moved_by_joints(robot):
+        topic = joint_topic(bag, request.actions_topic)
+        return joint_actions(bag, topic, robot, times, period_ns, topics.by_log)
+    _check_rate(bag, summary, topics, period_ns)
+    return motion_actions(summary.actions, robot, times, period_ns)
+
+
+def _one_later(
+    measured: np.ndarray, robot: RobotContract, times: RowTimes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions [N, A] of the next row as actions; the last one of a goal has none."""
+    joints = joint_spec(robot).joints
+    values = np.array([action_of(row, joints) for row in measured]).reshape(-1, len(joints))
+    told = np.concatenate([values[1:], values[-1:]])
+    told[:-1][times.goal[1:] != times.goal[:-1]] = np.nan
+    told[-1:] = np.nan
+    return told, np.isfinite(told).all(1)
 
 
 class _Reading:

@@ -43,7 +43,7 @@ def write_statistics(demonstrations: Demonstrations) -> Path:
 
 def statistics_of(action: np.ndarray, proprio: np.ndarray) -> dict:
     """[N, 7] and [N, 8] -> the entry of one data set, floors applied."""
-    entry = {'action': _describe(action), 'proprio': _describe(proprio)}
+    entry: dict[str, dict] = {'action': _describe(action), 'proprio': _describe(proprio)}
     low, high = (np.array(entry['action'][q]) for q in ('q01', 'q99'))
     entry['action'] |= {
         'q01': np.minimum(low, -ACTION_FLOOR).tolist(),
