@@ -32,6 +32,9 @@ DOCUMENT = {
                  'mlp_width': 40, 'vocabulary': 300},
         'expert': {'width': 24, 'mlp_width': 32}},
 }
+# The last number of an action is a gripper from 0 to 1.
+_ACTIONS = {'mean': [*[0.0] * 6, 0.5], 'std': [*[0.4] * 6, 0.2], 'q01': [*[-1.0] * 6, 0.0],
+            'q99': [1.0] * 7}
 CONFIG = families.named('smolvla').config_of(DOCUMENT)
 
 
@@ -69,7 +72,7 @@ def write_policy(directory):
     """A whole checkpoint, in the layout of `lerobot/smolvla_base`, with its backbone's config."""
     network, family = shared_network(), families.named('smolvla')
     document = {name: value for name, value in DOCUMENT.items() if name not in (SIZES, 'type')}
-    write_processors(directory, {STATE: made_up(8, 1), ACTION: made_up(7, 2)}, kind='smolvla',
+    write_processors(directory, {STATE: made_up(8, 1), ACTION: _ACTIONS}, kind='smolvla',
                      vlm_model_name='tiny', **document)
     (directory / 'tiny').mkdir()
     (directory / 'tiny' / 'config.json').write_text(json.dumps({

@@ -306,7 +306,7 @@ def _head_flops(
 ) -> int:
     expert, keys, rows = config.expert, config.language_model.key_width, config.chunk_length
     width, once, layers = config.expert_width, 0, 0
-    for place, done in enumerate(layer_rows):
+    for place, done in enumerate(cast('Sequence[int | LayerRows]', layer_rows)):
         index = place % len(config.crossing)
         seen = done.seen if isinstance(done, LayerRows) else done
         if isinstance(done, LayerRows) and done.layer >= 0:
