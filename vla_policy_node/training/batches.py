@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vla_policy_node.world.words import GOALS, basket_instruction, object_words
 
 LABELS_PX = 112  # side of the label images before they are counted per token
 NOT_THINGS = ('arm',)
+_Counts = TypeVar('_Counts', np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class BatchMaker:
             things.append(per_patch[thing].any(0))
         return View(np.stack(pictures), np.stack(counts), np.stack(things))
 
-    def coverage(self, counts: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    def coverage(self, counts: _Counts) -> _Counts:
         """Pixels of the label image in a patch -> share of the patch."""
         return counts / (LABELS_PX // self._config.grid[0]) ** 2
 
