@@ -176,6 +176,22 @@ def test_statistics_inside_the_weights_are_used_as_they_were(tmp_path):
     near(made.unnormalise_actions(np.ones(2)), NUMBERS[ACTION]['mean'] + NUMBERS[ACTION]['std'])
 
 
+def test_weights_may_hold_the_statistics_of_several_robots(tmp_path):
+    (tmp_path / 'config.json').write_text('{"type": "smolvla"}')
+    robots = {robot: (made_up(3, seed), made_up(2, seed + 1))
+              for seed, robot in enumerate(('so100', 'so100-blue'))}
+    save_file({name: tensor for robot, (state, action) in robots.items() for name, tensor in
+               tensors({f'normalize_inputs.{robot}_buffer_observation_state': state,
+                        f'normalize_targets.{robot}_buffer_action': action,
+                        f'unnormalize_outputs.{robot}_buffer_action': action}).items()},
+              tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match=r'several robots; choose one of so100, so100-blue'):
+        load(tmp_path)
+    made = load(tmp_path, 'so100-blue')
+    near(made.unnormalise_actions(np.zeros(2)), robots['so100-blue'][1]['mean'])
+    assert sizes_of(tmp_path) == (3, 2)
+
+
 def test_statistics_of_a_data_set_can_be_put_beside_the_weights(tmp_path):
     write_processors(tmp_path, {}, ('QUANTILES', 'QUANTILES'))
     with pytest.raises(ValueError, match=r'meta/stats\.json'):

@@ -5,7 +5,7 @@ The first of these that is there counts:
 | files | of | data sets |
 |---|---|---|
 | `policy_{pre,post}processor.json` and their tensors | LeRobot since 0.4 | one, 'lerobot' |
-| `normalize_inputs.*`, `unnormalize_outputs.*` in the weights | LeRobot before | the same |
+| `normalize_inputs.*`, `unnormalize_outputs.*` in the weights | LeRobot before | one, or robots |
 | `meta/stats.json` or `stats.json` | a data set of LeRobot | the same |
 | `assets/<id>/norm_stats.json` or `norm_stats.json` | openpi | one for each robot |
 
@@ -15,6 +15,7 @@ policy, since its files do not tell.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,10 +50,11 @@ ASSETS, NORM_STATS = 'assets', 'norm_stats.json'
 _OF_DATA = ('meta/stats.json', 'stats.json')
 _WEIGHTS = 'model*.safetensors'
 _MOST_SETS = 64
-_BUFFERS = (
-    (STATE, ('normalize_inputs.buffer_observation_state.', 'normalize_inputs.observation_state.')),
-    (ACTION, ('unnormalize_outputs.buffer_action.', 'unnormalize_outputs.action.',
-              'normalize_targets.buffer_action.')))
+# Names of statistics in weights; SmolVLA's first release has some of each robot.
+_BUFFER = re.compile(
+    r'(?:normalize_inputs\.(?:(?:(?P<robot>[\w-]+)_)?buffer_)?observation_state'
+    r'|(?:unnormalize_outputs|normalize_targets)\.(?:(?:(?P<owner>[\w-]+)_)?buffer_)?action)'
+    r'\.(?P<statistic>\w+)')
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def _first_values(directory: Path) -> ValueFiles:
         numbers = processors.numbers[STATE], processors.numbers[ACTION]
         return ValueFiles(PREPROCESSOR, {LEROBOT: numbers}, processors=processors)
     for path in sorted(islice(directory.glob(_WEIGHTS), _MOST_SETS)):
-        if found := _in_weights(path):
-            return ValueFiles(path.name, {LEROBOT: found}, older=True, processors=processors)
+        if robots := _in_weights(path):
+            return ValueFiles(path.name, robots, older=True, processors=processors)
     for name in _OF_DATA:
         if place(directory, name).is_file():
             document = Entries(read_json(place(directory, name)), name)
@@ -240,22 +242,25 @@ def _signs(document: Entries) -> Sequence[int]:
     return values
 
 
-def _in_weights(path: Path) -> tuple[Numbers, Numbers] | None:
-    """Statistics that are part of the weights; None if there are none."""
-    found: dict[str, dict[str, np.ndarray]] = {STATE: {}, ACTION: {}}
+def _in_weights(path: Path) -> dict[str, tuple[Numbers, Numbers]]:
+    """Statistics that are part of the weights, of each robot; none if there are none."""
+    states: dict[str, dict[str, np.ndarray]] = {}
+    actions: dict[str, dict[str, np.ndarray]] = {}
     with open_safetensors(path) as (names, get, _):
         for name in names:
-            for feature, starts in _BUFFERS:
-                start = next((s for s in starts if unwrapped(name).startswith(s)), '')
-                if not start:
-                    continue
-                tensor, statistic = get(name), unwrapped(name).removeprefix(start)
-                if not tensor.is_floating_point() or tensor.numel() > MOST_NUMBERS:
-                    raise ValueError(
-                        f'{path} has {plain(name)}, which is no statistic of a robot; download '
-                        'it again.')
-                found[feature].setdefault(statistic, tensor.double().flatten().numpy())
-    return (found[STATE], found[ACTION]) if found[ACTION] else None
+            found = _BUFFER.fullmatch(unwrapped(name))
+            if not found:
+                continue
+            tensor = get(name)
+            if not tensor.is_floating_point() or tensor.numel() > MOST_NUMBERS:
+                raise ValueError(
+                    f'{path} has {plain(name)}, which is no statistic of a robot; download it '
+                    'again.')
+            kind = states if 'observation_state' in name else actions
+            robot = found['robot'] or found['owner'] or LEROBOT
+            kind.setdefault(robot, {}).setdefault(
+                found['statistic'], tensor.double().flatten().numpy())
+    return {robot: (states.get(robot, {}), actions[robot]) for robot in sorted(actions)}
 
 
 def _of_openpi(path: Path) -> tuple[Numbers, Numbers]:
