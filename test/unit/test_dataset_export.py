@@ -1,5 +1,6 @@
 """Demonstrations exported and imported again: without loss, training sees the same."""
 
+import json
 from dataclasses import fields
 
 import numpy as np
@@ -142,6 +143,16 @@ def test_extras_of_another_episode_are_refused(folders, tmp_path):
     path = extras_path(tmp_path / 'dataset', 1)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match='does not belong to its episode'):
+        bring(tmp_path / 'dataset', tmp_path / 'back')
+
+
+@pytest.mark.parametrize('changes', [
+    {'cameras': 7}, {'cameras': [1]}, {'suite': None}, {'layout': ['a']}])
+def test_a_description_of_extras_that_is_none_is_refused(folders, tmp_path, changes):
+    export(folders / 'demos', tmp_path / 'dataset')
+    path = tmp_path / 'dataset' / EXTRAS / 'demonstrations.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match='does not name suite, layout and cameras'):
         bring(tmp_path / 'dataset', tmp_path / 'back')
 
 

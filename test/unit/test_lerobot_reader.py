@@ -192,6 +192,13 @@ def test_a_damaged_file_is_named_in_one_sentence(copy, name, damage):
     assert '\n' not in str(refused.value)
 
 
+def test_a_video_of_a_codec_that_nobody_knows_is_refused(copy):
+    folder = copy('video')
+    (folder / VIDEO).write_bytes((folder / VIDEO).read_bytes().replace(b'av01', b'zz01'))
+    with pytest.raises(ValueError, match='of a codec that this PyAV does not decode'):
+        read_all(folder)
+
+
 @pytest.mark.parametrize('name', [DATA, EPISODES, VIDEO])
 def test_no_byte_that_is_changed_ends_the_process(copy, name):
     folder = copy('video')

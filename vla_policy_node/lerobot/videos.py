@@ -40,6 +40,9 @@ def read_pictures(path: Path, times_s: Sequence[float]) -> Iterator[np.ndarray]:
         if not container.streams.video:
             raise ValueError(f'{path} holds no video; download it again.')
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f'{path} is of a codec that this PyAV does not decode; download it '
+                             'again, or encode it as AV1 or H.264.')
         _check_size(path, stream.codec_context.width, stream.codec_context.height)
         stream.thread_type = 'AUTO'
         wanted = iter(times_s)

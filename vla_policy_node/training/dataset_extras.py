@@ -52,6 +52,11 @@ class Extras:
     def __init__(self, folder: Path, episodes: int):
         self._folder = folder
         self.document = dict(read_document(folder / EXTRAS))
+        cameras = self.document.get('cameras')
+        if not (isinstance(cameras, list) and all(isinstance(name, str) for name in cameras)
+                and all(isinstance(self.document.get(name), str) for name in ('suite', 'layout'))):
+            raise ValueError(f'{folder / EXTRAS / DOCUMENT} does not name suite, layout and '
+                             'cameras; download the dataset again, or remove its folder.')
         self.seeds = []
         for number in range(episodes):
             seed = self._header(number)['seed']
