@@ -87,7 +87,7 @@ def test_random_weights_are_the_same_in_every_dtype_and_take_their_size(tmp_path
 
 
 def test_the_public_size_is_public():
-    config = config_of(SIZES['7b'])
+    config = config_of(SIZES['']['7b'])
     with torch.device('meta'):
         model = create_network(config)
     decoder = sum(weight.numel() for weight in model.language_model.parameters())

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import torchs_flops
 
 from vla_policy_node import acceleration, families
+from vla_policy_node.bench import random_policy
 from vla_policy_node.checks.findings import FAIL
 from vla_policy_node.checks.report import check_checkpoint
 from vla_policy_node.families import read_model_config
@@ -339,6 +340,32 @@ def test_flops_of_public_sizes_are_those_of_the_specification():
     giga = {stage: round(count / 1e9) for stage, count in flops.items()}
     assert giga == {'vision': 440, 'language_model': 2032, 'head': giga['head']}
     assert giga['head'] == pytest.approx(365, abs=10)
+
+
+@pytest.mark.parametrize(('kind', 'views'), [('pi0', 2), ('pi05', 3)])
+def test_the_bench_makes_a_policy_of_public_size_without_a_download(tmp_path, kind, views):
+    """Structure only: nothing has memory here, and so nothing runs."""
+    def make(directory, config, *_, **__):
+        with torch.device('meta'):
+            return families.create_network(config)
+
+    directory = random_policy.write_files(tmp_path, random_policy.document_of(kind, 'public'))
+    policy = load_policy(directory, methods=(), load_model=make)
+    description = policy.description
+    assert description.visual_tokens == 256 * views
+    assert description.parameters == {'pi0': 3_501_372_176, 'pi05': 3_616_757_520}[kind] - (
+        257152 * 1024)
+    ids = policy.inputs.encode_prompt('pick up the black bowl')
+    assert ids[0] == 2
+    assert len(ids) < 200
+
+
+@pytest.mark.parametrize(('family', 'size', 'sentence'), [
+    ('pi1', 'public', "one of pi0, pi05, or left out for OpenVLA-OFT, not 'pi1'"),
+    ('pi0', '7b', "size must be one of public, not '7b'")])
+def test_the_bench_knows_which_sizes_there_are(family, size, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        random_policy.document_of(family, size)
 
 
 def test_the_packs_tokens_are_those_of_its_prompts(tmp_path):

@@ -32,7 +32,7 @@ from vla_policy_node.bench.policy_tables import (
     variant_table,
 )
 from vla_policy_node.bench.policy_variants import PolicyCache, PolicyVariant, list_variants
-from vla_policy_node.bench.random_policy import SIZES, load_random, write_files
+from vla_policy_node.bench.random_policy import document_of, load_random, write_files
 from vla_policy_node.bench.rates import measure_rates
 from vla_policy_node.checkpoints.hub import find_checkpoint
 from vla_policy_node.common.code_version import date_and_code
@@ -56,6 +56,7 @@ class Options:
     """What to measure and how; the options of `vla bench policy` say what each means."""
 
     checkpoint: str = ''
+    family: str = ''
     size: str = ''
     device: str = 'cpu'
     repetitions: int = 20
@@ -91,8 +92,10 @@ def run(
 
 def _check(options: Options) -> None:
     cuda = options.device.startswith('cuda')
-    if options.size and options.size not in SIZES:
-        raise ValueError(f'size must be one of {", ".join(SIZES)}, not {options.size!r}.')
+    if options.family and not options.size:
+        raise ValueError('--family names whose --size is measured; a checkpoint tells its own.')
+    if options.size:
+        document_of(options.family, options.size)
     if options.size and options.checkpoint:
         raise ValueError('Give a checkpoint or a size, not both.')
     if options.size and not cuda:
@@ -112,7 +115,7 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
     read_s = CLOCKS[options.clock]
     count = options.count or (PUBLISHED_COUNT if options.size else 0)
     directory = (
-        write_files(folder, SIZES[options.size]) if options.size
+        write_files(folder, document_of(options.family, options.size)) if options.size
         else find_checkpoint(options.checkpoint or default_checkpoint()))
     read_model_config(directory)  # before anything that takes long
     cache = PolicyCache(
@@ -151,7 +154,7 @@ def _measure(options: Options, folder: Path, console: Console) -> tuple[dict, li
         stage_table(entries, 'The same by stage'),
         camera_table(
             cameras,
-            f'Two {_size(observations[0])} pictures to what the vision encoders take, one core'),
+            f'{_size(observations[0])} pictures to what the vision encoders take, one core'),
     ]
 
 

@@ -231,8 +231,10 @@ def _command() -> str:
 def policy(
     checkpoint: Annotated[
         str, typer.Option(help='Checkpoint directory; empty: the shipped default.')] = '',
+    family: Annotated[str, typer.Option(
+        help="With --size: 'pi0' or 'pi05'. Empty: OpenVLA-OFT.")] = '',
     size: Annotated[str, typer.Option(
-        help="'7b': the public size with random weights, made on the device. Empty: the "
+        help="'public', or '7b' of OpenVLA-OFT: random weights, made on the device. Empty: the "
         'checkpoint.')] = '',
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = 'cpu',
     repetitions: Annotated[
@@ -269,13 +271,15 @@ def policy(
 
     * `vla bench policy --size 7b --device cuda --compiled --repetitions 100`: public size on a GPU
 
+    * `vla bench policy --family pi0 --size public --device cuda`: pi0 with two views
+
     * `vla bench policy --only lightvla --only "dense, plain"`
     """
     from vla_policy_node.bench.policy_run import Options, run
     from vla_policy_node.common.terminal import make_console
 
-    options = Options(checkpoint, size, device, repetitions, warm_up, pictures, threads, count,
-                      compiled, clock, only or (), demos)
+    options = Options(checkpoint, family, size, device, repetitions, warm_up, pictures, threads,
+                      count, compiled, clock, only or (), demos)
     try:
         run(options, json, markdown, make_console())
     except ValueError as error:

@@ -36,7 +36,7 @@ from vla_policy_node.families.pi0_config import (
     read_public,
     read_stored,
 )
-from vla_policy_node.families.pi0_files import PiFiles
+from vla_policy_node.families.pi0_files import PiFiles, holds_nothing
 from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.ddim import initial_noise
@@ -253,7 +253,10 @@ class Pi0Family(PolicyFamily[Pi0Config]):
         if is_openpi(document):  # which does not say how many numbers the robot has
             counted = {key: size for key, size in zip(
                 ('state', 'actions'), sizes_of(directory), strict=True) if size}
-        config, files = self.config_of({**counted, **document}), PiFiles(directory)
+        config = self.config_of({**counted, **document})
+        if not config.trained and holds_nothing(directory):
+            return config  # weights are made, not read: `bench.random_policy`
+        files = PiFiles(directory)
         if files.adaptive != self.adaptive:
             is_one, other = ('pi0.5', 'pi0') if files.adaptive else ('pi0', 'pi0.5')
             raise ValueError(

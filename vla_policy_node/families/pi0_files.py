@@ -170,6 +170,11 @@ class PiFiles:
             'again with one of them.')
 
 
+def holds_nothing(directory: Path) -> bool:
+    """Whether there is no tensor in the files of the model."""
+    return not _shapes(directory)
+
+
 def gemma(sizes: DecoderConfig) -> DecoderConfig:
     """Give a decoder of these sizes the style of Gemma."""
     return replace(
