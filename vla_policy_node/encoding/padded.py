@@ -105,6 +105,21 @@ class PaddedPreprocessor:
         return resize_with_padding(
             TRANSFORMS[transform](image), self._target, self._padding, self._fast)
 
+    def fitted(self, image: np.ndarray, side_px: int, labels: bool) -> np.ndarray:
+        """[H, W(, 3)] uint8 -> a square of uint8, for training, which keeps pictures in bytes.
+
+        labels: the values are names, not brightnesses; where a picture is black there are none.
+        """
+        if not labels:
+            fitted = resize_with_padding(image, (side_px, side_px), self._padding)
+            return np.rint(fitted).astype(np.uint8)
+        target = side_px, side_px
+        height, width, top, left = fit(image.shape, target, self._padding.centred)
+        result = np.zeros(target, np.uint8)
+        result[top:top + height, left:left + width] = cv2.resize(
+            image, (width, height), interpolation=cv2.INTER_NEAREST)
+        return result
+
     def normalise(self, image: np.ndarray) -> Tensor:
         """[H, W, 3] in levels -> [3, H, W] float32."""
         return self.normaliser(torch.from_numpy(np.ascontiguousarray(image)))

@@ -9,7 +9,7 @@ are not there, is hidden and takes no position, which is the same as leaving it 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -37,25 +37,22 @@ from vla_policy_node.families.pi0_config import (
     read_stored,
 )
 from vla_policy_node.families.pi0_files import PiFiles, holds_nothing
+from vla_policy_node.families.pi0_flops import head_flops
 from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.ddim import initial_noise
-from vla_policy_node.nn.flops import (
-    LayerRows,
-    chain_flops,
-    decoder_flops,
-    encoder_flops,
-    layer_flops,
-)
-from vla_policy_node.nn.flow import between, flow_times, integrate
+from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
+from vla_policy_node.nn.flow import FlowStep, between, flow_times, integrate
 from vla_policy_node.nn.flow_expert import NO_ROWS, FlowExpert, Prefix
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.gradient_cache import GradientCache
 from vla_policy_node.nn.joint import Stream, joint_forward
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.masks import Visibility
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.nn.siglip import Siglip, file_name
 from vla_policy_node.nn.transformer import Decoder
+from vla_policy_node.nn.vision import PatchSample
 
 # Who sees whom where prefix, state and actions are one sequence, as in training.
 VISIBILITY = Visibility(later=(('state',), ('actions',)))
@@ -90,11 +87,17 @@ class Pi0(PolicyNetwork):
         self, pixels: Tensor, prompt_ids: Tensor | None, forward_pass: ForwardPass | None = None
     ) -> Tensor:
         """Pictures [B, cameras, 3, H, W] from -1 to 1 -> visual rows, which nothing scales."""
-        features = self.vision(pixels.flatten(0, 1))
-        features = features.reshape(len(pixels), -1, features.shape[-1])
+        features = self.visual_features(pixels)
         if forward_pass is not None:
             features = forward_pass.change_features(features)
         return self.projector(features)
+
+    def visual_features(
+        self, pixels: Tensor, prompt_ids: Tensor | None = None, sample: PatchSample | None = None
+    ) -> Tensor:
+        """Pictures -> features camera by camera; sample: of these patches alone."""
+        features = self.vision(pixels.flatten(0, 1), sample)
+        return features.reshape(len(pixels), -1, features.shape[-1])
 
     def assemble(
         self,
@@ -133,11 +136,15 @@ class Pi0(PolicyNetwork):
 
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Prefix:
         """Select tokens and run the prefix, of whose last layer only keys and values are used."""
+        return self._read(sequence, forward_pass, KvCache(room=1 + self.config.chunk_length))
+
+    def _read(
+        self, sequence: TokenSequence, forward_pass: ForwardPass, cache: KvCache
+    ) -> Prefix:
         assert isinstance(sequence, PrefixSequence)
         state, after = sequence.state, sequence.positions[:, -1] + 1
         left = forward_pass.select_tokens(sequence)
         forward_pass.mark('select')
-        cache = KvCache(room=1 + self.config.chunk_length)
         self.language_model.run_layers(
             left, NO_ROWS, forward_pass.layers(nn.Identity()), cache)
         forward_pass.mark('language_model')
@@ -191,6 +198,20 @@ class Pi0(PolicyNetwork):
         states = states[:, -noisy.shape[1]:]
         return head.velocity(states), states
 
+    def flow(
+        self, sequence: TokenSequence, forward_pass: ForwardPass, draws: int = 1
+    ) -> Callable[[Tensor, Tensor], FlowStep]:
+        """Run the prefix once: what makes a step of noisy actions [B draws, K, D] and times.
+
+        As `predict`, but with hooks, and several draws of each sample, side by side.
+        """
+        head, cache = self.action_head, GradientCache()
+        prefix = self._read(sequence, forward_pass, cache)
+        if draws > 1:
+            prefix = replace(prefix, cache=cache.repeated(draws),
+                             after=prefix.after.repeat_interleave(draws))
+        return lambda noisy, time: head.step(0, head.waves(time), noisy, prefix)
+
     def flow_loss(
         self, sequence: PrefixSequence, actions: Tensor, noise: Tensor, time: Tensor
     ) -> Tensor:
@@ -206,8 +227,8 @@ class Pi0Family(PolicyFamily[Pi0Config]):
     """Its config.json says so, or is openpi's and the weights have a row for the state."""
 
     traits = FamilyTraits(
-        'pi0', 'pi0', 'flow matching', HOOKED | {Capability.FUSED, Capability.DENOISING},
-        action_slots=False)
+        'pi0', 'pi0', 'flow matching',
+        HOOKED | {Capability.FUSED, Capability.DENOISING, Capability.FLOW}, action_slots=False)
     adaptive: ClassVar[bool] = False
     mode: ClassVar[str] = 'MEAN_STD'  # of openpi, whose files do not say it
     unused: ClassVar = (
@@ -336,22 +357,3 @@ class Pi05Family(Pi0Family):
     traits = replace(Pi0Family.traits, name='pi05', family='pi0.5')
     adaptive = True
     mode = 'QUANTILES'
-
-
-def head_flops(config: Pi0Config, seen: Sequence[int], reused: int) -> int:
-    """The state's row once, and the expert in every step; seen: rows in the cache, by layer."""
-    expert, rows = config.expert_decoder, config.chunk_length
-    width, room, state = expert.width, config.action_room, int(config.state_room > 0)
-    modulated = chain_flops(expert.condition_width, 3 * width)  # one norm
-    if expert.condition_width:
-        embedded = rows * chain_flops(room, width) + chain_flops(width, width, width) + modulated
-    else:
-        embedded = rows * chain_flops(room, width) + rows * chain_flops(2 * width, width, width)
-    layers = sum(
-        layer_flops(expert, LayerRows(rows, rows, keys + state + rows)) + 2 * modulated
-        for keys in seen)
-    once = state * (chain_flops(config.state_room, width) + sum(
-        layer_flops(expert, LayerRows(index < len(seen) - 1, 1, keys + 1))
-        for index, keys in enumerate(seen)))
-    steps = config.denoising_steps
-    return once + steps * (embedded + rows * chain_flops(width, room)) + (steps - reused) * layers

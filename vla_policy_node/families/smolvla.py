@@ -50,7 +50,8 @@ PADDING = 'smolvla'  # one of `encoding.padded.PADDINGS`
 # Pictures and words see each other; the state sees all of that and itself.
 VISIBILITY = Visibility(later=(('proprio',),))
 # Where words stand between the pictures, these are no rows side by side, as methods want them.
-WITH_FRAMES = frozenset({Capability.FUSED, Capability.DENOISING, Capability.ONE_PASS})
+WITH_FRAMES = frozenset({
+    Capability.FUSED, Capability.DENOISING, Capability.FLOW, Capability.ONE_PASS})
 NO_ROWS = slice(0, 0)  # of the last layer only keys and values are of use
 
 
@@ -197,7 +198,8 @@ class SmolVlaFamily(PolicyFamily[SmolVlaConfig]):
 
     traits = FamilyTraits(
         'smolvla', 'SmolVLA', 'flow expert',
-        HOOKED | {Capability.FUSED, Capability.FIXED_SHAPES, Capability.DENOISING},
+        HOOKED | {Capability.FUSED, Capability.FIXED_SHAPES, Capability.DENOISING,
+                  Capability.FLOW},
         action_slots=False)
     unused: ClassVar = (
         r'model\.vlm_with_expert\.vlm\.(lm_head\.weight|model\.text_model\.layers\.\d+\..*)'

@@ -13,6 +13,7 @@ class Capability(Enum):
     PREFIX_KV = 'keys and values of visual tokens may outlive a step'
     EARLY_ANSWERS = 'action head may be asked behind any layer'
     DENOISING = 'action head denoises step by step'
+    FLOW = 'actions follow a flow from noise'
     ONE_PASS = 'decoder runs once per inference'
     REGRESSION = 'actions come at once, from the rows of their slots'
     TOKENS = 'actions are words, one after the other'

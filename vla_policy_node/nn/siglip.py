@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vla_policy_node.nn import initial
 from vla_policy_node.nn.config import VisionEncoderConfig
-from vla_policy_node.nn.vision import Mlp
+from vla_policy_node.nn.vision import Mlp, PatchSample
 
 
 def siglip_config(
@@ -33,12 +33,12 @@ class SiglipAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]; the mask is added to the logits."""
         query, key, value = (
             projection(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -52,9 +52,9 @@ class SiglipBlock(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp_width, approximate='tanh')
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
-        x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -70,12 +70,18 @@ class Siglip(nn.Module):
         self.layers = nn.ModuleList(SiglipBlock(config) for _ in range(config.blocks))
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] from -1 to 1 -> [B, patches, width], row by row."""
+    def forward(self, image: Tensor, sample: PatchSample | None = None) -> Tensor:
+        """[B, 3, H, W] from -1 to 1 -> [B, patches, width], row by row.
+
+        sample: run on these patches alone; None: all.
+        """
         x = self.patch_embedding(image).flatten(2).transpose(1, 2)
         x = x + self.position_embedding.weight
+        mask = None
+        if sample is not None:
+            x, mask = sample.gather(x), sample.mask(0).to(x.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, mask)
         return self.post_layernorm(x)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -73,6 +73,7 @@ SIZES = {
     'layers': (1, 64), 'width': (8, 8192), 'heads': (1, 128), 'mlp_width': (1, 32768),
     'vision_blocks': (1, 48), 'vision_width': (8, 4096), 'vision_heads': (1, 64),
 }
+FAMILIES = ('openvla_oft', 'pi0')  # that begin with random weights; the second: `small_pi0`
 _TRAINING_BYTES = 20  # a weight: itself, its gradient, two moments and its average, in float32
 
 NORMALISATION = {
@@ -176,24 +177,28 @@ def create_small_files(directory: Path | str, config: Mapping) -> Path:
         ('dataset_statistics.json', STATISTICS),
     ):
         (directory / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
-    _tokenizer().save(str(directory / 'tokenizer.json'))
+    text = prompt_text(WORDS)
+    make_tokenizer(SPECIAL_TOKENS, '<s>', text).save(str(directory / 'tokenizer.json'))
     return directory
 
 
-def _tokenizer() -> Tokenizer:
-    """Byte-level BPE: knows every byte, and the words above as whole tokens."""
+def make_tokenizer(special: Sequence[str], first: str, text: str) -> Tokenizer:
+    """Byte-level BPE: knows every byte, and the words of `text` as whole tokens.
+
+    special: its first ids. first: the one of them that begins each prompt.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([prompt_text(WORDS), prompt_text(WORDS)], trainer)
+    tokenizer.train_from_iterator([text, text], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single='<s> $A', special_tokens=[('<s>', SPECIAL_TOKENS.index('<s>'))]
+        single=f'{first} $A', special_tokens=[(first, special.index(first))]
     )
     return tokenizer
 

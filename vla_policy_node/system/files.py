@@ -151,27 +151,37 @@ def default_checkpoint() -> Path:
     return shipped if shipped.is_dir() else untrained_checkpoint()
 
 
-def untrained_checkpoint_path(sizes: Mapping[str, int] | None = None) -> Path:
+def untrained_checkpoint_path(sizes: Mapping[str, Any] | None = None) -> Path:
     """Return where the small untrained checkpoint is, or will be; it changes with its recipe."""
     from vla_policy_node.world.cache import cache_root, digest
 
     parts = [Path(find_spec('vla_policy_node.runtime.small').origin).read_bytes()]
     if sizes:
+        if 'family' in sizes:
+            recipe = find_spec('vla_policy_node.runtime.small_pi0')
+            parts.append(Path(recipe.origin).read_bytes())
         parts.append(json.dumps(sizes, sort_keys=True).encode())
     return cache_root() / 'checkpoints' / f'small-seed0-{digest(parts)}'
 
 
-def untrained_checkpoint(sizes: Mapping[str, int] | None = None) -> Path:
+def untrained_checkpoint(sizes: Mapping[str, Any] | None = None) -> Path:
     """Return the small checkpoint with random weights of seed 0, created if it does not exist.
 
     sizes: other ones, see `runtime.small.sized_config`; ValueError for those that cannot be.
+        'family' among them: 'pi0' for the one of `runtime.small_pi0`.
     """
     from vla_policy_node.world.cache import build_once
 
     def build(directory: Path) -> None:
         from vla_policy_node.runtime.small import create_small_checkpoint, sized_config
 
-        create_small_checkpoint(directory, seed=0, config=sized_config(sizes or {}))
+        said = dict(sizes or {})
+        if said.pop('family', '') == 'pi0':
+            from vla_policy_node.runtime.small_pi0 import create_small_pi0
+
+            create_small_pi0(directory, sized_config(said))
+        else:
+            create_small_checkpoint(directory, seed=0, config=sized_config(said))
         print(f'Created a small policy, UNTRAINED (random weights, seed 0): {target}')
 
     target = untrained_checkpoint_path(sizes)

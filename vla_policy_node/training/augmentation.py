@@ -43,6 +43,14 @@ def cut(image: np.ndarray, corner: tuple[float, float], side_px: int, labels: bo
         borderMode=cv2.BORDER_REPLICATE)
 
 
+def cut_out(image: np.ndarray, corner: tuple[float, float]) -> np.ndarray:
+    """Cut the crop out of [H, W(, 3)] as it is, whole pixels, for those who fit it themselves."""
+    size = np.array(image.shape[:2])
+    rows, columns = np.maximum(1, (SIDE * size).round().astype(int))
+    top, left = (np.array(corner[::-1]) * size).round().astype(int)
+    return image[top : top + rows, left : left + columns]
+
+
 def jitter_colours(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """[H, W, 3] uint8 RGB -> same. strength: 1 is the recipe above, 0 nothing."""
     if strength == 0:

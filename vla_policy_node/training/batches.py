@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vla_policy_node.checkpoints.statistics import Statistics
+from vla_policy_node.encoding.padded import PaddedPreprocessor
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
 from vla_policy_node.encoding.prompt import PromptEncoder
-from vla_policy_node.families.prismatic_config import PrismaticConfig
+from vla_policy_node.encoding.task_prompt import TaskPrompt, state_bins
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
 from vla_policy_node.world.words import GOALS, basket_instruction, object_words
@@ -29,8 +31,8 @@ _Counts = TypeVar('_Counts', np.ndarray, Tensor)
 class Batch:
     """One batch; B samples, C cameras, P patches a camera, N things named, K steps a chunk.
 
-    pixels [B, C, 6, H, W] and proprio [B, 8], normalised; prompt_ids [B, L], padded after BOS;
-    actions [B, K, D], normalised, and has_actions [B] bool, False for scenes without any.
+    pixels [B, C, 3 encoders, H, W] and proprio [B, P], normalised; prompt_ids [B, L], padded after
+    BOS; actions [B, K, D], normalised, and has_actions [B] bool, False for scenes without any.
     name_ids [B, N, S] int64, the words of each thing, -1 beyond; coverage [B, C, N, P], share of
     each patch that the thing fills; offset [B, N, 3] m, where it is from the hand, and place
     [B, C, N, 3] m, where each camera can tell that it is: in the world, and seen from the hand;
@@ -78,9 +80,9 @@ class BatchMaker:
 
     def __init__(
         self,
-        config: PrismaticConfig,
+        config: ModelConfig,
         prompt: PromptEncoder,
-        preprocessor: ImagePreprocessor,
+        preprocessor: ImagePreprocessor | PaddedPreprocessor,
         statistics: Statistics,
         crop_shift: float,
         colour_strength: float,
@@ -119,15 +121,24 @@ class BatchMaker:
         thing = [i for i, name in enumerate(frame.segments) if name not in NOT_THINGS]
         for camera in self._config.spec.cameras:
             corner = augmentation.draw_crop(self._crop_shift, rng)
-            image = augmentation.cut(frame.images[camera], corner, self._config.image_px, False)
+            image = self._cut(frame.images[camera], corner, self._config.image_px, False)
             pictures.append(augmentation.jitter_colours(image, self._colour_strength, rng))
             per_patch = np.zeros((0, self._config.grid[0] * self._config.grid[1]), np.uint8)
             if camera in frame.labels:
-                labels = augmentation.cut(frame.labels[camera], corner, LABELS_PX, labels=True)
+                labels = self._cut(frame.labels[camera], corner, LABELS_PX, labels=True)
                 per_patch = self._count(labels, len(frame.segments))
             counts.append(per_patch[wanted])
             things.append(per_patch[thing].any(0))
         return View(np.stack(pictures), np.stack(counts), np.stack(things))
+
+    def _cut(
+        self, image: np.ndarray, corner: tuple[float, float], side_px: int, labels: bool
+    ) -> np.ndarray:
+        if isinstance(self._preprocessor, ImagePreprocessor):
+            return augmentation.cut(image, corner, side_px, labels)
+        if self._crop_shift:
+            image = augmentation.cut_out(image, corner)
+        return self._preprocessor.fitted(image, side_px, labels)
 
     def coverage(self, counts: _Counts) -> _Counts:
         """Pixels of the label image in a patch -> share of the patch."""
@@ -150,9 +161,9 @@ class BatchMaker:
 
     def questions(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
         """Of a `Batch` what is asked for, and in which words."""
-        prompts = [self._prompt.encode(frame.instruction) for frame in frames]
+        prompts = [self._prompt_of(frame) for frame in frames]
         return {
-            'prompt_ids': _pad_prompts(prompts, self._config.token_ids.pad),
+            'prompt_ids': _pad_prompts(prompts, self._config.pad_id or 0),
             'asked': torch.tensor([_place(frame, frame.target) for frame in frames]),
         }
 
@@ -180,8 +191,15 @@ class BatchMaker:
             offset=pad(batch.offset, (0, 0, 0, more)),
             place=pad(batch.place, (0, 0, 0, more)),
             prompt_ids=torch.cat(
-                [bos, pad(rest, (missing, 0), value=self._config.token_ids.pad)], dim=1),
+                [bos, pad(rest, (missing, 0), value=self._config.pad_id or 0)], dim=1),
         )
+
+    def _prompt_of(self, frame: Frame) -> list[int]:
+        if isinstance(self._prompt, TaskPrompt) and self._prompt.reads_state:
+            return self._prompt.encode(
+                frame.instruction,
+                state_bins(self._statistics.normalise_proprio(frame.proprio)))
+        return self._prompt.encode(frame.instruction)
 
     def _state(self, frame: Frame) -> tuple[np.ndarray, ...]:
         offset = frame.object_position - frame.proprio[:3]

@@ -42,7 +42,7 @@ class TrainingConfig:
     objective: entries that only this stage has; in a file they stand beside the others.
     lora_rank: train low-rank updates of all linear layers of vision encoders, projector and
         language model instead of their weights; 0 trains the weights.
-    repeated_diffusion_steps: noises that the loss 'noise' draws for each sample.
+    repeated_diffusion_steps: noises that the losses 'noise' and 'flow' draw for each sample.
     """
 
     stage: str

@@ -13,7 +13,8 @@ from vla_policy_node.training.demonstrations import Demonstrations
 FILE = 'dataset_statistics.json'
 
 # The expert hardly turns the hand: without a floor most of the loss would be about correcting
-# noise in the rotation. Least distance of the percentiles from 0, in LIBERO's units.
+# noise in the rotation. Least distance of the percentiles from 0, in LIBERO's units; half of it is
+# the least deviation.
 ACTION_FLOOR = np.array([0, 0, 0, 0.25, 0.25, 0.25, 0])
 # Least distance of the percentiles from their middle: position (m), axis-angle (rad), fingers (m).
 PROPRIO_FLOOR = np.array([0.02] * 3 + [0.1] * 3 + [0.005] * 2)
@@ -48,6 +49,7 @@ def statistics_of(action: np.ndarray, proprio: np.ndarray) -> dict:
     entry['action'] |= {
         'q01': np.minimum(low, -ACTION_FLOOR).tolist(),
         'q99': np.maximum(high, ACTION_FLOOR).tolist(),
+        'std': np.maximum(entry['action']['std'], ACTION_FLOOR / 2).tolist(),
         'mask': ACTION_MASK,
     }
     low, high = (np.array(entry['proprio'][q]) for q in ('q01', 'q99'))

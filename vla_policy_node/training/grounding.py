@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_policy_node.families.prismatic import PrismaticVla
+from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.nn.hooks import PassHooks
 from vla_policy_node.nn.sequence import TokenSequence
 from vla_policy_node.training.batches import Batch
@@ -38,12 +40,22 @@ ATTEND_LAYER = 2  # two layers bring the words to the action rows
 
 
 class GroundingHeads(nn.Module):
-    """Reads positions out of visual tokens and of action rows."""
+    """Reads positions out of visual tokens and of action rows.
 
-    def __init__(self, width: int, cameras: int):
+    width: of visual tokens. row_width: of action rows; 0: the same.
+    """
+
+    def __init__(self, width: int, cameras: int, row_width: int = 0):
         super().__init__()
         self.point = nn.ModuleList(_linear_reader(width, 3) for _ in range(cameras))
-        self.readout = _linear_reader(width, 6)
+        self.readout = _linear_reader(row_width or width, 6)
+
+
+def row_width(config: ModelConfig) -> int:
+    """Width of the action rows, which may be those of an expert."""
+    if not config.can(Capability.FLOW):
+        return config.language_model.width
+    return config.expert.width  # of Pi0Config and SmolVlaConfig
 
 
 class AttentionRecorder(PassHooks):
@@ -106,13 +118,15 @@ def attend_loss(attention: Tensor, coverage: Tensor, batch: Batch) -> Tensor:
 def readout_losses(states: Tensor, batch: Batch, heads: GroundingHeads) -> dict[str, Tensor]:
     """Loss 'readout' and error 'readout_mm' (median, of the asked thing).
 
-    states: [B, rows, width], the action rows after the final norm.
+    states: [B, rows, width], the action rows after the last layer, or [B, draws, rows, width]
+        where several answers are to state it.
     """
     sample = torch.arange(len(states))
     wanted = torch.cat(
         [batch.offset[sample, batch.asked], batch.offset[sample, batch.goal]], -1) / METRES
-    distance = heads.readout(states.mean(1)) - wanted
-    return {'readout': distance.abs().mean(), 'readout_mm': _median_mm(distance[:, :3])}
+    stated = heads.readout(states.mean(-2))
+    distance = stated - (wanted if states.ndim == 3 else wanted[:, None])
+    return {'readout': distance.abs().mean(), 'readout_mm': _median_mm(distance[..., :3])}
 
 
 def similarity(visual: Tensor, names: Tensor) -> Tensor:

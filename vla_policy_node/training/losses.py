@@ -12,6 +12,7 @@ from vla_policy_node.acceleration.objective import Objective
 from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.nn.forward_pass import ForwardPass
 from vla_policy_node.nn.hooks import PassHooks
+from vla_policy_node.training.flow import flow_losses
 from vla_policy_node.training.grounding import (
     AttentionRecorder,
     GroundingHeads,
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from vla_policy_node.training.config import TrainingConfig
 
 TOKEN_LOSSES = ('token', 'point')  # on visual tokens, where the language model need not run
-STATE_LOSSES = ('attend', 'readout', 'action', 'noise')
+STATE_LOSSES = ('attend', 'readout', 'action', 'noise', 'flow')
 # What a policy must offer to learn by a loss.
 NEEDS = {
     'attend': (Capability.ONE_PASS,),
     'readout': (Capability.ONE_PASS,),
     'action': (Capability.REGRESSION,),
     'noise': (Capability.DENOISING,),
+    'flow': (Capability.FLOW,),
 }
 
 
@@ -56,8 +58,11 @@ def compute_losses(
     sample = None
     if config.tokens_kept:
         sample = sample_tokens(batch.things, config.tokens_kept, rng)
-    part = None if sample is None else sample.by_image
-    visual = model.projector(model.visual_features(batch.pixels, batch.prompt_ids, part))
+    if sample is None:
+        visual = model.visual(batch.pixels, batch.prompt_ids, ForwardPass())
+    else:
+        visual = model.projector(
+            model.visual_features(batch.pixels, batch.prompt_ids, sample.by_image))
     by_camera = visual.unflatten(1, (cameras, -1))
 
     losses = {}
@@ -75,6 +80,11 @@ def compute_losses(
     sequence = model.assemble(visual, batch.proprio, batch.prompt_ids)
     if sample is not None:
         sequence = sample.place(sequence)
+    if model.config.can(Capability.FLOW):
+        forward_pass = ForwardPass([objective])
+        forward_pass.begin()
+        return losses | flow_losses(
+            model, sequence, forward_pass, coverage, batch, heads, config, rng)
     recorder = AttentionRecorder(model)
     hooks: list[PassHooks] = [recorder] if config.losses.get('attend') else []
     hooks.append(objective)

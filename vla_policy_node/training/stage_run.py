@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing
 
 from vla_policy_node import families
-from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.reading import foreign
-from vla_policy_node.checkpoints.statistics import read_statistics
+from vla_policy_node.checkpoints.statistics import STATISTICS, Statistics, read_statistics
 from vla_policy_node.checkpoints.tensor_files import open_safetensors
 from vla_policy_node.common.scoped import environment, torch_threads
 from vla_policy_node.common.worker_pool import interrupts_blocked
-from vla_policy_node.encoding.preprocess import ImagePreprocessor, Normaliser
+from vla_policy_node.encoding.padded import PaddedPreprocessor
+from vla_policy_node.encoding.preprocess import ImagePreprocessor
+from vla_policy_node.families import smolvla
 from vla_policy_node.families.prismatic_config import PrismaticConfig
+from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.outputs.files import draft
 from vla_policy_node.outputs.folder import LOCK, alone, claimed, seal
 from vla_policy_node.outputs.whole import check_target, whole_folder
@@ -40,9 +43,10 @@ from vla_policy_node.training.data import FreshFrames, TrainingData
 from vla_policy_node.training.decoded import DecodedFrames
 from vla_policy_node.training.demonstrations import Demonstrations, read_document
 from vla_policy_node.training.fitting import check_fits
-from vla_policy_node.training.grounding import GroundingHeads
+from vla_policy_node.training.grounding import GroundingHeads, row_width
 from vla_policy_node.training.lora import add_lora, merge_lora
 from vla_policy_node.training.progress import Progress
+from vla_policy_node.training.public_files import training_statistics, write_documents
 from vla_policy_node.training.run_record import (
     MAY_DIFFER,
     RECORD,
@@ -57,13 +61,9 @@ from vla_policy_node.training.trainer import STATE, Trainer, read_state
 COMMAND = 'vla train'  # whose files they are
 _GRACE_S = 30.0  # that the others have to end by themselves once a process failed
 CHECKPOINT = 'checkpoint'
-STATISTICS = 'dataset_statistics.json'
 # Next to the checkpoint directory: for the next stage, not for a policy.
 HEADS = 'grounding_heads.safetensors'
-_OF_ACTIONS = {'action', 'noise'}  # losses
-# Of a checkpoint, what describes it and is no weight.
-DOCUMENTS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', STATISTICS)
-
+_OF_ACTIONS = {'action', 'noise', 'flow'}  # losses
 
 @dataclass(frozen=True)
 class Run:
@@ -89,9 +89,9 @@ class Run:
                 raise ValueError(f"--despite takes {', '.join(MAY_DIFFER)}, not '{name}'.")
 
     @property
-    def statistics(self) -> Path:
+    def statistics(self) -> Path | None:
         """Those of the demonstrations, where there are any: they decide what 1.0 means."""
-        return (self.demonstrations or self.start) / STATISTICS
+        return self.demonstrations and self.demonstrations / STATISTICS
 
 
 def train(run: Run) -> Path:
@@ -103,6 +103,7 @@ def train(run: Run) -> Path:
     Under torchrun this process is one of those it started; else `run.processes` are started
     here. Each gets an equal share of the CPU's cores, or the GPU of its number.
     """
+    run = replace(run, config=stages.for_policy(run.config, _sizes(run)))
     rank = int(os.environ.get('RANK', 0))
     processes = int(os.environ.get('WORLD_SIZE', run.processes))
     with ExitStack() as held:
@@ -156,7 +157,7 @@ def _check(run: Run, processes: int) -> None:
                          f'{processes} processes; make it larger, or take fewer processes.')
 
 
-def _check_inputs(run: Run, sizes: PrismaticConfig) -> None:
+def _check_inputs(run: Run, sizes: ModelConfig) -> None:
     """Raise ValueError with one sentence for a device or folders that no stage can use."""
     find_device(run.device)
     stage, learnt = run.config.stage, set(run.config.weighed)
@@ -168,18 +169,20 @@ def _check_inputs(run: Run, sizes: PrismaticConfig) -> None:
                          'folder of `vla demos` with --demos.')
     for folder in filter(None, (run.demonstrations, run.scenes)):
         check_fits(folder, read_document(folder), run.start, sizes.spec, run.config)
-    if not run.statistics.is_file():
-        raise ValueError(f'{run.statistics.parent} has no {STATISTICS}; run `vla demos` again, '
+    statistics = run.statistics
+    if statistics is None and isinstance(sizes, PrismaticConfig):
+        statistics = run.start / STATISTICS
+    if statistics is not None and not statistics.is_file():
+        raise ValueError(f'{statistics.parent} has no {STATISTICS}; run `vla demos` again, '
                          'which writes it.')
 
 
-def _sizes(run: Run) -> PrismaticConfig:
+def _sizes(run: Run) -> ModelConfig:
     """Sizes of the checkpoint to start from, with the chunk that the run asks for."""
     config = families.read_model_config(run.start)
-    if not isinstance(config, PrismaticConfig):
-        raise ValueError(
-            f'{run.start} is a policy of the family {config.family.family}; vla train knows how '
-            'to train OpenVLA-OFT and CogACT.')
+    if config.can(Capability.FLOW):
+        length = run.config.chunk_length
+        return replace(config, chunk_length=length) if length else config
     if run.config.chunk_length:
         config = families.of(config).with_chunk_length(config, run.config.chunk_length)
     return config
@@ -251,7 +254,8 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
     model = load_model(run.start, _sizes(run), str(device), 'float32')
     model = stage.changed_model(model, run.config)
     config = model.config
-    heads = GroundingHeads(config.language_model.width, config.cameras).to(device)
+    heads = GroundingHeads(
+        config.language_model.width, config.cameras, row_width(config)).to(device)
     if (run.start.parent / HEADS).exists():
         with open_safetensors(run.start.parent / HEADS) as (names, get, _):
             tensors = {name: get(name) for name in names}
@@ -281,15 +285,13 @@ def _train_here(rank: int, processes: int, run: Run, device: torch.device) -> No
 
 
 def _data(
-    run: Run, config: PrismaticConfig, device: torch.device, rank: int, processes: int
+    run: Run, config: ModelConfig, device: torch.device, rank: int, processes: int
 ) -> TrainingData:
-    normalisation = read_json(run.start, 'preprocessor_config.json')
     maker = BatchMaker(
         config,
         families.of(config).load_prompt(run.start, config),
-        ImagePreprocessor(normalisation, config.image_px, config.center_crop),
-        read_statistics(
-            read_json(run.statistics.parent, STATISTICS), spec=config.spec, ranges=config.ranges),
+        (preprocessor := _preprocessor(run.start, config)),
+        _statistics(run, config),
         run.config.crop_shift,
         run.config.colour_strength,
     )
@@ -300,18 +302,37 @@ def _data(
     open_frames = FreshFrames
     if device.type == 'cuda' and not (run.config.crop_shift or run.config.colour_strength):
         open_frames = partial(
-            DecodedFrames, normalise=Normaliser(normalisation, device), device=device)
+            DecodedFrames, normalise=preprocessor.normaliser.to(device), device=device)
     return TrainingData(
         maker, demonstrations, scenes, run.config, rank, processes, open_frames)
 
 
+def _preprocessor(
+    start: Path, config: ModelConfig
+) -> ImagePreprocessor | PaddedPreprocessor:
+    if isinstance(config, PrismaticConfig):
+        return ImagePreprocessor(
+            read_json(start, 'preprocessor_config.json'), config.image_px, config.center_crop)
+    return PaddedPreprocessor(getattr(config, 'padding', smolvla.PADDING), config.image_px)
+
+
+def _statistics(run: Run, config: ModelConfig) -> Statistics:
+    if isinstance(config, PrismaticConfig):
+        folder = run.demonstrations or run.start
+        return read_statistics(
+            read_json(folder, STATISTICS), spec=config.spec, ranges=config.ranges)
+    with TemporaryDirectory() as folder:
+        write_documents(run.start, config, run.statistics, Path(folder))
+        return training_statistics(Path(folder), config)
+
+
 def export(run: Run, model, target: Path, method_settings: Mapping) -> None:
     """Write the weights in the public layout, in bfloat16, with everything a policy needs."""
-    for name in DOCUMENTS:
-        shutil.copyfile(place(run.start, name), target / name)
-    shutil.copyfile(run.statistics, target / STATISTICS)
+    write_documents(run.start, model.config, run.statistics, target)
     document = read_json(target, 'config.json') | {'trained': True}
-    document |= model.family.entries(model.config)
+    if not isinstance(model.config, PrismaticConfig):
+        del document['trained']  # LeRobot knows no such entry; where there is none, it is true
+    document |= families.of(model.config).entries(model.config)
     document.pop('camera_transforms', None)  # pictures of demonstrations are upright, and stay so
     if method_settings:
         document['method_settings'] = method_settings

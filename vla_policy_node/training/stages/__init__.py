@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vla_policy_node import acceleration
+from vla_policy_node.nn.capabilities import Capability
 from vla_policy_node.training.losses import STATE_LOSSES, TOKEN_LOSSES
 from vla_policy_node.training.stages.base import MethodStage, TrainingStage
 from vla_policy_node.training.stages.cogact import NewDiffusionHead
 from vla_policy_node.training.stages.cogact_head import DiffusionHeadAlone
 from vla_policy_node.training.stages.grounding import FirstStage
 
-__all__ = ['TrainingStage', 'available', 'current_name', 'losses', 'named']
+if TYPE_CHECKING:
+    from vla_policy_node.nn.config import ModelConfig
+    from vla_policy_node.training.config import TrainingConfig
+
+__all__ = ['TrainingStage', 'available', 'current_name', 'for_policy', 'losses', 'named']
 
 _OWN = (
     FirstStage(),
@@ -40,6 +47,17 @@ def named(name: str) -> TrainingStage:
         if stage.name == name:
             return stage
     raise ValueError(f'stage must be one of {", ".join(available())}, not {name!r}.')
+
+
+def for_policy(config: TrainingConfig, policy: ModelConfig) -> TrainingConfig:
+    """Let the loss 'action' be that by which the policy learns actions: of a flow, 'flow'."""
+    own = 'flow' if policy.can(Capability.FLOW) else 'action'
+    if config.stage == 'lora' and policy.family.name == 'cogact':
+        own = 'noise'
+    if own == 'action' or not config.losses.get('action'):
+        return config
+    weights = {own if name == 'action' else name: weight for name, weight in config.losses.items()}
+    return replace(config, losses=weights)
 
 
 def losses() -> tuple[str, ...]:

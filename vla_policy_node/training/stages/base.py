@@ -9,8 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from vla_policy_node.acceleration.objective import Objective, ObjectiveStage
+from vla_policy_node.families.pi0_config import Pi0Config
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.capabilities import Capability
+from vla_policy_node.nn.config import ModelConfig
 from vla_policy_node.training import losses
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class TrainingStage:
         `TrainingConfig.objective` holds them. choices: of entries that are words, which there
         are. token_losses, state_losses: names of those that it adds to the policy's own, on
         visual tokens and on what comes out of the language model. needs: what a policy must offer
-        besides what its losses need (`losses.NEEDS`).
+        besides what its losses need (`losses.NEEDS`). flows: whether it can train a policy whose
+        actions follow a flow.
     """
 
     name = ''
@@ -37,6 +40,7 @@ class TrainingStage:
     token_losses: tuple[str, ...] = ()
     state_losses: tuple[str, ...] = ()
     needs: frozenset[Capability] = frozenset()
+    flows = True
 
     def __init__(self, name: str = ''):
         self.name = name or self.name
@@ -59,6 +63,8 @@ class TrainingStage:
 
         policy: sizes of the checkpoint.
         """
+        if policy.can(Capability.FLOW):
+            self._check_flow(run, policy)
         sizes = self.changed_sizes(policy, run.config)
         why = dict.fromkeys(self.needs, 'needs')
         for loss in run.config.weighed:
@@ -69,6 +75,17 @@ class TrainingStage:
                 raise ValueError(
                     f'Stage {self.name} {reason} a policy whose {need.value}; {run.start} is '
                     f'{policy.architecture}.')
+
+    def _check_flow(self, run: Run, policy: ModelConfig) -> None:
+        if not self.flows or run.config.losses.get('noise'):
+            raise ValueError(
+                f'Stage {self.name} does not train policies whose actions follow a flow, by the '
+                f"loss 'flow'; {run.start} is {policy.architecture}.")
+        if not isinstance(policy, Pi0Config) and (
+                run.config.tokens_kept or run.config.losses.get('attend')):
+            raise ValueError(
+                f'{run.start} is {policy.architecture}, which is trained on all visual tokens, '
+                "and without the loss 'attend'; leave tokens_kept at 0 and that loss away.")
 
     def changed_sizes(self, policy: PrismaticConfig, config: TrainingConfig) -> PrismaticConfig:
         """Sizes of a checkpoint -> of what `changed_model` makes of it."""
@@ -109,6 +126,7 @@ class MethodStage(TrainingStage):
         self.entries, self.choices = described.settings, described.choices
         self.token_losses, self.state_losses = described.token_losses, described.state_losses
         self.needs = described.needs
+        self.flows = not described.state_losses  # which are of rows that answer at once
 
     def check_config(self, config: TrainingConfig) -> None:
         """Some choose among all tokens."""

@@ -24,6 +24,7 @@ class NewDiffusionHead(TrainingStage):
     """
 
     name = 'cogact'
+    flows = False
     entries: ClassVar = {'head_blocks': 4, 'head_width': 192, 'head_heads': 3}
 
     def check_config(self, config: TrainingConfig) -> None:

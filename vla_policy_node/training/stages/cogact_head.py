@@ -28,6 +28,7 @@ class DiffusionHeadAlone(TrainingStage):
     """Trains nothing but the head of a policy that stage `cogact` has given one."""
 
     name = 'cogact_head'
+    flows = False
 
     def check_config(self, config: TrainingConfig) -> None:
         """There is one loss, and nothing else to freeze or to leave out."""
