@@ -114,11 +114,17 @@ def test_the_dense_policy_that_is_trained_longer_has_the_budget_of_lightvla():
     assert {*lightvla} - {*longer} == set(stage_config('lightvla', None, ()).objective)
 
 
-def test_impossible_sizes_are_refused_before_anything_is_recorded(tmp_path, monkeypatch):
+def test_impossible_requests_are_refused_before_anything_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(redundancy, '_recorded', lambda *_: pytest.fail('recorded'))
-    for size, why in (('layers=65', 'layers is 65; take 1 to 64'), ('depth=3', 'no entry')):
+    for size, why in (
+        ('layers=65', 'layers is 65; take 1 to 64'), ('layers', '^--size takes layers, width'),
+        ('batch=3', r"like layers=24, not 'batch=3'\.$")):
         with pytest.raises(ValueError, match=why):
             train_parts(Request(tmp_path, (size,)), CONSOLE)
+    with pytest.raises(ValueError, match='nowhere is no folder of demonstrations'):
+        train_parts(Request(tmp_path, demonstrations=tmp_path / 'nowhere'), CONSOLE)
+    with pytest.raises(ValueError, match="no kind of device 'tpu'"):
+        train_parts(Request(tmp_path, device='tpu'), CONSOLE)
     assert not any(tmp_path.iterdir())
 
 

@@ -20,8 +20,10 @@ from vla_policy_node.bench.trained import trained
 from vla_policy_node.commands.demos import make_demonstrations
 from vla_policy_node.commands.train import stage_config, start_of
 from vla_policy_node.families import read_model_config
+from vla_policy_node.runtime.loading import find_device
+from vla_policy_node.runtime.small import SIZES as NAMES
 from vla_policy_node.training.config import TrainingConfig
-from vla_policy_node.training.demonstrations import SCATTERED
+from vla_policy_node.training.demonstrations import SCATTERED, read_document
 from vla_policy_node.training.recording import RecordingRecipe
 from vla_policy_node.training.stage_run import Run
 
@@ -118,7 +120,7 @@ def run(request: Request, console: Console) -> dict:
 
 def train_parts(request: Request, console: Console) -> dict[str, Path]:
     """Record demonstrations and train all parts that are not there; return their checkpoints."""
-    configs = [config_of(part, request) for part in PARTS]  # before anything that takes long
+    configs = _checked(request)  # before anything that takes long
     demonstrations = request.demonstrations or _recorded(OBJECT, request, console)
     scenes = request.scenes or _recorded(SCENES, request, console)
     checkpoints: dict[str, Path] = {}
@@ -129,6 +131,19 @@ def train_parts(request: Request, console: Console) -> dict[str, Path]:
             config, start, demonstrations if part.demonstrations else None,
             scenes if part.scenes else None, request.out / part.folder, request.device), console)
     return checkpoints
+
+
+def _checked(request: Request) -> list[TrainingConfig]:
+    """Return the settings of all parts; ValueError with one sentence for what cannot be."""
+    for size in request.sizes:
+        if size.partition('=')[0] not in NAMES or '=' not in size:
+            raise ValueError(
+                f"--size takes {', '.join(NAMES)}, each with a number like layers=24, not "
+                f"'{size}'.")
+    find_device(request.device)
+    for folder in filter(None, (request.demonstrations, request.scenes)):
+        read_document(folder)
+    return [config_of(part, request) for part in PARTS]
 
 
 def _recorded(kind: str, request: Request, console: Console) -> Path:
