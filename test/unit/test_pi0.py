@@ -142,7 +142,7 @@ def test_of_the_last_layer_only_keys_and_values_are_computed(kind):
     with torch.inference_mode():
         network.prefill(sequence, forward_pass := ForwardPass())
     rows = 2 * 16 + 7
-    assert [tuple(layer) for layer in forward_pass.layer_rows] == [
+    assert [tuple(layer)[:3] for layer in forward_pass.layer_rows] == [
         (rows, rows, rows)] * 3 + [(0, rows, rows)]
     cache = KvCache()
     with torch.inference_mode():

@@ -49,8 +49,8 @@ def demos(
 
 def train(
     stage: Annotated[str, typer.Argument(
-        help='grounding, localization, behavior_cloning, lightvla, cogact, cogact_head, deer, '
-        'mole or foreground.')],
+        help='grounding, localization, behavior_cloning, lora, lightvla, cogact, cogact_head, '
+        'deer, mole or foreground.')],
     out: Annotated[Path, typer.Option(
         help='Folder of the run; an unfinished one goes on where it was.')],
     start: Annotated[Path | None, typer.Option(
@@ -86,6 +86,9 @@ def train(
 
     * `vla train lightvla --from runs/clone/checkpoint --demos data/object --out runs/lightvla`:
     learn what not to look at
+
+    * `vla train lora --from CHECKPOINT --demos data/mine --out runs/mine`: fine-tune a policy of
+    others, of any family, on data of one's own
 
     * `vla train cogact --from runs/clone/checkpoint --demos data/object --scenes data/scenes
     --out runs/cogact`: the same policy with a diffusion head

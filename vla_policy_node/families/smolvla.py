@@ -8,7 +8,7 @@ to those of the robot from the room that the network has for them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
@@ -38,8 +38,9 @@ from vla_policy_node.nn.capabilities import HOOKED, Capability
 from vla_policy_node.nn.config import FamilyTraits
 from vla_policy_node.nn.ddim import initial_noise
 from vla_policy_node.nn.flops import LayerRows, chain_flops, decoder_flops, encoder_flops
-from vla_policy_node.nn.flow import between, flow_times, integrate
+from vla_policy_node.nn.flow import FlowStep, between, flow_times, integrate
 from vla_policy_node.nn.forward_pass import ForwardPass
+from vla_policy_node.nn.gradient_cache import GradientCache
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.masks import Visibility
 from vla_policy_node.nn.prefix_expert import PrefixExpert, PrefixFlow
@@ -139,10 +140,15 @@ class SmolVla(PolicyNetwork):
 
     def prefill(self, sequence: TokenSequence, forward_pass: ForwardPass) -> Context:
         """Select tokens and run the language model for its keys and values."""
+        return self._read(sequence, forward_pass, KvCache())
+
+    def _read(
+        self, sequence: TokenSequence, forward_pass: ForwardPass, cache: KvCache
+    ) -> Context:
         sequence = forward_pass.select_tokens(sequence)
         forward_pass.mark('select')
         behind = sequence.positions[:, -1] + 1
-        cache, noted = KvCache(), len(forward_pass.layer_rows)
+        noted = len(forward_pass.layer_rows)
         hooks = forward_pass.layers(nn.Identity())
         self.language_model.run_layers(sequence, NO_ROWS, hooks, cache)
         # Which layers ran is forgotten once their keys are: the expert's are not all alike.
@@ -179,6 +185,17 @@ class SmolVla(PolicyNetwork):
         head = self.action_head
         prefix = head.expert.read(context.cache, context.behind, noisy.shape[1])
         return head.step(0, head.waves(time), noisy, prefix).run()[0]
+
+    def flow(
+        self, sequence: TokenSequence, forward_pass: ForwardPass, draws: int = 1
+    ) -> Callable[[Tensor, Tensor], FlowStep]:
+        """As `pi0.Pi0.flow`: steps of [B draws, K, room], which gradients flow through."""
+        head, cache = self.action_head, GradientCache()
+        behind = self._read(sequence, forward_pass, cache).behind
+        if draws > 1:
+            cache, behind = cache.repeated(draws), behind.repeat_interleave(draws)
+        prefix = head.expert.read(cache, behind, self.config.chunk_length)
+        return lambda noisy, time: head.step(0, head.waves(time), noisy, prefix)
 
     def flow_loss(
         self, sequence: TokenSequence, actions: Tensor, noise: Tensor, time: Tensor

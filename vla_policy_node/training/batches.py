@@ -22,7 +22,7 @@ from vla_policy_node.training import augmentation
 from vla_policy_node.training.demonstrations import Frame
 from vla_policy_node.world.words import GOALS, basket_instruction, object_words
 
-LABELS_PX = 112  # side of the label images before they are counted per token
+LABELS_PX = 112  # side of the label images before they are counted per token, at most
 NOT_THINGS = ('arm',)
 _Counts = TypeVar('_Counts', np.ndarray, Tensor)
 
@@ -125,7 +125,9 @@ class BatchMaker:
             pictures.append(augmentation.jitter_colours(image, self._colour_strength, rng))
             per_patch = np.zeros((0, self._config.grid[0] * self._config.grid[1]), np.uint8)
             if camera in frame.labels:
-                labels = self._cut(frame.labels[camera], corner, LABELS_PX, labels=True)
+                rows = self._config.grid[0]
+                labels = self._cut(
+                    frame.labels[camera], corner, LABELS_PX // rows * rows, labels=True)
                 per_patch = self._count(labels, len(frame.segments))
             counts.append(per_patch[wanted])
             things.append(per_patch[thing].any(0))
@@ -202,8 +204,10 @@ class BatchMaker:
         return self._prompt.encode(frame.instruction)
 
     def _state(self, frame: Frame) -> tuple[np.ndarray, ...]:
-        offset = frame.object_position - frame.proprio[:3]
-        from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
+        offset = from_hand = frame.object_position
+        if frame.objects:  # of LIBERO, whose states begin with the pose of the hand
+            offset = frame.object_position - frame.proprio[:3]
+            from_hand = Rotation.from_rotvec(frame.proprio[3:6]).inv().apply(offset)
         return (
             self._statistics.normalise_proprio(frame.proprio)
             if self._config.proprio else np.empty(0),

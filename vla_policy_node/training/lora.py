@@ -2,7 +2,8 @@
 
 As OpenVLA-OFT fine-tunes: every linear layer of vision encoders, projector and language model gets
 an update of rank r, scaled by min(r, 16) / r, zero at first; action head and proprio projector are
-trained whole. The checkpoint holds merged weights and no trace of the updates.
+trained whole, and so is the expert of a flow policy. The checkpoint holds merged weights and no
+trace of the updates.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 
 from torch import nn
 
-PARTS = ('vision_backbone.', 'projector.', 'language_model.')
-WHOLE = ('action_head.', 'proprio_projector.')
+PARTS = ('vision_backbone.', 'vision.', 'projector.', 'connector.', 'language_model.')
+WHOLE = ('action_head.', 'proprio_projector.', 'state_proj.')
 _MARK = 'lora_'
 
 

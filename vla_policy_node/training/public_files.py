@@ -24,6 +24,7 @@ from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.processors import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE
 from vla_policy_node.checkpoints.scaled_statistics import ScaledStatistics
 from vla_policy_node.checkpoints.statistics import STATISTICS
+from vla_policy_node.families import smolvla_files
 from vla_policy_node.families.prismatic_config import PrismaticConfig
 from vla_policy_node.nn.config import ModelConfig
 
@@ -74,14 +75,14 @@ def training_statistics(directory: Path, config: ModelConfig) -> ScaledStatistic
 def _copy_backbone(start: Path, config: ModelConfig, target: Path) -> None:
     """The tokenizer, and what else is looked for beside it."""
     path = families.of(config).load_prompt(start, config).path
-    folder = target
-    if path.parent != start:
-        folder = target / 'vlm_backbone'
-        folder.mkdir(exist_ok=True)
-        for name in ('config.json', 'tokenizer_config.json'):
-            if (path.parent / name).is_file():
-                shutil.copyfile(path.parent / name, folder / name)
-    shutil.copyfile(path, folder / path.name)
+    found = (path.parent, start / smolvla_files.FOLDER)
+    for folder in {*found} - {start}:
+        (target / smolvla_files.FOLDER).mkdir(exist_ok=True)
+        for name in ('config.json', 'tokenizer_config.json', path.name):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / smolvla_files.FOLDER / name)
+    if path.parent == start:
+        shutil.copyfile(path, target / path.name)
 
 
 def _put_statistics(start: Path, statistics: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from vla_policy_node.training.stages.base import MethodStage, TrainingStage
 from vla_policy_node.training.stages.cogact import NewDiffusionHead
 from vla_policy_node.training.stages.cogact_head import DiffusionHeadAlone
 from vla_policy_node.training.stages.grounding import FirstStage
+from vla_policy_node.training.stages.lora import LowRankUpdates
 
 if TYPE_CHECKING:
     from vla_policy_node.nn.config import ModelConfig
@@ -26,6 +27,7 @@ _OWN = (
     TrainingStage('behavior_cloning'),
     NewDiffusionHead(),
     DiffusionHeadAlone(),
+    LowRankUpdates(),
 )
 # What stages were called up to release 0.1; accepted for one more.
 _FORMER = {'ground': 'grounding', 'locate': 'localization', 'clone': 'behavior_cloning'}
