@@ -36,8 +36,8 @@ def vla(*arguments):
 
 
 @pytest.mark.parametrize(('arguments', 'sentence'), [
-    (['info', '{}/nothing'], 'no whole dataset'),
-    (['import', '{}/nothing', '--out', '{}/demos'], 'no whole dataset'),
+    (['info', '{}/nothing'], 'hf download --repo-type dataset'),
+    (['import', '{}/nothing', '--out', '{}/demos'], 'There is no folder'),
     (['import', str(PACK / 'dataset_video'), '--out', '{}/demos', '--camera', 'top'], 'NAME=KEY'),
     (['import', str(PACK / 'dataset_video'), '--out', '{}/demos', '--contract', 'joint_arm'],
      'name another feature with --action KEY'),

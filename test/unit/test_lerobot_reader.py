@@ -101,6 +101,11 @@ def change_table(path, **columns):
     pq.write_table(table, path)
 
 
+def replace_column(path, name, values):
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, values), path)
+
+
 def read_all(folder):
     dataset = LeRobotReader(folder)
     for number in range(len(dataset.episodes)):
@@ -147,7 +152,9 @@ def test_distances_are_no_pictures(copy, changes):
         next(dataset.pictures(0, 'observation.images.wrist'))
 
 
-@pytest.mark.parametrize('names', [{'motors': ['a', 'b', 'c', 'd', 'e', 'f']}, list('abcdef')])
+@pytest.mark.parametrize('names', [
+    {'motors': ['a', 'b', 'c', 'd', 'e', 'f']}, list('abcdef'),
+    {name: place for place, name in enumerate('abcdef')}])
 def test_names_are_read_in_each_form_that_there_is(copy, names):
     folder = copy()
     change_feature(folder, 'action', names=names)
@@ -156,12 +163,9 @@ def test_names_are_read_in_each_form_that_there_is(copy, names):
 
 def test_a_column_of_lists_of_any_length_is_read_if_all_are_as_declared(copy):
     folder = copy()
-    table = pq.read_table(folder / DATA)
-    place = table.schema.get_field_index('action')
     values = [[float(row)] * 6 for row in range(9)]
     for column in (values, [*values[:8], [1.0] * 5]):
-        lists = pa.array(column, pa.list_(pa.float32()))
-        pq.write_table(table.set_column(place, 'action', lists), folder / DATA)
+        replace_column(folder / DATA, 'action', pa.array(column, pa.list_(pa.float32())))
         if len(column[8]) == 6:
             rows = LeRobotReader(folder).rows(1, ('action',))
             np.testing.assert_array_equal(rows['action'][:, 0], [5, 6, 7, 8])
@@ -276,6 +280,35 @@ def test_what_is_too_large_is_refused_before_memory_is_taken(
     monkeypatch.setattr(module, bound, 1)
     with pytest.raises(ValueError, match=sentence):
         read_all(PACK / f'dataset_{kind}')
+
+
+@pytest.mark.parametrize(('numbered', 'sentence'), [
+    ([0, None], 'does not number its 2 tasks'), ([0.0, float('nan')], 'does not number'),
+    ([1, 1], 'does not number'), ([[0], [1]], 'is damaged')])
+def test_tasks_without_a_number_of_their_own_are_refused(copy, numbered, sentence):
+    folder = copy()
+    pq.write_table(pa.table({'task_index': pa.array(numbered), 'task': ['a', 'b']}),
+                   folder / 'meta/tasks.parquet')
+    with pytest.raises(ValueError, match=sentence):
+        LeRobotReader(folder)
+
+
+def test_a_long_task_is_refused(copy):
+    folder = copy()
+    change_table(folder / 'meta/tasks.parquet', task=['x' * 4097, 'y'])
+    with pytest.raises(ValueError, match='no text of at most 4096 bytes'):
+        LeRobotReader(folder)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(('key', 'sentence'), [
+    ('index', 'does not hold the rows'), ('frame_index', 'does not count from 0'),
+    ('task_index', 'is not in meta/tasks.parquet'), ('timestamp', 'row 0 is nan s')])
+def test_numbers_that_are_none_are_refused_without_a_warning(copy, key, sentence):
+    folder = copy()
+    replace_column(folder / DATA, key, pa.array([float('nan')] * 9))
+    with pytest.raises(ValueError, match=sentence):
+        read_all(folder)
 
 
 def test_a_path_instead_of_a_picture_is_refused(copy):

@@ -111,6 +111,10 @@ def fill(template: str, key: str, chunk: int, file: int) -> str:
 def read_info(folder: Path) -> DatasetInfo:
     """Read and check it; ValueError with one sentence for what is no dataset of this version."""
     path = folder / INFO
+    if not folder.exists():
+        raise ValueError(
+            f"There is no folder '{folder}'. If that is a name at the hub, download it first: "
+            f'`hf download --repo-type dataset {plain(folder)} --local-dir FOLDER`.')
     if not path.exists():
         raise ValueError(
             f'{folder} has no {INFO}, so it is no whole dataset of LeRobot; name the folder that '
@@ -171,7 +175,10 @@ def _is_depth(entry: Entries, shape: list[int]) -> bool:
 
 
 def _names(names: object) -> tuple[str, ...]:
-    """Read names of numbers: a list, or lists in an object as older recorders wrote them."""
+    """Read names of numbers: a list, lists in an object as older recorders wrote them, or places.
+    """
+    if isinstance(names, Mapping) and [*names.values()] == [*range(len(names))]:
+        names = [*names]
     if isinstance(names, Mapping):
         lists = [part for part in names.values() if isinstance(part, list)]
         names = [name for part in lists for name in part] if len(lists) == len(names) else []

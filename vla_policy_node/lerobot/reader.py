@@ -25,6 +25,8 @@ from vla_policy_node.lerobot.videos import TOLERANCE_S, read_pictures
 
 _LONGEST_TASK = 4096  # bytes, as of an instruction
 _MOST_TASKS = 10**6
+# The text is the index of a pandas table, under whatever name it was saved.
+_TASK_NAMES = ('task', '__index_level_0__')
 
 
 @dataclass(frozen=True)
@@ -223,28 +225,29 @@ def _read_shard(path: Path, videos: Sequence[str], most: int) -> list[EpisodeEnt
 
 def _read_tasks(path: Path) -> list[str]:
     """Return the tasks by their index."""
-    with opened(path) as file:
-        if file.metadata.num_rows > _MOST_TASKS:
-            raise RefusedTableError(f'{path} has {file.metadata.num_rows:,} tasks; at most '
-                                    f'{_MOST_TASKS:,} are read.')
+    with opened(path, _TASK_NAMES) as file:
+        count = file.metadata.num_rows
+        if count > _MOST_TASKS:
+            raise RefusedTableError(
+                f'{path} has {count:,} tasks; at most {_MOST_TASKS:,} are read.')
         names = file.schema_arrow.names
-        # The text is the index of a pandas table, under whatever name it was saved.
-        text = next((name for name in ('task', '__index_level_0__') if name in names), '')
+        text = next((name for name in _TASK_NAMES if name in names), '')
         if 'task_index' not in names or not text:
             raise RefusedTableError(f'{path} must have the columns task_index and task, not '
                                     f'{listed(names)}; take the original file.')
         tasks = {}
         for batch in file.iter_batches(1024, columns=['task_index', text]):
-            for number, task in zip(*(batch.column(name).to_pylist()
-                                      for name in ('task_index', text)), strict=True):
+            # One text at a time: they may be longer than they should be.
+            for row in zip(batch.column('task_index'), batch.column(text), strict=True):
+                number, task = (cell.as_py() for cell in row)
                 if not isinstance(task, str) or len(task.encode()) > _LONGEST_TASK:
                     raise RefusedTableError(f'{path} has the task {shown(task)}, which is no text '
                                             f'of at most {_LONGEST_TASK} bytes.')
                 tasks[number] = task
-    if sorted(tasks) != list(range(len(tasks))) or not tasks:
-        raise ValueError(f'{path} does not number its {len(tasks)} tasks from 0; take the '
-                         'original file.')
-    return [tasks[number] for number in range(len(tasks))]
+    if tasks.keys() != {*range(count)} or not tasks:
+        raise ValueError(f'{path} does not number its {count} tasks from 0; take the original '
+                         'file.')
+    return [tasks[number] for number in range(count)]
 
 
 def decode_picture(data: bytes, place: str) -> np.ndarray:

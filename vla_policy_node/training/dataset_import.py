@@ -157,7 +157,8 @@ def _picked(
 ) -> np.ndarray:
     if not numbers.key:
         return np.zeros((length, 0), np.float32)
-    values = rows[numbers.key].reshape(length, -1)[:, list(numbers.places)].astype(np.float32)
+    with np.errstate(over='ignore'):  # what is too large for float32 is not finite there
+        values = rows[numbers.key].reshape(length, -1)[:, list(numbers.places)].astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f'{place}: {plain(numbers.key)} has numbers that are not finite; leave '
                          'the episode out of the dataset.')
