@@ -1,6 +1,7 @@
 """Demonstrations exported and imported again: without loss, training sees the same."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -48,6 +49,12 @@ def folders(tmp_path_factory):
     export(folder / 'demos', folder / 'dataset')
     bring(folder / 'dataset', folder / 'back')
     return folder
+
+
+@pytest.fixture
+def dataset(folders, tmp_path):
+    """Return a dataset of this test's own."""
+    return shutil.copytree(folders / 'dataset', tmp_path / 'dataset')
 
 
 def test_rows_are_control_steps_and_say_which_pictures_are_fresh(folders):
@@ -121,39 +128,41 @@ def test_an_interrupted_export_is_no_dataset_and_goes_on_to_the_same(folders, tm
         assert (out / path.relative_to(folders / 'dataset')).read_bytes() == path.read_bytes()
 
 
-def test_an_earlier_dataset_is_replaced_and_other_files_are_not(folders, tmp_path):
-    export(folders / 'demos', tmp_path / 'dataset')
-    export(folders / 'demos', tmp_path / 'dataset')
-    (tmp_path / 'dataset' / 'notes.txt').write_text('mine')
+def test_an_earlier_dataset_is_replaced_and_other_files_are_not(tmp_path):
+    make_demonstrations(tmp_path / 'demos', episodes=2, steps=6)
+    out = tmp_path / 'dataset'
+    export(tmp_path / 'demos', out)
+    made = (out / 'meta' / 'info.json').stat().st_ino
+    export(tmp_path / 'demos', out)
+    assert (out / 'meta' / 'info.json').stat().st_ino != made
+    (out / 'notes.txt').write_text('mine')
     with pytest.raises(ValueError, match=r'notes\.txt'):
-        export(folders / 'demos', tmp_path / 'dataset')
+        export(tmp_path / 'demos', out)
+    assert (out / 'notes.txt').read_text() == 'mine' and len(LeRobotReader(out).episodes) == 2
 
 
-def test_without_its_extras_it_is_imported_as_anybodys(folders, tmp_path):
-    export(folders / 'demos', tmp_path / 'dataset')
-    (tmp_path / 'dataset' / EXTRAS / 'demonstrations.json').unlink()
-    bring(tmp_path / 'dataset', tmp_path / 'back')
+def test_without_its_extras_it_is_imported_as_anybodys(dataset, tmp_path):
+    (dataset / EXTRAS / 'demonstrations.json').unlink()
+    bring(dataset, tmp_path / 'back')
     demos = Demonstrations(tmp_path / 'back')
     assert not demos.has_labels and demos.document['after_end'] == 'still'
     np.testing.assert_array_equal(demos.read(0, 'frame_step'), [0, 4])
 
 
-def test_extras_of_another_episode_are_refused(folders, tmp_path):
-    export(folders / 'demos', tmp_path / 'dataset')
-    path = extras_path(tmp_path / 'dataset', 1)
+def test_extras_of_another_episode_are_refused(dataset, tmp_path):
+    path = extras_path(dataset, 1)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match='does not belong to its episode'):
-        bring(tmp_path / 'dataset', tmp_path / 'back')
+        bring(dataset, tmp_path / 'back')
 
 
 @pytest.mark.parametrize('changes', [
     {'cameras': 7}, {'cameras': [1]}, {'suite': None}, {'layout': ['a']}])
-def test_a_description_of_extras_that_is_none_is_refused(folders, tmp_path, changes):
-    export(folders / 'demos', tmp_path / 'dataset')
-    path = tmp_path / 'dataset' / EXTRAS / 'demonstrations.json'
+def test_a_description_of_extras_that_is_none_is_refused(dataset, tmp_path, changes):
+    path = dataset / EXTRAS / 'demonstrations.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match='does not name suite, layout and cameras'):
-        bring(tmp_path / 'dataset', tmp_path / 'back')
+        bring(dataset, tmp_path / 'back')
 
 
 def test_videos_are_lossy_and_said_to_be(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Statistics as LeRobot computes them, and the laws of merging them."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,14 @@ PACK = Path(__file__).parents[1] / 'data' / 'lerobot_v3'
 # edges of histograms in float64.
 TOLERANCE = 2e-5
 NUMBERS = st.floats(-1e3, 1e3, allow_nan=False, width=32)
-EPISODES = st.lists(arrays(np.float32, st.tuples(st.integers(1, 9), st.just(2)), elements=NUMBERS),
-                    min_size=1, max_size=5)
+ROWS = arrays(np.float32, st.tuples(st.integers(1, 24), st.just(2)), elements=NUMBERS)
+
+
+def cut_up(rows, cuts):
+    return np.split(rows, sorted(cut for cut in cuts if cut < len(rows)))
+
+
+EPISODES = st.builds(cut_up, ROWS, st.sets(st.integers(1, 23), max_size=4))
 
 
 @pytest.mark.parametrize('kind', ['video', 'image'])
@@ -75,6 +82,17 @@ def test_quantiles_ascend_within_the_bounds(rows):
     ladder = np.concatenate([found['min'], *(found[name] for name in moments.QUANTILES),
                              found['max']])
     assert (np.diff(ladder) >= -1e-3).all()
+
+
+@given(arrays(np.float64, st.integers(2, 50), elements=st.floats(-1e3, 1e3)))
+def test_quantiles_are_within_a_bin_of_the_row_of_that_rank(column):
+    found = moments.describe(column)
+    bin_width = np.ptp(column) / 5000
+    for name, share in moments.QUANTILES.items():
+        row = np.sort(column)[math.ceil(share * len(column)) - 1]
+        assert abs(found[name][0] - row) <= bin_width + 1e-9
+    assert found['mean'][0] == pytest.approx(math.fsum(column) / len(column), abs=1e-9)
+    assert found['std'][0] == pytest.approx(np.std(column), abs=1e-4)
 
 
 def test_the_standard_deviation_loses_digits_in_the_type_of_the_data():

@@ -42,14 +42,10 @@ class DatasetExport:
         check_place(out)
         check_target(out, COMMAND)
         self._work = work_folder(out, 'exporting')
+        self.steps = [len(demonstrations.read(episode, 'action'))  # control steps of each episode
+                      for episode in range(len(demonstrations.episodes))]
         self.plan = self._plan(lossless, robot)
         self._parts = EpisodeParts(self._work, self.plan)
-
-    @property
-    def steps(self) -> list[int]:
-        """Control steps of each episode."""
-        return [len(self._demos.read(episode, 'action'))
-                for episode in range(len(self._demos.episodes))]
 
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; then the dataset gets its name."""
