@@ -24,6 +24,7 @@ from vla_policy_node.checkpoints.processors import read_processors
 from vla_policy_node.checkpoints.scaled_statistics import ScaledStatistics
 from vla_policy_node.checkpoints.scaling import MODES, Rule, Scaling
 from vla_policy_node.checkpoints.value_files import load_statistics, sizes_of
+from vla_policy_node.policy.assumptions import unread_steps
 
 DATA = Path(__file__).parents[1] / 'data' / 'values'
 OPENPI = dict(np.load(DATA / 'openpi_transforms.npz'))
@@ -160,6 +161,37 @@ def test_what_has_no_statistics_of_its_own_stays_as_it_is(tmp_path):
     near(load(tmp_path).normalise_proprio(np.array([1.0, 2, 3])), np.array([1.0, 2, 3]))
 
 
+@pytest.mark.parametrize('other', ['actions', 'action_', 'observation.action'])
+def test_actions_without_statistics_are_no_commands_for_a_robot(tmp_path, other):
+    write_processors(tmp_path, {STATE: NUMBERS[STATE], other: NUMBERS[ACTION]})
+    with pytest.raises(ValueError, match=r'lerobot\.actions? have no mean'):
+        load(tmp_path)
+    write_processors(tmp_path, {STATE: NUMBERS[STATE]}, ('MEAN_STD', 'IDENTITY'))
+    near(load(tmp_path).unnormalise_actions(np.ones((1, 2))), np.ones((1, 2)))
+
+
+def test_steps_are_known_by_their_class_too_and_others_are_named(tmp_path):
+    write_processors(tmp_path, NUMBERS, before=[('crop_everything', {})])
+    for name in ('preprocessor', 'postprocessor'):
+        path = tmp_path / f'policy_{name}.json'
+        found = json.loads(path.read_text())
+        kind = found['steps'][-1].pop('registry_name').split('_')[0].title()
+        found['steps'][-1]['class'] = f'lerobot.processor.{kind}ProcessorStep'
+        path.write_text(json.dumps(found))
+    near(load(tmp_path).normalise_proprio(NUMBERS[STATE]['mean']), np.zeros(3))
+    near(load(tmp_path).unnormalise_actions(np.zeros(2)), NUMBERS[ACTION]['mean'])
+    assert read_processors(tmp_path).unknown == ('crop_everything',)
+    (said,) = unread_steps(tmp_path)
+    assert said.guessed and 'crop_everything' in str(said)
+
+
+def test_numbers_that_do_not_count_from_the_state_need_none_there(tmp_path):
+    write_processors(tmp_path, NUMBERS, delta_action_mask=[1, -1])
+    made = load(tmp_path, sizes=(1, 2))
+    near(made.unnormalise_actions(np.zeros((1, 2)), np.array([5.0])),
+         NUMBERS[ACTION]['mean'] + np.array([[5.0, 0]]))
+
+
 def test_statistics_inside_the_weights_are_used_as_they_were(tmp_path):
     write_processors(tmp_path, {})
     for path in tmp_path.glob('policy_*'):
@@ -215,6 +247,25 @@ def test_of_several_robots_one_has_to_be_chosen(tmp_path):
     part = {name: values[:8] for name, values in robots['trossen'][0].items()}
     near(made.normalise_proprio(np.zeros(8)),
          Scaling.of(Rule.openpi('QUANTILES'), part, 8).normalise(np.zeros(8)))
+
+
+def test_robots_of_other_sizes_are_not_taken_for_each_other(tmp_path):
+    robots = {'droid': (made_up(8, 1), made_up(8, 2)), 'libero': (made_up(8, 3), made_up(7, 4))}
+    write_assets(tmp_path, robots, action_dim=32)
+    assert load(tmp_path, 'libero', (8, 7)).key == 'libero'
+    with pytest.raises(ValueError, match=r'droid have 8 numbers under actions.*"actions": 8'):
+        load(tmp_path, 'droid', (8, 7))
+    (tmp_path / 'config.json').write_text('{"action_dim": 32, "actions": 8}')
+    assert load(tmp_path, 'droid', (8, 8)).key == 'droid'
+
+
+def test_an_adapter_has_the_robots_of_its_base(tmp_path):
+    write_assets(tmp_path / 'base', {'droid': (made_up(3, 7), made_up(2, 8))})
+    save_file({'weight': torch.zeros(1)}, tmp_path / 'base' / 'model.safetensors')
+    (tmp_path / 'adapter').mkdir()
+    (tmp_path / 'adapter' / 'adapter_config.json').write_text(
+        '{"base_model_name_or_path": "../base"}')
+    assert load(tmp_path / 'adapter').key == 'droid'
 
 
 def test_a_robot_of_openpis_assets_can_be_chosen_beside_other_statistics(tmp_path):

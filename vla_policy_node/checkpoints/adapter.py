@@ -66,6 +66,12 @@ def place(directory: Path, name: str) -> Path:
     return directory / name
 
 
+def folders(directory: Path) -> list[Path]:
+    """Return where files of a checkpoint are looked for: its directory, and an adapter's base."""
+    base = base_of(directory)
+    return [directory, base] if base else [directory]
+
+
 def refuse_both(directory: Path) -> None:
     """Raise ValueError for a whole model with an adapter beside it that it may contain or not."""
     beside = [name for name in (*_FILES, ADAPTER_CONFIG) if os.path.lexists(directory / name)]

@@ -110,8 +110,8 @@ class Convention:
     def offset(self, state: np.ndarray, actions: int) -> np.ndarray:
         """[P] of the policy -> [A], what to add to each action."""
         offset = np.zeros(actions)
-        mask = np.array(self.relative[:actions], bool)
-        offset[:len(mask)][mask] = np.asarray(state, np.float64)[:len(mask)][mask]
+        places = np.flatnonzero(self.relative[:actions])
+        offset[places] = np.asarray(state, np.float64)[places]
         return offset
 
 

@@ -2,11 +2,13 @@
 
 `policy_preprocessor.json` and `policy_postprocessor.json` list steps with their settings; a step
 that normalises has a file of statistics, whose tensors are called `<feature>.<statistic>`. Steps
-are data here: those that are known are followed elsewhere, none is looked up or run.
+are data here: those that are known are followed elsewhere, none is looked up or run, and those
+that are not known are named to whoever loads the policy.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,12 @@ STATE, ACTION = 'observation.state', 'action'
 MOST_NUMBERS = 4096  # of one statistic; a picture's have three, a robot's some dozens
 _STEPS = 64
 _RELATIVE = ('relative_actions_processor', 'delta_actions_processor')
+# What becomes of words, the kind of policy tells, and of where tensors lie, whoever runs it.
+_KNOWN = frozenset({
+    *_RELATIVE, 'absolute_actions_processor', 'normalizer_processor', 'unnormalizer_processor',
+    'tokenizer_processor', 'rename_observations_processor', 'to_batch_processor',
+    'device_processor', 'pi0_new_line_processor', 'smolvla_new_line_processor',
+    'pi05_prepare_state_tokenizer_processor_step'})
 
 
 @dataclass(frozen=True)
@@ -32,24 +40,22 @@ class Processors:
 
     modes: normalisation of 'STATE' and 'ACTION' (`checkpoints.scaling`). eps: its epsilon.
     numbers: feature -> statistic -> values. tokens: how many ids a prompt has at most, 0 if no
-    step says. state_in_prompt: whether a step writes the state into the words; newline: whether
-    one ends them with a line break. relative: whether actions count from the state; excluded,
-    names: see `conventions.mask_without`. relative_known: whether a step says so, which those of
-    LeRobot before 0.5 do not have. renamed: what the data of training called a feature -> what
-    the policy calls it.
+    step says. relative: whether actions count from the state; excluded, names: see
+    `conventions.mask_without`. relative_known: whether a step says so, which those of LeRobot
+    before 0.5 do not have. renamed: what the data of training called a feature -> what the policy
+    calls it. unknown: steps that nothing here follows.
     """
 
     modes: Mapping[str, str]
     eps: Mapping[str, float]
     numbers: Mapping[str, Mapping[str, np.ndarray]]
     tokens: int = 0
-    state_in_prompt: bool = False
-    newline: bool = False
     relative: bool = False
     relative_known: bool = False
     excluded: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
     def rule(self, kind: str) -> Rule:
         """How 'STATE' or 'ACTION' is normalised."""
@@ -76,13 +82,12 @@ def read_processors(directory: Path) -> Processors | None:
     return Processors(
         modes, eps, numbers,
         tokens=tokenizer.config.integer('max_length', 1, 1 << 16, 0) if tokenizer else 0,
-        state_in_prompt='pi05_prepare_state_tokenizer_processor_step' in before,
-        newline=any(name.endswith('new_line_processor') for name in before),
         relative=enabled.config.flag('enabled', False) if enabled else False,
         relative_known=relative is not None,
         excluded=words(relative.config, 'exclude_joints') or () if relative else (),
         names=words(relative.config, 'action_names') if relative else None,
         renamed=_renamed(before.get('rename_observations_processor')),
+        unknown=tuple(name for name in {**before, **after} if name not in _KNOWN),
     )
 
 
@@ -117,10 +122,13 @@ class _Step:
 
 
 def _steps(directory: Path, name: str) -> dict[str, _Step]:
-    """Steps of a file by the names of LeRobot's registry; of two of one name, the last."""
+    """Steps of a file by the names of LeRobot's registry; of two of one name, the last.
+
+    One that was saved by its class is called as the registry would.
+    """
     document, found = Entries(read_json(place(directory, name)), name), {}
     for index, entry in enumerate(document.objects('steps', _STEPS)):
-        kind = entry.word('registry_name', default='')
+        kind = entry.word('registry_name', default='') or _registered(entry)
         file = entry.word('state_file', default='')
         if file and Path(file).name != file:
             raise entry.error('state_file', 'the name of a file beside it', file)
@@ -130,6 +138,11 @@ def _steps(directory: Path, name: str) -> dict[str, _Step]:
             file = usual if place(directory, usual).is_file() else ''
         found[kind] = _Step(entry.inside('config', {}), file)
     return found
+
+
+def _registered(entry: Entries) -> str:
+    name = entry.word('class', default='').rpartition('.')[2].removesuffix('Step')
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower() or 'a step without a name'
 
 
 def _mode(step: _Step | None, kind: str, feature: str) -> tuple[str, float]:

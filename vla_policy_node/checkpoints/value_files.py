@@ -127,11 +127,11 @@ def _first_values(directory: Path) -> ValueFiles:
 
 def read_assets(directory: Path) -> dict[str, tuple[Numbers, Numbers]]:
     """Statistics of all robots in the layout of openpi; none if there are none."""
-    assets = directory / ASSETS
+    assets, alone = place(directory, ASSETS), place(directory, NORM_STATS)
     paths = sorted(islice(assets.glob(f'**/{NORM_STATS}'), _MOST_SETS)) if assets.is_dir() else []
     names = {path.parent.relative_to(assets).as_posix(): path for path in paths}
-    if not names and (directory / NORM_STATS).is_file():
-        names = {'norm_stats': directory / NORM_STATS}
+    if not names and alone.is_file():
+        names = {'norm_stats': alone}
     return {name: _of_openpi(path) for name, path in names.items()}
 
 
@@ -158,10 +158,25 @@ def load_statistics(
             f'The checkpoint {problem}; choose one of {listed(values.sets)} as statistics_key '
             '(--statistics-key).')
     state, action = values.sets[key]
+    if 'type' not in document and len({
+            (_length(one), _length(other)) for one, other in values.sets.values()}) > 1:
+        _check_lengths(document, key, (state, action), sizes)
     rules = (_rule(values, document, 'STATE', mode, state),
              _rule(values, document, 'ACTION', mode, action))
     convention = read_convention(document, values.processors, sizes[1], aloha)
     return ScaledStatistics.of(key, (rules[0], state), (rules[1], action), sizes, convention)
+
+
+def _check_lengths(
+    document: Entries, key: str, numbers: tuple[Numbers, Numbers], sizes: tuple[int, int]
+) -> None:
+    """Refuse what robots of other sizes would be taken for, where config.json says no size."""
+    for entry, part, size in zip(('state', 'actions'), numbers, sizes, strict=True):
+        if size and entry not in document and _length(part) != size:
+            raise ValueError(
+                f'Statistics {key} have {_length(part)} numbers under {entry}, those of other '
+                f'robots in {ASSETS}/ another number, and config.json does not say how many the '
+                f'policy has; write their names, or "{entry}": {_length(part)}, into it.')
 
 
 def modes_of(directory: Path, mode: str) -> str:
@@ -219,7 +234,12 @@ def read_convention(
 def _rule(
     values: ValueFiles, document: Entries, kind: str, mode: str, numbers: Numbers
 ) -> Rule:
-    """How one kind of number is normalised; LeRobot leaves alone what has no statistics."""
+    """How one kind of number is normalised.
+
+    LeRobot leaves alone what has no statistics. Here that is so of the state only: a robot must
+    not follow actions that are still those of the network because their numbers are called
+    otherwise.
+    """
     said = document.inside('normalization_mapping', {})
     if values.processors is not None:
         rule = values.processors.rule(kind)
@@ -228,7 +248,7 @@ def _rule(
         rule = Rule.older_lerobot(chosen) if values.older else Rule(chosen)
     else:
         return Rule.openpi(mode)
-    return rule if numbers else Rule('IDENTITY')
+    return rule if numbers or kind == 'ACTION' else Rule('IDENTITY')
 
 
 def _signs(document: Entries) -> Sequence[int]:

@@ -14,7 +14,12 @@ from vla_policy_node.checkpoints.statistics import STATISTICS, key_of_suite
 from vla_policy_node.checkpoints.weights import stored_size
 from vla_policy_node.checks.findings import FAIL, PASS, WARN, Finding
 from vla_policy_node.nn.config import ModelConfig
-from vla_policy_node.policy.assumptions import Assumed, assumptions, borrowed_data
+from vla_policy_node.policy.assumptions import (
+    Assumed,
+    assumptions,
+    borrowed_data,
+    unread_steps,
+)
 
 AGAINST = 'against public name'
 
@@ -29,7 +34,7 @@ def all_assumptions(directory: Path, suite: str = '', key: str = '') -> list[Ass
         turned = {published_transform(directory, name)[0] for name in keys}
         used = keys[0] if len(turned) == 1 else ''
     return [*assumptions(directory, config, used), statistics, *borrowed_data(directory),
-            *_words(directory, config)]
+            *unread_steps(directory), *_words(directory, config)]
 
 
 def check_assumptions(directory: Path, config: ModelConfig, found: list[Assumed]) -> Finding:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from vla_policy_node.checkpoints.adapter import place
+from vla_policy_node.checkpoints.adapter import folders, place
 from vla_policy_node.checkpoints.layout import read_statistics_document
 from vla_policy_node.checkpoints.statistics import Statistics, read_statistics
 from vla_policy_node.checkpoints.weights import MODEL
@@ -193,7 +193,7 @@ class PolicyFamily(ABC, Generic[Config]):
 
     def tokenizer_folders(self, directory: Path) -> list[Path]:
         """Where the tokenizer may lie; most checkpoints bring it along."""
-        return [directory]
+        return folders(directory)
 
     def load_prompt(self, directory: Path, config: Config) -> PromptEncoder:
         """What turns an instruction into ids; ValueError if its file cannot be used."""

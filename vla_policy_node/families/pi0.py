@@ -317,8 +317,8 @@ class Pi0Family(PolicyFamily[Pi0Config]):
     def load_prompt(self, directory: Path, config: Pi0Config) -> TaskPrompt:
         """PaliGemma's tokenizer, which lies with the checkpoint."""
         return TaskPrompt.find(
-            [directory], config.language_model.vocabulary, FORMS[config.prompt],
-            config.prompt_ids, PALIGEMMA_BOS, PALIGEMMA)
+            self.tokenizer_folders(directory), config.language_model.vocabulary,
+            FORMS[config.prompt], config.prompt_ids, PALIGEMMA_BOS, PALIGEMMA)
 
     def load_encoder(
         self,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.checkpoints.adapter import place
 from vla_policy_node.checkpoints.config_file import MAX_CAMERAS, MAX_NUMBERS, read_common
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_json
@@ -168,7 +169,7 @@ def read_stored(
 ) -> Pi0Config:
     """Put in what the other files of the checkpoint say: sizes, names, the form of prompts."""
     sizes = Entries(
-        read_json(directory, SIZES) if os.path.lexists(directory / SIZES) else {}, SIZES)
+        read_json(directory, SIZES) if os.path.lexists(place(directory, SIZES)) else {}, SIZES)
     text, expert = (
         files.decoder(part, sizes.inside(key, {}))
         for part, key in (('language_model', 'paligemma'), ('expert', 'action_expert')))

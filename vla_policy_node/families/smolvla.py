@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.checkpoints import value_files
+from vla_policy_node.checkpoints import adapter, value_files
 from vla_policy_node.checkpoints.conventions import ALOHA_SMOLVLA
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import Statistics
@@ -280,7 +280,8 @@ class SmolVlaFamily(PolicyFamily[SmolVlaConfig]):
 
     def tokenizer_folders(self, directory: Path) -> list[Path]:
         """It is the backbone's, which public checkpoints leave away."""
-        return [directory, *backbone_folders(directory, read_json(directory, 'config.json'))]
+        return [*adapter.folders(directory),
+                *backbone_folders(directory, read_json(directory, 'config.json'))]
 
     def load_prompt(self, directory: Path, config: SmolVlaConfig) -> TaskPrompt:
         """The task, and a line break unless it ends with one."""

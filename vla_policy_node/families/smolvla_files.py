@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+from vla_policy_node.checkpoints import adapter
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import model_files
 from vla_policy_node.checkpoints.reading import plain, read_json, shown
@@ -80,19 +81,21 @@ def stored_sizes(directory: Path, document: Mapping) -> dict[str, object]:
 
 def backbone_folders(directory: Path, document: Mapping) -> list[Path]:
     """Where files of the backbone may be."""
-    named, folders = document.get('vlm_model_name'), [directory / FOLDER]
+    named, names = document.get('vlm_model_name'), [FOLDER]
     if isinstance(named, str) and named:
         inside = PurePosixPath(named)
         if not inside.is_absolute() and '..' not in inside.parts:
-            folders += [directory / inside, directory.parent / inside]
-    return [*folders, directory.parent / FOLDER]
+            names.append(named)
+    return [parent / name for folder in adapter.folders(directory)
+            for parent in (folder, folder.parent) for name in names]
 
 
 def frame_ids(directory: Path, document: Mapping) -> Frame:
     """Ids of the words around each picture, where config.json asks for them."""
     if not Entries(document, 'config.json').flag('add_image_special_tokens', False):
         return (), ()
-    path = _find([directory, *backbone_folders(directory, document)], 'tokenizer.json')
+    path = _find([*adapter.folders(directory), *backbone_folders(directory, document)],
+                 'tokenizer.json')
     if path is None:
         raise ValueError(
             f'{directory} has no tokenizer.json, in which the words around pictures are looked '

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_policy_node import families
-from vla_policy_node.checkpoints import cogact_release
+from vla_policy_node.checkpoints import cogact_release, value_files
 from vla_policy_node.checkpoints.adapter import adapter_in, base_of
 from vla_policy_node.checkpoints.layout import PARTS, part_files, read_json
+from vla_policy_node.checkpoints.processors import POSTPROCESSOR, PREPROCESSOR, read_processors
 from vla_policy_node.checkpoints.published import published, published_transform
 from vla_policy_node.checkpoints.reading import listed, plain
 from vla_policy_node.checkpoints.statistics import STATISTICS
@@ -92,12 +93,25 @@ def implied_transforms(
 
 def borrowed_data(directory: Path) -> list[Assumed]:
     """Say whose ranges are used if an adapter comes without those of its own data."""
-    if adapter_in(directory) is None or (directory / STATISTICS).exists():
+    own = [directory / STATISTICS, *value_files.files(directory)]
+    if adapter_in(directory) is None or any(path.exists() for path in own):
         return []
     return [Assumed(
         'data', f'that of the base model, {base_of(directory)}',
         f'the adapter has no {STATISTICS}', guessed=True,
         cure=f'if its data was other, put the {STATISTICS} of its training there')]
+
+
+def unread_steps(directory: Path) -> list[Assumed]:
+    """Say which steps around the network nothing here follows."""
+    processors = read_processors(directory)
+    if processors is None or not processors.unknown:
+        return []
+    return [Assumed(
+        'processors', f'without {listed(processors.unknown)}',
+        f'{PREPROCESSOR} or {POSTPROCESSOR}, whose other steps are followed', guessed=True,
+        cure='if one of these changes pictures, numbers or words, the policy is not the one that '
+        'was trained')]
 
 
 def worth_saying(
@@ -109,7 +123,8 @@ def worth_saying(
     transforms: camera -> as asked, 'auto' for what the checkpoint implies.
     """
     chosen = {camera: turn for camera, turn in transforms.items() if turn != 'auto'}
-    found = [*assumptions(directory, config, statistics_key, chosen), *borrowed_data(directory)]
+    found = [*assumptions(directory, config, statistics_key, chosen), *borrowed_data(directory),
+             *unread_steps(directory)]
     return [one for one in found
             if (one.guessed and not (one.name == 'chunk' and chunk_was_asked))
             or (one.name == 'transforms' and 'public name' in one.source
