@@ -1,6 +1,7 @@
 """LeRobot datasets become demonstrations: by name, whole or not at all, for training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,23 @@ def maker(tmp_path_factory, imported):
                           config.image_px, config.center_crop),
         read_statistics(read_json(imported / 'video', 'dataset_statistics.json'), spec=SPEC),
         0.0, 0.0)
+
+
+def test_what_was_refused_leaves_nothing_and_can_be_mended(tmp_path):
+    folder = shutil.copytree(PACK / 'dataset_image', tmp_path / 'dataset')
+    info = folder / 'meta' / 'info.json'
+    whole = info.read_text()
+    info.write_text(whole.replace('"fps": 20', '"fps": 21'))
+    for description, refused in ((info.read_text(), True), (whole, False)):
+        info.write_text(description)
+        dataset = LeRobotReader(folder)
+        work = DatasetImport(dataset, choose(dataset.info, None, {}), tmp_path / 'out', 'out')
+        if refused:
+            with pytest.raises(ValueError, match='from its time'):
+                next(work.run())
+            assert [*tmp_path.iterdir()] == [folder]
+        else:
+            assert len([*work.run()]) == 3 and (tmp_path / 'out').is_dir()
 
 
 def test_training_makes_batches_of_them(maker, imported):

@@ -22,6 +22,7 @@ from vla_policy_node.lerobot.videos import VideoWriter
 from vla_policy_node.outputs.files import draft
 
 _MOST_PICTURES_BYTES = 4 << 30  # of an episode without videos, which is in memory as it is written
+FINISHED = 'episode-*.npz'  # pattern: what an episode has when it is whole
 _TASKS = 'tasks'  # in the .npz, beside '<feature>/<statistic>'
 _TURNS = 'turns'
 

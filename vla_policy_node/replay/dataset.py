@@ -11,14 +11,13 @@ import numpy as np
 
 from vla_policy_node.lerobot.assemble import assemble
 from vla_policy_node.lerobot.info import ACTION, CAMERA, STATE, Feature
-from vla_policy_node.lerobot.parts import DatasetPlan, EpisodeParts
+from vla_policy_node.lerobot.parts import FINISHED, DatasetPlan, EpisodeParts
 from vla_policy_node.lerobot.videos import check_encodable
-from vla_policy_node.outputs.folder import alone
 from vla_policy_node.outputs.whole import check_place, check_target, whole_folder
 from vla_policy_node.replay.bag import Bag, BagError
 from vla_policy_node.replay.dataset_rows import BagEpisode, BagRequest, BagRows, read_rows
 from vla_policy_node.training.dataset_import import FRESH, Imported
-from vla_policy_node.training.dataset_work import begin, end, work_folder
+from vla_policy_node.training.dataset_work import at_work, work_folder
 from vla_policy_node.wire.cdr import read_compressed_image, read_image
 from vla_policy_node.wire.images import decode_compressed, decode_image
 
@@ -63,11 +62,10 @@ class BagDataset:
 
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; then the dataset gets its name."""
-        begin(self._work, {
+        recipe = {
             'bags': [_identity(source.path) for source in self._sources],
-            'request': asdict(self._request), 'plan': repr(self.plan),
-            'lengths': self.lengths}, self._out)
-        with alone(self._work):
+            'request': asdict(self._request), 'plan': repr(self.plan), 'lengths': self.lengths}
+        with at_work(self._work, recipe, self._out, FINISHED):
             number = 0
             for source in self._sources:
                 with closing(_Pictures(source)) as pictures:
@@ -86,7 +84,6 @@ class BagDataset:
                     self.broken += pictures.broken
             with whole_folder(self._out, COMMAND) as folder:
                 assemble(self._parts, number, folder)
-            end(self._work)
 
     def _plan(self, lossless: bool) -> DatasetPlan:
         plans = []

@@ -15,14 +15,13 @@ import numpy as np
 from vla_policy_node.checkpoints.reading import plain
 from vla_policy_node.lerobot.assemble import assemble
 from vla_policy_node.lerobot.info import ACTION, CAMERA, STATE, Feature
-from vla_policy_node.lerobot.parts import DatasetPlan, EpisodeParts
+from vla_policy_node.lerobot.parts import FINISHED, DatasetPlan, EpisodeParts
 from vla_policy_node.lerobot.videos import check_encodable
-from vla_policy_node.outputs.folder import alone
 from vla_policy_node.outputs.whole import check_place, check_target, whole_folder
 from vla_policy_node.policy.interface import END_EFFECTOR_DELTA, END_EFFECTOR_STATE
 from vla_policy_node.training.dataset_extras import EXTRAS, TENSORS, write_extras
 from vla_policy_node.training.dataset_import import FRESH, Imported
-from vla_policy_node.training.dataset_work import begin, end, work_folder
+from vla_policy_node.training.dataset_work import at_work, work_folder
 from vla_policy_node.training.demonstrations import DOCUMENT, SCATTERED, Demonstrations
 from vla_policy_node.training.stored_pictures import LABELS
 
@@ -50,12 +49,12 @@ class DatasetExport:
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; then the dataset gets its name."""
         episodes = self._demos.episodes
-        begin(self._work, {
+        recipe = {
             'demonstrations': str(self._demos.directory.resolve()),
             'document': self._demos.document, 'plan': repr(self.plan),
-            'episodes': [[path.name, path.stat().st_mtime_ns] for path in episodes]}, self._out)
+            'episodes': [[path.name, path.stat().st_mtime_ns] for path in episodes]}
         count = len(episodes)
-        with alone(self._work):
+        with at_work(self._work, recipe, self._out, FINISHED):
             for number, length in enumerate(self.steps):
                 new = not self._parts.has(number)
                 if new:
@@ -65,7 +64,6 @@ class DatasetExport:
                 assemble(self._parts, count, folder)
                 if self._demos.has_labels:
                     self._write_extras(folder, count)
-            end(self._work)
 
     def _plan(self, lossless: bool, robot: str) -> DatasetPlan:
         demos, document = self._demos, self._demos.document

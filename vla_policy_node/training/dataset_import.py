@@ -17,13 +17,12 @@ from vla_policy_node.checkpoints.reading import plain
 from vla_policy_node.lerobot.info import INFO
 from vla_policy_node.lerobot.reader import LeRobotReader
 from vla_policy_node.outputs.files import allow_umask, write_text
-from vla_policy_node.outputs.folder import alone
 from vla_policy_node.outputs.listing import look
 from vla_policy_node.outputs.whole import check_place
 from vla_policy_node.training.dataset_choice import DatasetChoice, Numbers
 from vla_policy_node.training.dataset_extras import Extras
 from vla_policy_node.training.dataset_statistics import write_statistics
-from vla_policy_node.training.dataset_work import begin, end, work_folder
+from vla_policy_node.training.dataset_work import at_work, work_folder
 from vla_policy_node.training.demonstrations import (
     DOCUMENT,
     FORMAT,
@@ -68,11 +67,11 @@ class DatasetImport:
 
     def run(self) -> Generator[Imported, None, None]:
         """Write what is missing and yield every episode; at the end the folder is in its place."""
-        begin(self._work, {
+        recipe = {
             'dataset': str(self._dataset.folder.resolve()),
             'info': look(self._dataset.folder / INFO)['sha256'],
-            'choice': self._choice.document(), 'document': self._document}, self._out)
-        with alone(self._work):
+            'choice': self._choice.document(), 'document': self._document}
+        with at_work(self._work, recipe, self._out, 'whole/episode-*.safetensors'):
             self._whole.mkdir(exist_ok=True)
             for stale in self._whole.glob('episode-*.tmp'):  # of a process that was killed
                 stale.unlink()
@@ -149,7 +148,6 @@ class DatasetImport:
         write_statistics(Demonstrations(self._whole))
         allow_umask(self._whole)
         self._whole.rename(self._out.resolve())
-        end(self._work)
 
 
 def _picked(
