@@ -125,6 +125,8 @@ def read_all(folder):
     ({'total_frames': 14}, '14 rows by meta/info.json and 15 by meta/episodes'),
     ({'data_path': '../{chunk_index}{file_index}'}, 'not inside of the dataset'),
     ({'data_path': '{0.__class__}'}, 'data_path must be like'),
+    ({'data_path': 'd' * 5000}, 'data_path must be like'),
+    ({'features': {'a\nb': {'dtype': 'float32', 'shape': [1]}}}, r"feature 'a\\nb'"),
     ({'total_frames': None}, "no entry 'total_frames'"),
     ({'features': [1]}, 'must hold an object'),
 ])
@@ -150,6 +152,15 @@ def test_distances_are_no_pictures(copy, changes):
     assert [*dataset.info.cameras] == ['observation.images.top']
     with pytest.raises(ValueError, match='has no camera'):
         next(dataset.pictures(0, 'observation.images.wrist'))
+
+
+@pytest.mark.parametrize('name', [DATA, EPISODES, VIDEO, 'meta/info.json'])
+def test_a_link_to_nowhere_is_said_to_be_one(copy, name):
+    folder = copy('video')
+    (folder / name).unlink()
+    (folder / name).symlink_to('blob')
+    with pytest.raises(ValueError, match='link to a file that is not there'):
+        read_all(folder)
 
 
 @pytest.mark.parametrize('names', [
@@ -270,7 +281,7 @@ def test_a_video_that_is_too_short_is_refused(copy):
 
 @pytest.mark.parametrize(('module', 'bound', 'kind', 'sentence'), [
     (tables, '_MOST_TABLE_BYTES', 'image', 'do not fit into memory'),
-    (tables, 'MOST_CELL_BYTES', 'image', 'holds no picture'),
+    (tables, 'MOST_CELL_BYTES', 'image', 'bytes; at most 1 are read'),
     (tables, '_MOST_FILE_BYTES', 'image', 'never has more than'),
     (videos, '_MOST_PIXELS', 'video', 'pixels are decoded'),
     (videos, '_MOST_BYTES', 'video', 'never has more than'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ AUTOMATIC = {
 MOST_EPISODES, MOST_FRAMES = 10**6, 10**9
 MOST_PX = 8192  # of a side of a picture
 _MOST_FEATURES, _MOST_NUMBERS = 256, 1 << 16
+_LONGEST_PATH = 200
 _PICTURES = ('image', 'video')
 DEPTH = 'depth'  # what such a feature of distances is taken for
 _PLACE = re.compile(r'\{(chunk_index|file_index|video_key)(?::0?(\d{1,2})d)?\}')
@@ -115,7 +117,7 @@ def read_info(folder: Path) -> DatasetInfo:
         raise ValueError(
             f"There is no folder '{folder}'. If that is a name at the hub, download it first: "
             f'`hf download --repo-type dataset {plain(folder)} --local-dir FOLDER`.')
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(
             f'{folder} has no {INFO}, so it is no whole dataset of LeRobot; name the folder that '
             'holds meta/, data/ and videos/.')
@@ -131,6 +133,9 @@ def read_info(folder: Path) -> DatasetInfo:
     names = features.names()
     if len(names) > _MOST_FEATURES:
         raise ValueError(f'{path} has {len(names)} features; {_MOST_FEATURES} are read at most.')
+    if strange := [name for name in names if not name.isprintable()]:
+        raise ValueError(f'{path} has the feature {shown(strange[0])}, whose name cannot be '
+                         'printed; take the original file.')
     read = {name: _feature(features.inside(name), name) for name in names}
     for name, dtype in AUTOMATIC.items():
         if name not in read or read[name].size != 1:
@@ -150,7 +155,7 @@ def read_info(folder: Path) -> DatasetInfo:
 
 def _feature(entry: Entries, key: str) -> Feature:
     dtype, shape = entry.value('dtype', None), entry.value('shape', None)
-    if not key.isprintable() or not isinstance(dtype, str):
+    if not isinstance(dtype, str):
         raise entry.error('dtype', 'the name of a type', dtype)
     if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(
             type(side) is int and 0 < side <= _MOST_NUMBERS for side in shape):
@@ -189,7 +194,8 @@ def _names(names: object) -> tuple[str, ...]:
 
 def _template(path: Path, document: Mapping, key: str, usual: str) -> str:
     template = document.get(key) or usual  # a dataset without videos has null
-    if not isinstance(template, str) or re.search(r'[{}]', _PLACE.sub('', template)):
+    if not isinstance(template, str) or len(template) > _LONGEST_PATH or re.search(
+            r'[{}]', _PLACE.sub('', template)):
         raise ValueError(f'{path}: {key} must be like {usual!r}, not {shown(template)}.')
     return template
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,10 +133,12 @@ class LeRobotReader:
         Where the metadata name a file without these rows, all are searched for them.
         """
         named = self.info.data_file(episode.chunk, episode.file)
-        searched = [named] if named.exists() else []
+        # A link to nowhere is said to be one.
+        is_there = os.path.lexists(named)
+        searched = [named] if is_there else []
         searched += [path for path in self.data_files() if path != named]
         for path in searched:
-            index = self._columns(path, ())['index'] if path.exists() else np.empty(0)
+            index = self._columns(path, ())['index'] if os.path.lexists(path) else np.empty(0)
             at = np.flatnonzero(index == episode.start)
             if len(at) == 1 and np.array_equal(
                     index[at[0]:at[0] + episode.length], np.arange(episode.start, episode.stop)):
@@ -144,8 +148,9 @@ class LeRobotReader:
                                  'read there.')
                 return path, int(at[0]), self._columns(path, keys)
         raise ValueError(
-            f'{named} does not hold the rows {episode.start} to {episode.stop - 1} of episode '
-            f'{episode.number}, nor does another file; download the dataset again.')
+            f'{named} {"does not hold" if is_there else "is missing; it should hold"} the rows '
+            f'{episode.start} to {episode.stop - 1} of episode {episode.number}, and no other '
+            'file does; download the dataset again.')
 
     def _columns(self, path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Read columns of a whole file; the last ones stay, since episodes are read in order."""
@@ -253,10 +258,12 @@ def _read_tasks(path: Path) -> list[str]:
 def decode_picture(data: bytes, place: str) -> np.ndarray:
     """Decode a PNG or JPEG to [H, W, 3] uint8 RGB, as LeRobot does, unless it is too large."""
     try:
-        with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG']) as image:
-            if max(image.size) > MOST_PX:
-                raise ValueError(f'it has {image.size[0]} x {image.size[1]} pixels')
-            return np.asarray(image.convert('RGB'))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG']) as image:
+                if max(image.size) > MOST_PX:
+                    raise ValueError(f'it has {image.size[0]} x {image.size[1]} pixels')
+                return np.asarray(image.convert('RGB'))
     except Exception as error:  # damaged bytes make the library raise anything
         raise ValueError(f'{place}: a picture cannot be decoded ({plain(error)}); download it '
                          'again.') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def opened(path: Path, texts: Sequence[str] = ()) -> Iterator[Any]:
     the file once: a file of 5 kB can hold the same 64 MB in a thousand rows.
     """
     module = parquet()
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(f'{path} is missing; download the dataset again, with all of its files.')
     regular_file(path, _MOST_FILE_BYTES)
     passing: list[ValueError] = []
@@ -176,7 +177,10 @@ def pictures(path: Path, key: str, start: int, stop: int) -> Iterator[bytes]:
 def _picture(path: Path, key: str, cell: Any) -> bytes:
     value = cell.as_py()
     data = value.get('bytes') if isinstance(value, dict) else None
-    if not isinstance(data, bytes) or not 0 < len(data) <= MOST_CELL_BYTES:
+    if isinstance(data, bytes) and len(data) > MOST_CELL_BYTES:
+        raise RefusedTableError(f'{path}: a picture of {plain(key)} has {len(data):,} bytes; at '
+                                f'most {MOST_CELL_BYTES:,} are read.')
+    if not isinstance(data, bytes) or not data:
         raise RefusedTableError(
             f'{path}: a row of {plain(key)} holds no picture but '
             + ('a path to one; embed them (LeRobot does when it saves an episode).'

@@ -6,6 +6,7 @@ differs by less than TOLERANCE_S from the episode's beginning plus the row's own
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,7 +31,7 @@ def read_pictures(path: Path, times_s: Sequence[float]) -> Iterator[np.ndarray]:
     ValueError with one sentence if there is no picture at one of them, or the file is damaged.
     """
     library = video()
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(f'{path} is missing; download the dataset again, with all of its files.')
     regular_file(path, _MOST_BYTES)
     # By its form, not by what the file pretends to be: a list of other files is none.
