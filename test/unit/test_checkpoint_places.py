@@ -120,6 +120,19 @@ def test_the_only_checkpoint_of_a_run_is_taken_and_said(made, tmp_path, caplog):
     assert LocalPolicy.load(run).description.checkpoint == str(found)
 
 
+@pytest.mark.parametrize('named', ['', 'checkpoints', 'checkpoints/last'])
+def test_the_checkpoint_of_a_run_of_lerobot_is_found_from_all_folders_above(
+        made, tmp_path, named):
+    variants.copy(made, tmp_path / 'run' / 'checkpoints' / '005000' / 'pretrained_model')
+    (tmp_path / 'run' / 'checkpoints' / '005000' / 'training_state').mkdir()
+    (tmp_path / 'run' / 'checkpoints' / 'last').symlink_to('005000')
+    found = find_checkpoint(tmp_path / 'run' / named)
+    assert found.name == 'pretrained_model' and (found / 'config.json').is_file()
+    variants.copy(made, tmp_path / 'run' / 'checkpoints' / '010000' / 'pretrained_model')
+    if named != 'checkpoints/last':
+        assert 'holds 2: 010000, last; name one' in sentence_of(tmp_path / 'run' / named)
+
+
 def test_of_several_one_has_to_be_named(made, tmp_path):
     for step in (500, 1000):
         variants.copy(made, tmp_path / 'run' / f'checkpoint-{step}')

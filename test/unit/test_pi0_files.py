@@ -305,6 +305,16 @@ def test_a_config_that_does_not_fit_is_refused_with_a_sentence(
         read_model_config(tmp_path)
 
 
+def test_a_shard_that_is_not_there_is_named(tmp_path):
+    write_checkpoint(tmp_path, 'pi0')
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'model-00001-of-00002.safetensors')
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(
+        {'weight_map': {'a': 'model-00001-of-00002.safetensors',
+                        'b': 'model-00002-of-00002.safetensors'}}))
+    with pytest.raises(ValueError, match=r'lacks model-00002-of-00002\.safetensors, which'):
+        read_model_config(tmp_path)
+
+
 def test_heads_of_an_unknown_vision_encoder_are_not_guessed(tmp_path):
     directory = write_checkpoint(tmp_path, 'pi0')
     (directory / 'tiny_sizes.json').unlink()

@@ -18,6 +18,7 @@ from vla_policy_node.checkpoints.reading import listed, regular_file
 
 ADAPTER_FOLDER = 'lora_adapter'  # where OpenVLA-OFT keeps what belongs to the files beside it
 MOST_ENTRIES = 2000  # of a directory that are looked at
+_LEROBOT = 'pretrained_model'  # in `checkpoints/005000/` of a run of LeRobot
 _WEIGHTS = re.compile(r'model.*\.safetensors|(pytorch_model|adapter_model).*|\w+--.*checkpoint.*')
 _CACHED = 'models--'  # how folders of the hub's cache begin; owner and name follow
 _COMMIT = re.compile(r'[0-9a-f]{7,64}')
@@ -35,7 +36,7 @@ def checkpoint_in(directory: Path) -> Path:
         return _told(directory, directory.absolute().parent)
     if _has_weights(directory) or (directory / ADAPTER_FOLDER).is_dir():
         return directory
-    found = _checkpoints_below(directory)
+    found = _checkpoints_below(directory) or _checkpoints_below(directory / 'checkpoints')
     if len(found) > 1:
         raise ValueError(
             f'{directory} is no checkpoint, but holds {len(found)}: {listed(found)}; name one of '
@@ -57,11 +58,15 @@ def _has_weights(directory: Path) -> bool:
 
 
 def _checkpoints_below(directory: Path) -> dict[str, Path]:
-    """Checkpoints one level down, by name; those that links make known twice, once."""
+    """Checkpoints one level down, by name; those that links make known twice, once.
+
+    In the runs of LeRobot they are in a folder of their own there.
+    """
     root = directory.resolve()
     found: dict[Path, tuple[str, Path]] = {}
     for entry in _entries(directory):
         path = Path(entry.path)
+        path = path / _LEROBOT if (path / _LEROBOT).is_dir() else path
         with suppress(OSError, RuntimeError, ValueError):  # a link in a circle, a broken cache
             real = path.resolve()
             if not (entry.is_dir() and real.is_relative_to(root)):

@@ -233,6 +233,17 @@ def _called(directory: Path, name: str, locate: Locate) -> str:
     return ''
 
 
+def missing_shard(directory: Path) -> str:
+    """Return a file of the model that its index names and that is not there, '' for none."""
+    path = place(directory, INDEX)
+    if not path.exists():
+        return ''
+    there = {file.name for file in model_files(directory)}
+    shards = Entries(read_json(path), INDEX).inside('weight_map')
+    named = (str(name) for name in shards.items().values())
+    return next((plain(name) for name in named if name not in there), '')
+
+
 def _shard_of(directory: Path, name: str, locate: Locate) -> str:
     """Say where the index of a sharded model expects a tensor, if it does."""
     kind, file_name = locate(name)

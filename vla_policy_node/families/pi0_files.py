@@ -22,7 +22,7 @@ from pathlib import Path
 from vla_policy_node.checkpoints.config_file import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import model_files
-from vla_policy_node.checkpoints.weights import open_tensors
+from vla_policy_node.checkpoints.weights import INDEX, missing_shard, open_tensors
 from vla_policy_node.nn.config import VisionEncoderConfig
 from vla_policy_node.nn.siglip import siglip_config
 from vla_policy_node.nn.transformer import DecoderConfig
@@ -69,6 +69,9 @@ class PiFiles:
     """
 
     def __init__(self, directory: Path):
+        if missing := missing_shard(directory):
+            raise ValueError(
+                f'{directory} lacks {missing}, which {INDEX} names; the download is incomplete.')
         self._directory = directory
         self._shapes = _shapes(directory)
         self.names = {part: self._find(part, *where) for part, where in _PARTS.items()}
