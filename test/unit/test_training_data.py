@@ -1,7 +1,7 @@
 """Batches: decoded once or anew, they are the same."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -59,6 +59,24 @@ def test_decoded_frames_are_the_fresh_ones(maker, kind):
         if field.name not in ('asked', 'prompt_ids') or kind == 0:
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=field.name)
     assert (decoded.asked != decoded.goal).all()
+
+
+@pytest.mark.parametrize('side_px', [56, 224])  # 4 and 16 patches a row
+def test_what_fills_the_picture_covers_every_patch(maker, side_px):
+    _, _, folder = maker
+    document = small_config()
+    for encoder in document['vision_tiny'].values():
+        encoder['img_size'] = side_px
+    config, checkpoint = config_of(document), folder / 'checkpoint'
+    maker = BatchMaker(
+        config, families.of(config).load_prompt(checkpoint, config), ImagePreprocessor(
+            read_json(checkpoint, 'preprocessor_config.json'), side_px, config.center_crop),
+        read_statistics(read_json(folder / 'demos', 'dataset_statistics.json')), 0.0, 0.0)
+    frame = opened(folder)[0].load(0)
+    thing = 1 + frame.segments.index(frame.objects[0])
+    full = {name: np.full_like(picture, thing) for name, picture in frame.labels.items()}
+    view = maker.look(replace(frame, labels=full), np.random.default_rng(0))
+    np.testing.assert_array_equal(maker.coverage(view.counts)[:, 0], 1.0)
 
 
 def test_a_second_run_finds_them_decoded_and_a_changed_folder_is_refused(maker, monkeypatch):

@@ -67,7 +67,8 @@ class View:
     """What is seen in one frame, N things and P patches in each of C pictures.
 
     pictures: [C, H, W, 3] uint8, as the vision encoders see them. counts: [C, N, P] uint8, pixels
-    of the label image that show the thing. things: [C, P] bool, patches with anything on them.
+    of the label image that show the thing (int16 where a patch has more than 255). things: [C, P]
+    bool, patches with anything on them.
     """
 
     pictures: np.ndarray
@@ -217,12 +218,13 @@ class BatchMaker:
         )
 
     def _count(self, labels: np.ndarray, segments: int) -> np.ndarray:
-        """[px, px] uint8, segment + 1 or 0 -> [segments, P] uint8, pixels in each patch."""
+        """[px, px] uint8, segment + 1 or 0 -> [segments, P], pixels in each patch."""
         rows, columns = self._config.grid
         side = LABELS_PX // rows
         patches = labels.reshape(rows, side, columns, side).swapaxes(1, 2)
         patches = patches.reshape(rows * columns, side * side)
-        return (patches == np.arange(1, segments + 1)[:, None, None]).sum(-1, dtype=np.uint8)
+        dtype = np.uint8 if side * side < 256 else np.int16
+        return (patches == np.arange(1, segments + 1)[:, None, None]).sum(-1, dtype=dtype)
 
     def _words(self, name: str) -> list[int]:
         """Ids of an object's name without BOS: 'alphabet_soup_1' is ' alphabet soup'."""

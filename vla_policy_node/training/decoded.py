@@ -80,18 +80,18 @@ def decode(source: Demonstrations, maker: BatchMaker) -> dict[str, Tensor]:
                       for i in np.flatnonzero(source.frames[:, 1] == 0)))
     view = maker.look(source.load(0), np.random.default_rng(0))
     cameras, _, patches = view.counts.shape
-    shapes = {
-        'pictures': (len(source), *view.pictures.shape),
-        'counts': (len(source), cameras, things, patches),
-        'things': (len(source), *view.things.shape),
+    kinds = {
+        'pictures': (np.uint8, (len(source), *view.pictures.shape)),
+        'counts': (view.counts.dtype, (len(source), cameras, things, patches)),
+        'things': (np.bool_, (len(source), *view.things.shape)),
     }
     folder = source.directory / f'decoded-{view.pictures.shape[1]}px'
     if not folder.is_dir():
-        _decode_all(source, maker, shapes, folder)
-    views = {name: np.load(folder / f'{name}.npy', mmap_mode='c') for name in shapes}
+        _decode_all(source, maker, kinds, folder)
+    views = {name: np.load(folder / f'{name}.npy', mmap_mode='c') for name in kinds}
     newest = max(episode.stat().st_mtime for episode in source.episodes)
     if newest > folder.stat().st_mtime or any(
-        views[name].shape != shape for name, shape in shapes.items()
+        (views[name].dtype, views[name].shape) != kind for name, kind in kinds.items()
     ):
         raise ValueError(
             f'{folder} is of other demonstrations or for another model; delete it, it will be '
@@ -100,15 +100,14 @@ def decode(source: Demonstrations, maker: BatchMaker) -> dict[str, Tensor]:
 
 
 def _decode_all(
-    source: Demonstrations, maker: BatchMaker, shapes: Mapping[str, tuple], folder: Path
+    source: Demonstrations, maker: BatchMaker, kinds: Mapping[str, tuple], folder: Path
 ) -> None:
-    """Fill `folder`, which is there whole or not at all."""
+    """Fill `folder`, which is there whole or not at all; kinds: name -> dtype and shape."""
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     starts = range(0, len(source), _FRAMES)
     try:
-        for name, shape in shapes.items():
-            dtype = np.bool_ if name == 'things' else np.uint8
-            np.lib.format.open_memmap(unfinished / f'{name}.npy', 'w+', dtype, shape)
+        for name, kind in kinds.items():
+            np.lib.format.open_memmap(unfinished / f'{name}.npy', 'w+', *kind)
         # Processes, because half of the work is Python's; forked, because they never touch the
         # GPU.
         with interrupts_blocked():
