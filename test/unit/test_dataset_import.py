@@ -15,7 +15,7 @@ from training_data import make_demonstrations, small_config
 from vla_policy_node import families
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.statistics import read_statistics
-from vla_policy_node.commands.dataset_import import import_dataset
+from vla_policy_node.commands.dataset_import import chosen_episodes, import_dataset
 from vla_policy_node.commands.train import stage_config
 from vla_policy_node.common.terminal import make_console
 from vla_policy_node.encoding.preprocess import ImagePreprocessor
@@ -191,6 +191,33 @@ def maker(tmp_path_factory, imported):
                           config.image_px, config.center_crop),
         read_statistics(read_json(imported / 'video', 'dataset_statistics.json'), spec=SPEC),
         0.0, 0.0)
+
+
+def test_of_chosen_episodes_only_their_files_are_needed(tmp_path):
+    folder = shutil.copytree(PACK / 'dataset_image', tmp_path / 'dataset')
+    (folder / 'data/chunk-001/file-000.parquet').unlink()
+    dataset = LeRobotReader(folder)
+    choice = choose(dataset.info, None, {})
+    with pytest.raises(ValueError, match=r'file-000\.parquet is missing; it should hold the rows'):
+        [*DatasetImport(dataset, choice, tmp_path / 'all', 'all').run()]
+    [*DatasetImport(dataset, choice, tmp_path / 'part', 'part', range(1, 2)).run()]
+    demos, source = Demonstrations(tmp_path / 'part'), np.load(PACK / 'source_image.npz')
+    assert [path.name for path in demos.episodes] == ['episode-0000001.safetensors']
+    np.testing.assert_array_equal(demos.read(0, 'action'), source['ep1__action'])
+    statistics = json.loads((tmp_path / 'part' / 'dataset_statistics.json').read_text())
+    assert statistics['part']['num_trajectories'] == 1
+
+
+@pytest.mark.parametrize(('chosen', 'numbers'), [
+    ('', range(3)), ('1:', range(1, 3)), (':2', range(2)), ('2:3', range(2, 3))])
+def test_episodes_are_chosen_as_splits_are(chosen, numbers):
+    assert chosen_episodes(chosen, 3) == numbers
+
+
+@pytest.mark.parametrize('chosen', ['3', '2:2', '0:4', '-1:2', 'a:b', '5:'])
+def test_episodes_that_are_not_there_are_refused(chosen):
+    with pytest.raises(ValueError, match='within the 3 episodes'):
+        chosen_episodes(chosen, 3)
 
 
 def test_what_was_refused_leaves_nothing_and_can_be_mended(tmp_path):

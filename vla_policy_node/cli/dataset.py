@@ -41,6 +41,8 @@ def import_(
         help='Which camera of the dataset is one of the policy: NAME=KEY. Repeat.')] = None,
     state: Annotated[str, typer.Option(help='Feature with the state.')] = 'observation.state',
     action: Annotated[str, typer.Option(help='Feature with the actions.')] = 'action',
+    episodes: Annotated[str, typer.Option(
+        help='Which ones: FIRST:END, without END, as in splits of LeRobot; empty: all.')] = '',
     by_place: Annotated[bool, typer.Option(
         '--by-place', help='Numbers are those of the policy in its order, under other names.',
     )] = False,
@@ -58,14 +60,14 @@ def import_(
     * `vla dataset import ~/datasets/pick --out data/pick --checkpoint my/checkpoint --camera
     third_person=top --camera wrist=hand`
 
-    * `vla dataset import ~/datasets/pick --out data/pick --contract my_robot.yaml`
+    * `vla dataset import ~/datasets/pick --out data/pick --contract my_robot.yaml --episodes 0:50`
     """
     from vla_policy_node.commands.dataset_import import import_dataset
     from vla_policy_node.common.terminal import make_console
 
     try:
         import_dataset(dataset, out, checkpoint, contract, camera or (), (state, action),
-                       by_place, name, make_console())
+                       by_place, name, make_console(), episodes)
     except ValueError as error:
         raise refusal(error) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,11 +21,11 @@ AGAIN = 'Interrupted; the same command goes on from here.'
 
 def import_dataset(
     folder: Path, out: Path, checkpoint: str, contract: str, cameras: Sequence[str],
-    features: tuple[str, str], by_place: bool, name: str, console: Console,
+    features: tuple[str, str], by_place: bool, name: str, console: Console, episodes: str = '',
 ) -> None:
     """Import and report. ValueError with one sentence says what cannot be done.
 
-    cameras: 'NAME=KEY' each. features: keys of state and actions.
+    cameras: 'NAME=KEY' each. features: keys of state and actions. episodes: 'FIRST:END'.
     """
     chosen = {}
     for pair in cameras:
@@ -36,12 +37,14 @@ def import_dataset(
     spec = wanted_spec(checkpoint, contract)
     dataset = LeRobotReader(folder)
     choice = choose(dataset.info, spec, chosen, *features, by_place=by_place)
-    work = DatasetImport(dataset, choice, out, name or out.resolve().name)
+    work = DatasetImport(dataset, choice, out, name or out.resolve().name,
+                         chosen_episodes(episodes, len(dataset.episodes)))
+    rows = sum(episode.length for episode in work.episodes)
     new = 0
     try:
-        with progress(console) as bars, closing(work.run()) as episodes:
-            bar = bars.add_task('rows', total=dataset.info.frames)
-            for episode in episodes:
+        with progress(console) as bars, closing(work.run()) as written:
+            bar = bars.add_task('rows', total=rows)
+            for episode in written:
                 new += episode.new
                 bars.advance(bar, episode.rows)
     except KeyboardInterrupt:
@@ -49,9 +52,19 @@ def import_dataset(
     for remark in dataset.remarks:
         console.print(printable(remark), soft_wrap=True)
     console.print(
-        f'{out}: {len(dataset.episodes)} demonstrations of {dataset.info.frames} steps at '
+        f'{out}: {len(work.episodes)} demonstrations of {rows} steps at '
         f'{dataset.info.fps:g} Hz, {new} of them new; vla train ... --demos {out}',
         soft_wrap=True)
+
+
+def chosen_episodes(chosen: str, count: int) -> range:
+    """Read 'FIRST:END', of which either may be left out, of a dataset of `count` episodes."""
+    found = re.fullmatch(r'(\d{0,9}):(\d{0,9})', chosen or ':', re.ASCII)
+    numbers = range(int(found[1] or 0), int(found[2] or count)) if found else range(0)
+    if not numbers or numbers[-1] >= count:
+        raise ValueError(f"--episodes takes FIRST:END within the {count} episodes of the dataset, "
+                         f"e.g. 0:{count}, not '{chosen}'.")
+    return numbers
 
 
 def wanted_spec(checkpoint: str, contract: str) -> PolicySpec | None:

@@ -52,9 +52,12 @@ class DatasetImport:
     Raises ValueError with one sentence, here and while it runs.
     """
 
-    def __init__(self, dataset: LeRobotReader, choice: DatasetChoice, out: Path, name: str):
-        """name: of the data set in statistics."""
+    def __init__(self, dataset: LeRobotReader, choice: DatasetChoice, out: Path, name: str,
+                 episodes: range | None = None):
+        """name: of the data set in statistics. episodes: which ones, None for all."""
         self._dataset, self._choice, self._out = dataset, choice, out
+        self.episodes = dataset.episodes[episodes.start:episodes.stop] if episodes else (
+            dataset.episodes)
         if out.exists():
             raise ValueError(f"'{out}' is there already; name a new folder with --out.")
         check_place(out)
@@ -70,12 +73,13 @@ class DatasetImport:
         recipe = {
             'dataset': str(self._dataset.folder.resolve()),
             'info': look(self._dataset.folder / INFO)['sha256'],
-            'choice': self._choice.document(), 'document': self._document}
+            'choice': self._choice.document(), 'document': self._document,
+            'episodes': [self.episodes[0].number, len(self.episodes)]}
         with at_work(self._work, recipe, self._out, 'whole/episode-*.safetensors'):
             self._whole.mkdir(exist_ok=True)
             for stale in self._whole.glob('episode-*.tmp'):  # of a process that was killed
                 stale.unlink()
-            for entry in self._dataset.episodes:
+            for entry in self.episodes:
                 path = episode_path(self._whole, self._seed(entry.number))
                 new = not path.is_file()
                 if new:
