@@ -265,7 +265,12 @@ def with_a_huge_table(tensors):
     tensors[NAMES['words']] = torch.zeros(2_000_000, 1)
 
 
+def with_huge_patches(tensors):
+    tensors[f'{NAMES["vision"]}embeddings.patch_embedding.weight'] = torch.zeros(24, 1, 600, 1)
+
+
 @pytest.mark.parametrize(('change', 'sentence'), [
+    (with_huge_patches, 'pictures of 2,400 px, and none takes more than 2048'),
     (without_words, 'has no table of words.*blind to language'),
     (without_a_layer, r'lacks 1 of \d+ tensors'),
     (with_another_expert, 'other layers or heads'),

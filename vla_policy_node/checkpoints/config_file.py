@@ -12,6 +12,7 @@ from vla_policy_node.policy.interface import PolicySpec, Quantity
 MAX_LAYERS = 512
 MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1_000_000
+MAX_IMAGE_PX = 2048  # side of the square that a vision encoder takes
 EPS = 1e-15, 0.1  # of norms, from and to
 MAX_CAMERAS = 4
 MAX_NUMBERS = 64  # of one state or one action
@@ -55,7 +56,7 @@ def read_common(
 def read_encoder(sizes: Entries) -> VisionEncoderConfig:
     """Read the sizes of a vision encoder, in the words of timm."""
     width, heads = width_and_heads(sizes, 'embed_dim', 'num_heads')
-    image_px = sizes.integer('img_size', 1, 2048)
+    image_px = sizes.integer('img_size', 1, MAX_IMAGE_PX)
     return VisionEncoderConfig(
         width=width,
         blocks=sizes.integer('feature_block', 0, MAX_LAYERS - 1) + 1,

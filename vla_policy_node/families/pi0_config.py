@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vla_policy_node.checkpoints.adapter import place
-from vla_policy_node.checkpoints.config_file import MAX_CAMERAS, MAX_NUMBERS, read_common
+from vla_policy_node.checkpoints.config_file import (
+    MAX_CAMERAS,
+    MAX_IMAGE_PX,
+    MAX_NUMBERS,
+    read_common,
+)
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import read_json
 from vla_policy_node.checkpoints.processors import read_processors
@@ -161,7 +166,8 @@ def _side(entries: Entries, older: bool) -> int:
     size = entries.value(key, [224, 224])
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
         raise entries.error(key, 'two equal numbers', size)
-    return Entries({key: size[0]}, 'config.json').integer(key, 1, 2048)
+    return Entries({key: size[0]}, 'config.json').integer(
+        key, 1, MAX_IMAGE_PX)
 
 
 def read_stored(

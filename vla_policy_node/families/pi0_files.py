@@ -19,7 +19,12 @@ from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 
-from vla_policy_node.checkpoints.config_file import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
+from vla_policy_node.checkpoints.config_file import (
+    MAX_IMAGE_PX,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    MAX_WIDTH,
+)
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.layout import model_files
 from vla_policy_node.checkpoints.weights import INDEX, missing_shard, open_tensors
@@ -149,6 +154,10 @@ class PiFiles:
             raise ValueError(
                 f'{self._directory} has a vision encoder of {patches} patches and width {width} '
                 f'with {heads} heads, which cannot be; take the files of one checkpoint.')
+        if side * patch_px > MAX_IMAGE_PX:
+            raise ValueError(
+                f'{self._directory} has a vision encoder for pictures of {side * patch_px:,} px, '
+                f'and none takes more than {MAX_IMAGE_PX}; download the weights again.')
         return siglip_config(
             width, self.layers('vision', 'encoder.layers.'), heads, mlp, patch_px, side * patch_px)
 

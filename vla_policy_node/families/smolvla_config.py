@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vla_policy_node.checkpoints.config_file import (
+    MAX_IMAGE_PX,
     MAX_LAYERS,
     MAX_VOCABULARY,
     MAX_WIDTH,
@@ -215,7 +216,7 @@ def _vision(sizes: Entries) -> VisionEncoderConfig:
     heads = sizes.integer('heads', 1, width)
     if width % heads:
         raise sizes.error('heads', f'a divisor of {width}', heads)
-    image_px = sizes.integer('image_px', 1, 2048)
+    image_px = sizes.integer('image_px', 1, MAX_IMAGE_PX)
     return siglip_config(
         width, sizes.integer('blocks', 1, MAX_LAYERS), heads,
         sizes.integer('mlp_width', 1, MAX_WIDTH),
