@@ -32,11 +32,12 @@ class GradientCache(KvCache):
     def repeated(self, times: int) -> GradientCache:
         """Return one in which each batch element stands so many times, side by side."""
         more = GradientCache()
-        more._layers = {
-            index: _Layer(
-                *(x.repeat_interleave(times, 0) for x in (*self.keys_values(index),
-                                                          self.positions(index))),
-                None if self.bias(index) is None
-                else self.bias(index).repeat_interleave(times, 0), self.rows(index))
-            for index in self._layers}
+        for index in self._layers:
+            bias = self.bias(index)
+            key, value, positions = (
+                x.repeat_interleave(times, 0)
+                for x in (*self.keys_values(index), self.positions(index)))
+            more._layers[index] = _Layer(
+                key, value, positions,
+                None if bias is None else bias.repeat_interleave(times, 0), self.rows(index))
         return more

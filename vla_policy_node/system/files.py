@@ -176,7 +176,7 @@ def untrained_checkpoint(sizes: Mapping[str, Any] | None = None) -> Path:
         from vla_policy_node.runtime.small import create_small_checkpoint, sized_config
 
         said = dict(sizes or {})
-        if said.pop('family', '') == 'pi0':
+        if said.pop('family', ''):  # there is one that is not our own
             from vla_policy_node.runtime.small_pi0 import create_small_pi0
 
             create_small_pi0(directory, sized_config(said))

@@ -54,7 +54,7 @@ def named(name: str) -> TrainingStage:
 def for_policy(config: TrainingConfig, policy: ModelConfig) -> TrainingConfig:
     """Let the loss 'action' be that by which the policy learns actions: of a flow, 'flow'."""
     own = 'flow' if policy.can(Capability.FLOW) else 'action'
-    if config.stage == 'lora' and policy.family.name == 'cogact':
+    if config.stage == 'lora' and own == 'action' and policy.can(Capability.DENOISING):
         own = 'noise'
     if own == 'action' or not config.losses.get('action'):
         return config
