@@ -1,6 +1,9 @@
 """Datasets that are written are laid out as LeRobot's own, file by file and value by value."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from lerobot_data import PACK, write_recording
 from vla_policy_node.lerobot.info import Feature
 from vla_policy_node.lerobot.parts import DatasetPlan, EpisodeParts
 from vla_policy_node.lerobot.reader import LeRobotReader
-from vla_policy_node.lerobot.videos import check_encodable
+from vla_policy_node.lerobot.videos import VideoWriter, check_encodable
 
 FEATURES = ('observation.state', 'action', 'next.reward', 'next.done')
 LOSSY_DB = 27
@@ -41,6 +44,21 @@ def test_what_is_written_is_read_back(written, kind):
             else:
                 error = np.mean((np.stack(pictures).astype(float) - expected) ** 2)
                 assert 10 * np.log10(255**2 / error) >= LOSSY_DB
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='threads are listed in /proc')
+def test_no_thread_of_an_encoder_gets_a_priority_of_its_own(tmp_path):
+    """SVT-AV1 takes the highest one where the user is root, for its caller too."""
+    def policies():
+        threads = [int(path.name) for path in Path('/proc/self/task').iterdir()]
+        return {os.sched_getscheduler(thread) for thread in threads}
+
+    before = policies()
+    feature = Feature('observation.images.top', 'video', (64, 64, 3))
+    with VideoWriter(tmp_path / 'a.mp4', 10, feature) as video:
+        video.add(np.zeros((64, 64, 3), np.uint8))
+        assert policies() == before
+    assert policies() == before
 
 
 @pytest.mark.parametrize('kind', ['video', 'image'])

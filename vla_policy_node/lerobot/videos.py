@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_policy_node.checkpoints.reading import MB, foreign, regular_file
+from vla_policy_node.common.priority import same_priority
 from vla_policy_node.common.scoped import environment
 from vla_policy_node.lerobot.info import MOST_PX, Feature
 from vla_policy_node.lerobot.libraries import video
@@ -137,7 +138,7 @@ class VideoWriter:
             options={name: str(value) for name, value in chosen.options.items()})
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = _PIXELS
-        with environment(**_QUIET):
+        with environment(**_QUIET), same_priority():
             self._stream.codec_context.open()
         self._count = 0
 
