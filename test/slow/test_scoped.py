@@ -34,6 +34,7 @@ SETTERS = {
 PUT_BACK = {
     ('common/scoped.py', 'torch_threads'), ('common/scoped.py', '_leave'),
     ('training/trainer.py', '_attention'), ('outputs/files.py', 'allow_umask'),
+    ('lerobot/reader.py', 'decode_picture'),
 }
 OWN_PROCESS = {('evaluation/worker.py', 'start_worker'), ('training/decoded.py', '_begin')}
 
@@ -191,7 +192,7 @@ def test_training_in_this_process_leaves_threads_and_random_numbers(three, monke
         (torch.get_num_threads(), torch.initial_seed())))
     monkeypatch.setattr(stage_run.os, 'sched_getaffinity', lambda _: range(2))
     config = stage_run.TrainingConfig(stage='clone', steps=1, seed=41)
-    monkeypatch.setattr(stage_run, '_check_inputs', lambda run: None)
+    monkeypatch.setattr(stage_run, '_check_inputs', lambda *_: None)
     start = tiny_checkpoint(tmp_path / 'start')
     before = torch.get_rng_state()
     stage_run.train(stage_run.Run(config, start, None, None, tmp_path / 'out'))

@@ -264,7 +264,7 @@ def test_without_the_shipped_checkpoint_one_is_made_once_and_only_for_a_policy(
 ):
     made = []
 
-    def create(directory, seed):
+    def create(directory, seed, config):
         made.append(seed)
         (directory / 'config.json').write_text('{}')
 

@@ -207,7 +207,7 @@ def test_files_of_an_unknown_kind_are_refused_with_a_sentence(tmp_path, key):
 
 
 def test_training_says_which_policies_it_knows(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match='of the family Tern; vla train knows how'):
+    with pytest.raises(ValueError, match=r'needs a policy whose actions come at once.* is Tern'):
         train(Run(stage_config('clone', None, {}), checkpoint, tmp_path, None, tmp_path / 'out'))
 
 

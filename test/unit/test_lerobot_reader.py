@@ -71,7 +71,8 @@ def test_pictures_of_a_video_are_those_that_lerobot_reads():
         assert np.abs(pictures[row].astype(int) - expected).max() <= 1
 
 
-def test_what_it_holds_is_printed(capsys):
+def test_what_it_holds_is_printed(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')  # where no cell is broken
     dataset_info(PACK / 'dataset_video', make_console())
     said = capsys.readouterr().out
     for word in ('2 episodes', '10 rows per second', 'so101_follower', 'gripper.pos',

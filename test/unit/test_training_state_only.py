@@ -66,8 +66,10 @@ def test_written_and_read_back(policy, tmp_path):
     policy.save(tmp_path / 'blind.safetensors')
     loaded = StateOnlyPolicy.load(tmp_path / 'blind.safetensors')
     assert loaded.instructions == WORDS
-    np.testing.assert_array_equal(
-        loaded.infer(observe(WORDS[1])).actions, policy.infer(observe(WORDS[1])).actions)
+    # Where weights lie in memory, and so in which order they are added, is not the file's.
+    np.testing.assert_allclose(
+        loaded.infer(observe(WORDS[1])).actions, policy.infer(observe(WORDS[1])).actions,
+        rtol=0, atol=1e-6)
 
 
 def test_words_that_training_did_not_have_are_refused(policy):

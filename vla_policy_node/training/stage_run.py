@@ -150,8 +150,8 @@ def _begin(run: Run, processes: int) -> None:
 def _check(run: Run, processes: int) -> None:
     """Raise ValueError with one sentence for what the run cannot be made from."""
     sizes = _sizes(run)
-    _check_inputs(run, sizes)
     stages.named(run.config.stage).check_run(run, sizes)
+    _check_inputs(run, sizes)
     if run.config.batch < processes:
         raise ValueError(f'batch={run.config.batch} is less than one sample for each of '
                          f'{processes} processes; make it larger, or take fewer processes.')
