@@ -14,7 +14,7 @@ from vla_policy_node import cli
 from vla_policy_node.checks.findings import PASS, worst_by_stage
 from vla_policy_node.checks.golden import compare_pack
 from vla_policy_node.families import pi0
-from vla_policy_node.nn import flow, flow_expert, norms, transformer
+from vla_policy_node.nn import flow, flow_head, norms, transformer
 from vla_policy_node.nn.masks import BIDIRECTIONAL, Visibility
 
 DATA = Path(__file__).parents[1] / 'data'
@@ -91,7 +91,7 @@ def test_the_command_needs_no_tokenizer_beside_a_pack(vla):
     (transformer, 'gated', lambda x, gate: x, 'expert: rows'),
     (pi0, 'flow_times', lambda steps, _: flow.flow_times(steps, accumulated=True),
      'expert: last states'),
-    (flow_expert, 'embed_time', lambda time, width, periods: flow.embed_time(
+    (flow_head, 'embed_time', lambda time, width, periods: flow.embed_time(
         time, width, periods).roll(width // 2, -1), 'expert: conditions'),
 ])
 def test_one_wrong_constant_is_found_in_its_stage(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from vla_policy_node.checkpoints.config_file import MAX_NUMBERS
+from vla_policy_node.checkpoints.config_file import MAX_CAMERAS, MAX_NUMBERS
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.policy.interface import PolicySpec, Quantity
 
@@ -29,8 +29,9 @@ def read_features(entries: Entries) -> PolicySpec:
         raise inputs.error('', f'at most {MAX_FEATURES} features', len(inputs.names()))
     cameras = tuple(camera_name(name) for name in inputs.names()
                     if _kind(inputs, name) == 'VISUAL' and _EMPTY not in name)
-    if not cameras or len({*cameras}) < len(cameras):
-        raise entries.error('input_features', 'cameras of different names', list(cameras))
+    if not 1 <= len({*cameras}) == len(cameras) <= MAX_CAMERAS:
+        raise entries.error(
+            'input_features', f'1 to {MAX_CAMERAS} cameras of different names', list(cameras))
     state, actions = _size(inputs, _STATE), _size(outputs, _ACTION)
     libero = PolicySpec()
     if (state, actions) == (len(libero.state), len(libero.actions)):

@@ -75,6 +75,19 @@ def absolute(tolerance: float) -> Rule:
     return lambda value, reference: (_largest(value, reference), tolerance)
 
 
+def each(share: float) -> Rule:
+    """Largest difference beside its own reference value, of which at most this share, or beside 1.
+
+    For numbers of which some are a million times as large as others, such as what never changed
+    and is divided by its range.
+    """
+    def rule(value: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+        scale = np.maximum(1, np.abs(reference.astype(np.float64)))
+        return float((np.abs(value - reference) / scale).max(initial=0.0)), share
+
+    return rule
+
+
 def exact(value: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Count of entries that differ; there may be none."""
     return float((value != reference).sum()), 0.0

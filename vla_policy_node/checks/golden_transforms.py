@@ -12,12 +12,12 @@ from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.reading import read_json
 from vla_policy_node.checkpoints.scaled_statistics import ScaledStatistics
 from vla_policy_node.checkpoints.scaling import Rule, Scaling
-from vla_policy_node.checks.findings import Comparison, compare, exact
-from vla_policy_node.checks.findings import Rule as Tolerance
+from vla_policy_node.checks.findings import Comparison, compare, each, exact
 from vla_policy_node.encoding.task_prompt import FORMS, state_bins
 
 Recording = Mapping[str, np.ndarray]
 PROMPTS = 'openpi_prompts.json'
+EACH = each(2e-6)
 _STATISTICS = ('mean', 'std', 'q01', 'q99')
 _MODES = (('MEAN_STD', 'meanstd'), ('QUANTILES', 'quantile'))
 # Robot -> what its actions count from in pi0 and in pi0.5.
@@ -98,14 +98,3 @@ def _robot(
         made = statistics.normalise_actions(recording[f'{robot}_actions_raw'], raw)
         yield compare(
             f'{robot}, {kind}: target', EACH, made, recording[target][..., :size], name)
-
-
-def _each(share: float) -> Tolerance:
-    """Each number by itself: what never changed becomes a million times as large as the rest."""
-    def rule(value: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-        scale = np.maximum(1, np.abs(reference.astype(np.float64)))
-        return float((np.abs(value - reference) / scale).max(initial=0.0)), share
-    return rule
-
-
-EACH = _each(2e-6)

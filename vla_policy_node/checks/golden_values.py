@@ -9,7 +9,7 @@ import numpy as np
 from vla_policy_node.checkpoints.conventions import Aloha
 from vla_policy_node.checkpoints.entries import Entries
 from vla_policy_node.checkpoints.scaling import MODES, Rule, Scaling
-from vla_policy_node.checks.findings import Comparison, compare, exact, relative
+from vla_policy_node.checks.findings import Comparison, compare, each, exact, relative
 from vla_policy_node.encoding.padded import Padding, resize_with_padding
 from vla_policy_node.encoding.prompt import PromptEncoder
 from vla_policy_node.encoding.task_prompt import TaskPrompt
@@ -56,7 +56,7 @@ def compare_numbers(
         for key, value in ((f'norm_{mode}', line.normalise(numbers)),
                            (f'unnorm_{mode}', line.unnormalise(numbers))):
             if key in recording:
-                yield compare('normalisation', _each(1e-5), value, recording[key], name)
+                yield compare('normalisation', each(1e-5), value, recording[key], name)
     for source, key, change in (
         ('aloha_state_in', 'aloha_state_decoded', aloha.state_in),
         ('aloha_action_in', 'aloha_action_encoded', aloha.actions_out),
@@ -79,12 +79,3 @@ def compare_prompts(
         wanted = [number for number, real in zip(ids, mask, strict=True) if real]
         made = prompt.cut(prompt.tokenise(entries.word('task')))
         yield compare('prompts', exact, np.array(made), np.array(wanted), name)
-
-
-def _each(share: float):
-    """Each number by itself: a range of 0 makes some of them 1e8 times as large as others."""
-    def rule(value: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-        scale = np.maximum(1, np.abs(reference.astype(np.float64)))
-        return float((np.abs(value - reference) / scale).max(initial=0.0)), share
-
-    return rule

@@ -208,7 +208,7 @@ def redundancy(
 
     * `vla bench redundancy --device cuda --workers 16`
 
-    * `vla bench redundancy --smoke --out /tmp/smoke`: does all of it run? Two minutes
+    * `vla bench redundancy --smoke --out out/smoke`: does all of it run? Two minutes
     """
     from vla_policy_node.bench.redundancy import SIZES, Request, run
     from vla_policy_node.common.terminal import make_console

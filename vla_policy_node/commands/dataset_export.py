@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 
-from vla_policy_node.commands.dataset_import import AGAIN, progress
+from vla_policy_node.commands.dataset_progress import follow
 from vla_policy_node.training.dataset_export import DatasetExport
 from vla_policy_node.training.dataset_import import FRESH
 from vla_policy_node.training.demonstrations import Demonstrations
@@ -18,15 +17,7 @@ def export_dataset(
 ) -> None:
     """Export and report. ValueError with one sentence says what cannot be done."""
     work = DatasetExport(Demonstrations(demos), out, lossless, robot)
-    new = 0
-    try:
-        with progress(console) as bars, closing(work.run()) as episodes:
-            bar = bars.add_task('rows', total=sum(work.steps))
-            for episode in episodes:
-                new += episode.new
-                bars.advance(bar, episode.rows)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(AGAIN) from None
+    new = follow(work.run(), sum(work.steps), console)
     console.print(f'{out}: {len(work.steps)} episodes of {sum(work.steps)} rows at '
                   f'{work.plan.fps} Hz, {new} of them new.', soft_wrap=True)
     if any(feature.key == FRESH for feature in work.plan.features):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 
-from vla_policy_node.commands.dataset_import import AGAIN, progress
+from vla_policy_node.commands.dataset_progress import follow
 from vla_policy_node.common.printable import printable
 from vla_policy_node.replay.dataset import BagDataset
 from vla_policy_node.replay.dataset_rows import BagRequest
@@ -21,16 +20,8 @@ def dataset_from_bags(
     """Write and report. ValueError with one sentence says what cannot be done."""
     if request.stamps not in STAMPS:
         raise ValueError(f"--stamps is {request.stamps!r}; it can be {' or '.join(STAMPS)}.")
-    new = 0
-    try:
-        work = BagDataset(bags, request, out, lossless)
-        with progress(console) as bars, closing(work.run()) as episodes:
-            bar = bars.add_task('rows', total=sum(work.lengths))
-            for episode in episodes:
-                new += episode.new
-                bars.advance(bar, episode.rows)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(AGAIN) from None
+    work = BagDataset(bags, request, out, lossless)
+    new = follow(work.run(), sum(work.lengths), console)
     for note in work.notes:
         console.print(printable(note), soft_wrap=True)
     if work.broken:

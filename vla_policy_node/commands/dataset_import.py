@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vla_policy_node.commands.dataset_progress import follow
 from vla_policy_node.common.printable import printable
 from vla_policy_node.lerobot.reader import LeRobotReader
 from vla_policy_node.policy.interface import PolicySpec
 from vla_policy_node.training.dataset_choice import choose
 from vla_policy_node.training.dataset_import import DatasetImport
-
-AGAIN = 'Interrupted; the same command goes on from here.'
 
 
 def import_dataset(
@@ -40,15 +37,7 @@ def import_dataset(
     work = DatasetImport(dataset, choice, out, name or out.resolve().name,
                          chosen_episodes(episodes, len(dataset.episodes)))
     rows = sum(episode.length for episode in work.episodes)
-    new = 0
-    try:
-        with progress(console) as bars, closing(work.run()) as written:
-            bar = bars.add_task('rows', total=rows)
-            for episode in written:
-                new += episode.new
-                bars.advance(bar, episode.rows)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(AGAIN) from None
+    new = follow(work.run(), rows, console)
     for remark in dataset.remarks:
         console.print(printable(remark), soft_wrap=True)
     console.print(
@@ -84,10 +73,3 @@ def wanted_spec(checkpoint: str, contract: str) -> PolicySpec | None:
             check_fits(spec, robot)
         return spec
     return spec_of(robot) if robot else None
-
-
-def progress(console: Console) -> Progress:
-    """Return the bar of all work on datasets."""
-    return Progress(
-        TextColumn('{task.description}'), BarColumn(20), MofNCompleteColumn(),
-        TextColumn('left:'), TimeRemainingColumn(), console=console)

@@ -265,6 +265,8 @@ class SmolVlaFamily(PolicyFamily[SmolVlaConfig]):
             return super().locate(f'{VLM}text_model.{rest}', config)
         if rest.startswith('expert.'):
             return super().locate(EXPERT + rest.removeprefix('expert.'), config)
+        if rest.startswith('time_mlp_'):
+            return super().locate(f'model.action_{rest}', config)
         return super().locate(f'model.{name.removeprefix("action_head.")}', config)
 
     def load_statistics(

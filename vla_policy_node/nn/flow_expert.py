@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_policy_node.nn.flow import FlowStep, embed_time
+from vla_policy_node.nn.flow import FlowStep
+from vla_policy_node.nn.flow_head import FlowHead
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.sequence import TokenSequence, lay_out
 from vla_policy_node.nn.transformer import Decoder, DecoderConfig
@@ -40,7 +41,7 @@ class Prefix:
     after: Tensor
 
 
-class FlowExpert(nn.Module):
+class FlowExpert(FlowHead):
     """Noisy actions at a time of the flow -> their velocity.
 
     action_room, state_room: numbers of an action and of a state, filled up with zeros;
@@ -51,17 +52,12 @@ class FlowExpert(nn.Module):
         self, config: DecoderConfig, action_room: int, state_room: int,
         periods: tuple[float, float],
     ):
-        super().__init__()
-        width = config.width
-        self.state_room, self.periods = state_room, periods
-        self.adaptive = config.condition_width > 0
+        adaptive = config.condition_width > 0
+        super().__init__(config.width, action_room, periods, mixed=not adaptive)
+        self.state_room, self.adaptive = state_room, adaptive
         self.decoder = Decoder(config)
         if state_room:
-            self.state_proj = nn.Linear(state_room, width)
-        self.action_in_proj = nn.Linear(action_room, width)
-        self.time_mlp_in = nn.Linear(width if self.adaptive else 2 * width, width)
-        self.time_mlp_out = nn.Linear(width, width)
-        self.action_out_proj = nn.Linear(width, action_room)
+            self.state_proj = nn.Linear(state_room, config.width)
 
     def embed_state(self, state: Tensor) -> Tensor:
         """Normalised states [B, P], P at most `state_room` -> rows [B, 1, width]."""
@@ -73,19 +69,10 @@ class FlowExpert(nn.Module):
 
         waves: of the time, [B or 1, width].
         """
-        rows = self.action_in_proj(actions.to(waves.dtype))
+        rows = self.rows_of(actions, waves)
         if self.adaptive:
-            return rows, functional.silu(self._time_mlp(waves))
-        together = torch.cat([rows, waves[:, None].expand_as(rows)], dim=-1)
-        return self._time_mlp(together), None
-
-    def _time_mlp(self, x: Tensor) -> Tensor:
-        return self.time_mlp_out(functional.silu(self.time_mlp_in(x)))
-
-    def waves(self, times: Tensor) -> Tensor:
-        """Times [B] -> [B, width], in the dtype of the weights."""
-        weight = self.action_in_proj.weight
-        return embed_time(times, len(weight), self.periods).to(weight.device, weight.dtype)
+            return rows, functional.silu(self.time_mlp(waves))
+        return self.mix(rows, waves), None
 
     def read_state(self, cache: KvCache, state: Tensor | None, after: Tensor) -> Prefix:
         """Append the state's row to a cache of the language model; state: [B, 1, width].
@@ -119,8 +106,3 @@ class FlowExpert(nn.Module):
         rows = self.decoder.run_layers(sequence, cache=prefix.cache, condition=condition)
         prefix.cache.crop(prefix.lengths)
         return rows
-
-    def velocity(self, states: Tensor) -> Tensor:
-        """Last states of the actions' rows -> velocity [B, K, D] float32 at least."""
-        velocity = self.action_out_proj(states)
-        return velocity.to(torch.promote_types(velocity.dtype, torch.float32))

@@ -14,9 +14,9 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla_policy_node.nn.flow import FlowStep, embed_time, flow_times
+from vla_policy_node.nn.flow_head import FlowHead
 from vla_policy_node.nn.kv_cache import KvCache
 from vla_policy_node.nn.transformer import (
     ALL_ROWS,
@@ -131,48 +131,34 @@ class PrefixExpert(nn.Module):
         return x
 
 
-class PrefixFlow(nn.Module):
+class PrefixFlow(FlowHead):
     """Noisy actions at a time of the flow, and what the prefix left -> their velocity.
 
-    room: numbers of an action. periods: of the waves that tell the time.
+    room, periods: as in `FlowHead`.
     """
 
     def __init__(self, expert: PrefixExpert, room: int, periods: tuple[float, float]):
-        super().__init__()
-        width = expert.config.width
+        super().__init__(expert.config.width, room, periods)
         self.expert = expert
-        self.action_in_proj = nn.Linear(room, width)
-        self.action_time_mlp_in = nn.Linear(2 * width, width)
-        self.action_time_mlp_out = nn.Linear(width, width)
-        self.action_out_proj = nn.Linear(width, room)
-        self.periods = periods
 
     def embed(self, actions: Tensor, waves: Tensor) -> Tensor:
         """Noisy actions [B, K, room] and waves [B or 1, width] -> rows [B, K, width]."""
-        rows = self.action_in_proj(actions.to(waves.dtype))
-        together = torch.cat([rows, waves[:, None].expand_as(rows)], dim=-1)
-        return self.action_time_mlp_out(functional.silu(self.action_time_mlp_in(together)))
-
-    def waves(self, times: Tensor) -> Tensor:
-        """Times [B] of the flow as the expert is told them, [B, width]."""
-        bias = self.action_in_proj.bias
-        return embed_time(times, len(bias), self.periods).to(bias.device, bias.dtype)
+        return self.mix(self.rows_of(actions, waves), waves)
 
     def waves_of(self, steps: int) -> Tensor:
         """Those of all steps of an inference, [steps, width]."""
         bias = self.action_in_proj.bias
         return _waves_of(steps, len(bias), self.periods, bias.device, bias.dtype)
 
-    def velocity(self, states: Tensor) -> Tensor:
+    def finish(self, states: Tensor) -> Tensor:
         """What the layers made of the rows -> velocity [B, K, room], float32 at least."""
-        velocity = self.action_out_proj(self.expert.norm(states))
-        return velocity.to(torch.promote_types(velocity.dtype, torch.float32))
+        return self.velocity(self.expert.norm(states))
 
     def step(self, index: int, waves: Tensor, actions: Tensor, prefix: Reads) -> FlowStep:
         """One step from noisy actions [B, K, room]; waves: of its time."""
         return FlowStep(
             index, actions, lambda x: self.embed(x, waves),
-            lambda rows: self.expert(rows, prefix), self.velocity)
+            lambda rows: self.expert(rows, prefix), self.finish)
 
 
 @lru_cache(maxsize=16)
